@@ -1,0 +1,108 @@
+"""Network Slimming for any PyTorch CNN: prune by BatchNorm scale factors, every cut proven.
+
+>>> result = bnprune.prune(model, example_inputs, ratio=0.5)
+>>> bnprune.save(result, "slim.safetensors")
+
+Names are imported when they are first used, so that `bnprune --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bnprune.channels.ids import Refusal
+    from bnprune.channels.rules.registry import rule
+    from bnprune.errors import (
+        BnpruneError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        ForwardError,
+        Interrupted,
+        PruningError,
+        TraceError,
+        TrainingError,
+        VerificationError,
+    )
+    from bnprune.models.zoo import ModelSpec, build
+    from bnprune.pruning.inspect import Inspection, inspect
+    from bnprune.pruning.plan import PruningPlan
+    from bnprune.pruning.prune import PruningResult, Report, prune
+    from bnprune.pruning.surgery import apply
+    from bnprune.pruning.verify import Verification
+    from bnprune.runs.checkpoint import load, save
+    from bnprune.training.recalibrate import recalibrate
+    from bnprune.training.sparsity import GammaL1, GammaProximal
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "bnprune.channels.ids": ("Refusal",),
+    "bnprune.channels.rules.registry": ("rule",),
+    "bnprune.errors": (
+        "BnpruneError",
+        "CheckpointError",
+        "ConfigError",
+        "DataError",
+        "ForwardError",
+        "Interrupted",
+        "PruningError",
+        "TraceError",
+        "TrainingError",
+        "VerificationError",
+    ),
+    "bnprune.models.zoo": ("ModelSpec", "build"),
+    "bnprune.pruning.inspect": ("Inspection", "inspect"),
+    "bnprune.pruning.plan": ("PruningPlan",),
+    "bnprune.pruning.prune": ("PruningResult", "Report", "prune"),
+    "bnprune.pruning.surgery": ("apply",),
+    "bnprune.pruning.verify": ("Verification",),
+    "bnprune.runs.checkpoint": ("load", "save"),
+    "bnprune.training.recalibrate": ("recalibrate",),
+    "bnprune.training.sparsity": ("GammaL1", "GammaProximal"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "BnpruneError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "ForwardError",
+    "GammaL1",
+    "GammaProximal",
+    "Inspection",
+    "Interrupted",
+    "ModelSpec",
+    "PruningError",
+    "PruningPlan",
+    "PruningResult",
+    "Refusal",
+    "Report",
+    "TraceError",
+    "TrainingError",
+    "Verification",
+    "VerificationError",
+    "apply",
+    "build",
+    "inspect",
+    "load",
+    "prune",
+    "recalibrate",
+    "rule",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'bnprune' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

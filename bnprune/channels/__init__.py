@@ -1,0 +1,1 @@
+"""Which channels a network has, and which must go together."""

@@ -1,0 +1,103 @@
+"""The channel graph of a network: its units, the tensors they slice, and the reasons why some must stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnprune.channels.call import Count, Work
+from bnprune.channels.facets import Facets
+from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One operator call of the trace, to be compared with the same call in the slim network."""
+
+    op: str
+    site: str
+    numbers: tuple[float, ...]
+    """Numeric arguments of an elementwise operator; they must not depend on a width."""
+    inputs: Facets
+    outputs: tuple[tuple[tuple[int, ...], Facets], ...]
+    """Shape and facets of each output tensor."""
+    listed: bool
+    """Whether the operator returns a list or tuple."""
+    macs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer with a width of its own: a convolution, a linear layer or a BatchNorm."""
+
+    name: str
+    kind: str
+    """"conv", "linear" or "norm"."""
+    ids: Ids
+    """Channel ids of its output, shape (width,); NO_CHANNEL where a channel can never go."""
+
+
+@dataclass(frozen=True)
+class ChannelGraph:
+    """Which channels a network has, which must go together (units), and where they live.
+
+    A unit is the smallest set of (tensor, dimension, index) slices that can be removed. Units are dense integers;
+    unit 0 stands for everything that belongs to no channel.
+    """
+
+    unit_of: Ids
+    """Unit of each channel id, shape (ids,)."""
+    frozen: tuple[Refusal | None, ...]
+    """Per unit, why it must stay; None where it may go."""
+    axes: dict[tuple[str, int], Ids]
+    """Channel ids along a dimension of a named parameter or buffer."""
+    gammas: dict[str, str]
+    """Names of the tensors that hold BatchNorm scale factors -> name of their module."""
+    layers: tuple[Layer, ...]
+    counts: tuple[Count, ...]
+    work: tuple[Work, ...]
+    shapes: dict[str, tuple[int, ...]]
+    """Shape of every parameter and buffer: the identity of the network."""
+    aliases: dict[str, str]
+    """Further names of tensors that appear more than once -> their first name."""
+    traces: dict[str, tuple[Record, ...]]
+    """Operator calls by mode, "eval" and, where it differs, "train"."""
+    real: bool
+    """Whether the trace needed real tensors (data-dependent control flow)."""
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def unit_count(self) -> int:
+        """Number of units, unit 0 included."""
+        return len(self.frozen)
+
+    @cached_property
+    def free(self) -> NDArray[np.bool_]:
+        """Whether each unit may go, shape (units,)."""
+        return np.array([why is None for why in self.frozen], dtype=np.bool_)
+
+    def units(self, ids: Ids) -> Ids:
+        """Return the units of channel ids, same shape."""
+        units: Ids = self.unit_of[ids]
+        return units
+
+    @cached_property
+    def gamma_units(self) -> dict[str, Ids]:
+        """Unit of each channel of each scale factor tensor, by tensor name; NO_CHANNEL for one-channel layers."""
+        found = {}
+        for name in self.gammas:
+            ids = self.axes.get((name, 0))
+            width = self.shapes[name][0]
+            found[name] = self.units(ids) if ids is not None else np.full(width, NO_CHANNEL, dtype=np.int64)
+        return found
+
+    @cached_property
+    def gamma_count(self) -> Ids:
+        """Number of BatchNorm channels in each unit, shape (units,)."""
+        count = np.zeros(self.unit_count, dtype=np.int64)
+        for units in self.gamma_units.values():
+            np.add.at(count, units, 1)
+        return count

@@ -1,0 +1,104 @@
+"""Channel ids: which channels exist, which must go together, and which may not go at all.
+
+A disjoint-set forest over integers, vectorised with numpy: every operation takes whole arrays of ids, so that
+a network with a hundred thousand channels needs a few hundred array operations and no Python loop per channel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+NO_CHANNEL = 0
+"""The id of elements that belong to no channel (padding, constants). It is never removed."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Refusal:
+    """Why channels at a place must stay, and what the user can change about it."""
+
+    site: str
+    """Name of the module (dotted path), the layer or the tensor."""
+    reason: str
+    """What stands in the way, in one clause."""
+    fix: str
+    """What to do to free these channels; an empty string where nothing needs fixing."""
+
+    def __str__(self) -> str:
+        return f"{self.site}: {self.reason}" + (f" (fix: {self.fix})" if self.fix else "")
+
+
+class ChannelIds:
+    """Allocates channel ids, unites the ones that must be removed together, and freezes the ones that must stay."""
+
+    def __init__(self) -> None:
+        self._parent: Ids = np.zeros(1024, dtype=np.int64)
+        self._count = 1  # id 0 is NO_CHANNEL
+        self._frozen: list[tuple[Ids, Refusal]] = []
+
+    def __len__(self) -> int:
+        return self._count
+
+    def new(self, count: int) -> torch.Tensor:
+        """Return `count` fresh ids as an int64 tensor of shape (count,)."""
+        start, self._count = self._count, self._count + count
+        if self._count > len(self._parent):
+            grown = np.zeros(2 * self._count, dtype=np.int64)
+            grown[:start] = self._parent[:start]
+            self._parent = grown
+        self._parent[start : self._count] = np.arange(start, self._count)
+        return torch.arange(start, self._count)
+
+    def find(self, ids: Ids) -> Ids:
+        """Return the representative of each id, same shape."""
+        parent = self._parent
+        roots = parent[ids]
+        while True:
+            above = parent[roots]
+            if np.array_equal(above, roots):
+                break
+            roots = above
+        parent[ids] = roots
+        return roots
+
+    def unite(self, left: Ids, right: Ids, why: Refusal) -> None:
+        """Make `left[i]` and `right[i]` go together for every i.
+
+        A channel united with NO_CHANNEL cannot go: it is frozen for the reason `why`.
+        """
+        left, right = np.broadcast_arrays(left, right)
+        constant = (left == NO_CHANNEL) != (right == NO_CHANNEL)
+        if constant.any():
+            self.freeze(np.maximum(left, right)[constant], why)
+            left, right = left[~constant], right[~constant]
+        left, right = self.find(left), self.find(right)
+        while True:
+            differ = left != right
+            if not differ.any():
+                return
+            left, right = left[differ], right[differ]
+            np.minimum.at(self._parent, np.maximum(left, right), np.minimum(left, right))
+            left, right = self.find(left), self.find(right)
+
+    def freeze(self, ids: Ids, why: Refusal) -> None:
+        """Keep these channels, whatever their score. The first reason given for a channel is the one reported."""
+        self._frozen.append((ids.ravel(), why))
+
+    def units(self) -> tuple[Ids, list[Refusal | None]]:
+        """Return the unit of each id (dense integers from 0; unit 0 is NO_CHANNEL) and why each unit is frozen.
+
+        Two ids are in one unit when a chain of `unite` calls connects them.
+        """
+        roots = self.find(np.arange(self._count))
+        unique, unit_of = np.unique(roots, return_inverse=True)
+        reasons: list[Refusal | None] = [None] * len(unique)
+        for ids, why in reversed(self._frozen):
+            for unit in np.unique(unit_of[ids]).tolist():
+                reasons[unit] = why
+        reasons[0] = Refusal("", "belongs to no channel", "")
+        return unit_of.astype(np.int64), reasons

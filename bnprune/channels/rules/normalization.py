@@ -1,0 +1,115 @@
+"""Normalisation layers: BatchNorm, GroupNorm, LayerNorm. InstanceNorm is a BatchNorm of reshaped input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from bnprune.channels.call import Call
+from bnprune.channels.facets import NONE, Facet, Facets, along, varying
+from bnprune.channels.rules.registry import rule
+
+MaybeTensor = torch.Tensor | None
+
+
+def batch_norm(
+    call: Call, x: torch.Tensor, weight: MaybeTensor, bias: MaybeTensor, mean: MaybeTensor, var: MaybeTensor
+) -> Facets:
+    """Tie scale, shift and running statistics, each of shape (C,), to dimension 1 of `x`."""
+    ids = call.axis(x, 1, passing=(0,))
+    for tensor in (weight, bias, mean, var):
+        if tensor is not None:
+            call.bind(tensor, 0, ids)
+    if weight is not None:
+        call.gamma(weight)
+    call.count("num_features", ids)
+    passed: list[Facet] = [facet for facet in call.facets(x) if varying(facet) == (0,)]
+    return (*passed, along(ids, 1, x.dim())) if ids is not None else tuple(passed)
+
+
+@rule("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",
+      "_native_batch_norm_legit_no_training", "_batch_norm_with_update", "_batch_norm_no_update")  # fmt: skip
+def native_batch_norm(
+    call: Call,
+    x: torch.Tensor,
+    weight: MaybeTensor,
+    bias: MaybeTensor,
+    mean: MaybeTensor = None,
+    var: MaybeTensor = None,
+    *_: Any,
+    **__: Any,
+) -> list[Facets]:
+    """Normalise each channel with its own statistics."""
+    return [batch_norm(call, x, weight, bias, mean, var)]
+
+
+@rule("_native_batch_norm_legit.no_stats")
+def batch_norm_without_statistics(
+    call: Call, x: torch.Tensor, weight: MaybeTensor, bias: MaybeTensor, *_: Any, **__: Any
+) -> list[Facets]:
+    """Normalise with the statistics of the batch (`track_running_stats=False`)."""
+    return [batch_norm(call, x, weight, bias, None, None)]
+
+
+@rule("native_group_norm")
+def group_norm(
+    call: Call,
+    x: torch.Tensor,
+    weight: MaybeTensor,
+    bias: MaybeTensor,
+    n: int,
+    channels: int,
+    positions: int,
+    groups: int,
+    eps: float,
+) -> list[Facets]:
+    """Normalise groups of channels: a group goes as a whole, since its statistics change with its members."""
+    ids = call.axis(x, 1)
+    if ids is not None:
+        rest = call.merge(ids.view(groups, -1), [1], "shares GroupNorm statistics")
+        if rest is not None:
+            call.count("num_groups", rest.reshape(-1))
+    for tensor in (weight, bias):
+        if tensor is not None:
+            call.bind(tensor, 0, ids)
+    facets = NONE if ids is None else (along(ids, 1, x.dim()),)
+    return [facets]
+
+
+@rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
+def layer_norm(
+    call: Call, x: torch.Tensor, shape: Sequence[int], weight: MaybeTensor = None, *rest: Any
+) -> list[Facets]:
+    """Normalise over the last dimensions: the statistics change with every channel, so all of them stay."""
+    dims = range(x.dim() - len(shape), x.dim())
+    for facet in call.facets(x):
+        if any(facet.shape[dim] > 1 for dim in dims):
+            call.freeze(
+                [facet],
+                "shares LayerNorm statistics with all other channels",
+                "use BatchNorm here, or prune the layers before and after only",
+            )
+    for tensor in (weight, *rest):
+        if isinstance(tensor, torch.Tensor):
+            call.freeze(call.facets(tensor), "belongs to a LayerNorm")
+    outputs = len(pytree.tree_leaves(call.output))
+    return [call.facets(x)] + [NONE] * (outputs - 1)
+
+
+@rule("_weight_norm_interface", "_weight_norm")
+def weight_norm(call: Call, v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> list[Facets]:
+    """Reparametrise a weight: every slice along `dim` has a norm over all other dimensions."""
+    ids = call.axis(v, dim)
+    for other in range(v.dim()):
+        if other != dim:
+            call.freeze(
+                [call.axis(v, other)],
+                "belongs to a weight-normed layer",
+                "remove the weight norm first (torch.nn.utils.parametrize.remove_parametrizations)",
+            )
+    call.bind(g, dim, ids)
+    facets = NONE if ids is None else (along(ids, dim, v.dim()),)
+    return [facets] * len(pytree.tree_leaves(call.output))

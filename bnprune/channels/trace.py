@@ -1,0 +1,357 @@
+"""Run a network once and follow its channels.
+
+The forward pass runs on the meta device (no memory, no arithmetic) under a `TorchDispatchMode` that sees every ATen
+operator; beside each activation rides a facet, which says which channel each element belongs to (`facets`). What the
+operators say about channels is written by rules (`rules`); what follows from it is the `ChannelGraph`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bnprune.channels.call import Call, Findings, constant
+from bnprune.channels.facets import NONE, Facets, along, varying
+from bnprune.channels.graph import ChannelGraph, Layer, Record
+from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
+from bnprune.channels.kernels import run_kernel
+from bnprune.channels.macs import macs_of
+from bnprune.channels.rules import look_up
+from bnprune.channels.trees import Inputs, as_inputs, map_tensors, operands, tensors
+from bnprune.errors import ForwardError, TraceError
+
+_OUTPUT = Refusal("output", "is an output of the network", "")
+
+
+def trace(model: nn.Module, example_inputs: Any, *, real: bool = False) -> ChannelGraph:
+    """Follow the channels of a network through one forward pass.
+
+    Args:
+        model: Any module that runs a forward pass. It is left as it was.
+        example_inputs: A tensor, a tuple of positional or a mapping of keyword arguments.
+        real: Run on real tensors at once, for networks whose control flow depends on data. Otherwise they are the
+            fallback where the meta device will not do.
+
+    Raises:
+        ForwardError: The forward pass fails on these inputs.
+        TraceError: A rule fails.
+    """
+    inputs = as_inputs(example_inputs)
+    _require_traceable(model)
+    if not real:
+        try:
+            return _trace(model, inputs, real=False)
+        except TraceError:
+            raise
+        except Exception:  # noqa: BLE001 - whatever meta tensors cannot do, real ones may
+            pass
+    return _trace(model, inputs, real=True)
+
+
+def _require_traceable(model: nn.Module) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+            raise TraceError(f"{name}: the module is lazy and not yet built. Run one forward pass first.")
+
+
+def _trace(model: nn.Module, inputs: Inputs, *, real: bool) -> ChannelGraph:
+    follower = _Follower(model, real)
+    traces = {"eval": follower.run(inputs, training=False)}
+    notes: list[str] = []
+    if follower.unused():
+        try:
+            traces["train"] = follower.run(inputs, training=True)
+        except TraceError:
+            raise
+        except Exception as error:  # noqa: BLE001 - e.g. BatchNorm over a single value, or missing targets
+            notes.append(f"the forward pass in train mode was not followed: {type(error).__name__}: {error}")
+    return follower.graph(traces, notes)
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Undo everything the block does to the attributes of the model's modules (mode, buffers, caches in containers)."""
+    before = [(vars(module), _snapshot(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for live, saved in before:
+            _restore(live, saved)
+
+
+def _snapshot(container: Any) -> Any:
+    """Copy nested builtin containers, remembering each live one beside its contents."""
+    if isinstance(container, dict):
+        return [(key, value, _snapshot(value)) for key, value in container.items()]
+    if isinstance(container, list):
+        return [(None, value, _snapshot(value)) for value in container]
+    return None
+
+
+def _restore(live: Any, saved: Any) -> None:
+    for _, value, inner in saved:
+        if inner is not None:
+            _restore(value, inner)
+    if isinstance(live, dict):
+        if len(live) != len(saved) or any(live.get(key) is not value for key, value, _ in saved):
+            live.clear()
+            live.update((key, value) for key, value, _ in saved)
+    else:
+        live[:] = [value for _, value, _ in saved]
+
+
+@contextmanager
+def module_stack(model: nn.Module) -> Iterator[list[str]]:
+    """Yield a list whose last element names the innermost module that is running."""
+    names = {id(module): name for name, module in model.named_modules()}
+    stack = [""]
+
+    def enter(module: nn.Module, _: Any) -> None:
+        stack.append(names.get(id(module), stack[-1]))
+
+    def leave(*_: Any) -> None:
+        stack.pop()
+
+    with ExitStack() as hooks:
+        hooks.callback(register_module_forward_pre_hook(enter).remove)
+        hooks.callback(register_module_forward_hook(leave, always_call=True).remove)
+        yield stack
+
+
+def set_mode(model: nn.Module, *, training: bool) -> None:
+    """Set train or eval mode without calling user code, which may refuse, freeze or print."""
+    for module in model.modules():
+        module.training = training
+
+
+class _Follower(TorchDispatchMode):
+    """The dispatch mode that carries facets from operator to operator."""
+
+    def __init__(self, model: nn.Module, real: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.real = real
+        self.findings = Findings(modules=dict(model.named_modules()))
+        self.aliases: dict[str, str] = {}
+        self.named = self._name_tensors()
+        self._used: set[str] = set()
+        self._facets: dict[int, tuple[weakref.ref[torch.Tensor], Facets]] = {}
+        self._records: list[Record] = []
+        self._stack: list[str] = [""]
+        self._failed_in = ""
+
+    def _name_tensors(self) -> dict[str, torch.Tensor]:
+        """Stand-ins for parameters and buffers, one per tensor: meta, or real with buffers copied."""
+        stand_ins: dict[int, tuple[str, torch.Tensor]] = {}
+        named: dict[str, torch.Tensor] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        for name, tensor in [*parameters.items(), *self.model.named_buffers(remove_duplicate=False)]:
+            if id(tensor) in stand_ins:
+                self.aliases[name], named[name] = stand_ins[id(tensor)]
+                continue
+            if not self.real:  # same requires_grad: matmul chooses its decomposition by it
+                stand_in = torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
+            else:
+                stand_in = tensor if name in parameters else tensor.detach().clone()
+            stand_ins[id(tensor)] = name, stand_in
+            named[name] = stand_in
+            self.findings.names[id(stand_in)] = name
+            self.shapes[name] = tuple(tensor.shape)
+        return named
+
+    def unused(self) -> set[str]:
+        """Names of parameters no operator has read."""
+        return {name for name, _ in self.model.named_parameters()} - self._used
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def run(self, inputs: Inputs, *, training: bool) -> tuple[Record, ...]:
+        """Run the forward pass once; return its operator calls."""
+        args, kwargs = map_tensors(lambda t: t.detach() if self.real else t.to("meta"), inputs)
+        self._records = []
+        why = Refusal("input", "is combined with an input of the network", "")
+        for tensor in tensors((args, kwargs)):
+            facets = constant(self.findings.ids, tensor, why)
+            self._remember(tensor, tuple(facet for facet in facets if varying(facet) != (0,)))
+        with untouched(self.model), module_stack(self.model) as self._stack, torch.no_grad():
+            set_mode(self.model, training=training)
+            try:
+                with self:
+                    output = torch.func.functional_call(self.model, self.named, args, kwargs)
+            except TraceError:
+                raise
+            except Exception as error:
+                if not self.real or training:
+                    raise
+                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+                where = self._failed_in or "forward()"
+                raise ForwardError(
+                    f"the forward pass of the network fails in {where}: {reason}. Check the shape of the input."
+                ) from error
+        for tensor in tensors(output):
+            for facet in self._facets_of(tensor):
+                self.findings.ids.freeze(facet.numpy(), _OUTPUT)
+        return tuple(self._records)
+
+    def __torch_dispatch__(
+        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        try:
+            output = run_kernel(func, args, kwargs, meta=not self.real)
+        except Exception:
+            self._failed_in = self._stack[-1]
+            raise
+        self._follow(func, args, kwargs, output)
+        return output
+
+    # -- following -------------------------------------------------------------------------------------------------
+
+    def _facets_of(self, tensor: torch.Tensor) -> Facets:
+        key = id(tensor)
+        known = self._facets.get(key)
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        name = self.findings.names.get(key)
+        if name is not None:
+            facets = self._facets_of_named(name, tensor)
+        else:
+            why = Refusal(self._stack[-1], "is combined with a constant tensor", "register the tensor as a buffer")
+            facets = constant(self.findings.ids, tensor, why)
+        self._remember(tensor, facets)
+        return facets
+
+    def _facets_of_named(self, name: str, tensor: torch.Tensor) -> Facets:
+        facets = []
+        for dim, size in enumerate(tensor.shape):
+            if size > 1:
+                ids = self.findings.axes.get((name, dim))
+                if ids is None:
+                    ids = self.findings.axes[name, dim] = self.findings.ids.new(size)
+                facets.append(along(ids, dim, tensor.dim()))
+        return tuple(facets)
+
+    def _remember(self, tensor: torch.Tensor, facets: Facets) -> None:
+        self._facets[id(tensor)] = weakref.ref(tensor), facets
+
+    def _follow(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        entering = operands(args, kwargs)
+        results = operands((output,), {})
+        for operand in entering:
+            name = self.findings.names.get(id(operand))
+            if name is not None:
+                self._used.add(name)
+        site = self._stack[-1]
+        call = Call(func.name(), site, output, self.findings, self._facets_of)
+        try:
+            if torch.Tag.inplace_view in func.tags:
+                call.freeze(self._all_facets(entering), "is reshaped in place", "use the operator without underscore")
+                said: Facets | list[Facets] = NONE
+            else:
+                said = look_up(func)(call, *args, **kwargs)
+        except Exception as error:
+            raise TraceError(f"{site or 'the network'}: the rule of {func.name()} failed: {error}") from error
+        inputs = tuple(self._all_facets(entering))
+        per_output = said if isinstance(said, list) else [said]
+        outputs = []
+        for position, result in enumerate(results):
+            facets = per_output[position] if position < len(per_output) else NONE
+            self._set(call, result, facets, mutated=any(result is operand for operand in entering))
+            outputs.append((tuple(result.shape), facets))
+        numbers = numbers_in(args) if torch.Tag.pointwise in func.tags else ()
+        self._records.append(
+            Record(
+                op=func.name(),
+                site=site,
+                numbers=numbers,
+                inputs=inputs,
+                outputs=tuple(outputs),
+                listed=isinstance(output, list | tuple),
+                macs=macs_of(func, args, kwargs, output),
+            )
+        )
+
+    def _all_facets(self, entering: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [facet for operand in entering for facet in self._facets_of(operand)]
+
+    def _set(self, call: Call, result: torch.Tensor, facets: Facets, *, mutated: bool) -> None:
+        """Store an output's facets. A write into a part of a larger tensor keeps all channels involved."""
+        if mutated:
+            before = self._facets_of(result)
+            changed = [f.shape for f in before] != [f.shape for f in facets]
+            if changed and result._base is not None:
+                why = "is written into a part of another tensor"
+                call.freeze([*before, *facets, *self._facets_of(result._base)], why, "use torch.cat")
+                facets = NONE
+        self._remember(result, facets)
+
+    # -- concluding ------------------------------------------------------------------------------------------------
+
+    def graph(self, traces: dict[str, tuple[Record, ...]], notes: Sequence[str]) -> ChannelGraph:
+        """Solve what the rules have said."""
+        ids = self.findings.ids
+        self._settle_views()
+        unit_of, frozen = ids.units()
+        axes = {key: axis.numpy() for key, axis in self.findings.axes.items()}
+        return ChannelGraph(
+            unit_of=unit_of,
+            frozen=tuple(frozen),
+            axes=axes,
+            gammas={**self.findings.gammas, **self._buffer_gammas()},
+            layers=tuple(self._layers()),
+            counts=tuple({(c.module, c.attribute): c for c in self.findings.counts}.values()),
+            work=tuple(self.findings.work),
+            shapes=self.shapes,
+            aliases=self.aliases,
+            traces=traces,
+            real=self.real,
+            notes=tuple(notes),
+        )
+
+    def _settle_views(self) -> None:
+        """A dimension split in two loses the same positions in every part: only the innermost part shrinks."""
+        for facet, site in self.findings.views:
+            call = Call("view", site, None, self.findings, self._facets_of)
+            dims = varying(call.canonical(facet))
+            if len(dims) > 1:
+                call.merge(facet, dims[:-1])
+
+    def _buffer_gammas(self) -> dict[str, str]:
+        """Scale factors of BatchNorms that do not call a BatchNorm operator (frozen ones, with buffers only)."""
+        found = {}
+        for name, module in self.model.named_modules():
+            statistics = [getattr(module, key, None) for key in ("weight", "running_mean", "running_var")]
+            weight = f"{name}.weight".removeprefix(".")
+            if all(isinstance(s, torch.Tensor) and s.dim() == 1 for s in statistics) and weight in self.shapes:
+                found[weight] = name
+        return found
+
+    def _layers(self) -> Iterator[Layer]:
+        seen: set[str] = set()
+        for work in self.findings.work:
+            if work.layer and work.site not in seen:
+                seen.add(work.site)
+                kind = "linear" if isinstance(self.model.get_submodule(work.site), nn.Linear) else "conv"
+                yield Layer(work.site, kind, _as_ids(work.outputs))
+        for name, module in self.findings.gammas.items():
+            ids = self.findings.axes.get((name, 0))
+            width = self.shapes[name][0]
+            yield Layer(module, "norm", _as_ids(width if ids is None else ids.numpy()))
+
+
+def _as_ids(axis: Ids | int) -> Ids:
+    return np.full(axis, NO_CHANNEL, dtype=np.int64) if isinstance(axis, int) else axis
+
+
+def numbers_in(args: Sequence[Any]) -> tuple[float, ...]:
+    """Return the numeric arguments of an operator call."""
+    return tuple(float(arg) for arg in args if isinstance(arg, int | float))

@@ -1,0 +1,54 @@
+"""Finding and replacing the tensors in whatever a model takes and returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def as_inputs(example_inputs: Any) -> Inputs:
+    """Return (args, kwargs) of a forward call.
+
+    A tensor is the only argument; a tuple holds positional arguments, a mapping keyword arguments. Anything else (a
+    list of images, say) is passed as the only argument; wrap a mapping in a tuple to pass it whole.
+    """
+    if isinstance(example_inputs, tuple):
+        return example_inputs, {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return (example_inputs,), {}
+
+
+def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
+    """Return the tree with every tensor replaced."""
+    return pytree.tree_map_only(torch.Tensor, function, tree)
+
+
+def operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """Return the tensor arguments of an operator: plain, or in a list; faster than a general tree walk."""
+    found: list[torch.Tensor] = []
+    for arg in (*args, *kwargs.values()):
+        if isinstance(arg, torch.Tensor):
+            found.append(arg)
+        elif isinstance(arg, list | tuple):
+            found.extend(item for item in arg if isinstance(item, torch.Tensor))
+    return found
+
+
+def tensors(tree: Any, depth: int = 8) -> Iterator[torch.Tensor]:
+    """Yield every tensor in nested containers, dataclasses and plain objects."""
+    for leaf in pytree.tree_leaves(tree):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf
+        elif depth and dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from tensors([getattr(leaf, f.name) for f in dataclasses.fields(leaf)], depth - 1)
+        elif depth and isinstance(leaf, Mapping):
+            yield from tensors(list(leaf.values()), depth - 1)
+        elif depth and hasattr(leaf, "__dict__") and not isinstance(leaf, type | torch.nn.Module):
+            yield from tensors(list(vars(leaf).values()), depth - 1)

@@ -1,0 +1,64 @@
+"""The command line: one file per verb, no logic. Nothing here imports torch until a verb runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from bnprune import __version__
+from bnprune.cli import doctor, evaluate, finetune, init, inspect, prune, run, train, validate
+from bnprune.cli.failures import reporting
+
+
+class _Verbs(TyperGroup):
+    """Runs a verb and turns errors into one message and the exit code they stand for."""
+
+    def list_commands(self, _: Any) -> list[str]:
+        return list(self.commands)
+
+    def format_help(self, context: Any, formatter: Any) -> None:
+        """Write the list of verbs as plain text: rich would more than double the time to the prompt."""
+        super(TyperGroup, self).format_help(context, formatter)
+
+    def invoke(self, context: Any) -> Any:
+        with reporting(json_wanted="--json" in context.args, debug=bool(context.params.get("debug"))):
+            return super().invoke(context)
+
+
+app = typer.Typer(
+    name="bnprune",
+    cls=_Verbs,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Prune CNNs by BatchNorm scale factors (Network Slimming). Every cut is proven, or nothing is written.",
+    epilog="Start here:  bnprune init digits.yaml && bnprune run digits.yaml",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bnprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options that stand before the verb; they are read by `_Verbs`."""
+
+
+for verb in (run, train, prune, finetune, evaluate, inspect, validate, init, doctor):
+    verb.register(app)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

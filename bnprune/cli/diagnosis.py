@@ -1,0 +1,97 @@
+"""What `doctor` finds out."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from importlib import metadata
+from typing import Any
+
+import typer
+
+_CORE = ("bnprune", "torch", "torchvision", "numpy", "pydantic", "PyYAML", "rich", "safetensors", "typer")
+_EXTRAS = {"demo": "sklearn", "timm": "timm"}
+_MISMATCH = "operator torchvision::nms does not exist"
+
+
+def run_doctor(*, as_json: bool) -> None:
+    """Print versions, devices, optional packages and problems; exit with 5 if there are any."""
+    report = diagnose()
+    if as_json:
+        from json import dumps
+
+        typer.echo(dumps(report, indent=2))
+    else:
+        _show(report)
+    if report["problems"]:
+        raise typer.Exit(5)
+
+
+def diagnose() -> dict[str, Any]:
+    """Look at the installation; import errors become problems with an explanation."""
+    problems: list[str] = []
+    versions = {}
+    for package in _CORE:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            problems.append(f"{package} is not installed: pip install {package.lower()}")
+    devices, threads, names = _torch(problems)
+    _torchvision(problems)
+    return {
+        "schema": "bnprune.doctor/1",
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "extras": {extra: importlib.util.find_spec(module) is not None for extra, module in _EXTRAS.items()},
+        "devices": devices,
+        "threads": threads,
+        "models": names,
+        "problems": problems,
+    }
+
+
+def _torch(problems: list[str]) -> tuple[list[str], int, list[str]]:
+    try:
+        import torch
+
+        from bnprune.models.zoo import ZOO
+        from bnprune.runs.directory import processor
+    except Exception as error:  # noqa: BLE001 - whatever is wrong is what the user wants to know
+        problems.append(f"torch cannot be imported: {type(error).__name__}: {error}")
+        return [], 0, []
+    accelerators = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return [processor(), *accelerators], torch.get_num_threads(), list(ZOO)
+
+
+def _torchvision(problems: list[str]) -> None:
+    try:
+        import torchvision  # noqa: F401
+    except Exception as error:  # noqa: BLE001 - as above
+        problems.append(explain(error))
+
+
+def explain(error: Exception) -> str:
+    """Say what an error while importing torchvision means."""
+    text = f"torchvision cannot be imported: {type(error).__name__}: {error}"
+    if _MISMATCH in str(error):
+        text += (
+            ". Its binary was built for another torch: a CPU-only torch ('+cpu') beside a torchvision from PyPI, or "
+            "versions that were not released together. Install both from one index, in one command: "
+            "pip install --upgrade --force-reinstall torch torchvision"
+        )
+    return text
+
+
+def _show(report: dict[str, Any]) -> None:
+    typer.echo(f"python {report['python']} on {report['platform']}")
+    for package, version in report["versions"].items():
+        typer.echo(f"  {package:12} {version}")
+    for extra, there in report["extras"].items():
+        typer.echo(f"  {extra:12} {'installed' if there else f'missing: pip install bnprune[{extra}]'}")
+    typer.echo(f"devices: {', '.join(report['devices'])} ({report['threads']} threads)")
+    typer.echo(f"models: {', '.join(report['models'])}, torchvision/NAME, timm/NAME, package.module:factory")
+    for problem in report["problems"]:
+        typer.secho(f"problem: {problem}", fg="red")
+    if not report["problems"]:
+        typer.echo("no problems found")

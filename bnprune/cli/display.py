@@ -1,0 +1,133 @@
+"""What people see: progress on stderr, tables on stdout, and JSON when asked for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from bnprune.runs.files import plain
+from bnprune.training.loop import EpochRecord
+from bnprune.training.sparsity import GammaStatistics
+
+STAGE_TITLES = {"baseline": "dense", "train": "sparse-trained", "prune": "cut", "finetune": "fine-tuned"}
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON document on stdout."""
+    sys.stdout.write(json.dumps(plain(dict(document)), indent=2) + "\n")
+
+
+class RichDisplay:
+    """Progress on stderr: a bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._epochs = 0
+
+    def __enter__(self) -> RichDisplay:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def begin(self, stage: str, epochs: int, note: str) -> None:
+        """Open a stage."""
+        self.note(f"{stage}: {note}" if note else stage, style="bold")
+        self._epochs = epochs
+        if epochs and self.console.is_terminal:
+            epoch, loss = TextColumn("  epoch {task.fields[epoch]}"), TextColumn("loss {task.fields[loss]:.3f}")
+            self._bar = Progress(epoch, BarColumn(), loss, TimeRemainingColumn(), console=self.console, transient=True)
+            self._task = self._bar.add_task("", total=None, epoch=f"1/{epochs}", loss=0.0)
+            self._bar.start()
+
+    def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        """Move the bar."""
+        if self._bar is not None and self._task is not None:
+            done, total = epoch * steps + step, self._epochs * steps
+            self._bar.update(self._task, completed=done, total=total, epoch=f"{epoch + 1}/{self._epochs}", loss=loss)
+
+    def epoch(self, record: EpochRecord, epochs: int, gamma: GammaStatistics | None) -> None:
+        """Print a line per epoch."""
+        width = len(str(epochs))
+        line = (
+            f"  epoch {record.epoch:{width}}/{epochs}  loss {record.train.loss:.3f}  train {record.train.top1:6.2%}"
+            f"  validation {record.validation.top1:6.2%}{' *' if record.is_best else '  '}"
+        )
+        if gamma is not None:
+            state = "split" if gamma.split else "not split yet"
+            line += f"  γ median {gamma.quantiles[2]:.2g}, {gamma.below:.0%} near zero, {state}"
+        self.note(line.rstrip())
+
+    def end(self, stage: str, figures: Mapping[str, Any]) -> None:
+        """Close a stage with its accuracy."""
+        self._close()
+        self.note(f"  {STAGE_TITLES[stage]}: test accuracy {figures['accuracy']:.2%}, {figures['seconds']:.1f} s")
+
+    def note(self, text: str, style: str = "") -> None:
+        """Print a line."""
+        self.console.print(Text(text, style=style), soft_wrap=True)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self._task = None
+
+
+def show_result(result: Mapping[str, Any], path: Path) -> None:
+    """Print the figures of every stage side by side, and where the files are."""
+    console = Console(highlight=False)
+    columns = ["network", "test accuracy", "parameters", "MACs", "BN channels", "file", "latency"]
+    table = make_table(*columns)
+    for stage, figures in result["stages"].items():
+        table.add_row(
+            STAGE_TITLES[stage],
+            f"{figures['accuracy']:.2%}",
+            count(figures["params"]),
+            count(figures["macs"]),
+            str(figures["channels"]),
+            f"{figures['file_bytes'] / 1e6:.2f} MB",
+            f"{figures['latency_ms']:.2f} ms" if "latency_ms" in figures else "",
+        )
+    console.print(table)
+    verification = result["stages"].get("prune", {}).get("verification")
+    if verification:
+        error = verification["max_relative_error"]
+        console.print(f"The cut is proven: slim equals masked to {error:.1e} in float64.")
+    console.print(Text(f"Everything is in {path}"), soft_wrap=True)
+
+
+def make_table(*columns: str) -> Table:
+    """Return a table in the one style we use; all columns but the first are right-aligned."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="right" if position else "left", overflow="fold")
+    return table
+
+
+def count(number: float) -> str:
+    """Write a count as people read it: 853.0k, 20.04M, 4.09G."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.2f}{unit}"
+    return f"{number:.0f}"
+
+
+def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on stdout."""
+    table = make_table(*columns)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False).print(table)

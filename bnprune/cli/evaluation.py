@@ -1,0 +1,49 @@
+"""What `evaluate` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bnprune.cli.display import print_json, show_rows
+from bnprune.data import load_data
+from bnprune.errors import ConfigError
+from bnprune.recipe import amend, load_recipe
+from bnprune.runs.pipeline import choose_device
+from bnprune.runs.source import open_source
+from bnprune.training.evaluate import evaluate
+
+
+def run_evaluate(
+    path: Path | None,
+    overrides: Sequence[str],
+    *,
+    model: str | None,
+    arguments: Sequence[str],
+    weights: Path | None,
+    recipe: Path | None,
+    as_json: bool,
+) -> None:
+    """Evaluate the network the command line names on the data of a recipe."""
+    source = open_source(path, model=model, arguments=arguments, weights=weights)
+    if recipe is not None:
+        config = load_recipe(recipe, overrides)
+    elif source.header.config is None:
+        raise ConfigError(f"{source.label}: no recipe is stored with it. Say which data: --config CONFIG.yaml")
+    else:
+        config = amend(source.config(), overrides)
+    device = choose_device(config.device)
+    splits = load_data(config.data)
+    network = source.model.to(device)
+    scores = {
+        "validation": evaluate(network, splits.validation, device),
+        "test": evaluate(network, splits.test, device),
+    }
+    if as_json:
+        documents = {
+            name: {"top1": score.top1, "loss": score.loss, "count": score.count} for name, score in scores.items()
+        }
+        print_json({"schema": "bnprune.evaluate/1", "accuracy": scores["test"].top1, **documents})
+        return
+    rows = [(name, f"{score.top1:.2%}", f"{score.loss:.4f}", str(score.count)) for name, score in scores.items()]
+    show_rows(["split", "accuracy", "loss", "images"], rows)

@@ -1,0 +1,34 @@
+"""`bnprune finetune`: recover accuracy after the cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bnprune.cli.options import Force, Json, Model, OutDirectory, Overrides, Resume
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("finetune", epilog="Example:  bnprune finetune slim.safetensors finetune.epochs=20")(finetune)
+
+
+def finetune(
+    pruned: Annotated[Path, typer.Argument(metavar="PRUNED", help="Pruned checkpoint or run directory.")],
+    config: Overrides = None,
+    model: Model = None,
+    out: OutDirectory = None,
+    resume: Resume = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Recover the accuracy of a pruned checkpoint.
+
+    The checkpoint knows its network, its plan and its data. A recipe (CONFIG.yaml) may follow, for a checkpoint that
+    comes from none; KEY=VALUE overrides either.
+    """
+    from bnprune.cli.stages import run_finetune
+
+    run_finetune(pruned, config or (), model=model, out=out, resume=resume, force=force, as_json=json)

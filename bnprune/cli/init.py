@@ -1,0 +1,35 @@
+"""`bnprune init`: copy a recipe to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bnprune.cli.options import Force
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("init", epilog="Example:  bnprune init cifar10-vgg11.yaml --out mine.yaml")(init)
+
+
+def init(
+    recipe: Annotated[str, typer.Argument(metavar="[RECIPE]", help="Name of a recipe.")] = "digits.yaml",
+    listed: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Where to copy it. Default: its own name.", show_default=False),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Copy a recipe to edit and run."""
+    from bnprune.runs.recipes import copy_recipe, list_recipes
+
+    if listed:
+        for name, summary in list_recipes():
+            typer.echo(f"{name:24} {summary}")
+        return
+    path = copy_recipe(recipe, out, force=force)
+    typer.echo(f"Wrote {path}. Edit it, then: bnprune run {path}")

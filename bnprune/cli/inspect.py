@@ -1,0 +1,40 @@
+"""`bnprune inspect`: what can be pruned, what cannot, and why."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bnprune.cli.options import InputShape, Json, Model, ModelArguments, SourcePath, Weights
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("inspect", epilog="Example:  bnprune inspect --model torchvision/resnet50 --input 3,224,224")(inspect)
+
+
+def inspect(
+    source: SourcePath = None,
+    model: Model = None,
+    model_arg: ModelArguments = None,
+    weights: Weights = None,
+    input: InputShape = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", metavar="PATTERN", help="Layers whose width stays; repeatable.", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show what can be pruned, what cannot, and why."""
+    from bnprune.cli.pruning import run_inspect
+
+    run_inspect(
+        source,
+        model=model,
+        arguments=model_arg or (),
+        weights=weights,
+        shape=input,
+        exclude=tuple(exclude or ()),
+        as_json=json,
+    )

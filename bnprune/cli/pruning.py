@@ -1,0 +1,217 @@
+"""What `prune` and `inspect` do with a network and print about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from bnprune.channels.ids import Refusal
+from bnprune.cli.display import count, print_json, show_rows
+from bnprune.errors import CheckpointError, ConfigError
+from bnprune.pruning.inspect import Inspection, inspect
+from bnprune.pruning.plan import PruningPlan
+from bnprune.pruning.prune import (
+    PruningResult,
+    Report,
+    carry_out,
+    describe_plan,
+    draft,
+    make_report,
+    replay,
+    request_of,
+    require_options,
+    survey,
+)
+from bnprune.pruning.select import Constraints, require_prunable
+from bnprune.pruning.surgery import require_bare
+from bnprune.runs.checkpoint import save_checkpoint
+from bnprune.runs.files import require_free
+from bnprune.runs.source import Source, open_source
+from bnprune.runs.summary import describe_prune
+
+DEFAULT_RATIO = 0.5
+INSPECT_SCHEMA = "bnprune.inspect/1"
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    """What the command line asks of `prune`."""
+
+    ratio: float | None
+    min_channels: int
+    exclude: tuple[str, ...]
+    plan: Path | None
+    dry_run: bool
+    out: Path
+    force: bool
+    as_json: bool
+
+
+def run_prune(
+    request: PruneRequest,
+    path: Path | None,
+    *,
+    model: str | None,
+    arguments: Sequence[str],
+    weights: Path | None,
+    shape: str | None,
+) -> None:
+    """Prune the network the command line names."""
+    constraints = Constraints(request.min_channels, request.exclude)
+    ratio = DEFAULT_RATIO if request.ratio is None else request.ratio
+    require_options(ratio, constraints, "gamma")
+    if request.plan is not None and request.ratio is not None:
+        raise ConfigError("--plan replays a plan as it is; leave --ratio out.")
+    if not request.dry_run:
+        require_free(request.out, force=request.force)
+    source = open_source(path, model=model, arguments=arguments, weights=weights, shape=shape)
+    if request.plan is not None:
+        result = replay(_read_plan(request.plan), source.model, source.inputs)
+    else:
+        require_bare(source.model)
+        drafted = draft(source.model, source.inputs, survey(source.model, source.inputs, constraints), ratio)
+        requested = request_of(ratio, constraints)
+        if request.dry_run:
+            require_prunable(drafted.survey.graph, drafted.chosen)
+            plan = describe_plan(drafted, requested)
+            _show(request, make_report(drafted, plan, source.model, None, {}), plan)
+            return
+        result = carry_out(drafted, source.model, source.inputs, requested)
+    if not request.dry_run:
+        _save(request.out, source, result)
+    _show(request, result.report, result.plan)
+
+
+def _read_plan(path: Path) -> PruningPlan:
+    try:
+        return PruningPlan.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"--plan: '{path}' cannot be read: {error}") from error
+
+
+def _save(path: Path, source: Source, result: PruningResult) -> None:
+    header = source.header
+    pruned = replace(
+        header,
+        plans=(*header.plans, result.plan),
+        stage="prune",
+        metrics={"params": result.report.params_after, "macs": result.report.macs_after},
+    )
+    save_checkpoint(path, result.model, pruned)
+
+
+def _show(request: PruneRequest, report: Report, plan: PruningPlan) -> None:
+    if request.as_json:
+        document = describe_prune(report)
+        document["out"] = None if request.dry_run else str(request.out)
+        if request.dry_run:
+            document["plan"] = plan.to_dict()
+        print_json(document)
+        return
+    console = Console(highlight=False)
+    if request.dry_run:
+        show_rows(
+            ["layer", "kind", "before", "after", ""],
+            [
+                (layer.name, layer.kind, str(layer.before), str(layer.after), bar(layer.after, layer.before))
+                for layer in report.layers
+                if layer.kind != "norm"
+            ],
+        )
+        console.print()
+    show_rows(
+        ["", "before", "after", "kept"],
+        [
+            ("prunable BN channels", *_change(report.channels_before, report.channels_after)),
+            ("parameters", *_change(report.params_before, report.params_after)),
+            ("MACs", *_change(report.macs_before, report.macs_after)),
+        ],
+    )
+    if report.ratio_requested is not None:
+        console.print(f"ratio: asked {report.ratio_requested:.3g}, removed {report.ratio_realised:.3f}")
+    show_refusals(console, report.refusals)
+    for note in report.notes:
+        console.print(Text(f"note: {note}"), soft_wrap=True)
+    if report.max_relative_error is not None:
+        console.print(f"proof: slim equals masked, relative error {report.max_relative_error:.1e} in float64")
+    said = "dry run: nothing was written" if request.dry_run else f"wrote {request.out}"
+    console.print(Text(said), soft_wrap=True)
+
+
+def _change(before: int, after: int) -> tuple[str, str, str]:
+    return count(before), count(after), f"{after / max(before, 1):.1%}"
+
+
+def bar(part: int, whole: int, width: int = 20) -> str:
+    """Draw a share as a bar."""
+    filled = round(width * part / max(whole, 1))
+    return "█" * filled + "·" * (width - filled)
+
+
+def show_refusals(console: Console, refusals: Iterable[Refusal]) -> None:
+    """Print why channels stay, one line per reason, with the layers it concerns."""
+    sites: dict[tuple[str, str], list[str]] = {}
+    for refusal in refusals:
+        sites.setdefault((refusal.reason, refusal.fix), []).append(refusal.site)
+    for (reason, fix), names in sites.items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        console.print(Text(f"kept: {shown}: {reason}" + (f"\n      fix: {fix}" if fix else "")), soft_wrap=True)
+
+
+def run_inspect(
+    path: Path | None,
+    *,
+    model: str | None,
+    arguments: Sequence[str],
+    weights: Path | None,
+    shape: str | None,
+    exclude: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Inspect the network the command line names."""
+    source = open_source(path, model=model, arguments=arguments, weights=weights, shape=shape)
+    found = inspect(source.model, source.inputs, exclude=exclude)
+    if as_json:
+        print_json(_document(source, found))
+        return
+    console = Console(highlight=False)
+    show_rows(
+        ["layer", "kind", "width", "prunable", "|γ| median", ""],
+        [
+            (
+                layer.name,
+                layer.kind,
+                str(layer.width),
+                str(layer.prunable),
+                "" if layer.gamma_median is None else f"{layer.gamma_median:.2g}",
+                bar(layer.prunable, layer.width, 10),
+            )
+            for layer in found.layers
+        ],
+    )
+    console.print(
+        f"\n{found.prunable} of {found.channels} BN channels are prunable; "
+        f"{count(found.params)} parameters, {count(found.macs)} MACs"
+    )
+    show_refusals(console, found.refusals)
+    for note in found.notes:
+        console.print(Text(f"note: {note}"), soft_wrap=True)
+
+
+def _document(source: Source, found: Inspection) -> dict[str, Any]:
+    return {
+        "schema": INSPECT_SCHEMA,
+        "model": source.header.spec.to_dict(),
+        "input": source.header.input_shape,
+        "channels": {"total": found.channels, "prunable": found.prunable},
+        "params": found.params,
+        "macs": found.macs,
+        "layers": [asdict(layer) for layer in found.layers],
+        "refusals": [{"site": r.site, "reason": r.reason, "fix": r.fix} for r in found.refusals],
+        "notes": list(found.notes),
+    }

@@ -1,0 +1,90 @@
+"""What `run`, `train` and `finetune` share: a recipe, a run directory, a display, and the result at the end."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bnprune.cli.display import RichDisplay, print_json, show_result
+from bnprune.config import PipelineConfig
+from bnprune.errors import ConfigError
+from bnprune.recipe import amend, load_recipe
+from bnprune.runs.directory import STAGES, RunDirectory
+from bnprune.runs.pipeline import Network, execute
+from bnprune.runs.signals import stop_requests
+from bnprune.runs.source import open_source
+
+
+def run_recipe(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    verb: str,
+    stages: Sequence[str] | None,
+    out: Path | None,
+    resume: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Run stages of a recipe; None for every stage it has."""
+    config = load_recipe(path, overrides)
+    if stages is None:
+        stages = [stage for stage in STAGES if getattr(config, stage)]
+        if not stages:
+            raise ConfigError(f"{path}: has no stage. Add one of: train, prune, finetune.")
+    _run(config, verb, stages, None, out=out, resume=resume, force=force, as_json=as_json)
+
+
+def run_finetune(
+    pruned: Path,
+    rest: Sequence[str],
+    *,
+    model: str | None,
+    out: Path | None,
+    resume: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Fine-tune a checkpoint, with the recipe it carries or one that is given."""
+    recipes = [Path(text) for text in rest if "=" not in text]
+    overrides = [text for text in rest if "=" in text]
+    if len(recipes) > 1:
+        raise ConfigError(f"expected one recipe, got {', '.join(map(str, recipes))}.")
+    given = load_recipe(recipes[0], overrides) if recipes else None
+    if given is not None and model is None and given.model.factory is not None:
+        model = given.model.factory
+    source = open_source(pruned, model=model)
+    config = given or amend(source.config(), overrides)
+    start = source.model, source.header
+    _run(config, "finetune", ("finetune",), start, out=out, resume=resume, force=force, as_json=as_json)
+
+
+def _run(
+    config: PipelineConfig,
+    verb: str,
+    stages: Sequence[str],
+    start: Network | None,
+    *,
+    out: Path | None,
+    resume: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    if resume and out is None:
+        raise ConfigError("--resume: say which run with --out DIR.")
+    path = out or _default_directory(verb, config)
+    directory = RunDirectory.resume(path, config) if resume else RunDirectory.create(path, config, force=force)
+    with RichDisplay() as display, stop_requests() as stopping:
+        result = execute(config, directory, display, stopping, stages, start)
+    if as_json:
+        print_json(result)
+    else:
+        show_result(result, path)
+
+
+def _default_directory(verb: str, config: PipelineConfig) -> Path:
+    name = config.model.name or config.model.factory or "model"
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+    return Path("runs") / f"{verb}-{slug}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -1,0 +1,29 @@
+"""`bnprune validate`: check a recipe before anything is spent."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bnprune.cli.options import Config, Json, Overrides
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("validate", epilog="Example:  bnprune validate digits.yaml train.lr=0.05 --print")(validate)
+
+
+def validate(
+    config: Config,
+    overrides: Overrides = None,
+    print_config: Annotated[bool, typer.Option("--print", help="Print the resolved recipe.")] = False,
+    json: Json = False,
+) -> None:
+    """Check a recipe before anything is spent.
+
+    Every key is checked, the network built, the data looked for, and the prune stage drafted.
+    """
+    from bnprune.cli.validation import run_validate
+
+    run_validate(config, overrides or (), print_config=print_config, as_json=json)

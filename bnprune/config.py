@@ -1,0 +1,159 @@
+"""The schema of recipes: one truth for YAML files, `key=value` overrides and Python. Module `recipe` reads files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Whole = Annotated[int, Field(ge=0, strict=True)]
+Switch = Annotated[bool, Field(strict=True)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True)
+
+
+class ModelConfig(Section):
+    """Which network."""
+
+    name: str | None = None
+    """A zoo name (`bnprune doctor` lists them), `torchvision/NAME` or `timm/NAME`."""
+    factory: str | None = None
+    """A callable of your own that returns the network: `package.module:function`."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the constructor or factory."""
+    weights: Path | None = None
+    """Initial weights: `.safetensors`, or `.pt` holding a state dict."""
+    gamma_init: Positive | None = None
+    """Set every BatchNorm scale factor to this before training (the paper: 0.5)."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.name is None) == (self.factory is None):
+            raise ValueError("give either 'name' or 'factory'")
+        return self
+
+
+class DataConfig(Section):
+    """Which images."""
+
+    name: str | None = None
+    """`digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `svhn` or `imagefolder`."""
+    factory: str | None = None
+    """A callable of your own that returns `bnprune.data.Splits`: `package.module:function`."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the factory."""
+    root: Path = Path("data")
+    """Where the files are; for `imagefolder` the folder that holds `train/` and `test/`."""
+    download: Switch = False
+    """Fetch the data set if it is not there."""
+    batch_size: Count = 128
+    image_size: Count | None = None
+    """Height and width images are resized to; default: as the data set has them (`imagefolder`: of its first image)."""
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the training images held out; choices are made on them, the test images are used once."""
+    augment: Switch = True
+    """Random shifts and, except for digits and numbers, horizontal flips."""
+    in_memory: Switch | None = None
+    """Keep all images in memory as uint8; default: for images up to 64x64."""
+    workers: Whole = 2
+    """Loader processes for images that are not kept in memory."""
+    limit: Count | None = None
+    """Use only so many training images (and a fifth as many test images), evenly over the classes."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.name is None) == (self.factory is None):
+            raise ValueError("give either 'name' or 'factory'")
+        return self
+
+
+class SparsityConfig(Section):
+    """The penalty on BatchNorm scale factors γ."""
+
+    penalty: Literal["l1", "l1-proximal", "none"] = "l1"
+    """`l1`: λ·sign(γ) added to the gradient (the paper); `l1-proximal`: soft threshold after the step (exact zeros)."""
+    lambda_: Annotated[Literal["auto"] | NonNegative, Field(alias="lambda")] = "auto"
+    """Strength; `auto` solves the travel budget for `travel` times the initial γ."""
+    travel: Positive = 5.0
+    """With `lambda: auto`: how far the penalty could move γ over the whole training, in units of its initial mean."""
+    epsilon: Positive = 0.01
+    """A scale factor below this counts as zero in the statistics."""
+
+
+class OptimisationConfig(Section):
+    """What training and fine-tuning have in common."""
+
+    epochs: Count = 30
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Positive = 0.1
+    """Learning rate at the top of the schedule."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """SGD momentum, or the first beta of Adam."""
+    nesterov: Switch = True
+    weight_decay: NonNegative = 5e-4
+    paper: Switch = False
+    """Apply weight decay to γ, β and biases too, as the paper did; it shrinks every γ and selects none."""
+    schedule: Literal["cosine", "step", "one-cycle", "constant"] = "cosine"
+    milestones: tuple[Fraction, ...] = (0.5, 0.75)
+    """With `schedule: step`: shares of the training after which the learning rate is divided by 10."""
+    warmup_epochs: NonNegative = 0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    accumulate: Count = 1
+    """Micro-batches per optimizer step."""
+    clip_norm: Positive | None = None
+    """Largest gradient norm."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: Switch = False
+
+
+class TrainConfig(OptimisationConfig):
+    """Training with sparsity."""
+
+    sparsity: SparsityConfig = Field(default_factory=SparsityConfig)
+
+
+class PruneConfig(Section):
+    """What to remove."""
+
+    ratio: Fraction = 0.5
+    """Share of the prunable BatchNorm channels to remove."""
+    min_channels: Count = 1
+    """Channels every layer keeps at least."""
+    exclude: tuple[str, ...] = ()
+    """Layers whose width stays: module names, names of parents, or globs."""
+    criterion: Literal["gamma"] = "gamma"
+    reduce: Literal["max", "mean", "sum"] = "max"
+    """How the scale factors of channels that must go together become one score."""
+
+
+class FinetuneConfig(OptimisationConfig):
+    """Recovering accuracy after the cut."""
+
+    epochs: Count = 15
+    lr: Positive = 0.05
+
+
+class PipelineConfig(Section):
+    """A recipe: every stage is optional, but there must be one."""
+
+    seed: Whole = 0
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    threads: Count | None = None
+    """CPU threads; default: PyTorch's choice."""
+    model: ModelConfig
+    data: DataConfig
+    baseline: Switch = False
+    """Also train the network without sparsity (same schedule), for comparison."""
+    train: TrainConfig | None = None
+    prune: PruneConfig | None = None
+    finetune: FinetuneConfig | None = None

@@ -1,0 +1,111 @@
+"""Small images, all in memory as one uint8 tensor, augmented in batches on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from bnprune.config import DataConfig
+from bnprune.data.splits import Batch, Splits, evenly, mixed, stratified
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of training images."""
+
+    shift: int
+    """Largest shift in pixels, up, down, left and right; edges are filled with zeros."""
+    flip: bool
+    """Mirror half of the images left to right."""
+
+
+@dataclass(frozen=True)
+class MemorySplit:
+    """Images in memory."""
+
+    images: torch.Tensor
+    """(N, C, H, W), uint8."""
+    labels: torch.Tensor
+    """(N,), int64."""
+    mean: torch.Tensor
+    """(C,), of pixel values between 0 and 1."""
+    std: torch.Tensor
+    """(C,)"""
+    augmentation: Augmentation | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def serve(self, batches: Sequence[torch.Tensor], device: torch.device, seed: int | None = None) -> Iterator[Batch]:
+        """Yield normalised batches; see `Split.serve`."""
+        mean = (self.mean * 255).view(-1, 1, 1).to(device)
+        scale = (1 / (self.std * 255)).view(-1, 1, 1).to(device)
+        for indices in batches:
+            images = self.images[indices]
+            if seed is not None and self.augmentation is not None:
+                generator = torch.Generator().manual_seed(mixed(seed, int(indices[0]), len(indices)))
+                images = augment(images, self.augmentation, generator)
+            yield (images.to(device).float() - mean) * scale, self.labels[indices].to(device)
+
+
+def augment(images: torch.Tensor, change: Augmentation, generator: torch.Generator) -> torch.Tensor:
+    """Shift and mirror each image of a batch (N, C, H, W) by its own random amounts."""
+    count, _, height, width = images.shape
+    if change.flip:
+        mirrored = torch.rand(count, generator=generator) < 0.5
+        images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+    if not change.shift:
+        return images
+    padded = F.pad(images, [change.shift] * 4)
+    down, right = torch.randint(0, 2 * change.shift + 1, (2, count, 1), generator=generator)
+    rows = down + torch.arange(height)
+    columns = right + torch.arange(width)
+    picked = padded.transpose(0, 1)[:, torch.arange(count).view(-1, 1, 1), rows[:, :, None], columns[:, None, :]]
+    return picked.transpose(0, 1)
+
+
+def statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation per channel, (C,) each, of uint8 images (N, C, H, W) scaled to [0, 1]."""
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.transpose(0, 1)])
+    values = torch.arange(256, dtype=torch.float64) / 255
+    share = counts.double() / counts.sum(1, keepdim=True)
+    mean = share @ values
+    std = (share @ values.square() - mean.square()).clamp_min(0).sqrt()
+    return mean.float(), std.clamp_min(1e-3).float()
+
+
+Labelled = tuple[torch.Tensor, torch.Tensor]
+"""uint8 images (N, C, H, W) and int64 labels (N,)."""
+
+
+def in_memory(config: DataConfig, train: Labelled, test: Labelled, *, flip: bool) -> Splits:
+    """Limit, resize, split, normalise and augment images kept in memory."""
+    images, labels = _resized(_limited(train, config.limit), config.image_size)
+    test_images, test_labels = _resized(_limited(test, config.limit and max(1, config.limit // 5)), config.image_size)
+    fit, held = stratified(labels, config.validation)
+    mean, std = statistics(images[fit])
+    change = Augmentation(shift=images.shape[-1] // 8, flip=flip) if config.augment else None
+    return Splits(
+        train=MemorySplit(images[fit], labels[fit], mean, std, change),
+        validation=MemorySplit(images[held], labels[held], mean, std),
+        test=MemorySplit(test_images, test_labels, mean, std),
+        shape=(images.shape[1], images.shape[2], images.shape[3]),
+        classes=int(labels.max()) + 1,
+    )
+
+
+def _limited(data: Labelled, limit: int | None) -> Labelled:
+    chosen = evenly(data[1], limit)
+    return data[0][chosen], data[1][chosen]
+
+
+def _resized(data: Labelled, size: int | None) -> Labelled:
+    images, labels = data
+    if size is None or images.shape[-2:] == (size, size):
+        return data
+    shape = (size, size)
+    chunks = (F.interpolate(chunk.float(), shape, mode="bilinear", antialias=True) for chunk in images.split(1000))
+    return torch.cat([chunk.round().clamp(0, 255).to(torch.uint8) for chunk in chunks]), labels

@@ -1,0 +1,81 @@
+"""What a data set is to the training loop: three splits that serve batches by sample index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Images (N, C, H, W), float and normalised, and labels (N,), int64."""
+
+
+class Split(Protocol):
+    """Images that can be served in batches."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def serve(self, batches: Sequence[torch.Tensor], device: torch.device, seed: int | None = None) -> Iterator[Batch]:
+        """Yield one batch per tensor of sample indices.
+
+        Args:
+            batches: Sample indices of each batch.
+            device: Where to put images and labels.
+            seed: Augment, with randomness that depends on this number and each batch's indices only; None does not.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set, ready for training."""
+
+    train: Split
+    validation: Split
+    """Held out from training; choices are made on it."""
+    test: Split
+    """Used once, to report."""
+    shape: tuple[int, int, int]
+    """Channels, height and width of an image."""
+    classes: int
+
+
+def stratified(labels: torch.Tensor, share: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split sample indices in two, the second with `share` of every class (at least one); both ascending.
+
+    The split depends on `seed` only, not on the run's seed, so that runs can be compared.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    held = []
+    for label in labels.unique():
+        members = torch.nonzero(labels == label).flatten()
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        held.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[torch.cat(held)] = True
+    return torch.nonzero(~chosen).flatten(), torch.nonzero(chosen).flatten()
+
+
+def evenly(labels: torch.Tensor, limit: int | None) -> torch.Tensor:
+    """Return the indices of at most `limit` samples, the first ones of every class in equal parts, ascending."""
+    if limit is None or limit >= len(labels):
+        return torch.arange(len(labels))
+    rank = torch.empty_like(labels)
+    for label in labels.unique():
+        members = torch.nonzero(labels == label).flatten()
+        rank[members] = torch.arange(len(members))
+    order = torch.argsort(rank * (int(labels.max()) + 1) + labels, stable=True)
+    return order[:limit].sort().values
+
+
+def mixed(*numbers: int) -> int:
+    """Combine numbers into one seed (FNV-1a over their 8-byte forms), stable across runs and machines."""
+    state = 0xCBF29CE484222325
+    for number in numbers:
+        for byte in (number & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "little"):
+            state = (state ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return state >> 1

@@ -1,0 +1,110 @@
+"""Images that do not fit into memory, and data sets of the user's own: torch datasets behind loader processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from bnprune.config import DataConfig
+from bnprune.data.splits import Batch, Splits, mixed, stratified
+from bnprune.errors import ConfigError, DataError
+from bnprune.factories import call_factory
+
+
+@dataclass(frozen=True)
+class StreamSplit:
+    """A map-style dataset of (image tensor, label) pairs, read by worker processes."""
+
+    dataset: Dataset[Any]
+    evaluation: Dataset[Any] | None = None
+    """The same samples without augmentation; default: `dataset`."""
+    indices: torch.Tensor | None = None
+    """Which samples belong to this split, (N,); default all."""
+    workers: int = 0
+
+    def __len__(self) -> int:
+        return len(self.dataset) if self.indices is None else len(self.indices)  # type: ignore[arg-type]
+
+    def subset(self, indices: torch.Tensor) -> StreamSplit:
+        """Return a part of this split."""
+        return replace(self, indices=indices if self.indices is None else self.indices[indices])
+
+    def serve(self, batches: Sequence[torch.Tensor], device: torch.device, seed: int | None = None) -> Iterator[Batch]:
+        """Yield batches; see `Split.serve`. Every sample is augmented with a seed of its own."""
+        source = self.dataset if seed is not None or self.evaluation is None else self.evaluation
+        picked = [(batch if self.indices is None else self.indices[batch]).tolist() for batch in batches]
+        loader = DataLoader(
+            _Seeded(source, seed),
+            batch_sampler=picked,
+            num_workers=min(self.workers, len(picked)),
+            pin_memory=device.type == "cuda",
+        )
+        try:
+            for images, labels in loader:
+                yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        except (RuntimeError, OSError) as error:
+            raise DataError(f"a loader process failed: {str(error).strip().splitlines()[-1]}") from error
+
+
+class _Seeded(Dataset[Any]):
+    """Seeds the random number generator before every sample, so that no sample depends on the ones before it."""
+
+    def __init__(self, dataset: Dataset[Any], seed: int | None) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __getitem__(self, index: int) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mixed(self.seed or 0, index))
+            return self.dataset[index]
+
+
+def own_splits(config: DataConfig) -> Splits:
+    """Call a factory of the user's own.
+
+    It returns `bnprune.data.Splits`, or map-style datasets of (image tensor, label) pairs: (train, test) or
+    (train, validation, test). Without a validation set, a share of the training set is held out.
+
+    Raises:
+        ConfigError: There is no such factory, it fails, or it returns something else.
+        DataError: A dataset is empty, or its samples are not (image tensor, label) pairs.
+    """
+    assert config.factory is not None
+    made = call_factory(config.factory, config.kwargs, "data.factory")
+    if isinstance(made, Splits):
+        return made
+    if not isinstance(made, tuple | list) or len(made) not in (2, 3):
+        raise ConfigError(
+            f"data.factory: {config.factory} must return bnprune.data.Splits, or two or three datasets "
+            f"(got {type(made).__name__})."
+        )
+    splits = [StreamSplit(dataset, workers=config.workers) for dataset in made]
+    image, labels = _inspected(splits[0], config.factory), _labels(splits[0])
+    if len(splits) == 2:
+        fit, held = stratified(labels, config.validation)
+        splits = [splits[0].subset(fit), splits[0].subset(held), splits[1]]
+    shape = (image.shape[0], image.shape[1], image.shape[2])
+    train, validation, test = splits
+    return Splits(train, validation, test, shape=shape, classes=int(labels.max()) + 1)
+
+
+def _inspected(split: StreamSplit, factory: str) -> torch.Tensor:
+    if not len(split):
+        raise DataError(f"data.factory: the training set of {factory} is empty.")
+    sample = split.dataset[0]
+    if not (isinstance(sample, tuple | list) and len(sample) == 2 and isinstance(sample[0], torch.Tensor)):
+        raise DataError(f"data.factory: samples of {factory} must be (image tensor, label) pairs.")
+    if sample[0].dim() != 3:
+        raise DataError(f"data.factory: images of {factory} must have shape (C, H, W), got {tuple(sample[0].shape)}.")
+    return sample[0]
+
+
+def _labels(split: StreamSplit) -> torch.Tensor:
+    known = getattr(split.dataset, "targets", None)
+    if known is not None:
+        return torch.as_tensor(known).long()
+    return torch.tensor([int(split.dataset[index][1]) for index in range(len(split))])

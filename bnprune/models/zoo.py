@@ -1,0 +1,147 @@
+"""Networks by name: the small zoo, torchvision, timm, and factories of the user's own."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnprune.errors import CheckpointError, ConfigError
+from bnprune.factories import call_factory, hint
+from bnprune.models.densenet import DenseNet
+from bnprune.models.mlp import MLP
+from bnprune.models.resnet import PreResNet, ResNet
+from bnprune.models.vgg import VGG
+
+ZOO: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    **{f"vgg{depth}": partial(VGG, depth) for depth in (11, 13, 16, 19)},
+    **{f"resnet{depth}": partial(ResNet, depth) for depth in (20, 32, 44, 56, 110)},
+    "preresnet164": partial(PreResNet, 164),
+    "densenet40": partial(DenseNet, 40),
+}
+"""The networks of this package, all for small images, each with `num_classes` and `in_channels`."""
+
+
+_FETCHING = ("weights", "pretrained", "checkpoint")
+"""Arguments that make a constructor fetch or unpickle weights: never obeyed when they come from a file."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How to build a network: by a name that is safe to read from a file, or by a factory the user must give again."""
+
+    name: str | None = None
+    """A zoo name, `torchvision/NAME` or `timm/NAME`."""
+    factory: str | None = None
+    """`package.module:function`, or the class name of a network handed over in Python."""
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the spec as plain data."""
+        key, value = ("name", self.name) if self.name is not None else ("factory", self.factory)
+        return {key: value, "kwargs": dict(self.kwargs)}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> ModelSpec:
+        """Read a spec.
+
+        Raises:
+            CheckpointError: The data is not a spec.
+        """
+        if not isinstance(data, dict) or not isinstance(data.get("kwargs", {}), dict):
+            raise CheckpointError("the model specification is damaged.")
+        kwargs = {key: value for key, value in data.get("kwargs", {}).items() if not key.startswith(_FETCHING)}
+        return cls(data.get("name"), data.get("factory"), kwargs)
+
+    @classmethod
+    def parse(cls, text: str, kwargs: Mapping[str, Any]) -> ModelSpec:
+        """Read NAME or package.module:function."""
+        return cls(factory=text, kwargs=kwargs) if ":" in text else cls(name=text, kwargs=kwargs)
+
+    @property
+    def label(self) -> str:
+        """What to call the network in messages."""
+        return self.name or self.factory or "network"
+
+    @property
+    def own(self) -> bool:
+        """Whether the network is built by code of the user's own."""
+        return self.name is None
+
+
+def build(spec: ModelSpec, where: str = "model") -> nn.Module:
+    """Build a network with fresh weights.
+
+    Args:
+        spec: What to build.
+        where: What to call the setting in messages.
+
+    Raises:
+        ConfigError: There is no network of that name, or its constructor fails.
+    """
+    if spec.factory is not None:
+        made = call_factory(spec.factory, spec.kwargs, where)
+        if not isinstance(made, nn.Module):
+            raise ConfigError(f"{where}: {spec.factory} must return a torch.nn.Module (got {type(made).__name__}).")
+        return made
+    name = spec.name or ""
+    source, slash, short = name.partition("/")
+    try:
+        if source == "torchvision" and slash:
+            return _torchvision(short, spec.kwargs, where)
+        if source == "timm" and slash:
+            return _timm(short, spec.kwargs, where)
+        if name in ZOO:
+            return ZOO[name](**spec.kwargs)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: '{name}' cannot be built with {dict(spec.kwargs)}: {error}") from error
+    raise ConfigError(f"{where}: '{name}' is unknown. {_where_else(name)}")
+
+
+def _torchvision(name: str, kwargs: Mapping[str, Any], where: str) -> nn.Module:
+    from torchvision import models
+
+    known = models.list_models()
+    if name not in known:
+        raise ConfigError(f"{where}: torchvision has no '{name}'. {hint(name, known)}")
+    quiet = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    arguments = {"weights": None, **quiet, **kwargs}
+    if "weights_backbone" in models.get_model_builder(name).__annotations__:
+        arguments.setdefault("weights_backbone", None)
+    made: nn.Module = models.get_model(name, **arguments)
+    return made
+
+
+def _timm(name: str, kwargs: Mapping[str, Any], where: str) -> nn.Module:
+    if importlib.util.find_spec("timm") is None:
+        raise ConfigError(f"{where}: 'timm/{name}' needs timm: pip install 'bnprune[timm]'")
+    import timm
+
+    if not timm.is_model(name):
+        raise ConfigError(f"{where}: timm has no '{name}'. {hint(name, timm.list_models())}")
+    made: nn.Module = timm.create_model(name, pretrained=False, **kwargs)
+    return made
+
+
+def _where_else(name: str) -> str:
+    known = [*ZOO, *(f"torchvision/{other}" for other in ("resnet18", "resnet50", "vgg16_bn", "mobilenet_v2"))]
+    if importlib.util.find_spec("torchvision"):
+        from torchvision import models
+
+        if name in models.list_models():
+            return f"Did you mean 'torchvision/{name}'?"
+    return f"{hint(name, known)} Your own: package.module:function."
+
+
+def set_gamma(model: nn.Module, value: float) -> None:
+    """Set every BatchNorm scale factor, as before sparse training (Liu et al. 2017, section 4.2: 0.5)."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None:
+            with torch.no_grad():
+                module.weight.fill_(value)

@@ -1,0 +1,214 @@
+"""The pruning plan: everything surgery does to a network, as readable data. No tensors, no code."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from bnprune.channels.call import Count
+from bnprune.channels.graph import ChannelGraph
+from bnprune.channels.ids import Refusal
+from bnprune.errors import CheckpointError
+from bnprune.pruning.select import Mask
+
+SCHEMA = "bnprune.plan/1"
+
+
+Size = int | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One set of channels and every place it is sliced at."""
+
+    size: int
+    """Channels before the cut."""
+    keep: tuple[int, ...]
+    """Indices that stay, ascending."""
+    at: tuple[tuple[str, int], ...]
+    """(tensor name, dimension) pairs."""
+
+    @property
+    def removed(self) -> list[int]:
+        """Indices that go, ascending."""
+        gone = np.ones(self.size, dtype=np.bool_)
+        gone[list(self.keep)] = False
+        indices: list[int] = np.flatnonzero(gone).tolist()
+        return indices
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """What is kept, per tensor and dimension, and what was asked for. Frozen; JSON in and out."""
+
+    model: str
+    """Class name of the network the plan was made for."""
+    digest: str
+    """SHA-256 over the names and shapes of its parameters and buffers."""
+    cuts: tuple[Cut, ...]
+    attributes: Mapping[str, Mapping[str, Size]]
+    """Sizes to set, by module name (`out_channels`, `num_features`, `groups`, ...): integers, or lists of them."""
+    requested: Mapping[str, Any] = field(default_factory=dict)
+    realised: Mapping[str, Any] = field(default_factory=dict)
+    refusals: tuple[Refusal, ...] = ()
+
+    def to_json(self, indent: int | None = 1) -> str:
+        """Return the plan as JSON text; `PruningPlan.from_json` reads it back."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain data."""
+        return {
+            "schema": SCHEMA,
+            "model": {"name": self.model, "digest": self.digest},
+            "cuts": [
+                {"size": cut.size, "keep": list(cut.keep), "at": [f"{name}:{dim}" for name, dim in cut.at]}
+                for cut in self.cuts
+            ],
+            "attributes": {module: dict(values) for module, values in self.attributes.items()},
+            "requested": dict(self.requested),
+            "realised": dict(self.realised),
+            "refusals": [{"site": r.site, "reason": r.reason, "fix": r.fix} for r in self.refusals],
+        }
+
+    @classmethod
+    def from_json(cls, text: str) -> PruningPlan:
+        """Read a plan.
+
+        Raises:
+            CheckpointError: The text is not a plan.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"not a pruning plan: {error}") from error
+        return cls.from_dict(data)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> PruningPlan:
+        """Build a plan from plain data, checking its structure.
+
+        Raises:
+            CheckpointError: The data is not a plan.
+        """
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            got = data.get("schema") if isinstance(data, dict) else type(data).__name__
+            raise CheckpointError(f"not a pruning plan: expected schema '{SCHEMA}', got {got!r}.")
+        try:
+            return cls(
+                model=str(data["model"]["name"]),
+                digest=str(data["model"]["digest"]),
+                cuts=tuple(_cut_from(entry) for entry in data["cuts"]),
+                attributes={
+                    str(module): {str(key): _size_from(value) for key, value in values.items()}
+                    for module, values in data["attributes"].items()
+                },
+                requested=dict(data.get("requested", {})),
+                realised=dict(data.get("realised", {})),
+                refusals=tuple(Refusal(r["site"], r["reason"], r["fix"]) for r in data.get("refusals", ())),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"not a pruning plan: {type(error).__name__}: {error}") from error
+
+
+def _size_from(value: Any) -> Size:
+    return tuple(int(item) for item in value) if isinstance(value, list) else int(value)
+
+
+def _cut_from(entry: Any) -> Cut:
+    size, keep = int(entry["size"]), tuple(int(index) for index in entry["keep"])
+    if not keep or any(a >= b for a, b in itertools.pairwise(keep)) or keep[0] < 0 or keep[-1] >= size:
+        raise ValueError(f"'keep' must be ascending indices below {size}, at least one")
+    places = []
+    for place in entry["at"]:
+        name, _, dim = place.rpartition(":")
+        places.append((name, int(dim)))
+    return Cut(size, keep, tuple(places))
+
+
+def identity(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return the digest of a network: names and shapes of its parameters and buffers, in any order."""
+    text = json.dumps(sorted((name, list(shape)) for name, shape in shapes.items()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_plan(
+    graph: ChannelGraph,
+    model: nn.Module,
+    removed: Mask,
+    sizes: Sequence[Count] = (),
+    *,
+    requested: Mapping[str, Any] | None = None,
+    realised: Mapping[str, Any] | None = None,
+    refusals: tuple[Refusal, ...] = (),
+) -> PruningPlan:
+    """Write down what removing units does to every tensor and attribute of the network.
+
+    Args:
+        graph: The trace.
+        model: The network.
+        removed: Whether each unit goes, shape (units,).
+        sizes: Attributes that hold sizes, beyond those the trace knows of.
+        requested: What was asked for.
+        realised: What came of it.
+        refusals: Why channels stay.
+    """
+    return PruningPlan(
+        model=type(model).__name__,
+        digest=identity(graph.shapes),
+        cuts=tuple(_cuts(graph, removed)),
+        attributes=_attributes(graph, model, removed, sizes),
+        requested=requested or {},
+        realised=realised or {},
+        refusals=refusals,
+    )
+
+
+def _cuts(graph: ChannelGraph, removed: Mask) -> list[Cut]:
+    places: dict[bytes, list[tuple[str, int]]] = {}
+    masks: dict[bytes, Mask] = {}
+    for (name, dim), ids in graph.axes.items():
+        kept = ~removed[graph.units(ids)]
+        if not kept.all():
+            key = kept.tobytes()
+            masks[key] = kept
+            places.setdefault(key, []).append((name, dim))
+    return [Cut(mask.size, tuple(np.flatnonzero(mask).tolist()), tuple(places[key])) for key, mask in masks.items()]
+
+
+_WIDTHS = ("num_features", "num_channels", "num_parameters")
+"""Attributes of normalisations and activations that give the length of their one-dimensional tensors."""
+
+
+def _attributes(
+    graph: ChannelGraph, model: nn.Module, removed: Mask, sizes: Sequence[Count]
+) -> dict[str, dict[str, Size]]:
+    changed: dict[str, dict[str, Size]] = {}
+    for count in (*_widths(graph, model), *graph.counts, *sizes):
+        kept = int((~removed[graph.units(count.ids)]).sum())
+        name, _, index = count.attribute.removesuffix("]").partition("[")
+        before = getattr(model.get_submodule(count.module), name, None)
+        if kept == len(count.ids):
+            continue
+        if not index and before == len(count.ids):
+            changed.setdefault(count.module, {})[name] = kept
+        elif index and isinstance(before, list | tuple) and before[int(index)] == len(count.ids):
+            now = changed.setdefault(count.module, {}).get(name, tuple(before))
+            assert isinstance(now, tuple)
+            changed[count.module][name] = (*now[: int(index)], kept, *now[int(index) + 1 :])
+    return changed
+
+
+def _widths(graph: ChannelGraph, model: nn.Module) -> Iterator[Count]:
+    for (name, _), ids in graph.axes.items():
+        if len(graph.shapes[name]) == 1:
+            owner = name.rpartition(".")[0]
+            module = model.get_submodule(owner)
+            yield from (Count(owner, attribute, ids) for attribute in _WIDTHS if hasattr(module, attribute))

@@ -1,0 +1,330 @@
+"""Prune: trace, score, select, rehearse, cut, prove. The whole path from a network to a smaller one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from bnprune.channels.call import Count
+from bnprune.channels.graph import ChannelGraph
+from bnprune.channels.ids import Refusal
+from bnprune.channels.trace import trace
+from bnprune.channels.trees import as_inputs
+from bnprune.errors import ConfigError, TraceError
+from bnprune.pruning.cost import cost
+from bnprune.pruning.plan import PruningPlan, make_plan
+from bnprune.pruning.rehearsal import rehearse
+from bnprune.pruning.score import CRITERIA, Reduce, Scores
+from bnprune.pruning.select import Candidates, Constraints, Mask, by_ratio, candidates, refusals, require_prunable
+from bnprune.pruning.surgery import apply, carve, fill, named_tensors, require_bare
+from bnprune.pruning.verify import Verification, require, verify
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChange:
+    """Width of one layer before and after."""
+
+    name: str
+    kind: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What pruning did, in numbers."""
+
+    ratio_requested: float | None
+    ratio_realised: float
+    """Removed share of the prunable BatchNorm channels."""
+    channels_before: int
+    """Prunable BatchNorm channels (those of units that are neither frozen nor excluded)."""
+    channels_after: int
+    params_before: int
+    params_after: int
+    macs_before: int
+    """Multiply-accumulates for the example input as given (its batch included)."""
+    macs_after: int
+    max_relative_error: float | None
+    """Of the float64 proof; None where it was not asked for."""
+    layers: tuple[LayerChange, ...]
+    refusals: tuple[Refusal, ...]
+    notes: tuple[str, ...]
+    seconds: dict[str, float]
+    """Wall-clock seconds of "trace", "select" (with rehearsal), "surgery" and "verify"."""
+
+
+@dataclass(frozen=True)
+class PruningResult:
+    """The slim network, the plan that makes it, and the report."""
+
+    model: nn.Module
+    plan: PruningPlan
+    report: Report
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A network, followed and scored."""
+
+    graph: ChannelGraph
+    scores: Scores
+    constraints: Constraints
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A selection that has passed the rehearsal, with everything needed to carry it out."""
+
+    survey: Survey
+    chosen: Candidates
+    removed: Mask
+    plan: PruningPlan
+    hollow: nn.Module
+    """The slim network without weights."""
+    macs: int
+    """Of the slim network."""
+    seconds: float
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Why channels stay."""
+        return tuple(why for why, _ in refusals(self.survey.graph, self.survey.scores, self.chosen.kept))
+
+    @property
+    def ratio(self) -> float:
+        """Removed share of the prunable BatchNorm channels."""
+        counts = self.survey.graph.gamma_count
+        return float(counts[self.removed].sum()) / max(int(counts[self.chosen.prunable].sum()), 1)
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    ratio: float,
+    min_channels: int = 1,
+    exclude: Sequence[str] = (),
+    criterion: str = "gamma",
+    reduce: Reduce = "max",
+    proof: bool = True,
+) -> PruningResult:
+    """Prune a network by its BatchNorm scale factors (Liu et al., ICCV 2017).
+
+    Args:
+        model: Any module that runs a forward pass; it is left untouched.
+        example_inputs: A tensor (usually (1, channels, height, width)), a tuple of positional or a mapping of keyword
+            arguments of the forward pass. Values do not matter, shapes do.
+        ratio: Fraction of the prunable BatchNorm channels to remove, in (0, 1).
+        min_channels: Channels every layer keeps at least.
+        exclude: Layers whose width stays: module names, names of parents, or globs.
+        criterion: Name of the score, see `bnprune.pruning.score.CRITERIA`.
+        reduce: How the scale factors of channels that must go together become one score: "max", "mean" or "sum".
+        proof: Prove in float64 that the slim network equals the masked original.
+
+    Returns:
+        The slim network, its plan and a report.
+
+    Raises:
+        ConfigError: An argument is out of range or a pattern matches nothing.
+        PruningError: The network cannot be pruned: no BatchNorm, or everything frozen.
+        TraceError: The forward pass fails.
+        VerificationError: The proof failed; this is a bug in bnprune worth a report.
+    """
+    require_bare(model)
+    constraints = Constraints(min_channels, tuple(exclude))
+    require_options(ratio, constraints, criterion)
+    drafted = draft(model, example_inputs, survey(model, example_inputs, constraints, criterion, reduce), ratio)
+    return carry_out(drafted, model, example_inputs, request_of(ratio, constraints, criterion, reduce), proof=proof)
+
+
+def require_options(ratio: float, constraints: Constraints, criterion: str) -> None:
+    """Check arguments that need no network.
+
+    Raises:
+        ConfigError: One is out of range.
+    """
+    if not 0 < ratio < 1:  # also false for NaN
+        raise ConfigError(f"ratio: must be between 0 and 1, both excluded (got {ratio}). 0.5 removes half.")
+    if constraints.min_channels < 1:
+        raise ConfigError(f"min_channels: must be at least 1 (got {constraints.min_channels}).")
+    if criterion not in CRITERIA:
+        raise ConfigError(f"criterion: '{criterion}' is unknown. Choose one of: {', '.join(CRITERIA)}.")
+
+
+def survey(
+    model: nn.Module,
+    example_inputs: Any,
+    constraints: Constraints,
+    criterion: str = "gamma",
+    reduce: Reduce = "max",
+) -> Survey:
+    """Trace and score a network. Arguments and errors as for `prune`."""
+    started = time.perf_counter()
+    graph = trace(model, example_inputs)
+    scores = CRITERIA[criterion](graph, dict(named_tensors(model)), reduce)
+    return Survey(graph, scores, constraints, time.perf_counter() - started)
+
+
+def draft(model: nn.Module, example_inputs: Any, found: Survey, ratio: float) -> Draft:
+    """Select and rehearse until the slim network runs as expected; nothing is cut yet.
+
+    Where nothing can be pruned, nothing is selected (`Draft.chosen.prunable` is empty).
+    """
+    started = time.perf_counter()
+    inputs = as_inputs(example_inputs)
+    kept: dict[int, Refusal] = {}
+    sizes: list[Count] = []
+    barred: set[tuple[str, str]] = set()
+    while True:
+        chosen = candidates(found.graph, found.scores, found.constraints, kept)
+        removed = by_ratio(found.graph, chosen, ratio)
+        plan = make_plan(found.graph, model, removed, sizes)
+        hollow = carve(plan, model)
+        if found.graph.real:
+            hollow = fill(hollow, plan, model)
+        rehearsal = rehearse(hollow, found.graph, removed, inputs, kept, sizes, barred)
+        if rehearsal.passed:
+            return Draft(found, chosen, removed, plan, hollow, rehearsal.macs, time.perf_counter() - started)
+        if not rehearsal.kept and not rehearsal.sizes:
+            if not sizes:
+                site, what = rehearsal.misses[0]
+                raise TraceError(f"{site or 'the network'}: the slim network does not run as expected: {what}")
+            barred |= {(size.module, size.attribute) for size in sizes}  # they were no sizes after all
+            sizes = []
+        kept |= rehearsal.kept
+        sizes += rehearsal.sizes
+
+
+def carry_out(
+    drafted: Draft, model: nn.Module, example_inputs: Any, requested: Mapping[str, Any], *, proof: bool = True
+) -> PruningResult:
+    """Cut the network as drafted and prove the result.
+
+    Raises:
+        PruningError: Nothing can be pruned.
+        VerificationError: The proof failed.
+    """
+    require_prunable(drafted.survey.graph, drafted.chosen)
+    plan = describe_plan(drafted, requested)
+    started = time.perf_counter()
+    slim = drafted.hollow if drafted.survey.graph.real else fill(drafted.hollow, plan, model)
+    cut = time.perf_counter()
+    verification: Verification | None = None
+    if proof:
+        verification = verify(model, slim, plan, as_inputs(example_inputs))
+        require(verification)
+    seconds = {
+        "trace": drafted.survey.seconds,
+        "select": drafted.seconds,
+        "surgery": cut - started,
+        "verify": time.perf_counter() - cut,
+    }
+    return PruningResult(slim, plan, make_report(drafted, plan, model, verification, seconds))
+
+
+def request_of(
+    ratio: float, constraints: Constraints, criterion: str = "gamma", reduce: Reduce = "max"
+) -> dict[str, Any]:
+    """Return what was asked for, as the plan records it."""
+    requested: dict[str, Any] = {
+        "ratio": ratio,
+        "criterion": criterion,
+        "reduce": reduce,
+        "min_channels": constraints.min_channels,
+    }
+    if constraints.exclude:
+        requested["exclude"] = list(constraints.exclude)
+    return requested
+
+
+def replay(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> PruningResult:
+    """Apply a plan made earlier, and prove the result.
+
+    Raises:
+        PruningError: The plan was made for another network.
+        VerificationError: The proof failed.
+    """
+    started = time.perf_counter()
+    slim = apply(plan, model)
+    cut = time.perf_counter()
+    verification = verify(model, slim, plan, as_inputs(example_inputs))
+    require(verification)
+    before, after = cost(model, example_inputs), cost(slim, example_inputs)
+    widths = _widths(model), _widths(slim)
+    return PruningResult(
+        slim,
+        plan,
+        Report(
+            ratio_requested=plan.requested.get("ratio"),
+            ratio_realised=float(plan.realised.get("ratio", 0.0)),
+            channels_before=before.channels,
+            channels_after=after.channels,
+            params_before=before.params,
+            params_after=after.params,
+            macs_before=before.macs,
+            macs_after=after.macs,
+            max_relative_error=verification.max_relative_error,
+            layers=tuple(
+                LayerChange(name, kind, width, widths[1][name][1]) for name, (kind, width) in widths[0].items()
+            ),
+            refusals=plan.refusals,
+            notes=(),
+            seconds={"surgery": cut - started, "verify": time.perf_counter() - cut},
+        ),
+    )
+
+
+def _widths(model: nn.Module) -> dict[str, tuple[str, int]]:
+    """Kind and output width of every layer that has one, by module name."""
+    found = {}
+    for name, module in model.named_modules():
+        for kind, attribute in (("conv", "out_channels"), ("linear", "out_features"), ("norm", "num_features")):
+            if isinstance(getattr(module, attribute, None), int):
+                found[name] = kind, int(getattr(module, attribute))
+    return found
+
+
+def describe_plan(drafted: Draft, requested: Mapping[str, Any]) -> PruningPlan:
+    """Return the draft's plan with what was asked for, what came of it, and the refusals."""
+    return replace(
+        drafted.plan,
+        requested=dict(requested),
+        realised={"ratio": drafted.ratio},
+        refusals=drafted.refusals,
+    )
+
+
+def make_report(
+    drafted: Draft,
+    plan: PruningPlan,
+    model: nn.Module,
+    verification: Verification | None,
+    seconds: Mapping[str, float],
+) -> Report:
+    """Sum up what a draft does."""
+    graph, removed = drafted.survey.graph, drafted.removed
+    before = int(graph.gamma_count[drafted.chosen.prunable].sum())
+    return Report(
+        ratio_requested=plan.requested.get("ratio"),
+        ratio_realised=drafted.ratio,
+        channels_before=before,
+        channels_after=before - int(graph.gamma_count[removed].sum()),
+        params_before=sum(p.numel() for p in model.parameters()),
+        params_after=sum(p.numel() for p in drafted.hollow.parameters()),
+        macs_before=sum(record.macs for record in graph.traces["eval"]),
+        macs_after=drafted.macs,
+        max_relative_error=None if verification is None else verification.max_relative_error,
+        layers=tuple(
+            LayerChange(layer.name, layer.kind, len(layer.ids), int((~removed[graph.units(layer.ids)]).sum()))
+            for layer in graph.layers
+        ),
+        refusals=plan.refusals,
+        notes=graph.notes,
+        seconds=dict(seconds),
+    )

@@ -1,0 +1,312 @@
+"""The rehearsal: run the slim network on meta tensors and compare every operator with the trace.
+
+What the trace could not know shows here: a literal `view(-1, 512)`, hard-coded head counts, `split([8, 8])`, a scale
+computed from a width. Channels that enter such an operator are kept, with a reason that names it. An operator that
+fails is replaced by an empty tensor of the expected shape, so that one rehearsal finds all of them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bnprune.channels.call import Count
+from bnprune.channels.facets import Facet, varying
+from bnprune.channels.graph import ChannelGraph, Record
+from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
+from bnprune.channels.kernels import run_kernel
+from bnprune.channels.macs import macs_of
+from bnprune.channels.trace import module_stack, numbers_in, set_mode, untouched
+from bnprune.channels.trees import Inputs, map_tensors, operands
+from bnprune.pruning.select import Mask
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What one rehearsal showed."""
+
+    macs: int
+    """MACs of the slim network in eval mode."""
+    kept: dict[int, Refusal]
+    """Further units that must stay after all."""
+    sizes: tuple[Count, ...]
+    """Attributes that seem to hold a size which must shrink; try them before giving the channels up."""
+
+    misses: tuple[tuple[str, str], ...]
+    """(module, what differed) of every operator that did not do as expected."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the slim network ran as expected."""
+        return not self.misses
+
+
+def rehearse(
+    slim: nn.Module,
+    graph: ChannelGraph,
+    removed: Mask,
+    inputs: Inputs,
+    kept: Mapping[int, Refusal],
+    sizes: Sequence[Count] = (),
+    barred: Collection[tuple[str, str]] = (),
+) -> Rehearsal:
+    """Run a slim network once per traced mode and compare it with the trace.
+
+    Args:
+        slim: The slim network; on the meta device unless `graph.real`.
+        graph: The trace of the original.
+        removed: Whether each unit was removed, shape (units,).
+        inputs: The inputs of the trace.
+        kept: Units that stay already, beyond those the graph freezes.
+        sizes: Attributes that were changed on suspicion in this slim network.
+
+        barred: Attributes that must not be changed.
+    """
+    device = None if graph.real else "meta"
+    args, kwargs = map_tensors(lambda t: t.to(device or t.device), inputs)
+    found: dict[int, Refusal] = {}
+    mends: dict[tuple[str, str], Count] = {}
+    known = {(size.module, size.attribute) for size in sizes} | set(barred)
+    misses: list[tuple[str, str]] = []
+    macs = {}
+    for mode, records in graph.traces.items():
+        stage = _Stage(graph, records, removed, {*kept, *found}, Attributes(slim, known))
+        with untouched(slim), module_stack(slim) as stage.stack, torch.no_grad():
+            set_mode(slim, training=mode == "train")
+            try:
+                with stage:
+                    slim(*args, **kwargs)
+            except Exception as error:  # noqa: BLE001 - the Python code of the model noticed the smaller widths
+                stage.stop(error)
+        stage.finish()
+        found.update(stage.kept)
+        mends.update(stage.mends)
+        misses += stage.misses
+        macs[mode] = stage.macs
+    return Rehearsal(macs["eval"], found, tuple(mends.values()), tuple(misses))
+
+
+class _Stage(TorchDispatchMode):
+    """Compares operator calls with their records, matched by module and operator in order."""
+
+    def __init__(
+        self, graph: ChannelGraph, records: Iterable[Record], removed: Mask, settled: set[int], attributes: Attributes
+    ) -> None:
+        super().__init__()
+        self.graph = graph
+        self.removed = removed
+        self.settled = settled
+        self.attributes = attributes
+        self.mends: dict[tuple[str, str], Count] = {}
+        self._mended: dict[tuple[str, str], tuple[Record, str]] = {}
+        self.stack = [""]
+        self.kept: dict[int, Refusal] = {}
+        self.misses: list[tuple[str, str]] = []
+        self.macs = 0
+        self._expected: dict[tuple[str, str], deque[Record]] = defaultdict(deque)
+        self._sizes: dict[int, dict[int, int] | None] = {}
+        self._past: list[Record] = []
+        for record in records:
+            self._expected[record.site, record.op].append(record)
+
+    def __torch_dispatch__(
+        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        queue = self._expected[self.stack[-1], func.name()]
+        record = queue.popleft() if queue else None
+        try:
+            output = run_kernel(func, args, kwargs, meta=not self.graph.real)
+        except Exception as error:
+            if record is None:
+                raise
+            self._miss(record, f"relies on a fixed size: {_first_line(error)}")
+            return self._stand_in(record, args)
+        self.macs += macs_of(func, args, kwargs, output)
+        if record is not None:
+            self._past.append(record)
+            output = self._compare(record, func, args, output)
+        return output
+
+    def _compare(self, record: Record, func: torch._ops.OpOverload, args: tuple[Any, ...], output: Any) -> Any:
+        if torch.Tag.pointwise in func.tags and numbers_in(args) != record.numbers:
+            self._miss(record, "depends on the number of channels")
+        got = operands((output,), {})
+        for tensor, (shape, facets) in zip(got, record.outputs, strict=False):
+            expected = self._shape(shape, facets)
+            if expected is None:
+                self._miss(record, "is split into parts of different sizes")
+                return self._stand_in(record, args)
+            if facets and not self.graph.real and tuple(tensor.shape) != expected:
+                self._miss(record, f"relies on a fixed size: expected {expected}, got {tuple(tensor.shape)}")
+                return self._stand_in(record, args)
+        return output
+
+    def _shape(self, shape: tuple[int, ...], facets: Iterable[Facet]) -> tuple[int, ...] | None:
+        """Expected shape after the cut; None where what is left is not a full block."""
+        sizes = list(shape)
+        for facet in facets:
+            if id(facet) not in self._sizes:
+                self._sizes[id(facet)] = self._kept_sizes(facet)
+            kept = self._sizes[id(facet)]
+            if kept is None:
+                return None
+            for dim, size in kept.items():
+                sizes[dim] = size
+        return tuple(sizes)
+
+    def _kept_sizes(self, facet: Facet) -> dict[int, int] | None:
+        mask = ~self.removed[self.graph.units(facet.numpy())]
+        dims = varying(facet)
+        lines = {dim: mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim)) for dim in dims}
+        sizes = {dim: int(line.sum()) for dim, line in lines.items()}
+        return sizes if int(mask.sum()) == int(np.prod(list(sizes.values()), dtype=np.int64)) else None
+
+    def _stand_in(self, record: Record, args: tuple[Any, ...]) -> Any:
+        like = [*operands(args, {}), torch.empty(0, device=None if self.graph.real else "meta")]
+        made = [like[0].new_zeros(self._shape(shape, facets) or shape) for shape, facets in record.outputs]
+        return made[0] if len(made) == 1 and not record.listed else made
+
+    def _miss(self, record: Record, reason: str) -> None:
+        """An operator did not do as expected: change the attribute that holds its size, or keep its channels."""
+        self.misses.append((record.site, f"{record.op} {reason}"))
+        mends = self.attributes.holding(record.site, self._shrunk(record), _parts(record))
+        contested = [other for mend in mends for other in self._contested(mend)]
+        if not mends or contested:
+            for other in (*contested, (record, reason)):
+                self._keep(*other)
+            return
+        for mend in mends:
+            self.mends[mend.module, mend.attribute] = mend
+            self._mended[mend.module, mend.attribute] = record, reason
+
+    def _contested(self, mend: Count) -> list[tuple[Record, str]]:
+        """One attribute cannot hold two sizes: withdraw it, and return the operator that wanted another one."""
+        key = mend.module, mend.attribute
+        other = self.mends.get(key)
+        if other is None or self._count(other.ids) == self._count(mend.ids):
+            return []
+        del self.mends[key]
+        self.attributes.known.add(key)
+        return [self._mended[key]]
+
+    def _count(self, ids: Ids) -> int:
+        return int((~self.removed[self.graph.units(ids)]).sum())
+
+    def _keep(self, record: Record, reason: str) -> None:
+        why = Refusal(
+            record.site,
+            f"{reason} ({record.op})",
+            "compute sizes from the tensor's shape in forward(), or exclude the layers before it",
+        )
+        facets = record.inputs or tuple(f for _, facets in record.outputs for f in facets)
+        for facet in facets:
+            for unit in np.unique(self.graph.units(facet.numpy())).tolist():
+                if unit != NO_CHANNEL and unit not in self.settled and self.graph.frozen[unit] is None:
+                    self.kept.setdefault(unit, why)
+
+    def _shrunk(self, record: Record) -> list[Ids]:
+        """Channel ids along every dimension of the operator's tensors that is smaller now, whole tensors first."""
+        facets = [*record.inputs, *(facet for _, facets in record.outputs for facet in facets)]
+        lines = [line for facet in facets for line in _lines(facet)]
+        counted = [count.ids for count in self.graph.counts if count.module == record.site]
+        return [ids for ids in (*lines, *counted) if self.removed[self.graph.units(ids)].any()]
+
+    def stop(self, error: Exception) -> None:
+        """The forward pass raised outside an operator: keep what entered the last operator before it."""
+        for record in reversed(self._past):  # the nearest operator that saw channels that may still go
+            if self.kept or self.mends:
+                break
+            self._miss(record, f"is followed by code that relies on a fixed size: {_first_line(error)}")
+        if not self._past:
+            self.misses.append(("", f"{type(error).__name__}: {_first_line(error)}"))
+        self._expected.clear()
+
+    def finish(self) -> None:
+        """Keep channels whose operators the slim network did not call at all."""
+        for queue in self._expected.values():
+            for record in queue:
+                if record.inputs and not self.graph.real:
+                    self._miss(record, "is not called in the slim network: the code branches on a size")
+
+
+class Attributes:
+    """Integers that modules keep, which may be sizes."""
+
+    def __init__(self, model: nn.Module, known: set[tuple[str, str]]) -> None:
+        self.modules = dict(model.named_modules())
+        self.known = known
+
+    def holding(self, site: str, sizes: Sequence[Ids], parts: Sequence[Ids]) -> list[Count]:
+        """Return attributes of a module, or else of its parent, whose value is one of these sizes before the cut.
+
+        A list of the sizes of all `parts` of a split, in order, is preferred.
+        """
+        listed = self._list_of(site, parts)
+        if listed:
+            return listed
+        by_size: dict[int, Ids] = {}
+        for ids in sizes:
+            by_size.setdefault(len(ids), ids)
+        for name in (site, site.rpartition(".")[0]):
+            module = self.modules.get(name)
+            found = (
+                []
+                if module is None
+                else [
+                    Count(name, attribute, by_size[value])
+                    for attribute, value in _integers(module)
+                    if value in by_size and (name, attribute) not in self.known
+                ]
+            )
+            if found:
+                return found
+        return []
+
+    def _list_of(self, site: str, parts: Sequence[Ids]) -> list[Count]:
+        sizes = [len(ids) for ids in parts]
+        for name, value in vars(self.modules[site]).items() if site in self.modules and parts else ():
+            if isinstance(value, list | tuple) and list(value) == sizes and (site, f"{name}[0]") not in self.known:
+                return [Count(site, f"{name}[{index}]", ids) for index, ids in enumerate(parts)]
+        return []
+
+
+def _parts(record: Record) -> list[Ids]:
+    """Channel ids of each part of a split, along the dimension that is split."""
+    if "split" not in record.op:
+        return []
+    lines = [next((line for facet in facets for line in _lines(facet)), None) for _, facets in record.outputs]
+    return [line for line in lines if line is not None]
+
+
+def _integers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    for name, value in vars(module).items():
+        if isinstance(value, int) and not isinstance(value, bool) and value > 1 and not name.startswith("_"):
+            yield name, value
+        elif isinstance(value, list | tuple):
+            yield from (
+                (f"{name}[{index}]", item)
+                for index, item in enumerate(value)
+                if isinstance(item, int) and not isinstance(item, bool) and item > 1
+            )
+
+
+def _lines(facet: Facet) -> Iterator[Ids]:
+    """Channel ids along each dimension of a facet, taken at the start of the others."""
+    for dim in varying(facet):
+        line = facet
+        for other in varying(facet):
+            if other != dim:
+                line = line.narrow(other, 0, 1)
+        yield line.reshape(-1).numpy()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:160]

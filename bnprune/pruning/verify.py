@@ -1,0 +1,230 @@
+"""The proof: in float64, the slim network equals the original with the removed slices set to zero."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bnprune.channels.trace import set_mode
+from bnprune.channels.trees import Inputs, map_tensors, tensors
+from bnprune.errors import VerificationError
+from bnprune.pruning.plan import PruningPlan
+from bnprune.pruning.surgery import apply, fill, named_tensors
+
+TOLERANCE = 1e-9
+"""Largest relative difference a float64 proof may show. Correct surgery gives about 1e-15."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The outcome of a proof."""
+
+    max_relative_error: float
+    """max |slim - masked| / max |masked|, over all floating-point outputs."""
+    passed: bool
+    first_difference: str | None = None
+    """Name of the first module whose output differs; None where the proof holds."""
+
+
+def verify(model: nn.Module, slim: nn.Module, plan: PruningPlan, inputs: Inputs, *, seed: int = 0) -> Verification:
+    """Compare the slim network with the masked original: removed rows, γ, β, statistics and columns are zero.
+
+    Every tensor of the slim network must be, value for value, the slice the plan keeps. Then both run in float64 and
+    eval mode on the same random input (floating-point tensors of `inputs` are replaced by standard normal noise of the
+    same shape), twice: as they are, and enlivened. The second time, BatchNorms normalise by the batch with fresh scale
+    factors, the same for both networks, because in a sparse network a wrong cut could hide behind layers that carry
+    next to nothing.
+    """
+    foreign = _foreign_tensor(model, slim, plan)
+    if foreign is not None:
+        return Verification(float("inf"), passed=False, first_difference=foreign)
+    noise = _noise(inputs, seed)
+    original, small = copy.deepcopy(model).double(), copy.deepcopy(slim).double()
+    worst = 0.0
+    for lively in (False, True):
+        if lively:
+            original = _enliven(copy.deepcopy(model).double(), seed)
+            small = fill(small, plan, original)
+        masked = mask(original, plan)
+        error = relative_error(run(masked, noise, seed, lively=lively), run(small, noise, seed, lively=lively))
+        worst = max(worst, error)
+        if worst > TOLERANCE:
+            where = _first_difference(masked, small, plan, noise, seed, lively=lively)
+            return Verification(worst, passed=False, first_difference=where)
+    return Verification(worst, passed=True)
+
+
+def _foreign_tensor(model: nn.Module, slim: nn.Module, plan: PruningPlan) -> str | None:
+    """Name a tensor of the slim network that is not the slice of the original it should be."""
+    expected = dict(named_tensors(apply(plan, model)))
+    got = dict(named_tensors(slim))
+    if expected.keys() != got.keys():
+        return sorted(expected.keys() ^ got.keys())[0]
+    return next((name for name, tensor in expected.items() if not _same(tensor, got[name])), None)
+
+
+def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    return bool(((left == right) | (left != left) & (right != right)).all())  # NaN equals NaN here
+
+
+def _enliven(model: nn.Module, seed: int) -> nn.Module:
+    """Give every BatchNorm scale factors around 1 and small shifts, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if getattr(module, "running_mean", None) is None and not isinstance(module, nn.modules.batchnorm._NormBase):
+                continue
+            for tensor, center in ((getattr(module, "weight", None), 1.0), (getattr(module, "bias", None), 0.0)):
+                if isinstance(tensor, torch.Tensor):
+                    drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+                    tensor.copy_(center + drawn - 0.5)
+    return model
+
+
+def require(verification: Verification) -> None:
+    """Raise if a proof failed.
+
+    Raises:
+        VerificationError: With the first module that differs.
+    """
+    if not verification.passed:
+        raise VerificationError(
+            "the slim network does not equal the masked original: relative error "
+            f"{verification.max_relative_error:.2e} (allowed {TOLERANCE:.0e}), first difference in "
+            f"'{verification.first_difference}'. Nothing was written. Exclude that layer "
+            "(--exclude), and please report the network."
+        )
+
+
+def mask(model: nn.Module, plan: PruningPlan) -> nn.Module:
+    """Set every slice the plan removes to zero, in place."""
+    named = dict(named_tensors(model))
+    with torch.no_grad():
+        for cut in plan.cuts:
+            removed = torch.tensor(cut.removed)
+            for name, dim in cut.at:
+                named[name].index_fill_(dim, removed.to(named[name].device), 0)
+    return model
+
+
+def run(model: nn.Module, inputs: Inputs, seed: int = 0, *, lively: bool = False) -> list[torch.Tensor]:
+    """Run a network in eval mode and float64; return its output tensors.
+
+    With `lively`, BatchNorms use the statistics of the batch (where it has more than one value per channel).
+    """
+    args, kwargs = inputs
+    set_mode(model, training=False)
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _double_defaults(), _Double(lively):
+        torch.manual_seed(seed)
+        return list(tensors(model(*args, **kwargs)))
+
+
+def relative_error(expected: list[torch.Tensor], got: list[torch.Tensor]) -> float:
+    """Return the largest difference relative to the largest magnitude of its output; inf where shapes differ."""
+    if [t.shape for t in expected] != [t.shape for t in got]:
+        return float("inf")
+    worst = 0.0
+    for reference, tensor in zip(expected, got, strict=True):
+        if reference.numel() == 0:
+            continue
+        if not reference.is_floating_point():
+            worst = max(worst, float((reference != tensor).any()))
+            continue
+        scale = reference.abs().max()
+        difference = (reference - tensor).abs().max() / torch.where(scale > 0, scale, 1)
+        worst = max(worst, float(torch.nan_to_num(difference, nan=float("inf"))))
+    return worst
+
+
+def _noise(inputs: Inputs, seed: int) -> Inputs:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
+
+    noise: Inputs = map_tensors(draw, inputs)
+    return noise
+
+
+@contextmanager
+def _double_defaults() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class _Double(TorchDispatchMode):
+    """Turns casts to lower precision, which models write down as literals, into casts to float64."""
+
+    def __init__(self, lively: bool) -> None:
+        super().__init__()
+        self.lively = lively
+
+    def __torch_dispatch__(
+        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        dtype = kwargs.get("dtype")
+        if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+            kwargs = {**kwargs, "dtype": torch.float64}
+        if self.lively and func is torch.ops.aten.native_batch_norm.default and not args[5]:
+            args = _with_batch_statistics(*args)
+        return func(*args, **kwargs)
+
+
+def _with_batch_statistics(x: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any) -> tuple[Any, ...]:
+    dims = [dim for dim in range(x.dim()) if dim != 1]
+    if x.numel() > x.shape[1]:
+        mean, var = x.mean(dims), x.var(dims, correction=0)
+    return x, weight, bias, mean, var, *rest
+
+
+def _first_difference(
+    masked: nn.Module, slim: nn.Module, plan: PruningPlan, inputs: Inputs, seed: int, *, lively: bool
+) -> str:
+    """Name the first module whose output, without the removed channels, differs."""
+    expected, got = _outputs(masked, inputs, seed, lively), _outputs(slim, inputs, seed, lively)
+    removed = {name.rpartition(".")[0]: cut for cut in plan.cuts for name, dim in cut.at if dim == 0}
+    for name, reference in expected.items():
+        cut = removed.get(name)
+        kept = reference
+        if cut is not None and reference.dim() > 1 and reference.shape[1] == cut.size:
+            kept = reference.index_select(1, torch.tensor(cut.keep, device=reference.device))
+        if name not in got:
+            return name
+        if kept.shape == got[name].shape and relative_error([kept], [got[name]]) > TOLERANCE:
+            return name
+    return "output"
+
+
+def _outputs(model: nn.Module, inputs: Inputs, seed: int, lively: bool) -> dict[str, torch.Tensor]:
+    outputs: dict[str, torch.Tensor] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if not any(module.children()):
+
+            def keep(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
+                if isinstance(output, torch.Tensor):
+                    outputs.setdefault(name, output.detach().clone())
+
+            hooks.append(module.register_forward_hook(keep))
+    try:
+        run(model, inputs, seed, lively=lively)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs

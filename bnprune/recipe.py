@@ -1,0 +1,221 @@
+"""Reading recipes: YAML with line numbers, `key=value` overrides, and every problem reported at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from bnprune.config import PipelineConfig
+from bnprune.errors import ConfigError
+
+KeyPath = tuple[str, ...]
+Origins = dict[KeyPath, str]
+"""Where each key was written: "configs/c10.yaml:14" or "command line"."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people expect it: `1e-4` is a number, only `true` and `false` are booleans, dates are text."""
+
+
+_NUMBER = re.compile(
+    r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+"
+    r"|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+_REPLACED = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_REPLACED[0], re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(_REPLACED[1], _NUMBER, list("-+0123456789."))
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
+    """Read a recipe, apply `key=value` overrides and check everything.
+
+    Raises:
+        ConfigError: With every problem: file, line, key, what was got, and the nearest valid name.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: there is no such file. `bnprune init --list` lists the recipes.") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not a text file.") from error
+    data, origins, problems = parse(text, str(path))
+    problems += override(data, origins, overrides)
+    return check(data, origins, problems)
+
+
+def parse(text: str, name: str) -> tuple[dict[str, Any], Origins, list[str]]:
+    """Return the data of a YAML mapping, where each key stands, and the keys given twice.
+
+    Raises:
+        ConfigError: The text is not YAML, or not a mapping.
+    """
+    try:
+        node = yaml.compose(text, _Loader)
+        data = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        what = getattr(error, "problem", None) or str(error).split("\n")[0]
+        raise ConfigError(f"{name}{line}: is not YAML: {what}.") from error
+    if data is None:
+        raise ConfigError(f"{name}: is empty. `bnprune init` writes a recipe to start from.")
+    if not isinstance(data, dict):
+        raise ConfigError(f"{name}:1: expected keys such as 'model:' and 'data:', got {_shown(data)}.")
+    origins: Origins = {}
+    problems = list(_walk(node, (), name, origins))
+    return data, origins, problems
+
+
+def _walk(node: yaml.Node | None, path: KeyPath, name: str, origins: Origins) -> Iterator[str]:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key_node, value_node in node.value:
+        key = (*path, str(key_node.value))
+        place = f"{name}:{key_node.start_mark.line + 1}"
+        if key in origins:
+            yield f"{place}: {'.'.join(key)}: is given twice (first in line {origins[key].rpartition(':')[2]})."
+        origins[key] = place
+        yield from _walk(value_node, key, name, origins)
+
+
+def override(data: dict[str, Any], origins: Origins, overrides: Sequence[str]) -> list[str]:
+    """Apply `a.b=value` in place, the value read as YAML; return what is wrong with them."""
+    problems = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        path = tuple(part.strip() for part in key.split("."))
+        if not equals or not all(path):
+            problems.append(f"command line: '{text}': expected key=value, such as train.lr=0.05.")
+            continue
+        try:
+            parsed = yaml.load(value, _Loader)
+        except yaml.YAMLError:
+            problems.append(f"command line: {key}: '{value}' is not a YAML value.")
+            continue
+        section = data
+        for part in path[:-1]:
+            inner = section.get(part)
+            if not isinstance(inner, dict):
+                inner = section[part] = {}
+            section = inner
+        section[path[-1]] = parsed
+        for depth in range(1, len(path) + 1):
+            origins.setdefault(path[:depth], "command line")
+        origins[path] = "command line"
+    return problems
+
+
+def amend(config: PipelineConfig, overrides: Sequence[str]) -> PipelineConfig:
+    """Apply `key=value` overrides to a configuration.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    data = as_data(config)
+    origins: Origins = {}
+    problems = override(data, origins, overrides)
+    return check(data, origins, problems)
+
+
+def as_data(config: PipelineConfig) -> dict[str, Any]:
+    """Return a configuration as plain data, as it would stand in a file."""
+    return config.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def check(data: Mapping[str, Any], origins: Origins, problems: Sequence[str] = ()) -> PipelineConfig:
+    """Validate plain data against the schema.
+
+    Raises:
+        ConfigError: With every problem found, `problems` first.
+    """
+    found = list(problems)
+    config: PipelineConfig | None = None
+    try:
+        config = PipelineConfig.model_validate(dict(data))
+    except ValidationError as error:
+        found += _described(error, origins)
+    if found or config is None:
+        raise ConfigError(summary(found), found)
+    return config
+
+
+def summary(problems: Sequence[str]) -> str:
+    """Join problems into one message."""
+    count = "" if len(problems) == 1 else f"\n{len(problems)} problems. Nothing was started."
+    return "\n".join(problems) + count
+
+
+def _described(error: ValidationError, origins: Origins) -> list[str]:
+    described: dict[KeyPath, list[str]] = {}
+    for details in error.errors(include_url=False):
+        path, section = _located(details["loc"])
+        described.setdefault(path, []).append(_problem(details, path, section))
+    lines = {}
+    for path, texts in described.items():
+        place = next((origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins), "recipe")
+        lines[f"{place}: {'.'.join(path) or 'recipe'}: {_joined(texts)}"] = _line_of(place)
+    return sorted(lines, key=lambda text: lines[text])
+
+
+def _line_of(place: str) -> tuple[bool, int]:
+    number = place.rpartition(":")[2]
+    return not number.isdigit(), int(number) if number.isdigit() else 0
+
+
+def _located(loc: Sequence[str | int]) -> tuple[KeyPath, type[BaseModel]]:
+    """Drop what pydantic adds for unions; return the key's path and the section it is in."""
+    section: type[BaseModel] = PipelineConfig
+    path: list[str] = []
+    for part in loc:
+        path.append(str(part))
+        inner = next((f.annotation for n, f in section.model_fields.items() if part in (n, f.alias)), None)
+        inner_section = next((t for t in (inner, *getattr(inner, "__args__", ())) if _is_section(t)), None)
+        if inner_section is None:
+            break
+        section = inner_section
+    return tuple(path), section
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _problem(details: ErrorDetails, path: KeyPath, section: type[BaseModel]) -> str:
+    kind, got = details["type"], _shown(details["input"])
+    if kind == "extra_forbidden":
+        names = [field.alias or name for name, field in section.model_fields.items()]
+        near = get_close_matches(path[-1], names, n=1, cutoff=0.5)
+        hint = f"Did you mean '{near[0]}'?" if near else f"Valid here: {', '.join(names)}."
+        return f"unknown key (got {got}). {hint}"
+    if kind == "missing":
+        return "is required."
+    message = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if kind == "model_type":
+        message = "must be a section of keys"
+    return f"{message} (got {got})." if kind != "value_error" else f"{message}."
+
+
+def _joined(texts: Sequence[str]) -> str:
+    if len(texts) == 1:
+        return texts[0]
+    said, got = texts[0].rpartition(" (got ")[::2]
+    others = (text.rpartition(" (got ")[0].removeprefix("must be ") for text in texts[1:])
+    return f"{' or '.join([said, *others])} (got {got}"
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

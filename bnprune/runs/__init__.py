@@ -1,0 +1,1 @@
+"""Runs on disk: directories, checkpoints, metrics, and the stages of a recipe."""

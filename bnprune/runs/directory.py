@@ -1,0 +1,216 @@
+"""The run directory: everything a run leaves behind, and what it needs to go on.
+
+::
+
+    config.yaml      the recipe, resolved: `bnprune run DIR/config.yaml` repeats the run
+    env.json         versions, devices, command line, git revision
+    metrics.jsonl    one line per epoch and stage
+    plan.json        what was pruned
+    result.json      the figures of every finished stage
+    checkpoints/     last and best of the stage that runs, and one file per finished stage
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from bnprune.config import PipelineConfig
+from bnprune.errors import CheckpointError, ConfigError, DataError
+from bnprune.recipe import as_data
+from bnprune.runs.files import plain, require_free, write_atomically, write_json, write_text
+
+STAGES = ("baseline", "train", "prune", "finetune")
+"""Stages in the order they run."""
+_PACKAGES = ("bnprune", "torch", "torchvision", "numpy", "safetensors", "pydantic", "timm", "onnx", "onnxruntime")
+
+
+class RunDirectory:
+    """A run on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.result_file = path / "result.json"
+        self.plan_file = path / "plan.json"
+        self.state_file = path / "checkpoints" / "last.state.pt"
+
+    def checkpoint(self, name: str) -> Path:
+        """Return the path of a checkpoint: "last", "best", or a stage."""
+        return self.path / "checkpoints" / f"{name}.safetensors"
+
+    # -- beginning and resuming ------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, path: Path, config: PipelineConfig, *, force: bool) -> RunDirectory:
+        """Start a new run.
+
+        Raises:
+            ConfigError: The directory is not empty and `force` is off.
+            DataError: The directory cannot be written.
+        """
+        require_free(path, force=force)
+        run = cls(path)
+        if force:
+            run._clear()
+        write_text(run.config_file, dump_config(config))
+        write_json(path / "env.json", environment())
+        return run
+
+    @classmethod
+    def resume(cls, path: Path, config: PipelineConfig) -> RunDirectory:
+        """Open a run to go on with it.
+
+        Raises:
+            ConfigError: There is no run, or its configuration differs from the one given.
+        """
+        run = cls(path)
+        try:
+            before = run.config_file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--resume: '{path}' is not a run directory (it has no config.yaml).") from error
+        after = dump_config(config)
+        if before != after:
+            changed = difflib.unified_diff(
+                before.splitlines(), after.splitlines(), "the run", "now", "", "", n=0, lineterm=""
+            )
+            shown = "\n".join(line for line in changed if not line.startswith("@@"))
+            raise ConfigError(f"--resume: the configuration has changed since '{path}' was started:\n{shown}")
+        return run
+
+    def _clear(self) -> None:
+        """Remove what an earlier run left, and nothing else."""
+        leftovers = [self.config_file, self.metrics_file, self.result_file, self.plan_file, self.state_file]
+        for file in [*leftovers, *self.path.glob("checkpoints/*.safetensors")]:
+            file.unlink(missing_ok=True)
+
+    # -- results ---------------------------------------------------------------------------------------------------
+
+    def result(self) -> dict[str, Any]:
+        """Return the figures of the finished stages; empty for a new run.
+
+        Raises:
+            CheckpointError: The file is damaged.
+        """
+        if not self.result_file.exists():
+            return {}
+        try:
+            found: dict[str, Any] = json.loads(self.result_file.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"'{self.result_file}' is damaged: {error}") from error
+        return found
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write the figures of the finished stages."""
+        write_json(self.result_file, dict(result))
+
+    def network(self) -> Path:
+        """Return the checkpoint of the last finished stage, else the last one of the stage that runs.
+
+        Raises:
+            CheckpointError: There is none yet.
+        """
+        for name in (*reversed(STAGES), "last"):
+            if self.checkpoint(name).exists():
+                return self.checkpoint(name)
+        raise CheckpointError(
+            f"'{self.path}' holds no checkpoint yet. Expected a run directory or a .safetensors file."
+        )
+
+    # -- state and metrics -----------------------------------------------------------------------------------------
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Append one line of JSON.
+
+        Raises:
+            DataError: The file cannot be written.
+        """
+        try:
+            with self.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(plain(dict(record))) + "\n")
+        except OSError as error:
+            raise DataError(f"'{self.metrics_file}' cannot be written: {error.strerror}.") from error
+
+    def save_state(self, stage: str, state: Mapping[str, Any]) -> None:
+        """Save what a stage needs to go on exactly, with the length of the metrics at this moment."""
+        size = self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
+        content = {"stage": stage, "metrics_bytes": size, **state}
+        write_atomically(self.state_file, lambda temporary: torch.save(content, temporary))
+
+    def load_state(self, stage: str) -> dict[str, Any] | None:
+        """Return the saved state of a stage, or None; metrics written after it are dropped.
+
+        Raises:
+            CheckpointError: The file is damaged.
+        """
+        if not self.state_file.exists():
+            return None
+        try:
+            content: dict[str, Any] = torch.load(self.state_file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise CheckpointError(f"'{self.state_file}' is damaged: {error}") from error
+        if content["stage"] != stage:
+            return None
+        if self.metrics_file.exists():
+            os.truncate(self.metrics_file, content["metrics_bytes"])
+        return content
+
+
+def dump_config(config: PipelineConfig) -> str:
+    """Return a recipe as YAML that reads back to the same configuration."""
+    data = as_data(config)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def environment() -> dict[str, Any]:
+    """Return what a result depends on besides its recipe."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "schema": "bnprune.env/1",
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "argv": sys.argv[1:],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "versions": versions,
+        "git": _revision(),
+    }
+
+
+def processor() -> str:
+    """Return the name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _revision() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,140 @@
+"""Where a network comes from: a run directory, a checkpoint, or `--model` with `--input`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from bnprune.config import PipelineConfig
+from bnprune.errors import CheckpointError, ConfigError
+from bnprune.models.zoo import ModelSpec, build
+from bnprune.recipe import check
+from bnprune.runs.checkpoint import Header, fit_state, load_checkpoint, read_header, read_weights
+from bnprune.runs.directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network, and everything known about it."""
+
+    model: nn.Module
+    header: Header
+    label: str
+    """What to call it in messages: the path, or the model's name."""
+
+    @property
+    def inputs(self) -> torch.Tensor:
+        """One input of zeros, for tracing.
+
+        Raises:
+            ConfigError: The shape is not known.
+        """
+        if self.header.input_shape is None:
+            raise ConfigError(f"{self.label}: the shape of its input is not known. Give it: --input 3,224,224")
+        return torch.zeros(1, *self.header.input_shape)
+
+    def config(self) -> PipelineConfig:
+        """Return the recipe the network comes from.
+
+        Raises:
+            CheckpointError: It does not come from a recipe.
+        """
+        if self.header.config is None:
+            raise CheckpointError(f"{self.label}: no recipe is stored with this network. Give one: CONFIG.yaml")
+        try:
+            return check(self.header.config, {})
+        except ConfigError as error:
+            raise CheckpointError(f"{self.label}: the stored recipe is not valid here: {error}") from error
+
+
+def open_source(
+    path: Path | None,
+    *,
+    model: str | None = None,
+    arguments: Sequence[str] = (),
+    weights: Path | None = None,
+    shape: str | None = None,
+) -> Source:
+    """Load the network the command line names.
+
+    Args:
+        path: A run directory or a checkpoint.
+        model: A name or `package.module:factory`; on its own, or to rebuild a checkpoint of a network of one's own.
+        arguments: `key=value` arguments of the model.
+        weights: Initial weights of `model`.
+        shape: Shape of one input, such as "3,224,224".
+
+    Raises:
+        ConfigError: Neither or contradictory sources, an unknown model, or a malformed shape.
+        CheckpointError: A file is missing, damaged or foreign.
+    """
+    input_shape = parse_shape(shape) if shape is not None else None
+    if path is None and model is None:
+        raise ConfigError(
+            "no network given. Name a run directory or checkpoint, or use --model NAME --input 3,224,224."
+        )
+    if path is not None and weights is not None:
+        raise ConfigError("--weights goes with --model; a checkpoint has its own weights.")
+    if path is None:
+        assert model is not None
+        return _from_model(model, arguments, weights, input_shape)
+    return _from_file(path, model, arguments, input_shape)
+
+
+def _from_model(model: str, arguments: Sequence[str], weights: Path | None, shape: tuple[int, ...] | None) -> Source:
+    spec = ModelSpec.parse(model, parse_arguments(arguments))
+    network = build(spec, "--model")
+    if weights is not None:
+        fit_state(network, read_weights(weights), f"--weights: '{weights}'")
+    return Source(network, Header(spec, input_shape=shape), model)
+
+
+def _from_file(path: Path, model: str | None, arguments: Sequence[str], shape: tuple[int, ...] | None) -> Source:
+    file = RunDirectory(path).network() if path.is_dir() else path
+    header = read_header(file)
+    dense = None
+    if model is not None:
+        given = parse_arguments(arguments) or dict(header.spec.kwargs)
+        dense = build(ModelSpec.parse(model, given), "--model")
+    network, header = load_checkpoint(file, dense)
+    if shape is not None:
+        header = Header(header.spec, header.plans, shape, header.stage, header.config, header.metrics)
+    return Source(network, header, str(path))
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Read "3,224,224" (or "3x224x224").
+
+    Raises:
+        ConfigError: The text is something else.
+    """
+    parts = text.lower().replace("x", ",").split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise ConfigError(
+            f"--input: expected the shape of one input without the batch, such as 3,224,224 (got '{text}')."
+        )
+    return tuple(int(part) for part in parts)
+
+
+def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    """Read `key=value` arguments of a model; values are YAML.
+
+    Raises:
+        ConfigError: An argument is something else.
+    """
+    parsed = {}
+    for text in arguments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"--model-arg: expected key=value, such as num_classes=10 (got '{text}').")
+        try:
+            parsed[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--model-arg: '{value}' is not a YAML value.") from error
+    return parsed

@@ -1,0 +1,50 @@
+"""A pruning report as plain data, the same in `prune --json` and in a run's result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bnprune.pruning.prune import Report
+from bnprune.pruning.verify import TOLERANCE
+
+PRUNE_SCHEMA = "bnprune.prune/1"
+
+
+def describe(report: Report) -> dict[str, Any]:
+    """Return what pruning did: requested and realised, layer by layer, with every refusal."""
+    error = report.max_relative_error
+    return {
+        "ratio": {"requested": report.ratio_requested, "realised": report.ratio_realised},
+        "verification": {
+            "max_relative_error": error,
+            "tolerance": TOLERANCE,
+            "passed": None if error is None else error <= TOLERANCE,
+        },
+        "pruned": {
+            "channels": {"before": report.channels_before, "after": report.channels_after},
+            "params": {"before": report.params_before, "after": report.params_after},
+            "macs": {"before": report.macs_before, "after": report.macs_after},
+        },
+        "layers": [
+            {"name": layer.name, "kind": layer.kind, "before": layer.before, "after": layer.after}
+            for layer in report.layers
+        ],
+        "refusals": [{"site": r.site, "reason": r.reason, "fix": r.fix} for r in report.refusals],
+        "notes": list(report.notes),
+        "steps_seconds": {name: round(seconds, 4) for name, seconds in report.seconds.items()},
+    }
+
+
+def describe_prune(report: Report) -> dict[str, Any]:
+    """Return the document of `prune --json`."""
+    data = describe(report)
+    pruned = data.pop("pruned")
+    steps = data.pop("steps_seconds")
+    return {
+        "schema": PRUNE_SCHEMA,
+        "ratio": data.pop("ratio"),
+        **pruned,
+        "verification": data.pop("verification"),
+        **data,
+        "seconds": {**steps, "total": round(sum(report.seconds.values()), 4)},
+    }

@@ -1,0 +1,111 @@
+"""What a training stage leaves behind while it runs: metrics, checkpoints, state, and lines for the display."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from torch import nn
+
+from bnprune.config import OptimisationConfig, SparsityConfig
+from bnprune.runs.checkpoint import Header, save_checkpoint
+from bnprune.runs.directory import RunDirectory
+from bnprune.training.loop import EpochRecord, State
+from bnprune.training.sparsity import GammaStatistics, gamma_statistics, scale_factors
+
+_SAVE_EVERY_S = 600.0
+"""Within an epoch, the state is saved this often."""
+
+
+class Display(Protocol):
+    """Where a run shows what it does."""
+
+    def begin(self, stage: str, epochs: int, note: str) -> None:
+        """Open a stage; 0 epochs where it is not a training."""
+        ...
+
+    def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        """Show progress within an epoch."""
+        ...
+
+    def epoch(self, record: EpochRecord, epochs: int, gamma: GammaStatistics | None) -> None:
+        """Show a finished epoch."""
+        ...
+
+    def end(self, stage: str, figures: Mapping[str, Any]) -> None:
+        """Close a stage."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Show a line."""
+        ...
+
+
+class Tracker:
+    """The `Log` of a training stage."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        display: Display,
+        stage: str,
+        config: OptimisationConfig,
+        header: Header,
+        sparsity: SparsityConfig | None,
+    ) -> None:
+        self.directory = directory
+        self.display = display
+        self.stage = stage
+        self.config = config
+        self.header = header
+        self.sparsity = sparsity if sparsity and sparsity.penalty != "none" else None
+        self.seconds = 0.0
+        """Spent in this stage by earlier, interrupted runs."""
+        self._started = time.monotonic()
+        self._saved = self._started
+
+    def on_step(self, state: State, steps: int, loss: float) -> None:
+        """Show progress; save now and then within long epochs."""
+        self.display.step(state.progress.epoch, state.progress.step, steps, loss)
+        if time.monotonic() - self._saved > _SAVE_EVERY_S:
+            self.on_stop(state)
+
+    def on_epoch(self, record: EpochRecord, state: State) -> None:
+        """Write metrics and checkpoints; the state last, so that a crash in between repeats the epoch."""
+        gamma = self._gamma(state.model)
+        metrics = {"top1": record.validation.top1, "loss": record.validation.loss, "epoch": record.epoch}
+        self.directory.append_metrics(self._line(record, gamma))
+        header = replace(self.header, metrics=metrics)
+        save_checkpoint(self.directory.checkpoint("last"), state.model, header)
+        if record.is_best:
+            save_checkpoint(self.directory.checkpoint("best"), state.model, header)
+        self.on_stop(state)
+        self.display.epoch(record, self.config.epochs, gamma)
+
+    def on_stop(self, state: State) -> None:
+        """Save what it takes to go on exactly from here."""
+        self._saved = time.monotonic()
+        spent = self.seconds + self._saved - self._started
+        self.directory.save_state(self.stage, {**state.to_dict(), "seconds": spent})
+
+    def gamma_figures(self, model: nn.Module) -> dict[str, Any]:
+        """Return what has become of the scale factors, for the result."""
+        gamma = self._gamma(model)
+        return {} if gamma is None else {"below": gamma.below, "split": gamma.split, "quantiles": list(gamma.quantiles)}
+
+    def _gamma(self, model: nn.Module) -> GammaStatistics | None:
+        return gamma_statistics(scale_factors(model), self.sparsity.epsilon) if self.sparsity else None
+
+    def _line(self, record: EpochRecord, gamma: GammaStatistics | None) -> dict[str, Any]:
+        line: dict[str, Any] = {
+            "stage": self.stage,
+            "epoch": record.epoch,
+            "lr": record.lr,
+            "train": {"loss": record.train.loss, "top1": record.train.top1},
+            "validation": {"loss": record.validation.loss, "top1": record.validation.top1},
+        }
+        if gamma is not None:
+            line["gamma"] = {"quantiles": list(gamma.quantiles), "below": gamma.below, "split": gamma.split}
+        return line

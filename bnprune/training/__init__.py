@@ -1,0 +1,1 @@
+"""Training: the loop, the γ penalties, evaluation and recalibration."""

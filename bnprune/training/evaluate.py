@@ -1,0 +1,55 @@
+"""Accuracy and loss of a network on a split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bnprune.data.splits import Split
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well a network does on a split."""
+
+    loss: float
+    """Mean cross-entropy."""
+    top1: float
+    """Share of images classified correctly, in [0, 1]."""
+    count: int
+    """Images evaluated."""
+
+
+def evaluate(model: nn.Module, split: Split, device: torch.device, batch_size: int = 256) -> Score:
+    """Evaluate in eval mode, every image once; the model's mode is restored."""
+    training = model.training
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    try:
+        with torch.no_grad():
+            for images, labels in split.serve(torch.arange(len(split)).split(batch_size), device):
+                logits = logits_of(model(images)).float()
+                total += F.cross_entropy(logits, labels, reduction="sum")
+                correct += (logits.argmax(1) == labels).sum()
+    finally:
+        model.train(training)
+    count = len(split)
+    return Score(float(total) / count, int(correct) / count, count)
+
+
+def logits_of(output: object) -> torch.Tensor:
+    """Return the class scores of whatever a classifier returns: a tensor, or the first of several outputs."""
+    while not isinstance(output, torch.Tensor):
+        if isinstance(output, dict):
+            output = output.get("logits", output.get("out", next(iter(output.values()))))
+        elif hasattr(output, "logits"):
+            output = output.logits
+        elif isinstance(output, tuple | list) and output:
+            output = output[0]
+        else:
+            raise TypeError(f"expected class scores from the network, got {type(output).__name__}")
+    return output

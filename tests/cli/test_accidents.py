@@ -1,0 +1,235 @@
+"""What happens to a run from outside: a full disk, a loss that is not finite, Ctrl-C, a failed proof, a bug."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bnprune.errors import CheckpointError
+from bnprune.pruning.surgery import fill
+from tests.cli.harness import CHAIN, bnprune, document, done, read_json, refusal, spawn, tensor_bytes, write
+
+# -- a full disk ------------------------------------------------------------------------------------------------------
+
+
+def full_disk(_: Any, path: Path, *__: Any) -> None:
+    Path(path).write_bytes(b"the first few bytes")
+    raise OSError(28, "No space left on device")
+
+
+@pytest.fixture
+def slim(trained: Path, here: Path) -> Path:
+    """A checkpoint in the current folder."""
+    done("prune", trained, "--ratio", "0.25", "--out", "slim.safetensors")
+    return here / "slim.safetensors"
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_as_it_was(
+    slim: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bnprune.runs.checkpoint.save_file", full_disk)
+    message = refusal(5, "prune", trained, "--out", slim, "--force")
+    assert f"'{slim}' cannot be written: No space left on device. The previous file is intact." in message
+
+
+def test_a_full_disk_leaves_nothing_where_there_was_nothing(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnprune.runs.checkpoint.save_file", full_disk)
+    message = refusal(5, "prune", trained)
+    assert message == "error: 'slim.safetensors' cannot be written: No space left on device."
+
+
+def test_a_file_that_the_system_refuses_to_extend(slim: Path, trained: Path) -> None:
+    """As above, with the real writer failing half-way: no file may grow beyond 1000 bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        message = refusal(5, "prune", trained, "--out", slim, "--force")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"'{slim}' cannot be written:" in message
+    assert "File too large" in message
+    assert message.endswith("The previous file is intact.")
+
+
+def test_a_disk_that_fills_up_while_training(recipe: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnprune.runs.checkpoint.save_file", full_disk)
+    result = bnprune("train", recipe, "--out", "run")
+    assert result.exit_code == 5
+    assert "'run/checkpoints/last.safetensors' cannot be written: No space left on device." in result.stderr
+    assert list((here / "run" / "checkpoints").iterdir()) == []
+
+
+# -- a loss that is not finite ----------------------------------------------------------------------------------------
+
+ABSURD = ("train.lr=1e18", "train.optimizer=sgd")
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(recipe: Path, here: Path) -> None:
+    result = bnprune("train", recipe, *ABSURD, "--out", "run")
+    assert result.exit_code == 5
+    assert "the loss is not finite in epoch 1, step " in result.stderr
+    assert "Lower the learning rate (lr), or set clip_norm." in result.stderr
+    assert "Traceback" not in result.output
+    assert not (here / "run" / "result.json").exists()
+
+
+@pytest.mark.xfail(strict=True, reason="'The last good checkpoint is kept.' in the first epoch, where there is none")
+def test_no_checkpoint_is_promised_where_there_is_none(recipe: Path, here: Path) -> None:
+    result = bnprune("train", recipe, *ABSURD, "--out", "run")
+    assert not list(here.rglob("*.safetensors"))
+    assert "checkpoint is kept" not in result.stderr
+
+
+def test_the_stages_before_a_failed_one_stay(recipe: Path, here: Path) -> None:
+    result = bnprune("run", recipe, "finetune.lr=1e18", "--out", "run")
+    assert result.exit_code == 5
+    assert "not finite in epoch 1, step " in result.stderr
+    assert list(read_json((here / "run" / "result.json").read_text())["stages"]) == ["train", "prune"]
+    assert document("evaluate", "run/checkpoints/train.safetensors")["accuracy"] > 0.5
+
+
+BROKEN_DATA = """\
+import torch
+from bnprune.data import Splits
+
+
+class Noise:
+    epoch = 0
+
+    def __len__(self):
+        return 40
+
+    def serve(self, batches, device, seed=None):
+        self.epoch += seed is not None
+        generator = torch.Generator().manual_seed(0)
+        for indices in batches:
+            images = torch.randn(len(indices), 1, 16, 16, generator=generator)
+            yield images * float("nan") if self.epoch == 2 else images, indices % 10
+
+
+def build():
+    return Splits(Noise(), Noise(), Noise(), shape=(1, 16, 16), classes=10)
+"""
+
+
+def test_the_last_good_checkpoint_stays(recipe: Path, here: Path) -> None:
+    write("broken_data.py", BROKEN_DATA)
+    line = ("train", recipe, "data.name=", "data.factory=broken_data:build", "data.batch_size=8", "--out")
+    result = bnprune(*line, "run", "train.epochs=3")
+    assert result.exit_code == 5
+    assert "the loss is not finite in epoch 2, step 1 of 5. The last good checkpoint is kept." in result.stderr
+    kept = load_file(here / "run" / "checkpoints" / "last.safetensors")
+    assert all(tensor.isfinite().all() for tensor in kept.values())
+    assert len((here / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+# -- Ctrl-C -----------------------------------------------------------------------------------------------------------
+
+
+def wait_for(path: Path, process: Any, seconds: float = 120) -> None:
+    """Wait until a process has written something to a file."""
+    until = time.monotonic() + seconds
+    while not (path.exists() and path.stat().st_size):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until, "nothing was written"
+        time.sleep(0.005)
+
+
+def test_ctrl_c_stops_a_run_that_then_goes_on_to_the_same_bits(recipe: Path, here: Path) -> None:
+    line = ["train", recipe, "train.epochs=40", "data.augment=true", "threads=1", "--json", "--out"]
+    process = spawn(*line, "run")
+    wait_for(here / "run" / "metrics.jsonl", process)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Go on with --resume." in stderr
+    assert "Traceback" not in stderr
+    assert json.loads(stdout)["code"] == "interrupted"
+    assert not (here / "run" / "checkpoints" / "train.safetensors").exists()
+
+    with (here / "run" / "metrics.jsonl").open("a") as file:
+        file.write("what a crash leaves that comes after an epoch's metrics and before its state\n")
+    process = spawn(*line, "run", "--resume")
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "epoch  1/40" not in stderr
+    whole = document(*line[:-2], "--out", "whole")
+    assert json.loads(stdout)["stages"]["train"]["accuracy"] == whole["stages"]["train"]["accuracy"]
+    for name in ("train", "last", "best"):
+        resumed, uninterrupted = (here / run / "checkpoints" / f"{name}.safetensors" for run in ("run", "whole"))
+        assert tensor_bytes(resumed) == tensor_bytes(uninterrupted)
+    metrics = [(here / run / "metrics.jsonl").read_text() for run in ("run", "whole")]
+    assert metrics[0] == metrics[1]
+
+
+def test_ctrl_c_while_nothing_is_trained(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bnprune.cli.evaluation.evaluate", interrupted)
+    assert refusal(130, "evaluate", run) == "interrupted"
+
+
+def test_ctrl_c_while_a_checkpoint_is_written(slim: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: Any, path: Path, *__: Any) -> None:
+        Path(path).write_bytes(b"the first few bytes")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bnprune.runs.checkpoint.save_file", interrupted)
+    assert refusal(130, "prune", trained, "--out", slim, "--force") == "interrupted"
+
+
+# -- our own mistakes -------------------------------------------------------------------------------------------------
+
+
+def test_a_cut_that_cannot_be_proven_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*args: Any) -> torch.nn.Module:
+        slim = fill(*args)
+        with torch.no_grad():
+            slim.get_parameter("1.0.weight").mul_(1.001)
+        return slim
+
+    monkeypatch.setattr("bnprune.pruning.prune.fill", wrong)
+    message = refusal(4, "prune", *CHAIN)
+    assert "the slim network does not equal the masked original" in message
+    assert "first difference in '1.0.weight'. Nothing was written." in message
+
+
+@pytest.fixture
+def _bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("bnprune.cli.pruning.inspect", broken)
+
+
+@pytest.mark.usefixtures("_bug")
+def test_a_bug_is_called_one() -> None:
+    message = refusal(1, "inspect", *CHAIN)
+    assert "this is a bug in bnprune: ZeroDivisionError: division by zero" in message
+    assert "`bnprune --debug VERB ...`" in message
+
+
+@pytest.mark.usefixtures("_bug")
+def test_debug_lets_the_traceback_of_a_bug_through() -> None:
+    assert isinstance(bnprune("--debug", "inspect", *CHAIN).exception, ZeroDivisionError)
+
+
+def test_debug_lets_the_traceback_of_an_error_through() -> None:
+    assert isinstance(bnprune("--debug", "inspect", "absent.safetensors").exception, CheckpointError)
+
+
+def test_exit_codes_and_messages_leave_the_process() -> None:
+    process = spawn("inspect", "absent.safetensors")
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 5
+    assert stdout == ""
+    assert stderr.startswith("error: 'absent.safetensors' does not exist.")

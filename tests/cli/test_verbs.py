@@ -1,0 +1,270 @@
+"""Every verb on its good days, with networks that train in a second."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import bnprune as api
+from bnprune.runs.checkpoint import read_header
+from tests.cli.harness import CHAIN, RECIPE, contents, document, done, refusal, tensor_bytes, write
+from tests.nets import chain
+
+# -- prune ------------------------------------------------------------------------------------------------------------
+
+
+def test_prune_a_network_of_ones_own(own: Path, here: Path) -> None:
+    result = done("prune", "--model", "own:build", "--model-arg", "width=12", "--input", "1,8,8", "--ratio", "0.75")
+    assert "wrote slim.safetensors" in result.stdout
+    assert "ratio: asked 0.75, removed 0.750" in result.stdout
+    assert "proof: slim equals masked" in result.stdout
+    shapes = {name: tuple(tensor.shape) for name, tensor in load_file(here / "slim.safetensors").items()}
+    assert shapes["0.weight"] == (3, 1, 3, 3)
+    assert shapes["1.running_var"] == (3,)
+    assert shapes["5.weight"] == (10, 3)
+
+
+def test_what_prune_writes_loads_in_python(here: Path) -> None:
+    done("prune", *CHAIN, "--out", "deep/er/slim.safetensors")
+    model = api.load(here / "deep/er/slim.safetensors", model=chain())
+    assert sum(norm.num_features for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d)) == 18
+    assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 5)
+
+
+def test_prune_a_zoo_network_needs_nothing_to_load(here: Path) -> None:
+    done("prune", "--model", "mlp", "--model-arg", "image_size=8", "--model-arg", "hidden=[16]", "--input", "1,8,8")
+    assert api.load(here / "slim.safetensors")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_prune_a_checkpoint_again(trained: Path, here: Path) -> None:
+    done("prune", trained, "--out", "half.safetensors")
+    done("prune", "half.safetensors", "--out", "quarter.safetensors")
+    assert load_file(here / "quarter.safetensors")["layers.1.weight"].shape == (8, 256)
+    assert len(read_header(here / "quarter.safetensors").plans) == 2
+    found = document("inspect", "quarter.safetensors")
+    assert found["channels"]["total"] == 8
+    assert document("evaluate", "quarter.safetensors")["test"]["count"] == 359
+
+
+def test_prune_a_file_in_place(trained: Path, here: Path) -> None:
+    done("prune", trained, "--out", "slim.safetensors")
+    done("prune", "slim.safetensors", "--out", "slim.safetensors", "--force")
+    assert load_file(here / "slim.safetensors")["layers.1.weight"].shape == (8, 256)
+
+
+def test_prune_a_run_takes_its_last_network(run: Path, here: Path) -> None:
+    done("prune", run, "--ratio", "0.25")
+    assert load_file(here / "slim.safetensors")["layers.1.weight"].shape == (12, 256)
+
+
+def test_a_plan_from_a_dry_run_is_replayed(trained: Path, here: Path) -> None:
+    done("prune", trained, "--ratio", "0.4", "--out", "direct.safetensors")
+    write("plan.json", json.dumps(document("prune", trained, "--ratio", "0.4", "--dry-run")["plan"]))
+    found = document("prune", trained, "--plan", "plan.json", "--out", "replayed.safetensors")
+    assert found["ratio"]["requested"] == 0.4
+    assert found["verification"]["passed"] is True
+    assert tensor_bytes(here / "replayed.safetensors") == tensor_bytes(here / "direct.safetensors")
+
+
+def test_the_plan_of_a_run_is_replayed(trained: Path, run: Path, here: Path) -> None:
+    done("prune", trained, "--plan", run / "plan.json")
+    assert tensor_bytes(here / "slim.safetensors") == tensor_bytes(run / "checkpoints" / "prune.safetensors")
+
+
+def test_a_dry_run_of_a_plan_writes_nothing(trained: Path, run: Path) -> None:
+    text = done("prune", trained, "--plan", run / "plan.json", "--dry-run").stdout
+    assert "dry run: nothing was written" in text
+    assert contents() == {}
+
+
+def test_a_dry_run_shows_every_layer(own: Path) -> None:
+    text = done("prune", "--model", "own:build", "--input", "1,8,8", "--dry-run").stdout
+    assert [line.split()[:4] for line in text.splitlines()[1:3]] == [
+        ["0", "conv", "8", "4"],
+        ["5", "linear", "10", "10"],
+    ]
+    assert "dry run: nothing was written" in text
+
+
+def test_a_floor_and_an_excluded_layer_are_respected() -> None:
+    chosen = ("--ratio", "0.5", "--min-channels", "6", "--exclude", "1")
+    found = document("prune", *CHAIN, *chosen)
+    widths = {layer["name"]: layer["after"] for layer in found["layers"]}
+    assert widths["1.1"] == 12
+    assert min(widths["0.1"], widths["3.1"]) >= 6
+    assert found["channels"] == {"before": 24, "after": 12}
+
+
+# -- inspect, evaluate ------------------------------------------------------------------------------------------------
+
+
+def test_inspect_explains_what_must_stay(own: Path) -> None:
+    text = done("inspect", "--model", "own:build", "--input", "1x8x8", "--exclude", "0").stdout
+    assert "0 of 8 BN channels are prunable" in text
+    assert "is excluded by '0'" in text
+
+
+def test_evaluate_a_run_directory(finished: tuple[Path, dict[str, Any]]) -> None:
+    path, result = finished
+    text = done("evaluate", path).stdout
+    assert f"{result['stages']['finetune']['accuracy']:.2%}" in text
+    assert "359" in text
+
+
+def test_evaluate_weights_from_elsewhere(trained: Path, recipe: Path, finished: tuple[Path, dict[str, Any]]) -> None:
+    mlp = ("--model", "mlp", "--model-arg", "image_size=16", "--model-arg", "hidden=[32]")
+    found = document("evaluate", *mlp, "--weights", trained, "--config", recipe)
+    assert found["accuracy"] == finished[1]["stages"]["train"]["accuracy"]
+
+
+# -- train, finetune, run ---------------------------------------------------------------------------------------------
+
+
+def test_finetune_needs_a_checkpoint_of_a_run_and_nothing_else(run: Path, here: Path) -> None:
+    source = run / "checkpoints" / "prune.safetensors"
+    found = document("finetune", source, "finetune.epochs=2", "finetune.lr=0.02", "--out", "tuned")
+    figures = found["stages"]["finetune"]
+    assert figures["epochs"] == 2
+    assert figures["channels"] == 16
+    assert figures["accuracy"] > 0.5
+    assert "lr: 0.02" in (here / "tuned" / "config.yaml").read_text()
+    assert len(read_header(here / "tuned/checkpoints/finetune.safetensors").plans) == 1
+    assert tensor_bytes(here / "tuned/checkpoints/finetune.safetensors") != tensor_bytes(source)
+
+
+def test_finetune_with_a_recipe_of_its_own(recipe: Path, here: Path) -> None:
+    mlp = ("--model", "mlp", "--model-arg", "image_size=16", "--model-arg", "hidden=[32]", "--input", "1,16,16")
+    done("prune", *mlp)
+    assert "no recipe is stored" in refusal(5, "finetune", "slim.safetensors", "--out", "tuned")
+    found = document("finetune", "slim.safetensors", recipe, "finetune.epochs=1", "--out", "tuned")
+    assert found["stages"]["finetune"]["channels"] == 16
+
+
+def test_a_run_leaves_all_that_is_promised(run: Path) -> None:
+    files = set(contents(run))
+    assert {"config.yaml", "env.json", "metrics.jsonl", "plan.json", "result.json"} <= files
+    assert {f"checkpoints/{n}.safetensors" for n in ("last", "best", "train", "prune", "finetune")} <= files
+    assert not [name for name in files if name.endswith(".tmp")]
+    epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["epoch"]) for line in epochs if "epoch" in line] == [
+        ("train", 1),
+        ("train", 2),
+        ("finetune", 1),
+    ]
+
+
+def test_the_resolved_recipe_of_a_run_repeats_it(run: Path, here: Path) -> None:
+    done("run", run / "config.yaml", "--out", "again")
+    for name in ("train", "prune", "finetune"):
+        again = tensor_bytes(here / "again" / "checkpoints" / f"{name}.safetensors")
+        assert again == tensor_bytes(run / "checkpoints" / f"{name}.safetensors")
+
+
+def test_resume_of_a_finished_run_does_nothing(run: Path, recipe: Path) -> None:
+    before = contents(run)
+    result = done("run", recipe, "--out", run, "--resume")
+    assert f"Nothing to do: every stage of '{run}' is finished." in result.stderr
+    assert contents(run) == before
+
+
+def test_resume_with_another_configuration_shows_the_difference(run: Path, recipe: Path) -> None:
+    before = contents(run)
+    message = refusal(2, "run", recipe, "--out", run, "--resume", "train.lr=0.01")
+    assert f"--resume: the configuration has changed since '{run}' was started:" in message
+    assert "- lr: 0.02 + lr: 0.01" in message
+    assert contents(run) == before
+
+
+def test_run_goes_on_where_train_ended(recipe: Path, run: Path, here: Path) -> None:
+    done("train", recipe, "--out", "run")
+    found = document("run", recipe, "--out", "run", "--resume")
+    assert list(found["stages"]) == ["train", "prune", "finetune"]
+    assert tensor_bytes(here / "run/checkpoints/finetune.safetensors") == tensor_bytes(
+        run / "checkpoints" / "finetune.safetensors"
+    )
+
+
+def test_a_run_of_a_network_of_ones_own(own: Path, here: Path) -> None:
+    text = RECIPE.replace("{name: mlp, kwargs: {in_channels: 1, image_size: 16, hidden: [32]}}", "{factory: own:build}")
+    recipe = write("own.yaml", text)
+    done("run", recipe, "train.epochs=1", "data.limit=200", "--out", "run")
+    assert "--model own:build" in refusal(5, "evaluate", "run")
+    assert document("evaluate", "run", "--model", "own:build")["test"]["count"] == 40
+    done("finetune", "run", recipe, "data.limit=200", "--out", "tuned")
+
+
+def test_progress_goes_to_stderr_and_the_table_to_stdout(recipe: Path) -> None:
+    result = done("train", recipe, "--out", "run")
+    assert "epoch 2/2" in result.stderr
+    assert "sparse-trained" in result.stdout
+    assert "Everything is in run" in result.stdout
+    assert "epoch" not in result.stdout
+
+
+@pytest.mark.xfail(strict=True, reason="advises to set lambda to auto, which it is, or to raise it, which is the same")
+def test_a_training_too_short_for_sparsity_gets_advice_that_helps(recipe: Path) -> None:
+    result = done("train", recipe, "--out", "run")
+    assert "nothing will become sparse" in result.stderr
+    assert "set it to auto" not in result.stderr
+
+
+# -- init, validate, doctor -------------------------------------------------------------------------------------------
+
+
+def test_init_lists_what_it_copies() -> None:
+    lines = done("init", "--list").stdout.splitlines()
+    names = [line.split()[0] for line in lines]
+    assert {"digits.yaml", "digits-mlp.yaml"} <= set(names)
+    assert all(len(line.split()) > 3 for line in lines)
+    assert contents() == {}
+    for name in names:
+        assert f"Wrote {name}." in done("init", name).stdout
+    assert contents().keys() == set(names)
+
+
+def test_init_starts_with_the_digits() -> None:
+    assert "Wrote digits.yaml. Edit it, then: bnprune run digits.yaml" in done("init").stdout
+    done("validate", "digits.yaml")
+
+
+def test_init_a_recipe_under_another_name() -> None:
+    done("init", "digits-mlp", "--out", "mine.yaml")
+    assert contents().keys() == {"mine.yaml"}
+    assert document("validate", "mine.yaml")["config"]["model"]["name"] == "mlp"
+
+
+def test_what_validate_prints_is_a_recipe(recipe: Path) -> None:
+    printed = done("validate", recipe, "train.lr=0.03", "--print").stdout
+    assert done("validate", write("printed.yaml", printed), "--print").stdout == printed
+    assert document("validate", "printed.yaml")["config"]["train"]["lr"] == 0.03
+
+
+def test_validate_writes_nothing_and_trains_nothing(recipe: Path) -> None:
+    before = contents()
+    assert "recipe.yaml is valid" in done("validate", recipe).stdout
+    assert contents() == before
+
+
+@pytest.mark.xfail(strict=True, reason="prints a Python dictionary: {'images': {'train': 1295, ...")
+def test_validate_is_readable(recipe: Path) -> None:
+    assert "{" not in done("validate", recipe).stdout
+
+
+def test_doctor_names_versions_devices_and_models() -> None:
+    text = done("doctor").stdout
+    for name in ("torch ", "torchvision ", "devices: ", "vgg11", "no problems found"):
+        assert name in text
+
+
+def test_doctor_explains_a_torchvision_that_does_not_match(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnprune.cli import diagnosis
+
+    error = RuntimeError("operator torchvision::nms does not exist")
+    monkeypatch.setattr(diagnosis, "_torchvision", lambda problems: problems.append(diagnosis.explain(error)))
+    [problem] = document("doctor", exit_code=5)["problems"]
+    assert "pip install --upgrade --force-reinstall torch torchvision" in problem

@@ -1,0 +1,12 @@
+"""Settings for all tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> None:
+    """No test depends on the random numbers another one has drawn."""
+    torch.manual_seed(0)

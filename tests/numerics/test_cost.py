@@ -1,0 +1,74 @@
+"""Parameters and MACs agree with closed forms, with the literature and with PyTorch's counter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import bnprune
+from bnprune.models import ZOO
+from bnprune.pruning.cost import cost
+from tests.nets import MOTIFS, lively
+
+PUBLISHED = {
+    "vgg19": (20.04e6, 0.001),  # Liu et al. 2017, table 1
+    "resnet56": (0.85e6, 0.01),  # He et al. 2016, table 6
+    "preresnet164": (1.70e6, 0.01),  # Liu et al. 2017, table 1
+    "densenet40": (1.05e6, 0.05),  # 1.0M to 1.1M, Huang et al. 2017 and Liu et al. 2017
+    "resnet20": (0.27e6, 0.01),
+    "resnet32": (0.46e6, 0.02),
+    "resnet44": (0.66e6, 0.01),
+    "resnet110": (1.73e6, 0.01),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_zoo_has_the_published_number_of_parameters(name: str) -> None:
+    expected, tolerance = PUBLISHED[name]
+    assert cost(ZOO[name](num_classes=10), torch.zeros(1, 3, 32, 32)).params == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_zoo_takes_any_classes_and_channels(name: str) -> None:
+    options = {"image_size": 32} if name == "mlp" else {}
+    model = ZOO[name](num_classes=7, in_channels=2, **options).to("meta")
+    assert model(torch.zeros(2, 2, 32, 32, device="meta")).shape == (2, 7)
+
+
+def test_macs_by_hand() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 16, 5)
+    )
+    counted = cost(model, torch.zeros(1, 3, 4, 4))
+    assert counted.macs == 3 * 8 * 9 * 16 + 8 * 16 * 5
+    assert counted.params == 3 * 8 * 9 + 16 + 8 * 16 * 5 + 5
+    assert counted.channels == 8
+
+
+def test_macs_of_vgg19_are_those_of_the_paper() -> None:
+    """3.98e8 MACs; the paper counts multiplications and additions: 7.97e8 FLOPs (table 1)."""
+    assert cost(ZOO["vgg19"](), torch.zeros(1, 3, 32, 32)).macs == pytest.approx(7.97e8 / 2, rel=0.005)
+
+
+@pytest.mark.parametrize("name", MOTIFS)
+def test_reported_cost_is_what_is_counted_on_the_slim_network(name: str) -> None:
+    make, shape = MOTIFS[name]
+    x = torch.zeros(shape)
+    model = lively(make())
+    result = bnprune.prune(model, x, ratio=0.5)
+    for network, macs in ((model, result.report.macs_before), (result.model, result.report.macs_after)):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network.eval()(x)
+        assert counter.get_total_flops() == 2 * macs
+    assert result.report.params_after == sum(p.numel() for p in result.model.parameters())
+
+
+def test_counting_leaves_the_network_alone() -> None:
+    model = torchvision.models.mobilenet_v3_small().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    cost(model, torch.zeros(1, 3, 32, 32))
+    assert model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

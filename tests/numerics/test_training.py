@@ -1,0 +1,189 @@
+"""The loop: against a hand-written one, reproducible to the bit, and resumable from any step."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import bnprune
+from bnprune.config import OptimisationConfig
+from bnprune.data import MemorySplit, Splits
+from bnprune.data.splits import mixed
+from bnprune.training.evaluate import evaluate, logits_of
+from bnprune.training.loop import State, Task, begin, epoch_order, make_optimizer, train
+from bnprune.training.schedule import learning_rate
+from bnprune.training.sparsity import GammaL1
+from tests.nets import conv_bn, head, norms
+
+CPU = torch.device("cpu")
+
+
+def tiny() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(conv_bn(3, 6), nn.Dropout(0.2), conv_bn(6, 6), head(6))
+
+
+def data(count: int = 44) -> Splits:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    split = MemorySplit(images, torch.arange(count) % 5, torch.full((3,), 0.5), torch.full((3,), 0.25))
+    return Splits(split, split, split, (3, 8, 8), 5)
+
+
+class Recorder:
+    """A log that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.epochs = []
+        self.saved: dict | None = None
+
+    def on_step(self, state: State, steps: int, loss: float) -> None:
+        self.losses.append(loss)
+
+    def on_epoch(self, record, state: State) -> None:
+        self.epochs.append(record)
+
+    def on_stop(self, state: State) -> None:
+        self.saved = copy.deepcopy(state.to_dict())
+
+
+def task(**options) -> Task:
+    defaults = {"epochs": 3, "lr": 0.05, "weight_decay": 5e-4}
+    return Task(data(), 8, OptimisationConfig(**defaults | options), CPU, seed=7)
+
+
+def run(work: Task, model: nn.Module | None = None, strength: float = 1e-2) -> tuple[State, Recorder]:
+    model = model or tiny()
+    state, log = begin(model, work), Recorder()
+    train(state, work, GammaL1(model, strength), log, lambda: False)
+    return state, log
+
+
+def same(left: nn.Module, right: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left.state_dict().values(), right.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_against_a_hand_written_loop(accumulate: int) -> None:
+    """Gradient of the mean over the window, clipped, then λ·sign(γ) once, then SGD by hand."""
+    work = task(accumulate=accumulate, clip_norm=0.5, epochs=2)
+    state, _ = run(work)
+    model = tiny().train()
+    images, labels = data().train.images, data().train.labels
+    pixels = (images.float() - 127.5) / (0.25 * 255)
+    velocity = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    done = 0
+    for epoch in range(2):
+        batches = epoch_order(44, 8, 7, epoch)
+        for first in range(0, len(batches), accumulate):
+            window = batches[first : first + accumulate]
+            model.zero_grad()
+            for offset, batch in enumerate(window):
+                torch.manual_seed(mixed(7, epoch, first + offset))
+                (F.cross_entropy(model(pixels[batch]), labels[batch]) / len(window)).backward()
+            norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+            lr = learning_rate(work.config, done, work.updates_per_epoch)
+            done += 1
+            gammas = {id(n.weight) for n in norms(model)}
+            with torch.no_grad():
+                for name, p in model.named_parameters():
+                    gradient = p.grad * (0.5 / (norm + 1e-6)).clamp(max=1.0)
+                    if id(p) in gammas:
+                        gradient = gradient + 1e-2 * p.sign()
+                    if p.dim() > 1:
+                        gradient = gradient + 5e-4 * p
+                    velocity[name] = 0.9 * velocity[name] + gradient
+                    p -= lr * (gradient + 0.9 * velocity[name])
+    for (name, p), q in zip(model.named_parameters(), state.model.parameters(), strict=True):
+        torch.testing.assert_close(q.detach(), p.detach(), rtol=2e-4, atol=2e-6, msg=name)
+
+
+def test_one_seed_gives_equal_bits_and_another_does_not() -> None:
+    first, second = run(task())[0].model, run(task())[0].model
+    assert same(first, second)
+    other = Task(data(), 8, task().config, CPU, seed=8)
+    assert not same(first, run(other)[0].model)
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 5, 9, 14])
+def test_stopped_at_any_step_and_resumed_is_the_same_run(stop_after: int) -> None:
+    work = task(accumulate=2, optimizer="adamw")
+    whole, log = run(work)
+    model = tiny()
+    state, first = begin(model, work), Recorder()
+    with pytest.raises(bnprune.Interrupted, match="epoch .*, step .* of 5"):
+        train(state, work, GammaL1(model, 1e-2), first, lambda: len(first.losses) == stop_after)
+    again = nn.Sequential(conv_bn(3, 6), nn.Dropout(0.2), conv_bn(6, 6), head(6))
+    resumed, second = begin(again, work), Recorder()
+    resumed.restore(first.saved)
+    train(resumed, work, GammaL1(again, 1e-2), second, lambda: False)
+    assert same(whole.model, again)
+    assert first.losses + second.losses == log.losses
+
+
+def test_resuming_in_the_middle_of_an_accumulation_window_keeps_its_gradients() -> None:
+    work = task(accumulate=4, epochs=1)
+    whole, _ = run(work)
+    model = tiny()
+    state, log = begin(model, work), Recorder()
+    with pytest.raises(bnprune.Interrupted):
+        train(state, work, GammaL1(model, 1e-2), log, lambda: len(log.losses) == 2)
+    again = tiny()
+    resumed = begin(again, work)
+    resumed.restore(log.saved)
+    train(resumed, work, GammaL1(again, 1e-2), Recorder(), lambda: False)
+    assert same(whole.model, again)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step() -> None:
+    with pytest.raises(bnprune.TrainingError, match="not finite in epoch 1, step [1-5] of 5. The last good checkpoint"):
+        run(task(lr=1e30))
+
+
+def test_decay_spares_scale_factors_unless_the_paper_is_followed() -> None:
+    model = tiny()
+    plain, paper = (make_optimizer(model, OptimisationConfig(paper=p)).param_groups for p in (False, True))
+    assert [group["weight_decay"] for group in plain] == [5e-4, 0.0]
+    assert all(p.dim() > 1 for p in plain[0]["params"])
+    assert len(plain[0]["params"]) + len(plain[1]["params"]) == len(list(model.parameters()))
+    assert [group["weight_decay"] for group in paper] == [5e-4]
+
+
+def test_evaluation_counts_every_image_once() -> None:
+    split = data(37).test
+    model = tiny()
+    score = evaluate(model, split, CPU, batch_size=10)
+    pixels = (split.images.float() - 127.5) / (0.25 * 255)
+    with torch.no_grad():
+        logits = tiny().eval()(pixels)
+    assert score.count == 37
+    assert score.top1 == pytest.approx((logits.argmax(1) == split.labels).float().mean().item())
+    assert score.loss == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=1e-5)
+    assert model.training
+
+
+def test_class_scores_of_whatever_classifiers_return() -> None:
+    scores = torch.randn(2, 5)
+    for output in (scores, (scores, None), {"logits": scores}, {"out": scores}, [scores]):
+        assert logits_of(output) is scores
+    with pytest.raises(TypeError, match="expected class scores"):
+        logits_of(3)
+
+
+GOLDEN = Path(__file__).parent / "golden_losses.txt"
+
+
+def test_golden_losses() -> None:
+    """The loop may not change by accident. Regenerate on purpose: python -m tests.numerics.test_training"""
+    recorded = [float(line) for line in GOLDEN.read_text().split()]
+    assert run(task())[1].losses == pytest.approx(recorded, rel=1e-4)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text("\n".join(map(repr, run(task())[1].losses)) + "\n")

@@ -1,0 +1,203 @@
+"""Data: splits that do not overlap, batches that can be reproduced from any step, files that may be broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+import bnprune
+from bnprune.config import DataConfig
+from bnprune.data import MemorySplit, StreamSplit, load_data
+from bnprune.data.memory import Augmentation, augment, statistics
+from bnprune.data.splits import evenly, mixed, stratified
+
+CPU = torch.device("cpu")
+
+
+def make_folder(root: Path, size: int = 12, per_class: int = 6) -> Path:
+    for split in ("train", "test"):
+        for number, name in enumerate(("cat", "dog")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(per_class):
+                pixels = torch.arange(size * size * 3).add(40 * index + 90 * number).remainder(256).to(torch.uint8)
+                Image.fromarray(pixels.view(size, size, 3).numpy()).save(folder / f"{index}.png")
+    return root
+
+
+def test_digits_are_split_evenly_and_without_overlap() -> None:
+    splits = load_data(DataConfig(name="digits"))
+    assert len(splits.train) + len(splits.validation) + len(splits.test) == 1797
+    assert splits.shape == (1, 16, 16)
+    assert splits.classes == 10
+    images = [
+        set(map(bytes, s.images.numpy().reshape(len(s), -1))) for s in (splits.train, splits.validation, splits.test)
+    ]
+    assert not images[0] & images[1]
+    assert not images[0] & images[2]
+    shares = torch.bincount(splits.validation.labels) / torch.bincount(splits.train.labels)
+    assert (shares - 1 / 9).abs().max() < 0.02
+
+
+def test_stratified_holds_out_the_same_samples_every_time() -> None:
+    labels = torch.arange(100) % 4
+    fit, held = stratified(labels, 0.2)
+    assert torch.equal(held, stratified(labels, 0.2)[1])
+    assert torch.bincount(labels[held]).tolist() == [5, 5, 5, 5]
+    assert sorted(torch.cat([fit, held]).tolist()) == list(range(100))
+
+
+@pytest.mark.parametrize("limit", [4, 10, 11, 1000])
+def test_a_limit_takes_classes_evenly(limit: int) -> None:
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 5)
+    chosen = evenly(labels, limit)
+    counts = torch.bincount(labels[chosen], minlength=3)
+    assert len(chosen) == min(limit, 85)
+    if limit < 15:
+        assert counts.max() - counts.min() <= 1
+
+
+def test_normalised_images_have_mean_zero_and_deviation_one() -> None:
+    images = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8)
+    mean, std = statistics(images)
+    torch.testing.assert_close(mean, (images / 255.0).mean((0, 2, 3)))
+    (served, _), *_ = MemorySplit(images, torch.zeros(50).long(), mean, std).serve([torch.arange(50)], CPU)
+    torch.testing.assert_close(served.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(served.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0)
+
+
+def test_batches_depend_on_seed_and_indices_only() -> None:
+    images = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8)
+    split = MemorySplit(images, torch.arange(40), torch.zeros(3), torch.ones(3), Augmentation(2, flip=True))
+    batches = list(torch.arange(40).split(10))
+    whole = list(split.serve(batches, CPU, seed=5))
+    torch.manual_seed(123)
+    resumed = list(split.serve(batches[2:], CPU, seed=5))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(whole[2:], resumed, strict=True))
+    other = next(iter(split.serve(batches, CPU, seed=6)))
+    assert not torch.equal(whole[0][0], other[0])
+    plain = next(iter(split.serve(batches, CPU)))
+    torch.testing.assert_close(plain[0], images[:10].float() / 255)
+
+
+def test_augmentation_shifts_and_mirrors_against_a_loop() -> None:
+    images = torch.randint(1, 256, (32, 2, 6, 6), dtype=torch.uint8)
+    changed = augment(images, Augmentation(2, flip=True), torch.Generator().manual_seed(0))
+    seen = set()
+    for before, after in zip(images, changed, strict=True):
+        found = [
+            (flip, dy, dx)
+            for flip in (False, True)
+            for dy in range(-2, 3)
+            for dx in range(-2, 3)
+            if torch.equal(after, shifted(before.flip(-1) if flip else before, dy, dx))
+        ]
+        assert found
+        seen.add(found[0])
+    assert len(seen) > 15
+
+
+def shifted(image: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
+    result = torch.zeros_like(image)
+    for y in range(6):
+        for x in range(6):
+            if 0 <= y + dy < 6 and 0 <= x + dx < 6:
+                result[:, y, x] = image[:, y + dy, x + dx]
+    return result
+
+
+def test_seeds_are_stable_and_spread() -> None:
+    assert mixed(1, 2) == mixed(1, 2) != mixed(2, 1)
+    assert len({mixed(a, b) for a in range(50) for b in range(50)}) == 2500
+    assert mixed(0) == 6080981106521087202, "changing this changes every recorded run"
+
+
+def test_image_folder_in_memory_and_streamed_hold_the_same_images(tmp_path) -> None:
+    root = make_folder(tmp_path)
+    memory = load_data(DataConfig(name="imagefolder", root=root, validation=0.3))
+    assert memory.shape == (3, 12, 12)
+    assert isinstance(memory.train, MemorySplit)
+    stream = load_data(
+        DataConfig(name="imagefolder", root=root, validation=0.3, in_memory=False, workers=0, image_size=12)
+    )
+    assert isinstance(stream.train, StreamSplit)
+    assert [len(s) for s in (stream.train, stream.validation, stream.test)] == [8, 4, 12]
+    labels = next(iter(stream.train.serve([torch.arange(8)], CPU)))[1]
+    assert torch.equal(labels, memory.train.labels)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streamed_batches_depend_on_seed_and_sample_only(tmp_path, workers: int) -> None:
+    config = DataConfig(name="imagefolder", root=make_folder(tmp_path), in_memory=False, workers=workers, image_size=8)
+    split = load_data(config).train
+    batches = list(torch.arange(8).split(4))
+    whole = [images for images, _ in split.serve(batches, CPU, seed=1)]
+    assert torch.equal(next(iter(split.serve(batches[1:], CPU, seed=1)))[0], whole[1])
+    assert not torch.equal(next(iter(split.serve(batches[1:], CPU, seed=2)))[0], whole[1])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: (root / "train").rename(root / "fit"), "has no folder 'train'. Expected train/<class>/"),
+        (lambda root: (root / "test" / "dog").rename(root / "test" / "cow"), "differ in the classes cow, dog"),
+        (lambda root: [f.unlink() for f in root.glob("test/*/*")], "holds no images"),
+        (
+            lambda root: (root / "train" / "cat" / "3.png").write_bytes(b"no image"),
+            r"3\.png' cannot be read as an image",
+        ),
+        (lambda root: (root / "train" / "cat" / "3.png").write_bytes(b""), r"3\.png' cannot be read as an image"),
+    ],
+)
+def test_broken_folders(tmp_path, spoil, message: str) -> None:
+    spoil(make_folder(tmp_path))
+    with pytest.raises(bnprune.DataError, match=message):
+        load_data(DataConfig(name="imagefolder", root=tmp_path))
+
+
+def test_a_broken_image_in_a_stream(tmp_path) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "train" / "cat" / "3.png").write_bytes(b"no image")
+    split = load_data(DataConfig(name="imagefolder", root=tmp_path, in_memory=False, workers=1, image_size=8)).train
+    with pytest.raises(bnprune.DataError, match="cannot be read as an image"):
+        list(split.serve([torch.arange(len(split))], CPU))
+
+
+def test_unknown_and_absent_data_sets(tmp_path) -> None:
+    with pytest.raises(bnprune.ConfigError, match=r"data\.name: 'cifar' is unknown\. Did you mean 'cifar100?'"):
+        load_data(DataConfig(name="cifar"))
+    with pytest.raises(bnprune.DataError, match="'cifar10' cannot be read from .*data.download=true"):
+        load_data(DataConfig(name="cifar10", root=tmp_path))
+
+
+def own_data(count: int = 20, channels: int = 3):
+    images = torch.randn(count, channels, 8, 8)
+    labels = torch.arange(count) % 4
+    return TensorDataset(images, labels), TensorDataset(images, labels)
+
+
+def test_data_of_ones_own() -> None:
+    splits = load_data(
+        DataConfig(factory="tests.unit.test_data:own_data", kwargs={"count": 40}, validation=0.25, workers=0)
+    )
+    assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [32, 8, 40]
+    assert splits.shape == (3, 8, 8)
+    assert splits.classes == 4
+
+
+@pytest.mark.parametrize(
+    ("factory", "kwargs", "error", "message"),
+    [
+        ("tests.unit.test_data:nothing", {}, bnprune.ConfigError, "has no 'nothing'"),
+        ("tests.unit.test_data:own_data", {"counts": 3}, bnprune.ConfigError, "unexpected keyword argument 'counts'"),
+        ("builtins:int", {}, bnprune.ConfigError, r"must return bnprune\.data\.Splits, or two or three datasets"),
+        ("tests.unit.test_data:own_data", {"count": 0}, bnprune.DataError, "is empty"),
+    ],
+)
+def test_data_factories_that_do_not_work(factory, kwargs, error, message) -> None:
+    with pytest.raises(error, match=message):
+        load_data(DataConfig(factory=factory, kwargs=kwargs))

@@ -1,0 +1,86 @@
+"""The house rules: imports run one way, the public names are complete, and the command line stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bnprune
+
+PACKAGE = Path(bnprune.__file__).parent
+# Lower floors first: a module imports from its own floor and those below. `data` and `models` stand beside training.
+FLOORS = ["errors", "config", "recipe", "factories", "channels", "pruning", "models", "data", "training", "runs", "cli"]
+PURE = ("channels", "pruning")
+
+
+def modules() -> list[tuple[str, ast.Module]]:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        if name not in ("__init__", "__main__"):
+            found.append((name, ast.parse(path.read_text(encoding="utf-8"))))
+    return found
+
+
+def imports(tree: ast.Module) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            if node.module == "bnprune":
+                found |= {f"bnprune.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize(("name", "tree"), modules(), ids=lambda value: value if isinstance(value, str) else "")
+def test_imports_run_one_way(name: str, tree: ast.Module) -> None:
+    floor = FLOORS.index(name.split(".")[0])
+    for imported in imports(tree):
+        if imported.startswith("bnprune.") and imported != "bnprune.__version__":
+            above = FLOORS.index(imported.split(".")[1])
+            assert above <= floor, f"bnprune.{name} imports {imported}, which is above it"
+
+
+CORE = [(name, tree) for name, tree in modules() if name.startswith(PURE)]
+
+
+@pytest.mark.parametrize(("name", "tree"), CORE, ids=lambda value: value if isinstance(value, str) else "")
+def test_the_core_neither_prints_nor_reads_files(name: str, tree: ast.Module) -> None:
+    assert not imports(tree) & {"torchvision", "rich", "typer", "pathlib", "os", "logging", "yaml"}
+    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert not called & {"print", "open", "input"}
+
+
+def test_public_names_are_sorted_complete_and_there() -> None:
+    assert bnprune.__all__ == sorted(bnprune.__all__, key=lambda name: (not name[0].isupper(), name))
+    for name in bnprune.__all__:
+        assert getattr(bnprune, name).__doc__, name
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    block = next(n for n in tree.body if isinstance(n, ast.If))
+    typed = {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert typed == set(bnprune.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'prun'"):
+        _ = bnprune.prun
+
+
+@pytest.mark.parametrize("statement", ["import bnprune", "import bnprune.cli"])
+def test_torch_is_imported_only_when_needed(statement: str) -> None:
+    code = f"{statement}; import sys; print([m for m in ('torch', 'torchvision', 'pydantic', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_files_and_functions_stay_readable() -> None:
+    for name, tree in modules():
+        length = max((node.end_lineno or 0 for node in ast.walk(tree) if hasattr(node, "end_lineno")), default=0)
+        assert length <= 400, f"{name} has {length} lines"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                size = (node.end_lineno or 0) - node.lineno
+                assert size <= 75, f"{name}.{node.name} has {size} lines"

@@ -1,0 +1,67 @@
+"""The disjoint-set forest."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bnprune.channels.ids import NO_CHANNEL, ChannelIds, Refusal
+
+WHY = Refusal("here", "for a test", "")
+
+
+@given(
+    st.integers(2, 40).flatmap(
+        lambda n: st.tuples(st.just(n), st.lists(st.lists(st.tuples(*[st.integers(1, n)] * 2), min_size=1), max_size=6))
+    )
+)
+def test_units_are_the_connected_components(case) -> None:
+    """Against a flood fill in plain Python."""
+    count, calls = case
+    ids = ChannelIds()
+    ids.new(count)
+    neighbours = {node: set() for node in range(1, count + 1)}
+    for pairs in calls:
+        left, right = (np.array(side) for side in zip(*pairs, strict=True))
+        ids.unite(left, right, WHY)
+        for a, b in pairs:
+            neighbours[a].add(b)
+            neighbours[b].add(a)
+    units, _ = ids.units()
+    for start in neighbours:
+        reached, queue = {start}, [start]
+        while queue:
+            for node in neighbours[queue.pop()] - reached:
+                reached.add(node)
+                queue.append(node)
+        assert {node for node in neighbours if units[node] == units[start]} == reached
+
+
+def test_meeting_no_channel_freezes_and_does_not_unite() -> None:
+    ids = ChannelIds()
+    first, second = ids.new(2).numpy()
+    ids.unite(np.array([first, second]), np.array([NO_CHANNEL, NO_CHANNEL]), WHY)
+    units, frozen = ids.units()
+    assert units[first] != units[second]
+    assert frozen[units[first]] == frozen[units[second]] == WHY
+
+
+def test_freezing_reaches_the_whole_unit_and_the_first_reason_is_kept() -> None:
+    ids = ChannelIds()
+    a, b, c = ids.new(3).numpy()
+    ids.freeze(np.array([a]), WHY)
+    ids.freeze(np.array([b]), Refusal("there", "later", ""))
+    ids.unite(np.array([a]), np.array([b]), WHY)
+    units, frozen = ids.units()
+    assert frozen[units[b]] == WHY
+    assert frozen[units[c]] is None
+
+
+def test_ids_grow_without_end() -> None:
+    ids = ChannelIds()
+    blocks = [ids.new(1000).numpy() for _ in range(5)]
+    ids.unite(blocks[0], blocks[4], WHY)
+    units, _ = ids.units()
+    assert len(np.unique(units)) == 4001
+    assert (units[blocks[0]] == units[blocks[4]]).all()

@@ -1,0 +1,166 @@
+"""Plans and surgery: data in and out, attributes true, nothing shared with the original."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import bnprune
+from bnprune.pruning.surgery import apply
+from tests.nets import MOTIFS, Net, conv_bn, head, lively
+
+X = torch.zeros(1, 3, 8, 8)
+
+
+@pytest.fixture
+def result() -> bnprune.PruningResult:
+    return bnprune.prune(lively(MOTIFS["chain"][0]()), X, ratio=0.5, exclude=["0"])
+
+
+def test_plan_survives_json(result) -> None:
+    text = result.plan.to_json()
+    again = bnprune.PruningPlan.from_json(text)
+    assert again == result.plan
+    assert again.to_json() == text
+    assert json.loads(text)["refusals"][0]["reason"] == "is excluded by '0'"
+
+
+def test_plan_replays_to_the_same_weights(result) -> None:
+    torch.manual_seed(0)
+    model = lively(MOTIFS["chain"][0]())
+    replayed = bnprune.apply(result.plan, model).state_dict()
+    assert all(torch.equal(replayed[name], bnprune.apply(result.plan, model).state_dict()[name]) for name in replayed)
+    assert {name: t.shape for name, t in replayed.items()} == {n: t.shape for n, t in result.model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not a pruning plan"),
+        ("[]", "expected schema"),
+        ('{"schema": "bnprune.plan/9"}', "got 'bnprune.plan/9'"),
+        ('{"schema": "bnprune.plan/1"}', "KeyError: 'model'"),
+        (
+            '{"schema": "bnprune.plan/1", "model": {"name": "", "digest": ""}, "attributes": {},'
+            ' "cuts": [{"size": 2, "keep": [1, 5], "at": []}]}',
+            "ascending indices below 2",
+        ),
+    ],
+)
+def test_damaged_plans_are_refused(text: str, message: str) -> None:
+    with pytest.raises(bnprune.CheckpointError, match="not a pruning plan.*") as caught:
+        bnprune.PruningPlan.from_json(text)
+    assert message in str(caught.value)
+
+
+def test_plan_for_another_network_is_refused_with_what_differs(result) -> None:
+    other = lively(MOTIFS["residual"][0]())
+    with pytest.raises(bnprune.PruningError, match="fits a Sequential, and this Net differs"):
+        bnprune.apply(result.plan, other)
+    wider = MOTIFS["chain"][0]()
+    wider[1][0] = nn.Conv2d(8, 20, 3)
+    with pytest.raises(bnprune.PruningError, match=r"size 20 in dimension 0, the plan 12"):
+        bnprune.apply(result.plan, wider)
+
+
+def test_attributes_are_made_true() -> None:
+    model = lively(
+        nn.Sequential(
+            conv_bn(3, 16), nn.PReLU(16), conv_bn(16, 16, groups=16), nn.ConvTranspose2d(16, 8, 2), nn.BatchNorm2d(8),
+            nn.InstanceNorm2d(8, affine=True), nn.GroupNorm(4, 8), nn.Flatten(), nn.Linear(8 * 81, 6), nn.BatchNorm1d(6), nn.Linear(6, 2),  # noqa: E501
+        )
+    )  # fmt: skip
+    slim = bnprune.prune(model, X, ratio=0.5).model
+    for module in slim.modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.weight.shape[:2] == (module.out_channels, module.in_channels // module.groups)
+        elif isinstance(module, nn.ConvTranspose2d):
+            assert module.weight.shape[:2] == (module.in_channels, module.out_channels)
+        elif isinstance(module, nn.Linear):
+            assert module.weight.shape == (module.out_features, module.in_features)
+        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d | nn.InstanceNorm2d):
+            assert module.weight.numel() == module.num_features
+        elif isinstance(module, nn.PReLU):
+            assert module.weight.numel() == module.num_parameters
+        elif isinstance(module, nn.GroupNorm):
+            assert module.weight.numel() == module.num_channels == 2 * module.num_groups
+    assert sum(p.numel() for p in slim.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def test_parameters_keep_dtype_layout_and_freedom() -> None:
+    model = lively(MOTIFS["chain"][0]()).bfloat16().to(memory_format=torch.channels_last)
+    model[1][1].bias.requires_grad_(False)
+    slim = bnprune.prune(model, X.bfloat16(), ratio=0.5).model
+    assert {p.dtype for p in slim.parameters()} == {torch.bfloat16}
+    assert not slim[1][1].bias.requires_grad
+    assert slim[1][1].weight.requires_grad
+    assert slim[1][0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert not slim[1][0].weight.is_contiguous()
+    assert slim[1][1].eps == model[1][1].eps
+    assert slim[1][1].momentum == model[1][1].momentum
+
+
+def test_nothing_is_shared_with_the_original(result) -> None:
+    model = lively(MOTIFS["chain"][0]())
+    slim = bnprune.prune(model, X, ratio=0.5).model
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        for tensor in slim.state_dict().values():
+            tensor.zero_()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_tied_weights_stay_tied() -> None:
+    shared = nn.Conv2d(8, 8, 3, padding=1)
+    model = Net(
+        lambda n, x: n.head(n.c(n.b(n.a(x)))),
+        a=conv_bn(3, 8),
+        b=nn.Sequential(shared, nn.BatchNorm2d(8)),
+        c=nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)),
+        head=head(8),
+    )
+    model.c[0].weight = shared.weight
+    result = bnprune.prune(lively(model), X, ratio=0.5)
+    assert result.model.c[0].weight is result.model.b[0].weight
+    assert result.model.b[0].out_channels == result.model.c[0].in_channels == result.model.c[0].weight.shape[0]
+
+
+def test_a_cut_network_can_be_cut_again(result) -> None:
+    twice = bnprune.prune(result.model, X, ratio=0.3)
+    assert twice.report.params_before == result.report.params_after
+    assert twice.report.max_relative_error < 1e-12
+
+
+def test_recurrent_weights_follow_their_module() -> None:
+    """nn.LSTM keeps its parameters in a list of its own too."""
+    model = Net(
+        lambda n, x: n.fc(n.lstm(n.a(x).mean(2).transpose(1, 2))[0][:, -1]),
+        a=conv_bn(3, 8), b=conv_bn(3, 8), lstm=nn.LSTM(8, 4, batch_first=True), fc=nn.Linear(4, 2),
+    )  # fmt: skip
+    del model.b
+    model.a = nn.Sequential(conv_bn(3, 8), conv_bn(8, 8))
+    slim = bnprune.prune(lively(model), X, ratio=0.5).model
+    assert all(a is b for a, b in zip(slim.lstm._flat_weights, slim.lstm.parameters(), strict=True))
+    slim(X)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda m: nn.DataParallel(m), "wrapped in DataParallel: prune `model.module`"),
+        (lambda m: torch.jit.trace(m.eval(), X), "prune the Python module"),
+        (lambda m: torch.optim.SGD(m.parameters(), lr=0.1), "got an optimizer: prune the network, then build a new"),
+        (lambda m: m.state_dict(), "got a OrderedDict, expected a torch.nn.Module"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated")
+def test_what_is_not_a_bare_network_is_refused(wrap, message: str) -> None:
+    model = MOTIFS["chain"][0]()
+    with pytest.raises(bnprune.PruningError, match=message):
+        bnprune.prune(wrap(model), X, ratio=0.5)
+    with pytest.raises(bnprune.PruningError, match=message):
+        apply(bnprune.prune(model, X, ratio=0.5).plan, wrap(model))
