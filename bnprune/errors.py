@@ -10,7 +10,7 @@
     ├── VerificationError   4  the slim network does not equal the masked original
     ├── DataError           5  data, checkpoint or disk
     │   └── CheckpointError 5  a file that is not a checkpoint of ours, or cannot be read or written
-    ├── TrainingError       5  training cannot go on (NaN loss); the last good checkpoint is kept
+    ├── TrainingError       5  training cannot go on (NaN loss); checkpoints of finished epochs stay
     └── Interrupted       130  stopped by the user; a checkpoint was written
 """
 
@@ -89,3 +89,8 @@ class Interrupted(BnpruneError):
 
     exit_code = 130
     code = "interrupted"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the gist of somebody else's error, to be quoted in one of ours."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")

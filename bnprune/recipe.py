@@ -87,6 +87,8 @@ def _walk(node: yaml.Node | None, path: KeyPath, name: str, origins: Origins) ->
         place = f"{name}:{key_node.start_mark.line + 1}"
         if key in origins:
             yield f"{place}: {'.'.join(key)}: is given twice (first in line {origins[key].rpartition(':')[2]})."
+            for below in [known for known in origins if known[: len(key)] == key]:
+                del origins[below]  # the later section counts; its keys are not those of the earlier one again
         origins[key] = place
         yield from _walk(value_node, key, name, origins)
 
@@ -193,6 +195,14 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+_YAML_WORDS = {
+    "model_type": "must be a section of keys",
+    "dict_type": "must be a section of keys",
+    "tuple_type": "must be a list",
+}
+"""Where pydantic speaks of Python's types."""
+
+
 def _problem(details: ErrorDetails, path: KeyPath, section: type[BaseModel]) -> str:
     kind, got = details["type"], _shown(details["input"])
     if kind == "extra_forbidden":
@@ -202,9 +212,9 @@ def _problem(details: ErrorDetails, path: KeyPath, section: type[BaseModel]) -> 
         return f"unknown key (got {got}). {hint}"
     if kind == "missing":
         return "is required."
-    message = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    if kind == "model_type":
-        message = "must be a section of keys"
+    message = _YAML_WORDS.get(kind) or details["msg"].removeprefix("Value error, ").replace(
+        "Input should be", "must be"
+    )
     return f"{message} (got {got})." if kind != "value_error" else f"{message}."
 
 

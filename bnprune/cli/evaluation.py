@@ -9,9 +9,10 @@ from bnprune.cli.display import print_json, show_rows
 from bnprune.data import load_data
 from bnprune.errors import ConfigError
 from bnprune.recipe import amend, load_recipe
-from bnprune.runs.pipeline import choose_device
-from bnprune.runs.source import open_source
+from bnprune.runs.source import open_source, refuse_other_model
+from bnprune.runs.start import choose_device
 from bnprune.training.evaluate import evaluate
+from bnprune.training.fit import require_fit
 
 
 def run_evaluate(
@@ -25,6 +26,7 @@ def run_evaluate(
     as_json: bool,
 ) -> None:
     """Evaluate the network the command line names on the data of a recipe."""
+    refuse_other_model(overrides)
     source = open_source(path, model=model, arguments=arguments, weights=weights)
     if recipe is not None:
         config = load_recipe(recipe, overrides)
@@ -34,6 +36,7 @@ def run_evaluate(
         config = amend(source.config(), overrides)
     device = choose_device(config.device)
     splits = load_data(config.data)
+    require_fit(source.model, splits, source.label)
     network = source.model.to(device)
     scores = {
         "validation": evaluate(network, splits.validation, device),

@@ -9,6 +9,9 @@ import typer
 
 from bnprune.cli.options import Force, InputShape, Json, Model, ModelArguments, SourcePath, Weights
 
+DEFAULT_RATIO, DEFAULT_FLOOR = 0.5, 1
+"""Not the options' own defaults: beside --plan it matters whether they were given."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
@@ -28,14 +31,20 @@ def prune(
         float | None,
         typer.Option(
             "--ratio",
-            help="Share of the prunable BatchNorm channels to remove, in (0, 1).  [default: 0.5]",
+            help=f"Share of the prunable BatchNorm channels to remove, in (0, 1).  \\[default: {DEFAULT_RATIO}]",
             rich_help_panel="Pruning",
             show_default=False,
         ),
     ] = None,
     min_channels: Annotated[
-        int, typer.Option("--min-channels", help="Channels every layer keeps.", rich_help_panel="Pruning")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--min-channels",
+            help=f"Channels every layer keeps.  \\[default: {DEFAULT_FLOOR}]",
+            rich_help_panel="Pruning",
+            show_default=False,
+        ),
+    ] = None,
     exclude: Annotated[
         list[str] | None,
         typer.Option(
@@ -73,11 +82,13 @@ def prune(
     """
     from bnprune.cli.pruning import PruneRequest, run_prune
 
+    given = {"--ratio": ratio, "--min-channels": min_channels, "--exclude": exclude}
     request = PruneRequest(
-        ratio=ratio,
-        min_channels=min_channels,
+        ratio=DEFAULT_RATIO if ratio is None else ratio,
+        min_channels=DEFAULT_FLOOR if min_channels is None else min_channels,
         exclude=tuple(exclude or ()),
         plan=plan,
+        given=tuple(option for option, value in given.items() if value not in (None, [])),
         dry_run=dry_run,
         out=out,
         force=force,

@@ -30,11 +30,10 @@ from bnprune.pruning.prune import (
 from bnprune.pruning.select import Constraints, require_prunable
 from bnprune.pruning.surgery import require_bare
 from bnprune.runs.checkpoint import save_checkpoint
-from bnprune.runs.files import require_free
+from bnprune.runs.files import require_free_file
 from bnprune.runs.source import Source, open_source
 from bnprune.runs.summary import describe_prune
 
-DEFAULT_RATIO = 0.5
 INSPECT_SCHEMA = "bnprune.inspect/1"
 
 
@@ -42,10 +41,12 @@ INSPECT_SCHEMA = "bnprune.inspect/1"
 class PruneRequest:
     """What the command line asks of `prune`."""
 
-    ratio: float | None
+    ratio: float
     min_channels: int
     exclude: tuple[str, ...]
     plan: Path | None
+    given: tuple[str, ...]
+    """Which options about what to remove stand on the command line."""
     dry_run: bool
     out: Path
     force: bool
@@ -63,19 +64,18 @@ def run_prune(
 ) -> None:
     """Prune the network the command line names."""
     constraints = Constraints(request.min_channels, request.exclude)
-    ratio = DEFAULT_RATIO if request.ratio is None else request.ratio
-    require_options(ratio, constraints, "gamma")
-    if request.plan is not None and request.ratio is not None:
-        raise ConfigError("--plan replays a plan as it is; leave --ratio out.")
+    require_options(request.ratio, constraints, "gamma")
+    if request.plan is not None and request.given:
+        raise ConfigError(f"--plan replays a plan as it is; leave {' and '.join(request.given)} out.")
     if not request.dry_run:
-        require_free(request.out, force=request.force)
+        require_free_file(request.out, force=request.force)
     source = open_source(path, model=model, arguments=arguments, weights=weights, shape=shape)
     if request.plan is not None:
         result = replay(_read_plan(request.plan), source.model, source.inputs)
     else:
         require_bare(source.model)
-        drafted = draft(source.model, source.inputs, survey(source.model, source.inputs, constraints), ratio)
-        requested = request_of(ratio, constraints)
+        drafted = draft(source.model, source.inputs, survey(source.model, source.inputs, constraints), request.ratio)
+        requested = request_of(request.ratio, constraints)
         if request.dry_run:
             require_prunable(drafted.survey.graph, drafted.chosen)
             plan = describe_plan(drafted, requested)
@@ -92,6 +92,8 @@ def _read_plan(path: Path) -> PruningPlan:
         return PruningPlan.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"--plan: '{path}' cannot be read: {error}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"--plan: '{path}': {error}") from error
 
 
 def _save(path: Path, source: Source, result: PruningResult) -> None:

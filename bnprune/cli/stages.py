@@ -11,10 +11,11 @@ from bnprune.cli.display import RichDisplay, print_json, show_result
 from bnprune.config import PipelineConfig
 from bnprune.errors import ConfigError
 from bnprune.recipe import amend, load_recipe
-from bnprune.runs.directory import STAGES, RunDirectory
-from bnprune.runs.pipeline import Network, execute
+from bnprune.runs.directory import RunDirectory
+from bnprune.runs.pipeline import execute
 from bnprune.runs.signals import stop_requests
-from bnprune.runs.source import open_source
+from bnprune.runs.source import open_source, refuse_other_model
+from bnprune.runs.start import Network, stages_of
 
 
 def run_recipe(
@@ -31,7 +32,7 @@ def run_recipe(
     """Run stages of a recipe; None for every stage it has."""
     config = load_recipe(path, overrides)
     if stages is None:
-        stages = [stage for stage in STAGES if getattr(config, stage)]
+        stages = stages_of(config)
         if not stages:
             raise ConfigError(f"{path}: has no stage. Add one of: train, prune, finetune.")
     _run(config, verb, stages, None, out=out, resume=resume, force=force, as_json=as_json)
@@ -52,20 +53,21 @@ def run_finetune(
     overrides = [text for text in rest if "=" in text]
     if len(recipes) > 1:
         raise ConfigError(f"expected one recipe, got {', '.join(map(str, recipes))}.")
+    refuse_other_model(overrides)
     given = load_recipe(recipes[0], overrides) if recipes else None
     if given is not None and model is None and given.model.factory is not None:
         model = given.model.factory
     source = open_source(pruned, model=model)
     config = given or amend(source.config(), overrides)
-    start = source.model, source.header
-    _run(config, "finetune", ("finetune",), start, out=out, resume=resume, force=force, as_json=as_json)
+    network = source.model, source.header
+    _run(config, "finetune", ("finetune",), network, out=out, resume=resume, force=force, as_json=as_json)
 
 
 def _run(
     config: PipelineConfig,
     verb: str,
     stages: Sequence[str],
-    start: Network | None,
+    network: Network | None,
     *,
     out: Path | None,
     resume: bool,
@@ -75,9 +77,9 @@ def _run(
     if resume and out is None:
         raise ConfigError("--resume: say which run with --out DIR.")
     path = out or _default_directory(verb, config)
-    directory = RunDirectory.resume(path, config) if resume else RunDirectory.create(path, config, force=force)
+    directory = RunDirectory.resume(path, config) if resume else RunDirectory.new(path, force=force)
     with RichDisplay() as display, stop_requests() as stopping:
-        result = execute(config, directory, display, stopping, stages, start)
+        result = execute(config, directory, display, stopping, stages, network)
     if as_json:
         print_json(result)
     else:

@@ -14,7 +14,7 @@ from bnprune.data.folder import image_folder
 from bnprune.data.memory import Labelled, in_memory
 from bnprune.data.splits import Splits, stratified
 from bnprune.data.stream import own_splits
-from bnprune.errors import ConfigError, DataError
+from bnprune.errors import ConfigError, DataError, first_line
 from bnprune.factories import hint
 
 
@@ -66,8 +66,8 @@ def _read(constructor: Any, config: DataConfig, *, train: bool) -> Labelled:
         found = constructor(str(config.root), download=config.download, **which)
     except (RuntimeError, OSError) as error:
         fix = "Set data.root to where it is, or data.download=true to fetch it."
-        reason = str(error).strip().split("\n")[0]
-        raise DataError(f"data.name: '{config.name}' cannot be read from '{config.root}': {reason} {fix}") from error
+        what = f"data.name: '{config.name}' cannot be read from '{config.root}'"
+        raise DataError(f"{what}: {first_line(error)}. {fix}") from error
     images = torch.as_tensor(np.asarray(found.data))
     if images.dim() == 3:
         images = images.unsqueeze(1)

@@ -43,6 +43,11 @@ class Splits:
     """Channels, height and width of an image."""
     classes: int
 
+    @property
+    def example(self) -> torch.Tensor:
+        """One image of zeros (1, C, H, W), for tracing and counting."""
+        return torch.zeros(1, *self.shape)
+
 
 def stratified(labels: torch.Tensor, share: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Split sample indices in two, the second with `share` of every class (at least one); both ascending.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.errors import CheckpointError, ConfigError
+from bnprune.errors import BnpruneError, CheckpointError, ConfigError
 from bnprune.factories import call_factory, hint
 from bnprune.models.densenet import DenseNet
 from bnprune.models.mlp import MLP
@@ -99,7 +99,9 @@ def build(spec: ModelSpec, where: str = "model") -> nn.Module:
             return _timm(short, spec.kwargs, where)
         if name in ZOO:
             return ZOO[name](**spec.kwargs)
-    except (TypeError, ValueError) as error:
+    except (BnpruneError, OSError):
+        raise
+    except Exception as error:
         raise ConfigError(f"{where}: '{name}' cannot be built with {dict(spec.kwargs)}: {error}") from error
     raise ConfigError(f"{where}: '{name}' is unknown. {_where_else(name)}")
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bnprune.channels.trace import set_mode, untouched
-from bnprune.channels.trees import as_inputs, map_tensors
+from bnprune.channels.forward import forward, lightly
+from bnprune.channels.trees import Inputs, as_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +25,22 @@ class Cost:
 
 
 def cost(model: nn.Module, example_inputs: Any) -> Cost:
-    """Count on the meta device, in eval mode, without running any arithmetic.
+    """Count in eval mode, on the meta device where the network runs there.
 
     Args:
-        model: Any network that runs on meta tensors.
+        model: Any network.
         example_inputs: A tensor, a tuple of positional or a mapping of keyword arguments; values do not matter.
     """
-    args, kwargs = map_tensors(lambda tensor: tensor.to("meta"), as_inputs(example_inputs))
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    stand_ins = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
-    with untouched(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        set_mode(model, training=False)
-        torch.func.functional_call(model, stand_ins, args, kwargs)
+    inputs = as_inputs(example_inputs)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     return Cost(
         params=sum(parameter.numel() for parameter in model.parameters()),
-        macs=counter.get_total_flops() // 2,
+        macs=lightly(lambda device: _macs(model, inputs, device)),
         channels=sum(norm.num_features for norm in norms),
     )
+
+
+def _macs(model: nn.Module, inputs: Inputs, device: str) -> int:
+    with FlopCounterMode(display=False) as counter:
+        forward(model, inputs, device=device)
+    return int(counter.get_total_flops()) // 2

@@ -30,7 +30,7 @@ import yaml
 from bnprune.config import PipelineConfig
 from bnprune.errors import CheckpointError, ConfigError, DataError
 from bnprune.recipe import as_data
-from bnprune.runs.files import plain, require_free, write_atomically, write_json, write_text
+from bnprune.runs.files import plain, require_free_folder, write_atomically, write_json, write_text
 
 STAGES = ("baseline", "train", "prune", "finetune")
 """Stages in the order they run."""
@@ -40,8 +40,9 @@ _PACKAGES = ("bnprune", "torch", "torchvision", "numpy", "safetensors", "pydanti
 class RunDirectory:
     """A run on disk."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, begun: bool = True) -> None:
         self.path = path
+        self._begun = begun
         self.config_file = path / "config.yaml"
         self.metrics_file = path / "metrics.jsonl"
         self.result_file = path / "result.json"
@@ -55,20 +56,28 @@ class RunDirectory:
     # -- beginning and resuming ------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, path: Path, config: PipelineConfig, *, force: bool) -> RunDirectory:
-        """Start a new run.
+    def new(cls, path: Path, *, force: bool) -> RunDirectory:
+        """Choose a place for a new run. Nothing is written, and nothing removed, before `begin`.
 
         Raises:
             ConfigError: The directory is not empty and `force` is off.
+            DataError: There is a file.
+        """
+        require_free_folder(path, force=force)
+        return cls(path, begun=False)
+
+    def begin(self, config: PipelineConfig) -> None:
+        """Write what a new run starts with, in place of an earlier run; leave one that is resumed as it is.
+
+        Raises:
             DataError: The directory cannot be written.
         """
-        require_free(path, force=force)
-        run = cls(path)
-        if force:
-            run._clear()
-        write_text(run.config_file, dump_config(config))
-        write_json(path / "env.json", environment())
-        return run
+        if self._begun:
+            return
+        self._begun = True
+        self._clear()
+        write_text(self.config_file, dump_config(config))
+        write_json(self.path / "env.json", environment())
 
     @classmethod
     def resume(cls, path: Path, config: PipelineConfig) -> RunDirectory:
@@ -105,7 +114,7 @@ class RunDirectory:
         Raises:
             CheckpointError: The file is damaged.
         """
-        if not self.result_file.exists():
+        if not self._begun or not self.result_file.exists():
             return {}
         try:
             found: dict[str, Any] = json.loads(self.result_file.read_text(encoding="utf-8"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -19,22 +21,35 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         write(temporary)
         temporary.chmod(0o666 & ~_umask())
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except Exception as error:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         if isinstance(error, OSError) or "I/O" in str(error) or "space" in str(error):
             reason = getattr(error, "strerror", None) or str(error)
-            kept = " The previous file is intact." if path.exists() else ""
+            kept = " The previous file is intact." if path.is_file() else ""
             raise DataError(f"'{path}' cannot be written: {reason}.{kept}") from error
         raise
     except BaseException:  # interrupted: leave nothing behind
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # what exists is a file, and "File exists" would sound like the output itself
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
+
+
+def _discard(temporary: Path) -> None:
+    # What went wrong before is the news: no second error about a file the user has never heard of.
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -71,12 +86,30 @@ def plain(data: Any) -> Any:
     return data
 
 
-def require_free(path: Path, *, force: bool) -> None:
-    """Refuse to overwrite an output.
+def require_free_file(path: Path, *, force: bool) -> None:
+    """Refuse to write a file over something else.
 
     Raises:
-        ConfigError: Something is at `path` and `force` is off.
+        ConfigError: There is a file and `force` is off.
+        DataError: There is a folder.
     """
-    taken = any(path.iterdir()) if path.is_dir() else path.exists()
+    if path.is_dir():
+        raise DataError(f"'{path}' is a folder. Give --out the name of a file.")
+    _require_free(path, taken=path.exists(), force=force)
+
+
+def require_free_folder(path: Path, *, force: bool) -> None:
+    """Refuse to write into a folder that holds something.
+
+    Raises:
+        ConfigError: The folder is not empty and `force` is off.
+        DataError: There is a file.
+    """
+    if path.exists() and not path.is_dir():
+        raise DataError(f"'{path}' is a file. Give --out the name of a folder.")
+    _require_free(path, taken=path.is_dir() and any(path.iterdir()), force=force)
+
+
+def _require_free(path: Path, *, taken: bool, force: bool) -> None:
     if taken and not force:
         raise ConfigError(f"'{path}' exists. Choose another --out, or give --force to overwrite it.")

@@ -5,32 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from bnprune.config import FinetuneConfig, OptimisationConfig, PipelineConfig, PruneConfig, SparsityConfig, TrainConfig
-from bnprune.data import Splits, load_data
+from bnprune.data import Splits
 from bnprune.data.splits import mixed
-from bnprune.errors import ConfigError
-from bnprune.models.zoo import ModelSpec, build, set_gamma
 from bnprune.pruning.cost import cost
 from bnprune.pruning.latency import latencies
 from bnprune.pruning.prune import prune
 from bnprune.recipe import as_data
-from bnprune.runs.checkpoint import Header, fit_state, load_checkpoint, load_weights, read_weights, save_checkpoint
+from bnprune.runs.checkpoint import Header, load_weights, save_checkpoint
 from bnprune.runs.directory import STAGES, RunDirectory
 from bnprune.runs.files import write_text
+from bnprune.runs.start import Network, initial, load_stage, prepare
 from bnprune.runs.summary import describe
 from bnprune.runs.tracker import Display, Tracker
 from bnprune.training.evaluate import evaluate
 from bnprune.training.loop import Task, begin, train
-from bnprune.training.penalty import make_penalty
+from bnprune.training.penalty import advice, make_penalty
 
 RESULT_SCHEMA = "bnprune.run/1"
-Network = tuple[nn.Module, Header]
 
 
 @dataclass(frozen=True)
@@ -44,11 +41,6 @@ class Run:
     device: torch.device
     splits: Splits
 
-    @property
-    def inputs(self) -> torch.Tensor:
-        """One input, for tracing and counting."""
-        return torch.zeros(1, *self.splits.shape)
-
 
 def execute(
     config: PipelineConfig,
@@ -56,17 +48,18 @@ def execute(
     display: Display,
     stopping: Callable[[], bool],
     stages: Sequence[str],
-    start: Network | None = None,
+    network: Network | None = None,
 ) -> dict[str, Any]:
     """Run stages one after the other, skipping those that are finished, and return the result.
 
     Args:
         config: The recipe.
-        directory: Where everything goes; a run that was interrupted goes on.
+        directory: Where everything goes; a run that was interrupted goes on. Nothing is written, or removed, before
+            everything that can be checked beforehand has been.
         display: Where to show progress.
         stopping: Whether the user has asked to stop.
         stages: Names of stages, in order.
-        start: The network the first stage starts from; default: built from the recipe.
+        network: What the first stage starts from; default: built from the recipe.
 
     Raises:
         BnpruneError: Whatever goes wrong; finished stages and checkpoints stay.
@@ -78,11 +71,14 @@ def execute(
         return result
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    run = Run(config, directory, display, stopping, choose_device(config.device), load_data(config.data))
+    start = prepare(config, todo, _left_behind(config, directory, result, todo[0]) or network)
+    directory.begin(config)
+    run = Run(config, directory, display, stopping, start.device, start.splits)
     for stage in todo:
         started = time.perf_counter()
-        network = _starting_point(run, stage, result, start)
-        figures = _STAGES[stage](run, *network)
+        first = start.network if stage == todo[0] else None
+        model, header = first or _left_behind(config, directory, result, stage) or initial(config)
+        figures = _STAGES[stage](run, model, header)
         figures["seconds"] = round(figures.get("seconds", 0.0) + time.perf_counter() - started, 3)
         result["stages"][stage] = figures
         directory.write_result(result)
@@ -92,60 +88,13 @@ def execute(
     return result
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device a recipe asks for; `auto` takes an accelerator where there is one.
-
-    Raises:
-        ConfigError: There is no such device.
-    """
-    if name == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise ConfigError(f"device: '{name}' cannot be used: {reason}. Choose auto, cpu, cuda or mps.") from error
-    return device
-
-
-def _starting_point(run: Run, stage: str, result: Mapping[str, Any], start: Network | None) -> Network:
-    """The network a stage starts from: what the stages before it left, what was handed in, or a fresh one."""
+def _left_behind(
+    config: PipelineConfig, directory: RunDirectory, result: Mapping[str, Any], stage: str
+) -> Network | None:
+    """The network that the stages before one have left; None where it starts from the beginning."""
     before = STAGES[: STAGES.index(stage)]
     done = [name for name in before if name in result["stages"] and name != "baseline"]
-    if stage != "baseline" and done:
-        return load_stage(run.config, run.directory.checkpoint(done[-1]))
-    if start is not None:
-        return start
-    return fresh(run.config), Header(spec_of(run.config))
-
-
-def spec_of(config: PipelineConfig) -> ModelSpec:
-    """Return how the recipe's network is built."""
-    return ModelSpec(config.model.name, config.model.factory, config.model.kwargs)
-
-
-def fresh(config: PipelineConfig) -> nn.Module:
-    """Build the recipe's network with its initial weights, the same ones for the same seed.
-
-    Raises:
-        ConfigError: There is no such network.
-        CheckpointError: Its weights cannot be read, or do not fit.
-    """
-    torch.manual_seed(config.seed)
-    model = build(spec_of(config))
-    if config.model.weights is not None:
-        fit_state(model, read_weights(config.model.weights), f"model.weights: '{config.model.weights}'")
-    if config.model.gamma_init is not None:
-        set_gamma(model, config.model.gamma_init)
-    return model
-
-
-def load_stage(config: PipelineConfig, path: Path) -> Network:
-    """Load a checkpoint of a run; its recipe may name a factory, which is trusted like a script."""
-    spec = spec_of(config)
-    return load_checkpoint(path, build(spec) if spec.own else None)
+    return load_stage(config, directory.checkpoint(done[-1])) if done else None
 
 
 # -- stages ----------------------------------------------------------------------------------------------------------
@@ -179,8 +128,8 @@ def _training(run: Run, model: nn.Module, header: Header, stage: str, config: Op
         state.restore(saved)
         tracker.seconds = saved["seconds"]
     run.display.begin(stage, config.epochs, str(budget) if budget else "")
-    if budget is not None and budget.strength and not budget.enough:
-        run.display.note(f"warning: {budget}. Raise train.sparsity.lambda, or set it to auto.")
+    if budget and sparsity and budget.strength and not budget.enough:
+        run.display.note(f"warning: {budget}. {advice(budget, config, sparsity)}")
     if run.config.data.batch_size < 8:
         run.display.note("warning: BatchNorm is unreliable with batches below 8; raise data.batch_size.")
     train(state, task, penalty, tracker, run.stopping)
@@ -198,7 +147,7 @@ def _prune(run: Run, model: nn.Module, header: Header) -> dict[str, Any]:
     run.display.begin("prune", 0, f"removing {config.ratio:.0%} of the prunable channels")
     outcome = prune(
         model,
-        run.inputs,
+        run.splits.example,
         ratio=config.ratio,
         min_channels=config.min_channels,
         exclude=config.exclude,
@@ -234,7 +183,7 @@ def _conclude(run: Run, model: nn.Module, header: Header, stage: str, extra: Map
     model.to(run.device)
     validation = evaluate(model, run.splits.validation, run.device)
     test = evaluate(model, run.splits.test, run.device)
-    counted = cost(model, run.inputs)
+    counted = cost(model, run.splits.example)
     figures: dict[str, Any] = {
         "accuracy": test.top1,
         "validation_accuracy": validation.top1,
@@ -253,6 +202,6 @@ def _measure_latency(run: Run, result: dict[str, Any], stages: Sequence[str]) ->
     """Measure the networks of all finished stages side by side: batch 1, median of 30 passes."""
     done = [stage for stage in stages if stage in result["stages"]]
     models = [load_stage(run.config, run.directory.checkpoint(stage))[0].to(run.device) for stage in done]
-    taken = latencies(models, (run.inputs.to(run.device),), runs=30)
+    taken = latencies(models, (run.splits.example.to(run.device),), runs=30)
     for stage, seconds in zip(done, taken, strict=True):
         result["stages"][stage]["latency_ms"] = round(seconds * 1e3, 4)

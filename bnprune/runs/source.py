@@ -81,6 +81,8 @@ def open_source(
         )
     if path is not None and weights is not None:
         raise ConfigError("--weights goes with --model; a checkpoint has its own weights.")
+    if model is None and arguments:
+        raise ConfigError("--model-arg goes with --model; a checkpoint knows the arguments of its network.")
     if path is None:
         assert model is not None
         return _from_model(model, arguments, weights, input_shape)
@@ -106,6 +108,17 @@ def _from_file(path: Path, model: str | None, arguments: Sequence[str], shape: t
     if shape is not None:
         header = Header(header.spec, header.plans, shape, header.stage, header.config, header.metrics)
     return Source(network, header, str(path))
+
+
+def refuse_other_model(overrides: Sequence[str]) -> None:
+    """Refuse `model...=value` where the network is given, and the recipe is asked for everything else.
+
+    Raises:
+        ConfigError: An override is about the model.
+    """
+    for text in overrides:
+        if text.partition("=")[0].partition(".")[0].strip() == "model":
+            raise ConfigError(f"command line: '{text}': the network is the one given; leave model keys out.")
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

@@ -268,9 +268,10 @@ def _precision(task: Task) -> contextlib.AbstractContextManager[Any]:
 def _require_finite(task: Task, progress: Progress) -> None:
     if math.isfinite(progress.loss):
         return
+    kept = "The last good checkpoint is kept. " if progress.epoch else ""
     raise TrainingError(
         f"the loss is not finite in epoch {progress.epoch + 1}, step {progress.step} of {task.steps_per_epoch}. "
-        "The last good checkpoint is kept. Lower the learning rate (lr), or set clip_norm."
+        f"{kept}Lower the learning rate (lr), or set clip_norm."
     )
 
 

@@ -34,11 +34,25 @@ def make_penalty(
     gain = 1 / (1 - config.momentum) if sgd else 1.0
     start = mean_gamma(require_scale_factors(model))
     reach = total_rate(config, steps_per_epoch) * gain
-    limit = _STRONGEST_SGD if sgd else _STRONGEST_ADAPTIVE
-    strength = min(sparsity.travel * start / reach, limit) if sparsity.lambda_ == "auto" else sparsity.lambda_
+    solved = min(sparsity.travel * start / reach, _strongest(config))
+    strength = solved if sparsity.lambda_ == "auto" else sparsity.lambda_
     penalty: Penalty = (
         GammaProximal(model, strength, gain=gain)
         if sparsity.penalty == "l1-proximal"
         else GammaL1(model, strength, decoupled=not sgd)
     )
     return penalty, Budget(strength, reach, start)
+
+
+def advice(budget: Budget, config: OptimisationConfig, sparsity: SparsityConfig) -> str:
+    """Say what would bring the scale factors to zero, where the budget does not."""
+    needed = budget.start / budget.reach
+    if needed > _strongest(config):
+        return "Train longer (train.epochs), raise train.lr, or let γ start lower (model.gamma_init)."
+    if sparsity.lambda_ == "auto":
+        return f"Raise train.sparsity.travel above 1 (got {sparsity.travel:g})."
+    return f"Raise train.sparsity.lambda above {needed:.2g}, or set it to auto."
+
+
+def _strongest(config: OptimisationConfig) -> float:
+    return _STRONGEST_SGD if config.optimizer == "sgd" else _STRONGEST_ADAPTIVE

@@ -75,10 +75,15 @@ def test_a_key_given_twice_is_refused_with_both_lines() -> None:
     assert "twice.yaml:5: prune.ratio: is given twice (first in line 4)." in message
 
 
-@pytest.mark.xfail(strict=True, reason="the keys inside the second section are reported as well")
 def test_a_section_given_twice_is_one_problem() -> None:
     text = "model: {name: mlp}\ndata: {name: digits}\nprune: {ratio: 0.5}\nprune: {ratio: 0.6}\n"
     assert len(document("validate", write("twice.yaml", text), exit_code=2)["problems"]) == 1
+
+
+def test_a_key_of_a_section_given_twice_stands_where_it_counts() -> None:
+    text = "model: {name: mlp}\ndata: {name: digits}\nprune: {ratio: 0.5}\nprune: {ratio: 6}\n"
+    problems = document("validate", write("twice.yaml", text), exit_code=2)["problems"]
+    assert [problem.rpartition("twice.yaml:")[2].partition(": ")[0] for problem in problems] == ["4", "4"]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +154,6 @@ def test_a_bad_override(override: str, said: str, recipe: Path) -> None:
     assert f"command line: {said}" in refusal(2, "train", recipe, override)
 
 
-@pytest.mark.xfail(strict=True, reason="'must be a valid tuple': Python's word for what YAML calls a list")
 def test_a_pattern_instead_of_a_list_of_patterns(recipe: Path) -> None:
     assert "prune.exclude: must be a list (got 'layers.1')" in refusal(2, "validate", recipe, "prune.exclude=layers.1")
 
@@ -160,9 +164,12 @@ def test_an_unknown_device(recipe: Path) -> None:
     assert message.endswith("Choose auto, cpu, cuda or mps.")
 
 
-@pytest.mark.xfail(strict=True, reason="torch's own message is quoted: 22 kinds of device nobody has heard of")
 def test_an_unknown_device_is_told_briefly(recipe: Path) -> None:
     assert "privateuseone" not in refusal(2, "validate", recipe, "device=gpu")
+
+
+def test_a_device_that_computes_nothing(recipe: Path) -> None:
+    assert "device: 'meta' cannot be used" in refusal(2, "validate", recipe, "device=meta")
 
 
 # -- ratios -----------------------------------------------------------------------------------------------------------
@@ -232,6 +239,7 @@ def test_a_module_that_fails_while_it_is_imported() -> None:
         ("model.name=mpl", "model: 'mpl' is unknown. Did you mean 'mlp'?"),
         ("model.name=torchvision/resnet19", "torchvision has no 'resnet19'. Did you mean 'resnet18'?"),
         ("model.kwargs.hiden=[8]", "'mlp' cannot be built with"),
+        ("model.kwargs.hidden=[-1]", "'mlp' cannot be built with"),
         ("data.name=digit", "data.name: 'digit' is unknown. Did you mean 'digits'?"),
     ],
 )
@@ -257,7 +265,6 @@ def test_a_bad_argument_of_the_model(argument: str, said: str, own: Path) -> Non
     assert said in refusal(2, "prune", *OWN, "--model-arg", argument)
 
 
-@pytest.mark.xfail(strict=True, reason="without --model it is ignored silently")
 def test_an_argument_without_a_model_is_refused(trained: Path) -> None:
     assert "--model-arg" in refusal(2, "inspect", trained, "--model-arg", "hidden=[4]")
 
@@ -285,24 +292,49 @@ def test_an_input_shape_that_does_not_fit(shape: str, got: str) -> None:
     assert "Check the shape of the input" in message
 
 
-@pytest.mark.xfail(strict=True, reason="'this is a bug in bnprune', exit 1; `validate` takes 5 classes for 10 as valid")
-@pytest.mark.parametrize("override", ["model.kwargs.image_size=8", "model.kwargs.num_classes=5"])
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "model.kwargs.image_size=8",
+            "the network does not fit the data: its forward pass fails on images of 1x16x16",
+        ),
+        (
+            "model.kwargs.num_classes=5",
+            "the data has 10 classes, so the network must return as many scores; it returns 5",
+        ),
+    ],
+)
+@pytest.mark.parametrize("verb", ["run", "train", "validate"])
+def test_a_network_that_does_not_fit_the_data(verb: str, override: str, said: str, recipe: Path) -> None:
+    out = ["--out", "run"] if verb != "validate" else []
+    assert f"model: {said}" in refusal(2, verb, recipe, override, *out)
+
+
+def test_more_classes_than_the_data_has_are_fine(recipe: Path) -> None:
+    done("validate", recipe, "model.kwargs.num_classes=1000")
+
+
 @pytest.mark.parametrize("verb", ["train", "validate"])
-def test_a_network_that_does_not_fit_the_data(verb: str, override: str, recipe: Path) -> None:
+def test_a_batch_too_small_for_batchnorm(verb: str, recipe: Path) -> None:
     out = ["--out", "run"] if verb == "train" else []
-    assert bnprune(verb, recipe, override, *out).exit_code == 2
+    message = refusal(2, verb, recipe, "data.batch_size=1", *out)
+    assert "data.batch_size: the network cannot be trained on single images" in message
 
 
-@pytest.mark.xfail(strict=True, reason="'this is a bug in bnprune: Expected more than 1 value per channel', exit 1")
-def test_a_batch_too_small_for_batchnorm(recipe: Path) -> None:
-    result = bnprune("train", recipe, "data.batch_size=1", "--out", "run")
-    assert result.exit_code == 2
-    assert "data.batch_size" in result.stderr
+def test_a_batch_of_one_image_is_enough_where_batchnorm_sees_several_values(own: Path, recipe: Path) -> None:
+    factory = ("model.name=", "model.kwargs={}", "model.factory=own:build")
+    done("validate", recipe, *factory, "data.batch_size=1")
 
 
-@pytest.mark.xfail(strict=True, reason="'this is a bug in bnprune', exit 1")
+def test_a_split_without_images(recipe: Path) -> None:
+    message = refusal(5, "train", recipe, "data.limit=1", "--out", "run")
+    assert "data: the validation split holds no images." in message
+
+
 def test_a_network_that_does_not_fit_the_data_it_is_evaluated_on(recipe: Path) -> None:
-    refusal(2, "evaluate", "--model", "mlp", "--model-arg", "image_size=8", "--config", recipe)
+    message = refusal(2, "evaluate", "--model", "mlp", "--model-arg", "image_size=8", "--config", recipe)
+    assert "mlp: the network does not fit the data" in message
 
 
 # -- outputs and runs -------------------------------------------------------------------------------------------------
@@ -347,9 +379,6 @@ def test_an_unknown_recipe() -> None:
 WRONG_STARTS = ["model.name=mpl", "data.name=mnist", "device=gpu", "prune.exclude=[nowhere]"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the run directory is written before network, data, device, patterns are checked"
-)
 @pytest.mark.parametrize("override", WRONG_STARTS)
 def test_a_run_that_cannot_start_leaves_nothing(override: str, recipe: Path) -> None:
     """Otherwise the corrected command is refused: its --out exists."""
@@ -358,7 +387,6 @@ def test_a_run_that_cannot_start_leaves_nothing(override: str, recipe: Path) -> 
     assert contents() == before
 
 
-@pytest.mark.xfail(strict=True, reason="--force removes the earlier run's checkpoints before anything is looked at")
 @pytest.mark.parametrize("override", WRONG_STARTS)
 def test_force_keeps_the_earlier_run_when_the_new_one_cannot_start(override: str, recipe: Path, here: Path) -> None:
     (here / "run" / "checkpoints").mkdir(parents=True)
@@ -379,7 +407,6 @@ def test_a_plan_is_replayed_as_it_is(trained: Path) -> None:
     assert "--plan replays a plan as it is; leave --ratio out." in message
 
 
-@pytest.mark.xfail(strict=True, reason="ignored silently beside --plan, unlike --ratio")
 @pytest.mark.parametrize("option", [("--exclude", "layers.1"), ("--min-channels", "20")])
 def test_a_plan_is_replayed_as_it_is_whatever_else_is_asked(option: tuple[str, str], trained: Path, run: Path) -> None:
     assert option[0] in refusal(2, "prune", trained, "--plan", run / "plan.json", *option)
@@ -400,11 +427,10 @@ def test_a_network_without_a_recipe_cannot_be_evaluated() -> None:
     assert "no recipe is stored with it. Say which data: --config CONFIG.yaml" in message
 
 
-@pytest.mark.xfail(strict=True, reason="accepted and ignored: the network is that of the checkpoint")
 @pytest.mark.parametrize("verb", ["evaluate", "finetune"])
 def test_the_model_of_a_checkpoint_cannot_be_overridden(verb: str, run: Path) -> None:
     out = ["--out", "out"] if verb == "finetune" else []
-    refusal(2, verb, run, "model.name=vgg11", *out)
+    assert "'model.name=vgg11': the network is the one given" in refusal(2, verb, run, "model.name=vgg11", *out)
 
 
 # -- what cannot be pruned --------------------------------------------------------------------------------------------
@@ -428,6 +454,11 @@ def test_a_network_without_batchnorm(own: Path) -> None:
 def test_sparse_training_of_a_network_without_batchnorm(own: Path, recipe: Path) -> None:
     message = refusal(3, "validate", recipe, "model.name=", "model.kwargs={}", "model.factory=own:without_batchnorm")
     assert "BatchNorm" in message
+
+
+def test_a_floor_above_every_width() -> None:
+    message = refusal(3, "prune", *CHAIN, "--min-channels", "100")
+    assert "nothing can be pruned: no layer has more channels than it must keep (min_channels)." in message
 
 
 def test_everything_excluded() -> None:

@@ -32,7 +32,7 @@ def recipe(*overrides: str) -> PipelineConfig:
 
 
 def run(config: PipelineConfig, path: Path, *, resume: bool = False, stopping=lambda: False, stages=STAGES) -> dict:
-    directory = RunDirectory.resume(path, config) if resume else RunDirectory.create(path, config, force=False)
+    directory = RunDirectory.resume(path, config) if resume else RunDirectory.new(path, force=False)
     with RichDisplay() as display:
         return execute(config, directory, display, stopping, stages)
 

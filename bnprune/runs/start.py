@@ -1,0 +1,120 @@
+"""What a run starts from: a device, a network and data, checked to go together before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bnprune.config import PipelineConfig, PruneConfig, TrainConfig
+from bnprune.data import Splits, load_data
+from bnprune.errors import ConfigError, first_line
+from bnprune.models.zoo import ModelSpec, build, set_gamma
+from bnprune.pruning.prune import draft, survey
+from bnprune.pruning.select import Constraints, require_prunable
+from bnprune.runs.checkpoint import Header, fit_state, load_checkpoint, read_weights
+from bnprune.runs.directory import STAGES
+from bnprune.training.fit import require_fit
+from bnprune.training.sparsity import require_scale_factors
+
+Network = tuple[nn.Module, Header]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Everything the first stage needs."""
+
+    device: torch.device
+    network: Network
+    splits: Splits
+    prunable: int | None
+    """BatchNorm channels that the prune stage may remove; None where there is no such stage."""
+
+
+def prepare(config: PipelineConfig, stages: Sequence[str], network: Network | None = None) -> Start:
+    """Get ready for stages of a recipe, and find out what they would stumble over.
+
+    Args:
+        config: The recipe.
+        stages: Names of the stages to run.
+        network: What the first of them starts from; default: built from the recipe.
+
+    Raises:
+        ConfigError: There is no such device, network or data set, or they do not fit each other.
+        DataError: Data or weights cannot be read.
+        PruningError: The network has nothing to prune, or no scale factors for a penalty.
+    """
+    device = choose_device(config.device)
+    network = network or initial(config)
+    model, splits = network[0], load_data(config.data)
+    trained = any(stage != "prune" for stage in stages)
+    require_fit(model, splits, "model", config.data.batch_size if trained else None)
+    if "train" in stages and (config.train or TrainConfig()).sparsity.penalty != "none":
+        require_scale_factors(model)
+    pruned = "prune" in stages
+    return Start(device, network, splits, _prunable(model, splits, config.prune or PruneConfig()) if pruned else None)
+
+
+def _prunable(model: nn.Module, splits: Splits, config: PruneConfig) -> int:
+    constraints = Constraints(config.min_channels, config.exclude)
+    found = survey(model, splits.example, constraints, config.criterion, config.reduce)
+    drafted = draft(model, splits.example, found, config.ratio)
+    require_prunable(found.graph, drafted.chosen)
+    return int(found.graph.gamma_count[drafted.chosen.prunable].sum())
+
+
+def stages_of(config: PipelineConfig) -> tuple[str, ...]:
+    """Return the stages a recipe has, in the order they run."""
+    return tuple(stage for stage in STAGES if getattr(config, stage))
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device a recipe asks for; `auto` takes an accelerator where there is one.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
+    choose = "Choose auto, cpu, cuda or mps."
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:  # lists every kind of device that PyTorch was ever built for
+        raise ConfigError(f"device: '{name}' cannot be used: there is no such device. {choose}") from error
+    try:
+        torch.zeros(1, device=device).item()  # not on "meta", which computes nothing
+    except (RuntimeError, AssertionError) as error:
+        reason = first_line(error).partition(". ")[0]  # what follows is advice for those who build PyTorch
+        raise ConfigError(f"device: '{name}' cannot be used: {reason}. {choose}") from error
+    return device
+
+
+def _spec_of(config: PipelineConfig) -> ModelSpec:
+    return ModelSpec(config.model.name, config.model.factory, config.model.kwargs)
+
+
+def initial(config: PipelineConfig) -> Network:
+    """Build the recipe's network with its initial weights, the same ones for the same seed.
+
+    Raises:
+        ConfigError: There is no such network.
+        CheckpointError: Its weights cannot be read, or do not fit.
+    """
+    torch.manual_seed(config.seed)
+    spec = _spec_of(config)
+    model = build(spec)
+    if config.model.weights is not None:
+        fit_state(model, read_weights(config.model.weights), f"model.weights: '{config.model.weights}'")
+    if config.model.gamma_init is not None:
+        set_gamma(model, config.model.gamma_init)
+    return model, Header(spec)
+
+
+def load_stage(config: PipelineConfig, path: Path) -> Network:
+    """Load a checkpoint of a run; its recipe may name a factory, which is trusted like a script."""
+    spec = _spec_of(config)
+    return load_checkpoint(path, build(spec) if spec.own else None)
