@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from bnprune.config import DataConfig
 from bnprune.data.splits import Batch, Splits, mixed, stratified
-from bnprune.errors import ConfigError, DataError
+from bnprune.errors import BnpruneError, ConfigError, DataError
 from bnprune.factories import call_factory
 
 
@@ -41,13 +42,46 @@ class StreamSplit:
             _Seeded(source, seed),
             batch_sampler=picked,
             num_workers=min(self.workers, len(picked)),
+            collate_fn=_collated,
             pin_memory=device.type == "cuda",
         )
-        try:
-            for images, labels in loader:
-                yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        except (RuntimeError, OSError) as error:
-            raise DataError(f"a loader process failed: {str(error).strip().splitlines()[-1]}") from error
+        for images, labels in _received(loader):
+            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class _Broken:
+    """What went wrong in a loader process. An exception would arrive as the text of its traceback."""
+
+    message: str
+    trace: str
+
+
+def _broken(what: str, error: Exception) -> _Broken:
+    message = str(error) if isinstance(error, BnpruneError) else f"data: {what}: {type(error).__name__}: {error}"
+    return _Broken(message, traceback.format_exc())
+
+
+def _collated(samples: list[Any]) -> Any:
+    broken = next((sample for sample in samples if isinstance(sample, _Broken)), None)
+    if broken is not None:
+        return broken
+    try:
+        return default_collate(samples)
+    except Exception as error:  # noqa: BLE001 - it may come from another process; see `_Broken`
+        return _broken("samples cannot be put into one batch (are all of one shape?)", error)
+
+
+def _received(loader: DataLoader[Any]) -> Iterator[Any]:
+    try:
+        for batch in loader:
+            if isinstance(batch, _Broken):
+                failure = DataError(batch.message)
+                failure.add_note(batch.trace)  # shown by --debug
+                raise failure
+            yield batch
+    except (RuntimeError, OSError) as error:  # the process itself died: killed, or out of shared memory
+        raise DataError(f"a loader process failed: {str(error).strip().splitlines()[-1]}") from error
 
 
 class _Seeded(Dataset[Any]):
@@ -60,7 +94,10 @@ class _Seeded(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed(self.seed or 0, index))
-            return self.dataset[index]
+            try:
+                return self.dataset[index]
+            except Exception as error:  # noqa: BLE001 - see `_Broken`
+                return _broken(f"sample {index} cannot be read", error)
 
 
 def own_splits(config: DataConfig) -> Splits:

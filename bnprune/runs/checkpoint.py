@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from bnprune.errors import CheckpointError, PruningError
+from bnprune.errors import CheckpointError, ConfigError, PruningError
 from bnprune.models.zoo import ModelSpec, build
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.prune import PruningResult
@@ -104,27 +104,53 @@ def read_header(path: Path) -> Header:
         )
     try:
         data = json.loads(metadata[_KEY])
-        if data["schema"] != SCHEMA:
-            raise CheckpointError(f"'{path}': expected schema '{SCHEMA}', got '{data['schema']}'. Update bnprune.")
-        return Header(
-            spec=ModelSpec.from_dict(data["model"]),
-            plans=tuple(PruningPlan.from_dict(plan) for plan in data["plans"]),
-            input_shape=tuple(data["input"]) if data.get("input") else None,
-            stage=data.get("stage"),
-            config=data.get("config"),
-            metrics=data.get("metrics") or {},
-            aliases=data.get("aliases") or {},
-        )
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        schema = data["schema"]
+        if schema == SCHEMA:
+            return _header_from(data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"'{path}': its header is damaged: {type(error).__name__}: {error}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"'{path}': its header is damaged: {error}") from error
+    raise CheckpointError(f"'{path}': expected schema '{SCHEMA}', got '{schema}'. Update bnprune.")
+
+
+def _header_from(data: Mapping[str, Any]) -> Header:
+    return Header(
+        spec=ModelSpec.from_dict(data["model"]),
+        plans=tuple(PruningPlan.from_dict(plan) for plan in data["plans"]),
+        input_shape=_shape_from(data.get("input")),
+        stage=data.get("stage"),
+        config=None if data.get("config") is None else _mapping_from(data, "config"),
+        metrics=_mapping_from(data, "metrics"),
+        aliases={str(name): str(stored) for name, stored in _mapping_from(data, "aliases").items()},
+    )
+
+
+def _shape_from(value: Any) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not value or not all(isinstance(size, int) and size > 0 for size in value):
+        raise ValueError(f"'input' must be a list of sizes, got {value!r}")
+    return tuple(value)
+
+
+def _mapping_from(data: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = data.get(key) or {}
+    if not isinstance(value, dict):
+        raise TypeError(f"'{key}' must map names to values, got {value!r}")
+    return value
+
+
+def _require_file(path: Path, expected: str) -> None:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"'{path}' {what}. Expected {expected}.")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"'{path}' is empty; the disk may have been full when it was written.")
 
 
 def _opened(path: Path) -> Any:
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise CheckpointError(f"'{path}' {what}. Expected a checkpoint (.safetensors) or a run directory.")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"'{path}' is empty; the disk may have been full when it was written.")
+    _require_file(path, "a checkpoint (.safetensors) or a run directory")
     try:
         return safe_open(path, "pt")
     except (SafetensorError, OSError, ValueError) as error:
@@ -188,7 +214,10 @@ def _dense(path: Path, spec: ModelSpec) -> nn.Module:
             f"'{path}' holds a network of your own ({spec.label}), and bnprune does not run code named by a file. "
             f"Give the network again: bnprune.load(path, model=build()), or --model {spec.label} on the command line."
         )
-    return build(spec, f"'{path}'")
+    try:
+        return build(spec, f"'{path}'")
+    except ConfigError as error:  # the name and its arguments come from the file, not from the user
+        raise CheckpointError(str(error)) from error
 
 
 def fit_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
@@ -228,12 +257,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: The file is missing or damaged, would run code, or holds no state dict.
     """
+    _require_file(path, "weights (.safetensors, .pt or .pth)")
     if path.suffix == ".safetensors":
         return read_tensors(path)
-    if not path.is_file():
-        raise CheckpointError(f"'{path}' does not exist.")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"'{path}' is empty.")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -101,19 +101,39 @@ def test_a_checkpoint_cannot_choose_code_to_run(here: Path, trained: Path) -> No
     assert not (here / "pwned").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="'this is a bug in bnprune: TypeError: zeros() ...', exit 1")
-def test_a_header_with_a_damaged_input_shape(trained: Path) -> None:
-    assert "header is damaged" in refusal(5, "inspect", forged(trained, input="abc"))
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input": "abc"},
+        {"input": [1, 0, 16]},
+        {"input": []},
+        {"config": [1]},
+        {"metrics": "good"},
+        {"aliases": [1]},
+        {"plans": 3},
+        {"model": "mlp"},
+    ],
+    ids=str,
+)
+def test_a_header_with_a_damaged_part(change: dict[str, Any], trained: Path) -> None:
+    assert "forged.safetensors': its header is damaged" in refusal(5, "inspect", forged(trained, **change))
 
 
-@pytest.mark.xfail(strict=True, reason="'not a pruning plan: ...' without the name of the file")
 def test_a_header_with_a_damaged_plan_names_the_file(trained: Path) -> None:
     assert "forged.safetensors" in refusal(5, "inspect", forged(trained, plans=[{}]))
 
 
-@pytest.mark.xfail(strict=True, reason="exit 2, as if the user had misspelt something")
-def test_a_header_that_names_an_unknown_network(trained: Path) -> None:
-    refusal(5, "inspect", forged(trained, model={"name": "vgg99", "kwargs": {}}))
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"name": "vgg99", "kwargs": {}}, "'vgg99' is unknown"),
+        ({"name": "mlp", "kwargs": {"hiden": [8]}}, "'mlp' cannot be built"),
+    ],
+)
+def test_a_header_that_names_a_network_that_cannot_be_built(spec: dict[str, Any], said: str, trained: Path) -> None:
+    message = refusal(5, "inspect", forged(trained, model=spec))
+    assert "forged.safetensors'" in message
+    assert said in message
 
 
 # -- checkpoints of a user's own network ------------------------------------------------------------------------------
@@ -195,7 +215,6 @@ def test_empty_weights(ending: str) -> None:
     assert f"'empty.{ending}' is empty" in refusal(5, "prune", *CHAIN, "--weights", f"empty.{ending}")
 
 
-@pytest.mark.xfail(strict=True, reason="'does not exist'")
 def test_weights_that_are_a_folder(here: Path) -> None:
     (here / "folder").mkdir()
     assert "'folder' is a folder" in refusal(5, "prune", *CHAIN, "--weights", "folder")
@@ -227,10 +246,9 @@ def test_a_file_that_is_no_plan(text: str) -> None:
     assert "not a pruning plan" in refusal(5, "prune", *CHAIN, "--plan", "plan.json")
 
 
-@pytest.mark.xfail(strict=True, reason="the message names no file")
 def test_a_file_that_is_no_plan_is_named() -> None:
     write("plan.json", "no JSON")
-    assert "plan.json" in refusal(5, "prune", *CHAIN, "--plan", "plan.json")
+    assert "--plan: 'plan.json': not a pruning plan" in refusal(5, "prune", *CHAIN, "--plan", "plan.json")
 
 
 def test_a_plan_for_another_network(run: Path) -> None:
@@ -324,13 +342,55 @@ def test_an_image_that_is_no_image_among_those_read_while_training(images: Path)
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="the traceback of the loader process is printed as the message")
 def test_an_image_that_is_no_image_in_a_loader_process(images: Path) -> None:
     for split in ("train", "test"):
         write(f"images/{split}/cats/1.png", "a cat, described in words")
     result = bnprune("train", images, "data.in_memory=false", "data.workers=1", "--out", "run")
     assert result.exit_code == 5
     assert "cats/1.png' cannot be read as an image" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+BROKEN_SAMPLES = """\
+import torch
+from torch.utils.data import Dataset
+
+
+class Images(Dataset):
+    targets = [index % 10 for index in range(40)]
+
+    def __init__(self, broken):
+        self.broken = broken
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        if self.broken == "index" and index == 13:
+            raise KeyError(index)
+        return torch.zeros(1, 16, 17 if self.broken == "size" and index == 13 else 16), index % 10
+
+
+def build(broken):
+    return Images(broken), Images(broken)
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("size", "data: samples cannot be put into one batch (are all of one shape?): RuntimeError: "),
+        ("index", "data: sample 13 cannot be read: KeyError: 13"),
+    ],
+)
+def test_samples_of_ones_own_that_cannot_be_read(broken: str, said: str, workers: int, recipe: Path) -> None:
+    write("samples.py", BROKEN_SAMPLES)
+    data = f"data={{factory: samples:build, kwargs: {{broken: {broken}}}, batch_size: 8, workers: {workers}}}"
+    recipe.write_text(recipe.read_text().replace("data: {name: digits, augment: false}\n", ""))
+    result = bnprune("train", recipe, data, "--out", "run")
+    assert result.exit_code == 5, result.output
+    assert said in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -392,13 +452,17 @@ def test_an_output_below_a_file(trained: Path) -> None:
     assert "Not a directory" in refusal(5, "prune", trained, "--out", "file/slim.safetensors")
 
 
-@pytest.mark.xfail(strict=True, reason="names 'file/.slim.safetensors.PID.tmp', which the user never wrote")
 def test_an_output_below_a_file_is_named_as_it_was_given(trained: Path) -> None:
     write("file", "mine")
     assert "'file/slim.safetensors' cannot be written" in refusal(5, "prune", trained, "--out", "file/slim.safetensors")
 
 
-@pytest.mark.xfail(strict=True, reason="an empty folder as output: 'Is a directory. The previous file is intact.'")
 def test_an_output_that_is_a_folder(here: Path, trained: Path) -> None:
     (here / "folder").mkdir()
-    assert "previous file" not in refusal(5, "prune", trained, "--out", "folder")
+    message = refusal(5, "prune", trained, "--out", "folder")
+    assert message == "error: 'folder' is a folder. Give --out the name of a file."
+
+
+def test_a_run_that_is_a_file(recipe: Path) -> None:
+    message = refusal(5, "train", recipe, "--out", recipe, "--force")
+    assert message == f"error: '{recipe}' is a file. Give --out the name of a folder."
