@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from bnprune import __version__
 from bnprune.cli import doctor, evaluate, finetune, init, inspect, prune, run, train, validate
 from bnprune.cli.failures import reporting
+from bnprune.errors import ConfigError
 
 
 class _Verbs(TyperGroup):
@@ -22,6 +23,13 @@ class _Verbs(TyperGroup):
         """Write the list of verbs as plain text: rich would more than double the time to the prompt."""
         super(TyperGroup, self).format_help(context, formatter)
 
+    def parse_args(self, context: Any, args: list[str]) -> list[str]:
+        if not args:
+            typer.echo(self.get_help(context), err=True)
+            raise typer.Exit(ConfigError.exit_code)
+        with reporting(json_wanted="--json" in args, debug=False):
+            return super().parse_args(context, args)
+
     def invoke(self, context: Any) -> Any:
         with reporting(json_wanted="--json" in context.args, debug=bool(context.params.get("debug"))):
             return super().invoke(context)
@@ -30,7 +38,6 @@ class _Verbs(TyperGroup):
 app = typer.Typer(
     name="bnprune",
     cls=_Verbs,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},

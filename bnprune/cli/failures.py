@@ -8,9 +8,7 @@ from contextlib import contextmanager
 
 import typer
 
-from bnprune.errors import BnpruneError, DataError
-
-INTERRUPTED = 130
+from bnprune.errors import BnpruneError, ConfigError, DataError, Interrupted
 
 
 @contextmanager
@@ -18,26 +16,31 @@ def reporting(*, json_wanted: bool, debug: bool) -> Iterator[None]:
     """Turn exceptions into messages and exit codes; with `debug`, let them through."""
     try:
         yield
-    except BnpruneError as error:
-        if debug:
-            raise
-        _tell(error, json_wanted)
-        raise typer.Exit(error.exit_code) from None
+    except (typer.Exit, typer.Abort):
+        raise
     except KeyboardInterrupt:
+        if json_wanted:
+            _print_document(Interrupted("interrupted"))
         typer.echo("\ninterrupted", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    except OSError as error:
-        if debug:
-            raise
-        where = f"'{error.filename}': " if error.filename else ""
-        failure = DataError(f"{where}{error.strerror or error}.")
+        raise typer.Exit(Interrupted.exit_code) from None
+    except Exception as error:
+        usage_error = type(error).__module__.startswith("typer.")  # they have no public base class
+        if usage_error and json_wanted:
+            _print_document(ConfigError(error.format_message()))  # type: ignore[attr-defined]
+        if usage_error or debug:
+            raise  # typer tells a usage error on stderr, with the usage of the verb
+        failure = _failure(error)
         _tell(failure, json_wanted)
         raise typer.Exit(failure.exit_code) from None
-    except Exception as error:
-        if debug or isinstance(error, typer.Exit) or type(error).__module__.startswith("typer."):
-            raise
-        _tell(BnpruneError(f"this is a bug in bnprune: {type(error).__name__}: {error}\n{_REPORT}"), json_wanted)
-        raise typer.Exit(1) from None
+
+
+def _failure(error: Exception) -> BnpruneError:
+    if isinstance(error, BnpruneError):
+        return error
+    if isinstance(error, OSError):
+        where = f"'{error.filename}': " if error.filename else ""
+        return DataError(f"{where}{error.strerror or error}.")
+    return BnpruneError(f"this is a bug in bnprune: {type(error).__name__}: {error}\n{_REPORT}")
 
 
 _REPORT = "Please report it with the traceback that `bnprune --debug VERB ...` shows."
@@ -45,7 +48,11 @@ _REPORT = "Please report it with the traceback that `bnprune --debug VERB ...` s
 
 def _tell(error: BnpruneError, json_wanted: bool) -> None:
     if json_wanted:
-        problems = [str(problem) for problem in error.problems]
-        typer.echo(json.dumps({"schema": "bnprune.error/1", "code": error.code, "problems": problems}, indent=2))
+        _print_document(error)
     typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
     typer.echo(str(error), err=True)
+
+
+def _print_document(error: BnpruneError) -> None:
+    problems = [str(problem) for problem in error.problems]
+    typer.echo(json.dumps({"schema": "bnprune.error/1", "code": error.code, "problems": problems}, indent=2))
