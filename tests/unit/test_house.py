@@ -71,7 +71,8 @@ def test_public_names_are_sorted_complete_and_there() -> None:
 
 @pytest.mark.parametrize("statement", ["import bnprune", "import bnprune.cli"])
 def test_torch_is_imported_only_when_needed(statement: str) -> None:
-    code = f"{statement}; import sys; print([m for m in ('torch', 'torchvision', 'pydantic', 'numpy') if m in sys.modules])"
+    heavy = "('torch', 'torchvision', 'pydantic', 'numpy')"
+    code = f"{statement}; import sys; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
