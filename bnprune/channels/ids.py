@@ -23,11 +23,15 @@ class Refusal:
     """Why channels at a place must stay, and what the user can change about it."""
 
     site: str
-    """Name of the module (dotted path), the layer or the tensor."""
+    """Name of the module (dotted path), the layer or the tensor; "(network)" for the network itself."""
     reason: str
     """What stands in the way, in one clause."""
     fix: str
     """What to do to free these channels; an empty string where nothing needs fixing."""
+
+    def __post_init__(self) -> None:
+        if not self.site:  # PyTorch's name of the outermost module
+            object.__setattr__(self, "site", "(network)")
 
     def __str__(self) -> str:
         return f"{self.site}: {self.reason}" + (f" (fix: {self.fix})" if self.fix else "")

@@ -19,7 +19,16 @@ from bnprune.pruning.cost import cost
 from bnprune.pruning.plan import PruningPlan, make_plan
 from bnprune.pruning.rehearsal import rehearse
 from bnprune.pruning.score import CRITERIA, Reduce, Scores
-from bnprune.pruning.select import Candidates, Constraints, Mask, by_ratio, candidates, refusals, require_prunable
+from bnprune.pruning.select import (
+    Candidates,
+    Constraints,
+    Mask,
+    by_ratio,
+    candidates,
+    refusals,
+    require_prunable,
+    shortfall,
+)
 from bnprune.pruning.surgery import apply, carve, fill, named_tensors, require_bare
 from bnprune.pruning.verify import Verification, require, verify
 
@@ -292,11 +301,13 @@ def _widths(model: nn.Module) -> dict[str, tuple[str, int]]:
 
 def describe_plan(drafted: Draft, requested: Mapping[str, Any]) -> PruningPlan:
     """Return the draft's plan with what was asked for, what came of it, and the refusals."""
+    found = drafted.survey
+    floors = shortfall(found.graph, drafted.chosen, drafted.removed, requested["ratio"], found.constraints.min_channels)
     return replace(
         drafted.plan,
         requested=dict(requested),
         realised={"ratio": drafted.ratio},
-        refusals=drafted.refusals,
+        refusals=(*floors, *drafted.refusals),
     )
 
 

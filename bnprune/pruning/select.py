@@ -111,14 +111,30 @@ def matches(name: str, pattern: str) -> bool:
     return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
 
 
+def shortfall(graph: ChannelGraph, chosen: Candidates, removed: Mask, ratio: float, floor: int) -> list[Refusal]:
+    """Return which BatchNorms' floors keep a selection from reaching its ratio; nothing where it is reached."""
+    missing = ratio * int(graph.gamma_count[chosen.prunable].sum()) - int(graph.gamma_count[removed].sum())
+    if missing < 0.5 or not removed[chosen.order].all():
+        return []
+    stays = chosen.prunable & ~removed
+    reason = "every layer keeps one channel" if floor == 1 else f"every layer keeps {floor} channels if it has them"
+    return [
+        Refusal(layer.name, reason, "ask for less" if floor == 1 else "lower min_channels, or ask for less")
+        for layer in graph.layers
+        if layer.kind == "norm" and stays[graph.units(layer.ids)].any()
+    ]
+
+
 def require_prunable(graph: ChannelGraph, chosen: Candidates) -> None:
     """Say why nothing can be pruned, if so.
 
     Raises:
         PruningError: There is no BatchNorm, or all of its channels must stay.
     """
-    if chosen.prunable.any():
+    if chosen.order.size:
         return
+    if chosen.prunable.any():
+        raise PruningError("nothing can be pruned: no layer has more channels than it must keep (min_channels).")
     if not graph.gammas:
         raise PruningError(
             "the network has no BatchNorm with scale factors (γ), so channels cannot be ranked. "

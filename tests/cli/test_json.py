@@ -41,16 +41,28 @@ def test_prune_gives_every_refusal_a_reason_and_a_fix(own: Path) -> None:
     assert found["channels"]["before"] == 8
 
 
-@pytest.mark.xfail(strict=True, reason="the site of an operator in the network's own forward() is ''")
 def test_a_refusal_names_its_site(own: Path) -> None:
     [refusal] = document("prune", "--model", "own:Literal", "--input", "1,8,8")["refusals"]
-    assert refusal["site"]
+    assert refusal["site"] == "(network)"
 
 
-@pytest.mark.xfail(strict=True, reason="a floor above every width: ratio realised 0, exit 0, no refusal says why")
 def test_a_ratio_that_a_floor_prevents_has_a_reason() -> None:
-    result = bnprune("prune", *CHAIN, "--min-channels", "100", "--json")
-    assert result.exit_code == 3 or read_json(result.stdout)["refusals"]
+    found = document("prune", *CHAIN, "--min-channels", "7", "--ratio", "0.7")
+    assert found["ratio"]["realised"] < 0.6
+    assert [refusal["site"] for refusal in found["refusals"]] == ["0.1", "1.1", "3.1"]
+    for refusal in found["refusals"]:
+        assert refusal["reason"] == "every layer keeps 7 channels if it has them"
+        assert "lower min_channels" in refusal["fix"]
+
+
+def test_a_ratio_that_is_reached_in_spite_of_a_floor_needs_no_reason() -> None:
+    assert document("prune", *CHAIN, "--min-channels", "6", "--ratio", "0.5")["refusals"] == []
+
+
+def test_a_ratio_above_what_the_last_channels_leave_has_a_reason() -> None:
+    found = document("prune", *CHAIN, "--ratio", "0.99")
+    assert found["channels"]["after"] == 3
+    assert {refusal["reason"] for refusal in found["refusals"]} == {"every layer keeps one channel"}
 
 
 def test_a_dry_run_gives_the_same_figures_and_the_plan_and_writes_nothing(trained: Path) -> None:
@@ -156,7 +168,26 @@ def test_problems_are_listed_one_by_one(recipe: Path) -> None:
         assert any(key in problem for problem in found["problems"])
 
 
-@pytest.mark.xfail(strict=True, reason="usage errors (found by typer) leave stdout empty")
-@pytest.mark.parametrize("line", ["prune --rtaio 0.5", "prune --ratio half", "validate"])
-def test_a_usage_error_is_a_document_too(line: str) -> None:
-    assert document(*line.split(), exit_code=2)["schema"] == "bnprune.error/1"
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("prune --rtaio 0.5", "No such option: --rtaio"),
+        ("prune --ratio half", "Invalid value for '--ratio'"),
+        ("validate", "Missing argument 'CONFIG'"),
+        ("prnue", "Did you mean 'prune'?"),
+        ("--bogus", "No such option: --bogus"),
+    ],
+)
+def test_a_usage_error_is_a_document_too(line: str, said: str) -> None:
+    found = document(*line.split(), exit_code=2)
+    assert (found["schema"], found["code"]) == ("bnprune.error/1", "config")
+    [problem] = found["problems"]
+    assert said in problem
+
+
+def test_an_interruption_is_a_document_too(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bnprune.cli.evaluation.evaluate", interrupted)
+    assert document("evaluate", run, exit_code=130)["code"] == "interrupted"
