@@ -25,8 +25,8 @@ class Net(nn.Module):
         for name, layer in layers.items():
             self.add_module(name, layer)
 
-    def forward(self, *args: torch.Tensor) -> torch.Tensor:
-        return self._forward(self, *args)
+    def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        return self._forward(self, *args, **kwargs)
 
 
 def head(channels: int) -> nn.Sequential:
@@ -143,7 +143,7 @@ def kill(model: nn.Module, parts: int = 1) -> nn.Module:
     The dead ones are the first half of each of `parts` equal parts, as layers of so many groups need it.
     """
     with torch.no_grad():
-        for norm in norms(model):
+        for norm in (norm for norm in norms(model) if norm.affine):
             size = norm.num_features // parts
             dead = torch.arange(norm.num_features) % size < size // 2
             norm.weight[dead] = 0

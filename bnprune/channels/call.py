@@ -169,9 +169,11 @@ class Call:
         if name is not None and ids is not None and (name, dim) not in self.findings.axes and tensor.shape[dim] > 1:
             self.findings.axes[name, dim] = ids
             return
-        own = self.axis(tensor, dim)
+        own = self.axis(tensor, dim, passing=[other for other in range(tensor.dim()) if other != dim])
         if own is None or ids is None:
-            self.freeze([own, ids], "meets a dimension that cannot shrink")
+            self.freeze(
+                [own, ids], "meets a dimension that cannot shrink", "exclude this layer, or free the other side"
+            )
         else:
             self.unite(own, ids)
 

@@ -8,7 +8,7 @@ operators say about channels is written by rules (`rules`); what follows from it
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bnprune.channels.call import Call, Findings, constant
+from bnprune.channels.call import Call, Count, Findings, constant
+from bnprune.channels.decisions import Decisions
 from bnprune.channels.facets import NONE, Facets, along, varying
 from bnprune.channels.graph import ChannelGraph, Layer, Record
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
@@ -28,6 +29,10 @@ from bnprune.channels.rules import look_up
 from bnprune.channels.trees import Inputs, as_inputs, map_tensors, operands, tensors
 from bnprune.errors import ForwardError, TraceError
 
+_AS_ONE = (
+    "its channels are tied together and go all or not at all, and a layer keeps at least one",
+    "take apart what ties them: a shuffle, reshape or product across channels",
+)
 _OUTPUT = Refusal("output", "is an output of the network", "")
 
 
@@ -304,11 +309,16 @@ class _Follower(TorchDispatchMode):
         axes = {key: axis.numpy() for key, axis in self.findings.axes.items()}
         return ChannelGraph(
             unit_of=unit_of,
+        layers = tuple(self._layers())
+        for layer in layers:
+            whole = np.unique(unit_of[layer.ids])
+            if len(whole) == 1 and frozen[whole[0]] is None:
+                frozen[whole[0]] = Refusal(layer.name, *_AS_ONE)
             frozen=tuple(frozen),
             axes=axes,
             gammas={**self.findings.gammas, **self._buffer_gammas()},
-            layers=tuple(self._layers()),
-            counts=tuple({(c.module, c.attribute): c for c in self.findings.counts}.values()),
+            layers=layers,
+            counts=self._counts(lambda ids: any(frozen[unit] is None for unit in unit_of[ids].tolist())),
             work=tuple(self.findings.work),
             shapes=self.shapes,
             aliases=self.aliases,
@@ -320,6 +330,11 @@ class _Follower(TorchDispatchMode):
     def _settle_views(self) -> None:
         """A dimension split in two loses the same positions in every part: only the innermost part shrinks."""
         for facet, site in self.findings.views:
+    def _counts(self, is_free: Callable[[Ids], bool]) -> tuple[Count, ...]:
+        """One count per attribute and size; of several (a recurrent layer's input and state) one that may shrink."""
+        last = sorted(self.findings.counts, key=lambda count: is_free(count.ids))
+        return tuple({(count.module, count.attribute, len(count.ids)): count for count in last}.values())
+
             call = Call("view", site, None, self.findings, self._facets_of)
             dims = varying(call.canonical(facet))
             if len(dims) > 1:
@@ -332,6 +347,8 @@ class _Follower(TorchDispatchMode):
             statistics = [getattr(module, key, None) for key in ("weight", "running_mean", "running_var")]
             weight = f"{name}.weight".removeprefix(".")
             if all(isinstance(s, torch.Tensor) and s.dim() == 1 for s in statistics) and weight in self.shapes:
+            if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+                continue
                 found[weight] = name
         return found
 

@@ -103,13 +103,26 @@ def _copy(plan: PruningPlan, model: nn.Module, make: Callable[[str, torch.Tensor
     try:
         slim = copy.deepcopy(model, memo)
     except Exception as error:
-        raise PruningError(f"the network cannot be copied: {type(error).__name__}: {error}") from error
+        why = _computed_tensor(model) or f"{type(error).__name__}: {error}"
+        raise PruningError(f"the network cannot be copied: {why}") from error
     for module_name, values in plan.attributes.items():
         module = slim.get_submodule(module_name)
         for attribute, value in values.items():
             listed = isinstance(getattr(module, attribute, None), list)
             setattr(module, attribute, [*value] if listed and isinstance(value, tuple) else value)
     return slim
+
+
+def _computed_tensor(model: nn.Module) -> str:
+    """Name a tensor that is the result of a computation, which PyTorch does not copy; empty if there is none."""
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                return (
+                    f"{name or 'the network'} keeps a computed tensor, '{attribute}'. If it is a weight norm, remove "
+                    "it first (torch.nn.utils.remove_weight_norm); otherwise store the tensor with .detach()."
+                )
+    return ""
 
 
 def _keeps(plan: PruningPlan) -> dict[str, list[tuple[int, torch.Tensor]]]:

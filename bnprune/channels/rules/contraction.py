@@ -15,6 +15,8 @@ from bnprune.channels.call import Call
 from bnprune.channels.facets import NONE, Facets, along, varying
 from bnprune.channels.rules.registry import rule
 
+_FREE_THE_OTHER = "let the other operand have channels as well, or exclude this layer"
+
 
 @rule("convolution", "convolution_overrideable", "cudnn_convolution", "mkldnn_convolution")
 def convolution(
@@ -36,7 +38,7 @@ def convolution(
     if groups == 1:
         source, sink = (0, 1) if transposed else (1, 0)
         call.bind(weight, source, ids)
-        out = call.axis(weight, sink)
+        out = _side(call, weight, sink)
     else:
         out = _grouped(call, ids, x.shape[1], weight, transposed, groups)
     if bias is not None:
@@ -47,6 +49,11 @@ def convolution(
     assert isinstance(output, torch.Tensor)
     _count_work(call, x if transposed else output, weight, transposed)
     return passed if out is None else (*passed, along(out, 1, x.dim()))
+
+
+def _side(call: Call, weight: torch.Tensor, dim: int) -> torch.Tensor | None:
+    """Channel ids along one side of a weight; a weight that was computed has facets along its other sides, too."""
+    return call.axis(weight, dim, passing=[other for other in range(weight.dim()) if other != dim])
 
 
 def _freeze_kernel(call: Call, weight: torch.Tensor) -> None:
@@ -62,8 +69,8 @@ def _grouped(
     """Prune whole groups where there are many, or the same positions of every group where there are few."""
     ci = width // groups
     co = weight.shape[1] if transposed else weight.shape[0] // groups
-    own = call.axis(weight, 0)  # transposed: the input's channels; else the output's
-    inside = call.axis(weight, 1)  # positions inside a group, of the other side
+    own = _side(call, weight, 0)  # transposed: the input's channels; else the output's
+    inside = _side(call, weight, 1)  # positions inside a group, of the other side
     if ids is None:
         ids = torch.zeros(width, dtype=torch.int64)
     if ci == 1 or groups >= max(ci, co):
@@ -108,7 +115,7 @@ def _by_position(
 def _count_work(call: Call, positions: torch.Tensor, weight: torch.Tensor, transposed: bool) -> None:
     """MACs = elements of the weight x batch x output positions (input positions when transposed)."""
     factor = positions.shape[0] * math.prod(positions.shape[2:]) * math.prod(weight.shape[2:])
-    first, second = (call.axis(weight, dim) for dim in (0, 1))
+    first, second = (_side(call, weight, dim) for dim in (0, 1))
     sides = [axis if axis is not None else weight.shape[dim] for dim, axis in enumerate((first, second))]
     inputs, outputs = (sides[0], sides[1]) if transposed else (sides[1], sides[0])
     call.work(factor, inputs, outputs, layer=True)
@@ -131,13 +138,18 @@ def linear(call: Call, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
     """Multiply (..., Ci) with the transpose of (Co, Ci)."""
     passed, ids = _rows(call, x)
     call.bind(weight, 1, ids)
-    out = call.axis(weight, 0)
+    out = _side(call, weight, 0)
     if bias is not None:
         call.bind(bias, 0, out)
-    call.count("in_features", ids)
-    call.count("out_features", out)
+    _count_features(call, ids, out)
     call.work(math.prod(x.shape[:-1]), *_sides(ids, x.shape[-1], out, weight.shape[0]), layer=True)
     return passed if out is None else (*passed, along(out, x.dim() - 1, x.dim()))
+
+
+def _count_features(call: Call, inputs: torch.Tensor | int | None, outputs: torch.Tensor | int | None) -> None:
+    for attribute in ("in_features", "input_size"):  # the latter in recurrent layers
+        call.count(attribute, inputs)
+    call.count("out_features", outputs)
 
 
 def _rows(call: Call, x: torch.Tensor) -> tuple[Facets, torch.Tensor | None]:
@@ -156,7 +168,9 @@ def _sides(
 def vector_product(call: Call, *args: Any, **_: Any) -> Facets:
     """Products that contract to a vector or a number: everything contracted stays."""
     for tensor in args:
-        call.freeze(call.facets(tensor), "is contracted to a vector")
+        call.freeze(
+            call.facets(tensor), "is contracted to a vector", "exclude this layer, or remove the spectral norm first"
+        )
     return NONE
 
 
@@ -190,10 +204,10 @@ def _meet(call: Call, left: list[torch.Tensor], right: list[torch.Tensor]) -> No
             twin = by_dims.pop(next(iter(by_dims)))
             call.join([(facet,), (twin,)], facet.dim())
         elif twin is None:
-            call.freeze([facet], "meets a dimension of a matrix product that cannot shrink")
+            call.freeze([facet], "meets a dimension of a matrix product that cannot shrink", _FREE_THE_OTHER)
         else:
             call.unite(facet, twin)
-    call.freeze(by_dims.values(), "meets a dimension of a matrix product that cannot shrink")
+    call.freeze(by_dims.values(), "meets a dimension of a matrix product that cannot shrink", _FREE_THE_OTHER)
 
 
 def _count_product(call: Call, a: torch.Tensor, met: list[torch.Tensor], b: torch.Tensor, columns: Facets) -> None:
@@ -208,6 +222,5 @@ def _count_product(call: Call, a: torch.Tensor, met: list[torch.Tensor], b: torc
             outputs = facet.reshape(-1)
     layer = call.op.startswith(("aten::mm", "aten::addmm"))
     if layer:
-        call.count("in_features", inputs)
-        call.count("out_features", outputs)
+        _count_features(call, inputs, outputs)
     call.work(batch * a.shape[-2], inputs, outputs, layer=layer)

@@ -250,17 +250,22 @@ def unfold(call: Call, x: torch.Tensor, dim: int, size: int, step: int) -> Facet
 
 @rule("pixel_shuffle", "pixel_unshuffle")
 def pixels(call: Call, x: torch.Tensor, factor: int) -> Facets:
-    """Move channels into space, or space into channels."""
-    function = torch.pixel_unshuffle if "un" in call.op.split("::")[1] else torch.pixel_shuffle
-    return tuple(call.moved(function(facet.expand(x.shape), factor)) for facet in call.facets(x))
+    """Move channels into space, or space into channels: what makes one channel goes as a whole."""
+    if "un" in call.op.split("::")[1]:
+        return tuple(call.moved(torch.pixel_unshuffle(facet.expand(x.shape), factor)) for facet in call.facets(x))
+    space = (x.dim() - 2, x.dim() - 1)
+    moved = (call.moved(torch.pixel_shuffle(facet.expand(x.shape), factor)) for facet in call.facets(x))
+    merged = (call.merge(facet, space) for facet in moved)
+    return tuple(facet for facet in merged if facet is not None)
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(call: Call, x: torch.Tensor, groups: int) -> Facets:
-    """Interleave groups of channels: every group loses the same positions."""
+    """Interleave groups of channels: every group loses the same positions, since their number is fixed."""
     ids = call.axis(x, 1)
     if ids is None:
         return NONE
     parts = ids.view(groups, -1)
-    call.moved(parts)
+    if call.merge(parts, [0]) is None:
+        return NONE
     return (parts.t().reshape(1, -1, *[1] * (x.dim() - 2)),)

@@ -26,8 +26,16 @@ def batch_norm(
     if weight is not None:
         call.gamma(weight)
     call.count("num_features", ids)
+    if weight is None or call.named(weight) is None:
+        call.count("num_features", _of_one_sample(ids))
     passed: list[Facet] = [facet for facet in call.facets(x) if varying(facet) == (0,)]
     return (*passed, along(ids, 1, x.dim())) if ids is not None else tuple(passed)
+
+
+def _of_one_sample(ids: torch.Tensor | None) -> torch.Tensor | None:
+    """InstanceNorm runs as a BatchNorm of (1, N * C, ...): return the ids of the first C."""
+    repeats = [] if ids is None else (ids == ids[0]).nonzero().reshape(-1).tolist()
+    return ids[: repeats[1]] if ids is not None and len(repeats) > 1 else None
 
 
 @rule("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",
@@ -70,8 +78,12 @@ def group_norm(
     ids = call.axis(x, 1)
     if ids is not None:
         rest = call.merge(ids.view(groups, -1), [1], "shares GroupNorm statistics")
+        kept_by = call.findings.modules.get(call.site)
+        if getattr(kept_by, "num_groups", None) != groups:
+            call.freeze([rest], "is normalised in a fixed number of groups", "use torch.nn.GroupNorm")
         if rest is not None:
             call.count("num_groups", rest.reshape(-1))
+            call.count("num_channels", ids)
     for tensor in (weight, bias):
         if tensor is not None:
             call.bind(tensor, 0, ids)
@@ -101,15 +113,14 @@ def layer_norm(
 
 @rule("_weight_norm_interface", "_weight_norm")
 def weight_norm(call: Call, v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> list[Facets]:
-    """Reparametrise a weight: every slice along `dim` has a norm over all other dimensions."""
+    """Reparametrise a weight by its norm: the norm changes with the inputs, and that of a masked output is 0/0."""
     ids = call.axis(v, dim)
-    for other in range(v.dim()):
-        if other != dim:
-            call.freeze(
-                [call.axis(v, other)],
-                "belongs to a weight-normed layer",
-                "remove the weight norm first (torch.nn.utils.parametrize.remove_parametrizations)",
-            )
+    for side in range(v.dim()):
+        call.freeze(
+            [call.axis(v, side)],
+            "belongs to a weight-normed layer",
+            "remove the weight norm first (torch.nn.utils.parametrize.remove_parametrizations)",
+        )
     call.bind(g, dim, ids)
     facets = NONE if ids is None else (along(ids, dim, v.dim()),)
     return [facets] * len(pytree.tree_leaves(call.output))
