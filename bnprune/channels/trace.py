@@ -19,7 +19,6 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnprune.channels.call import Call, Count, Findings, constant
-from bnprune.channels.decisions import Decisions
 from bnprune.channels.facets import NONE, Facets, along, varying
 from bnprune.channels.graph import ChannelGraph, Layer, Record
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
@@ -306,14 +305,14 @@ class _Follower(TorchDispatchMode):
         ids = self.findings.ids
         self._settle_views()
         unit_of, frozen = ids.units()
-        axes = {key: axis.numpy() for key, axis in self.findings.axes.items()}
-        return ChannelGraph(
-            unit_of=unit_of,
         layers = tuple(self._layers())
         for layer in layers:
             whole = np.unique(unit_of[layer.ids])
             if len(whole) == 1 and frozen[whole[0]] is None:
                 frozen[whole[0]] = Refusal(layer.name, *_AS_ONE)
+        axes = {key: axis.numpy() for key, axis in self.findings.axes.items()}
+        return ChannelGraph(
+            unit_of=unit_of,
             frozen=tuple(frozen),
             axes=axes,
             gammas={**self.findings.gammas, **self._buffer_gammas()},
@@ -327,14 +326,14 @@ class _Follower(TorchDispatchMode):
             notes=tuple(notes),
         )
 
-    def _settle_views(self) -> None:
-        """A dimension split in two loses the same positions in every part: only the innermost part shrinks."""
-        for facet, site in self.findings.views:
     def _counts(self, is_free: Callable[[Ids], bool]) -> tuple[Count, ...]:
         """One count per attribute and size; of several (a recurrent layer's input and state) one that may shrink."""
         last = sorted(self.findings.counts, key=lambda count: is_free(count.ids))
         return tuple({(count.module, count.attribute, len(count.ids)): count for count in last}.values())
 
+    def _settle_views(self) -> None:
+        """A dimension split in two loses the same positions in every part: only the innermost part shrinks."""
+        for facet, site in self.findings.views:
             call = Call("view", site, None, self.findings, self._facets_of)
             dims = varying(call.canonical(facet))
             if len(dims) > 1:
@@ -344,11 +343,11 @@ class _Follower(TorchDispatchMode):
         """Scale factors of BatchNorms that do not call a BatchNorm operator (frozen ones, with buffers only)."""
         found = {}
         for name, module in self.model.named_modules():
+            if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+                continue
             statistics = [getattr(module, key, None) for key in ("weight", "running_mean", "running_var")]
             weight = f"{name}.weight".removeprefix(".")
             if all(isinstance(s, torch.Tensor) and s.dim() == 1 for s in statistics) and weight in self.shapes:
-            if isinstance(module, nn.modules.instancenorm._InstanceNorm):
-                continue
                 found[weight] = name
         return found
 
