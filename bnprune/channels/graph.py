@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnprune.channels.call import Count, Work
+from bnprune.channels.decisions import Decisions
 from bnprune.channels.facets import Facets
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 
@@ -27,6 +28,20 @@ class Record:
     listed: bool
     """Whether the operator returns a list or tuple."""
     macs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One forward pass that was followed."""
+
+    records: tuple[Record, ...]
+    decisions: Decisions
+    """What its values decided; none on the meta device."""
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the pass."""
+        return sum(record.macs for record in self.records)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +78,8 @@ class ChannelGraph:
     """Shape of every parameter and buffer: the identity of the network."""
     aliases: dict[str, str]
     """Further names of tensors that appear more than once -> their first name."""
-    traces: dict[str, tuple[Record, ...]]
-    """Operator calls by mode, "eval" and, where it differs, "train"."""
+    traces: dict[str, Trace]
+    """Forward passes by mode, "eval" and, where it differs, "train"."""
     real: bool
     """Whether the trace needed real tensors (data-dependent control flow)."""
     notes: tuple[str, ...] = field(default=())

@@ -19,8 +19,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnprune.channels.call import Call, Count, Findings, constant
+from bnprune.channels.decisions import Decisions
 from bnprune.channels.facets import NONE, Facets, along, varying
-from bnprune.channels.graph import ChannelGraph, Layer, Record
+from bnprune.channels.graph import ChannelGraph, Layer, Record, Trace
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 from bnprune.channels.kernels import run_kernel
 from bnprune.channels.macs import macs_of
@@ -149,6 +150,7 @@ class _Follower(TorchDispatchMode):
         self._used: set[str] = set()
         self._facets: dict[int, tuple[weakref.ref[torch.Tensor], Facets]] = {}
         self._records: list[Record] = []
+        self._decisions = Decisions(keep_evidence=False)
         self._stack: list[str] = [""]
         self._failed_in = ""
 
@@ -178,10 +180,10 @@ class _Follower(TorchDispatchMode):
 
     # -- running ---------------------------------------------------------------------------------------------------
 
-    def run(self, inputs: Inputs, *, training: bool) -> tuple[Record, ...]:
-        """Run the forward pass once; return its operator calls."""
+    def run(self, inputs: Inputs, *, training: bool) -> Trace:
+        """Run the forward pass once."""
         args, kwargs = map_tensors(lambda t: t.detach() if self.real else t.to("meta"), inputs)
-        self._records = []
+        self._records, self._decisions = [], Decisions(keep_evidence=False)
         why = Refusal("input", "is combined with an input of the network", "")
         for tensor in tensors((args, kwargs)):
             facets = constant(self.findings.ids, tensor, why)
@@ -204,7 +206,7 @@ class _Follower(TorchDispatchMode):
         for tensor in tensors(output):
             for facet in self._facets_of(tensor):
                 self.findings.ids.freeze(facet.numpy(), _OUTPUT)
-        return tuple(self._records)
+        return Trace(tuple(self._records), self._decisions)
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -215,6 +217,8 @@ class _Follower(TorchDispatchMode):
         except Exception:
             self._failed_in = self._stack[-1]
             raise
+        if self.real:
+            self._decisions.record(func, args, kwargs, output)
         self._follow(func, args, kwargs, output)
         return output
 
@@ -300,7 +304,7 @@ class _Follower(TorchDispatchMode):
 
     # -- concluding ------------------------------------------------------------------------------------------------
 
-    def graph(self, traces: dict[str, tuple[Record, ...]], notes: Sequence[str]) -> ChannelGraph:
+    def graph(self, traces: dict[str, Trace], notes: Sequence[str]) -> ChannelGraph:
         """Solve what the rules have said."""
         ids = self.findings.ids
         self._settle_views()

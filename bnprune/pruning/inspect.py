@@ -93,7 +93,7 @@ def inspect(model: nn.Module, example_inputs: Any, *, exclude: Sequence[str] = (
         channels=int(graph.gamma_count.sum()),
         prunable=int(graph.gamma_count[prunable].sum()),
         params=sum(parameter.numel() for parameter in model.parameters()),
-        macs=sum(record.macs for record in graph.traces["eval"]),
+        macs=graph.traces["eval"].macs,
         notes=graph.notes,
     )
 

@@ -222,7 +222,8 @@ def carry_out(
     require_prunable(drafted.survey.graph, drafted.chosen)
     plan = describe_plan(drafted, requested)
     started = time.perf_counter()
-    slim = drafted.hollow if drafted.survey.graph.real else fill(drafted.hollow, plan, model)
+    # A rehearsal on real tensors in train mode has changed BatchNorm statistics.
+    slim = apply(plan, model) if drafted.survey.graph.real else fill(drafted.hollow, plan, model)
     cut = time.perf_counter()
     verification: Verification | None = None
     if proof:
@@ -328,7 +329,7 @@ def make_report(
         channels_after=before - int(graph.gamma_count[removed].sum()),
         params_before=sum(p.numel() for p in model.parameters()),
         params_after=sum(p.numel() for p in drafted.hollow.parameters()),
-        macs_before=sum(record.macs for record in graph.traces["eval"]),
+        macs_before=graph.traces["eval"].macs,
         macs_after=drafted.macs,
         max_relative_error=None if verification is None else verification.max_relative_error,
         layers=tuple(

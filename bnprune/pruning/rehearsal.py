@@ -7,6 +7,7 @@ fails is replaced by an empty tensor of the expected shape, so that one rehearsa
 
 from __future__ import annotations
 
+import traceback
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnprune.channels.call import Count
 from bnprune.channels.facets import Facet, varying
-from bnprune.channels.graph import ChannelGraph, Record
+from bnprune.channels.graph import ChannelGraph, Record, Trace
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 from bnprune.channels.kernels import run_kernel
 from bnprune.channels.macs import macs_of
@@ -76,8 +77,8 @@ def rehearse(
     known = {(size.module, size.attribute) for size in sizes} | set(barred)
     misses: list[tuple[str, str]] = []
     macs = {}
-    for mode, records in graph.traces.items():
-        stage = _Stage(graph, records, removed, {*kept, *found}, Attributes(slim, known))
+    for mode, followed in graph.traces.items():
+        stage = _Stage(graph, followed, removed, {*kept, *found}, Attributes(slim, known))
         with untouched(slim), module_stack(slim) as stage.stack, torch.no_grad():
             set_mode(slim, training=mode == "train")
             try:
@@ -85,7 +86,7 @@ def rehearse(
                     slim(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 - the Python code of the model noticed the smaller widths
                 stage.stop(error)
-        stage.finish()
+        stage.finish(last_resort=not sizes)
         found.update(stage.kept)
         mends.update(stage.mends)
         misses += stage.misses
@@ -97,7 +98,7 @@ class _Stage(TorchDispatchMode):
     """Compares operator calls with their records, matched by module and operator in order."""
 
     def __init__(
-        self, graph: ChannelGraph, records: Iterable[Record], removed: Mask, settled: set[int], attributes: Attributes
+        self, graph: ChannelGraph, followed: Trace, removed: Mask, settled: set[int], attributes: Attributes
     ) -> None:
         super().__init__()
         self.graph = graph
@@ -113,14 +114,17 @@ class _Stage(TorchDispatchMode):
         self._expected: dict[tuple[str, str], deque[Record]] = defaultdict(deque)
         self._sizes: dict[int, dict[int, int] | None] = {}
         self._past: list[Record] = []
-        for record in records:
-            self._expected[record.site, record.op].append(record)
+        self._before_first_miss: list[Record] = []
+        self._repetition = followed.decisions.repetition()
+        self._records = followed.records
+        for record in self._records:
+            self._expected[record.site, _kind(record.op)].append(record)
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        queue = self._expected[self.stack[-1], func.name()]
+        queue = self._expected[self.stack[-1], _kind(func.name())]
         record = queue.popleft() if queue else None
         try:
             output = run_kernel(func, args, kwargs, meta=not self.graph.real)
@@ -129,6 +133,7 @@ class _Stage(TorchDispatchMode):
                 raise
             self._miss(record, f"relies on a fixed size: {_first_line(error)}")
             return self._stand_in(record, args)
+        output = self._repetition.repeat(func, args, kwargs, output)
         self.macs += macs_of(func, args, kwargs, output)
         if record is not None:
             self._past.append(record)
@@ -144,7 +149,7 @@ class _Stage(TorchDispatchMode):
             if expected is None:
                 self._miss(record, "is split into parts of different sizes")
                 return self._stand_in(record, args)
-            if facets and not self.graph.real and tuple(tensor.shape) != expected:
+            if facets and tuple(tensor.shape) != expected:
                 self._miss(record, f"relies on a fixed size: expected {expected}, got {tuple(tensor.shape)}")
                 return self._stand_in(record, args)
         return output
@@ -165,6 +170,8 @@ class _Stage(TorchDispatchMode):
     def _kept_sizes(self, facet: Facet) -> dict[int, int] | None:
         mask = ~self.removed[self.graph.units(facet.numpy())]
         dims = varying(facet)
+        if not dims:
+            return {} if mask.all() else None
         lines = {dim: mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim)) for dim in dims}
         sizes = {dim: int(line.sum()) for dim, line in lines.items()}
         return sizes if int(mask.sum()) == int(np.prod(list(sizes.values()), dtype=np.int64)) else None
@@ -176,6 +183,7 @@ class _Stage(TorchDispatchMode):
 
     def _miss(self, record: Record, reason: str) -> None:
         """An operator did not do as expected: change the attribute that holds its size, or keep its channels."""
+        self._before_first_miss = self._before_first_miss or list(self._past)
         self.misses.append((record.site, f"{record.op} {reason}"))
         mends = self.attributes.holding(record.site, self._shrunk(record), _parts(record))
         contested = [other for mend in mends for other in self._contested(mend)]
@@ -184,6 +192,10 @@ class _Stage(TorchDispatchMode):
                 self._keep(*other)
             return
         for mend in mends:
+            if self._count(mend.ids) == 0:
+                why = Refusal(mend.module, f"its '{mend.attribute}' would become zero; one channel stays", "")
+                self.kept.setdefault(int(self.graph.units(mend.ids)[0]), why)
+                continue
             self.mends[mend.module, mend.attribute] = mend
             self._mended[mend.module, mend.attribute] = record, reason
 
@@ -216,25 +228,67 @@ class _Stage(TorchDispatchMode):
         """Channel ids along every dimension of the operator's tensors that is smaller now, whole tensors first."""
         facets = [*record.inputs, *(facet for _, facets in record.outputs for facet in facets)]
         lines = [line for facet in facets for line in _lines(facet)]
+        if "slice" in record.op:  # x[:, bound:] is sized by what it leaves out
+            lines += [line[~np.isin(line, taken)] for line in lines for taken in lines if len(taken) < len(line)]
         counted = [count.ids for count in self.graph.counts if count.module == record.site]
-        return [ids for ids in (*lines, *counted) if self.removed[self.graph.units(ids)].any()]
+        return [
+            ids for ids in (*lines, *counted) if self._count(ids) < len(ids) and len(set(self.graph.units(ids))) > 1
+        ]
 
     def stop(self, error: Exception) -> None:
-        """The forward pass raised outside an operator: keep what entered the last operator before it."""
+        """The forward pass raised outside an operator: keep what the code had in its hands."""
+        if not self._past:
+            self.misses.append(("", f"{type(error).__name__}: {_first_line(error)}"))
+        following = self._next_in(_module_of(error))
+        if following is not None:
+            self._miss(following, f"is entered by code that relies on a fixed size: {_first_line(error)}")
         for record in reversed(self._past):  # the nearest operator that saw channels that may still go
             if self.kept or self.mends:
                 break
             self._miss(record, f"is followed by code that relies on a fixed size: {_first_line(error)}")
-        if not self._past:
-            self.misses.append(("", f"{type(error).__name__}: {_first_line(error)}"))
         self._expected.clear()
 
-    def finish(self) -> None:
-        """Keep channels whose operators the slim network did not call at all."""
+    def _next_in(self, module: nn.Module | None) -> Record | None:
+        """The operator that would have come next in a module without children: it has what enters the module."""
+        name = next((name for name, other in self.attributes.modules.items() if other is module), None)
+        if name is None or any(self.attributes.modules[name].children()):
+            return None
+        waiting = {id(record) for queue in self._expected.values() for record in queue}
+        return next((record for record in self._records if record.site == name and id(record) in waiting), None)
+
+    def finish(self, *, last_resort: bool) -> None:
+        """Keep channels whose operators the slim network did not call at all.
+
+        With `last_resort`, something is kept wherever something differed, so that there is an end: where none of the
+        channels at that operator may go, the nearest ones before it.
+        """
         for queue in self._expected.values():
             for record in queue:
-                if record.inputs and not self.graph.real:
+                if record.inputs and record.op not in _COPIES and not self.graph.real:
                     self._miss(record, "is not called in the slim network: the code branches on a size")
+        if not last_resort or not self.misses:
+            return
+        site, what = self.misses[0]
+        for record in reversed(self._before_first_miss):
+            if self.kept or self.mends:
+                break
+            self._keep(record, f"comes before {site or 'forward()'}, where {what}")
+
+
+_VIEWS = {"aten::_unsafe_view", "aten::_reshape_alias", "aten::reshape"}
+_COPIES = {"aten::clone", "aten::contiguous"}
+"""PyTorch copies before it reshapes, or not, as strides demand; they may differ in a smaller network."""
+
+
+def _kind(op: str) -> str:
+    return "aten::view" if op in _VIEWS else op
+
+
+def _module_of(error: Exception) -> nn.Module | None:
+    """The innermost module whose code raised."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    owners = (frame.f_locals.get("self") for frame in reversed(frames))
+    return next((owner for owner in owners if isinstance(owner, nn.Module)), None)
 
 
 class Attributes:

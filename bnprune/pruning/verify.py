@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bnprune.channels.trace import set_mode
+from bnprune.channels.decisions import Decisions
+from bnprune.channels.trace import set_mode, untouched
 from bnprune.channels.trees import Inputs, map_tensors, tensors
 from bnprune.errors import VerificationError
 from bnprune.pruning.plan import PruningPlan
@@ -45,7 +47,6 @@ def verify(model: nn.Module, slim: nn.Module, plan: PruningPlan, inputs: Inputs,
     foreign = _foreign_tensor(model, slim, plan)
     if foreign is not None:
         return Verification(float("inf"), passed=False, first_difference=foreign)
-    noise = _noise(inputs, seed)
     original, small = copy.deepcopy(model).double(), copy.deepcopy(slim).double()
     worst = 0.0
     for lively in (False, True):
@@ -53,10 +54,10 @@ def verify(model: nn.Module, slim: nn.Module, plan: PruningPlan, inputs: Inputs,
             original = _enliven(copy.deepcopy(model).double(), seed)
             small = fill(small, plan, original)
         masked = mask(original, plan)
-        error = relative_error(run(masked, noise, seed, lively=lively), run(small, noise, seed, lively=lively))
-        worst = max(worst, error)
+        before = reference(masked, inputs, seed, lively=lively)
+        worst = max(worst, largest_error(before, small, seed, lively=lively))
         if worst > TOLERANCE:
-            where = _first_difference(masked, small, plan, noise, seed, lively=lively)
+            where = _first_difference(masked, small, plan, before.fed, seed, lively=lively)
             return Verification(worst, passed=False, first_difference=where)
     return Verification(worst, passed=True)
 
@@ -116,33 +117,74 @@ def mask(model: nn.Module, plan: PruningPlan) -> nn.Module:
     return model
 
 
-def run(model: nn.Module, inputs: Inputs, seed: int = 0, *, lively: bool = False) -> list[torch.Tensor]:
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a network computed in float64 and eval mode, and how it came to it."""
+
+    fed: Inputs
+    outputs: list[torch.Tensor]
+    decisions: Decisions
+
+
+def reference(masked: nn.Module, inputs: Inputs, seed: int = 0, *, lively: bool = False) -> Reference:
+    """Run the masked network on noise; on the inputs as given where noise makes it fail (a detector, say)."""
+    given = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
+    for fed in (_noise(inputs, seed), given):
+        decisions = Decisions()
+        try:
+            return Reference(fed, _run(masked, fed, seed, lively, decisions.record), decisions)
+        except Exception:
+            if fed is given:
+                raise
+    raise AssertionError("the last inputs either work or raise")
+
+
+def largest_error(before: Reference, slim: nn.Module, seed: int = 0, *, lively: bool = False) -> float:
+    """Run the slim network on the same inputs; return the largest relative difference.
+
+    It repeats the decisions of the masked one (order of scores, boxes that survive NMS, branches), and the numbers
+    they were based on are compared like outputs.
+    """
+    repetition = before.decisions.repetition()
+    got = _run(slim, before.fed, seed, lively, repetition.repeat)
+    if [t.shape for t in before.outputs] != [t.shape for t in got]:
+        return float("inf")
+    pairs = [*zip(before.outputs, got, strict=True), *repetition.pairs]
+    return max(itertools.starmap(relative_error, pairs), default=0.0)
+
+
+_Watch = Callable[[torch._ops.OpOverload, tuple[Any, ...], dict[str, Any], Any], Any]
+"""Sees every operator call and its output; may return another output."""
+
+
+def _run(model: nn.Module, inputs: Inputs, seed: int, lively: bool, watch: _Watch) -> list[torch.Tensor]:
     """Run a network in eval mode and float64; return its output tensors.
 
     With `lively`, BatchNorms use the statistics of the batch (where it has more than one value per channel).
     """
     args, kwargs = inputs
-    set_mode(model, training=False)
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _double_defaults(), _Double(lively):
+    with (
+        untouched(model),  # what one run caches must not change the next
+        torch.random.fork_rng(devices=[]),
+        torch.no_grad(),
+        _double_defaults(),
+        _Double(lively, watch),
+    ):
+        set_mode(model, training=False)
         torch.manual_seed(seed)
         return list(tensors(model(*args, **kwargs)))
 
 
-def relative_error(expected: list[torch.Tensor], got: list[torch.Tensor]) -> float:
-    """Return the largest difference relative to the largest magnitude of its output; inf where shapes differ."""
-    if [t.shape for t in expected] != [t.shape for t in got]:
-        return float("inf")
-    worst = 0.0
-    for reference, tensor in zip(expected, got, strict=True):
-        if reference.numel() == 0:
-            continue
-        if not reference.is_floating_point():
-            worst = max(worst, float((reference != tensor).any()))
-            continue
-        scale = reference.abs().max()
-        difference = (reference - tensor).abs().max() / torch.where(scale > 0, scale, 1)
-        worst = max(worst, float(torch.nan_to_num(difference, nan=float("inf"))))
-    return worst
+def relative_error(expected: torch.Tensor, got: torch.Tensor) -> float:
+    """Return the largest difference of two tensors of one shape, relative to the largest magnitude."""
+    if not expected.is_floating_point():
+        return float((expected != got).any())
+    differs = (expected != got) & ~((expected != expected) & (got != got))  # infinities and NaNs may be equal, too
+    if not differs.any():
+        return 0.0
+    scale = torch.where(expected.isfinite(), expected.abs(), 0).max()
+    difference = (expected - got).abs()[differs].max() / torch.where(scale > 0, scale, 1)
+    return float(torch.nan_to_num(difference, nan=float("inf")))
 
 
 def _noise(inputs: Inputs, seed: int) -> Inputs:
@@ -170,9 +212,10 @@ def _double_defaults() -> Iterator[None]:
 class _Double(TorchDispatchMode):
     """Turns casts to lower precision, which models write down as literals, into casts to float64."""
 
-    def __init__(self, lively: bool) -> None:
+    def __init__(self, lively: bool, watch: _Watch) -> None:
         super().__init__()
         self.lively = lively
+        self.watch = watch
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -183,7 +226,9 @@ class _Double(TorchDispatchMode):
             kwargs = {**kwargs, "dtype": torch.float64}
         if self.lively and func is torch.ops.aten.native_batch_norm.default and not args[5]:
             args = _with_batch_statistics(*args)
-        return func(*args, **kwargs)
+        output = func(*args, **kwargs)
+        seen = self.watch(func, args, kwargs, output)
+        return output if seen is None else seen
 
 
 def _with_batch_statistics(x: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any) -> tuple[Any, ...]:
@@ -197,7 +242,9 @@ def _first_difference(
     masked: nn.Module, slim: nn.Module, plan: PruningPlan, inputs: Inputs, seed: int, *, lively: bool
 ) -> str:
     """Name the first module whose output, without the removed channels, differs."""
-    expected, got = _outputs(masked, inputs, seed, lively), _outputs(slim, inputs, seed, lively)
+    decisions = Decisions()
+    expected = _outputs(masked, inputs, seed, lively, decisions.record)
+    got = _outputs(slim, inputs, seed, lively, decisions.repetition().repeat)
     removed = {name.rpartition(".")[0]: cut for cut in plan.cuts for name, dim in cut.at if dim == 0}
     for name, reference in expected.items():
         cut = removed.get(name)
@@ -206,12 +253,12 @@ def _first_difference(
             kept = reference.index_select(1, torch.tensor(cut.keep, device=reference.device))
         if name not in got:
             return name
-        if kept.shape == got[name].shape and relative_error([kept], [got[name]]) > TOLERANCE:
+        if kept.shape == got[name].shape and relative_error(kept, got[name]) > TOLERANCE:
             return name
     return "output"
 
 
-def _outputs(model: nn.Module, inputs: Inputs, seed: int, lively: bool) -> dict[str, torch.Tensor]:
+def _outputs(model: nn.Module, inputs: Inputs, seed: int, lively: bool, watch: _Watch) -> dict[str, torch.Tensor]:
     outputs: dict[str, torch.Tensor] = {}
     hooks = []
     for name, module in model.named_modules():
@@ -223,7 +270,7 @@ def _outputs(model: nn.Module, inputs: Inputs, seed: int, lively: bool) -> dict[
 
             hooks.append(module.register_forward_hook(keep))
     try:
-        run(model, inputs, seed, lively=lively)
+        _run(model, inputs, seed, lively, watch)
     finally:
         for hook in hooks:
             hook.remove()

@@ -220,6 +220,29 @@ def index(call: Call, x: torch.Tensor, indices: Sequence[torch.Tensor | None]) -
     return tuple(picked)
 
 
+@rule("index_put")
+def index_put(
+    call: Call, x: torch.Tensor, indices: Sequence[torch.Tensor | None], values: torch.Tensor, *_: Any
+) -> Facets:
+    """Overwrite the positions that tensors pick along the first dimensions; the other dimensions carry channels."""
+    pickers = [picker for picker in indices if picker is not None]
+    for picker in pickers:
+        call.freeze(call.facets(picker), "is used as an index")
+    if len(pickers) < len(indices):
+        call.freeze([*call.facets(x), *call.facets(values)], "is written to by an index")
+        return NONE
+    picked = sum(picker.dim() if picker.dtype == torch.bool else 1 for picker in pickers)
+    rest = x.dim() - picked
+    written = [(with_rank(facet, rest), facet.dim() - rest) for facet in call.facets(values)]
+    into = [(facet, picked) for facet in call.facets(x)]
+    settled = []
+    for facet, leading in (*written, *into):
+        kept = facet if leading <= 0 else call.merge(facet, range(leading), "is written to by an index")
+        if kept is not None:
+            settled.append(kept.reshape([1] * picked + list(kept.shape[max(leading, 0) :])))
+    return call.join([(facet,) for facet in settled], x.dim())
+
+
 @rule("index_select")
 def index_select(call: Call, x: torch.Tensor, dim: int, places: torch.Tensor) -> Facets:
     """Pick positions along one dimension."""

@@ -1,0 +1,101 @@
+"""Decisions: what the values of a forward pass decide (indices, masks, branches), to be repeated in another pass.
+
+`sort`, `topk`, `argmax`, `nms` and comparisons turn real numbers into integers. Two networks that compute the same
+function up to rounding may still order two nearly equal scores differently, and everything after that would differ.
+So the second network repeats the decisions of the first, and what they were based on is compared instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bnprune.channels.trees import map_tensors, operands
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One operator call that made integers or booleans out of real numbers."""
+
+    op: str
+    shapes: tuple[torch.Size, ...]
+    """Of the real numbers it saw."""
+    evidence: tuple[torch.Tensor, ...]
+    """These numbers; empty where they were not kept."""
+    output: Any
+
+
+class Decisions:
+    """The decisions of one forward pass, in order."""
+
+    def __init__(self, *, keep_evidence: bool = True) -> None:
+        self._keep_evidence = keep_evidence
+        self._made: list[Decision] = []
+
+    def record(
+        self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        """Note an operator call, if it decided something. To be called before anything changes its operands."""
+        if _decides(args, kwargs, output):
+            seen = _seen(args, kwargs)
+            evidence = tuple(tensor.clone() for tensor in seen) if self._keep_evidence else ()
+            shapes = tuple(tensor.shape for tensor in seen)
+            self._made.append(Decision(func.name(), shapes, evidence, map_tensors(torch.clone, output)))
+
+    def repetition(self) -> Repetition:
+        """Return what a second forward pass needs to decide the same."""
+        return Repetition(self._made)
+
+
+class Repetition:
+    """Repeats decisions in a second forward pass."""
+
+    def __init__(self, made: list[Decision]) -> None:
+        self._made = made
+        self._next = 0
+        self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """What each decision was based on, in the first and in this pass, where the shapes are equal."""
+
+    def repeat(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        """Return the output of an operator call with its integers and booleans as they were the first time.
+
+        Where shapes differ, the decision was taken channel by channel and concerns nothing but those channels: it
+        stands as it is.
+        """
+        if not _decides(args, kwargs, output) or self._next >= len(self._made):
+            return output
+        before = self._made[self._next]
+        if before.op != func.name():
+            return output
+        self._next += 1
+        seen = _seen(args, kwargs)
+        if before.shapes != tuple(tensor.shape for tensor in seen):
+            return output
+        self.pairs += [(then, now.clone()) for then, now in zip(before.evidence, seen, strict=False)]
+        return _decided(before.output, output)
+
+
+def _decides(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> bool:
+    results = operands((output,), {})
+    exact = any(not _is_real(t) for t in results) if results else isinstance(output, bool | int | float)
+    return exact and any(map(_is_real, operands(args, kwargs)))
+
+
+def _seen(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    return [tensor for tensor in operands(args, kwargs) if _is_real(tensor)]
+
+
+def _is_real(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _decided(before: Any, now: Any) -> Any:
+    """Take integers and booleans from `before` (they may have another length: `nonzero`), real numbers from `now`."""
+    if isinstance(now, list | tuple):
+        return tuple(map(_decided, before, now))
+    if isinstance(now, torch.Tensor) and _is_real(now):
+        return now if now.shape == before.shape else before.clone()
+    return before.clone() if isinstance(before, torch.Tensor) else before

@@ -1,0 +1,77 @@
+"""Networks that sort, pick and branch are compared at what they decide on, and decide the same."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+import bnprune
+from bnprune.pruning.verify import largest_error, reference
+from tests.nets import Net, conv_bn, head, lively, noise
+
+
+def detector(threshold: float) -> nn.Module:
+    """Scores of 5 anchors, and the boxes of those above a threshold."""
+
+    def forward(n: Net, x: torch.Tensor) -> torch.Tensor:
+        features = n.a(x)
+        scores, boxes = n.scores(features), n.boxes(features)
+        picked = boxes[scores > threshold]
+        return picked[picked.argsort(descending=True)]
+
+    return lively(Net(forward, a=conv_bn(3, 8), scores=head(8), boxes=head(8))).double()
+
+
+def test_what_a_threshold_hides_is_compared_all_the_same() -> None:
+    """A detector that finds nothing in noise has no output to compare."""
+    model, inputs = detector(1e6), ((noise(2, 3, 8, 8),), {})
+    before = reference(model, inputs)
+    assert before.outputs[0].numel() == 0
+    wrong = copy.deepcopy(model)
+    with torch.no_grad():
+        wrong.a[0].weight.mul_(1.001)
+    assert largest_error(before, copy.deepcopy(model)) == 0
+    assert largest_error(before, wrong) > 1e-6
+
+
+def test_nearly_equal_scores_keep_their_order() -> None:
+    """Rounding may swap them; what follows would differ wholly."""
+
+    class Ranked(nn.Module):
+        def __init__(self, error: float) -> None:
+            super().__init__()
+            self.register_buffer("scores", torch.tensor([1.0, 1.0 + error, 0.5], dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            best = self.scores.topk(2).indices
+            return x[0, best] if self.scores[1] > self.scores[0] else x[0, best] * 2
+
+    inputs = ((noise(1, 3),), {})
+    swapped = largest_error(reference(Ranked(1e-15), inputs), Ranked(-1e-15))
+    assert 0 < swapped < 1e-14
+    assert largest_error(reference(Ranked(1e-3), inputs), Ranked(-1e-3)) > 1e-4
+
+
+def test_a_detector_is_pruned_and_proven() -> None:
+    result = bnprune.prune(detector(0.0), noise(1, 3, 8, 8), ratio=0.5)
+    assert result.report.ratio_realised == 0.5
+    assert 0 < result.report.max_relative_error < 1e-12
+
+
+def test_rows_written_by_an_index_keep_their_channels_apart() -> None:
+    """As detectors gather what they cut out of feature maps of several scales."""
+
+    def forward(n: Net, x: torch.Tensor) -> torch.Tensor:
+        small, large = n.a(x), n.b(x)
+        level = x.mean((1, 2, 3)) > 0
+        out = torch.zeros(len(x), *small.shape[1:], dtype=x.dtype)
+        out[torch.where(level)[0]] = small[torch.where(level)[0]]
+        out[torch.where(~level)[0]] = large[torch.where(~level)[0]]
+        return n.head(out)
+
+    model = lively(Net(forward, a=conv_bn(3, 8), b=conv_bn(3, 8), head=head(8))).double()
+    result = bnprune.prune(model, noise(4, 3, 8, 8), ratio=0.5)
+    assert result.report.ratio_realised == 0.5
+    assert result.model.a[1].num_features == result.model.b[1].num_features == 4
