@@ -7,6 +7,7 @@ So the second network repeats the decisions of the first, and what they were bas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,25 @@ class Repetition:
             return output
         self.pairs += [(then, now.clone()) for then, now in zip(before.evidence, seen, strict=False)]
         return _decided(before.output, output)
+
+
+DETOURS = {"detour up": math.inf, "detour down": -math.inf}
+"""Modes of a forward pass that takes the branches other inputs would have taken, and the number its code reads."""
+
+
+class Detour:
+    """Answers what a network's code asks about its values the other way round, so that the rest of the code runs."""
+
+    def __init__(self, number: float, limit: int = 100) -> None:
+        self._number = number
+        self._left = limit  # a loop until something holds would never end
+
+    def turn(self, output: Any) -> Any:
+        """Return the output of an operator call; a truth value or a real number for Python code is another one."""
+        if not isinstance(output, bool | float) or not self._left:
+            return output
+        self._left -= 1
+        return not output if isinstance(output, bool) else self._number
 
 
 def _decides(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> bool:

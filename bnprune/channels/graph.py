@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from bnprune.channels.boundaries import GateKind
 from bnprune.channels.call import Count, Work
 from bnprune.channels.decisions import Decisions
 from bnprune.channels.facets import Facets
@@ -55,6 +56,19 @@ class Layer:
     """Channel ids of its output, shape (width,); NO_CHANNEL where a channel can never go."""
 
 
+@dataclass(frozen=True, slots=True)
+class GatedNorm:
+    """A BatchNorm that may lose channels which the stream it reads or writes keeps, never the other way round."""
+
+    site: str
+    """Name of its module."""
+    kind: GateKind
+    stream: Ids
+    """Channel ids of the stream, shape (C,)."""
+    own: Ids
+    """Channel ids of the BatchNorm, shape (C,)."""
+
+
 @dataclass(frozen=True)
 class ChannelGraph:
     """Which channels a network has, which must go together (units), and where they live.
@@ -79,10 +93,12 @@ class ChannelGraph:
     aliases: dict[str, str]
     """Further names of tensors that appear more than once -> their first name."""
     traces: dict[str, Trace]
-    """Forward passes by mode, "eval" and, where it differs, "train"."""
+    """Forward passes by mode, "eval" and, where they differ, "train" and those of `DETOURS`."""
     real: bool
     """Whether the trace needed real tensors (data-dependent control flow)."""
     notes: tuple[str, ...] = field(default=())
+    gates: tuple[GatedNorm, ...] = field(default=())
+    """BatchNorms with a gate; none where channels that share a stream are coupled."""
 
     @property
     def unit_count(self) -> int:
@@ -116,3 +132,12 @@ class ChannelGraph:
         for units in self.gamma_units.values():
             np.add.at(count, units, 1)
         return count
+
+    @cached_property
+    def implied(self) -> tuple[Ids, Ids]:
+        """Pairs of units: where the first goes, the second must go. Shapes (pairs,)."""
+        empty = [np.zeros(0, dtype=np.int64)]
+        first = np.concatenate([*(self.units(gate.stream) for gate in self.gates), *empty])
+        second = np.concatenate([*(self.units(gate.own) for gate in self.gates), *empty])
+        apart = first != second
+        return first[apart], second[apart]

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,10 +18,11 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bnprune.channels.boundaries import GateKind, Gates, Producer, worth_a_gate
 from bnprune.channels.call import Call, Count, Findings, constant
-from bnprune.channels.decisions import Decisions
+from bnprune.channels.decisions import DETOURS, Decisions, Detour
 from bnprune.channels.facets import NONE, Facets, along, varying
-from bnprune.channels.graph import ChannelGraph, Layer, Record, Trace
+from bnprune.channels.graph import ChannelGraph, GatedNorm, Layer, Record, Trace
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 from bnprune.channels.kernels import run_kernel
 from bnprune.channels.macs import macs_of
@@ -36,7 +37,13 @@ _AS_ONE = (
 _OUTPUT = Refusal("output", "is an output of the network", "")
 
 
-def trace(model: nn.Module, example_inputs: Any, *, real: bool = False) -> ChannelGraph:
+Coupling = Literal["shared", "gates"]
+"""Whether layers that share a stream of channels lose the same ones, or each its own behind gates."""
+
+
+def trace(
+    model: nn.Module, example_inputs: Any, *, real: bool = False, coupling: Coupling = "shared"
+) -> ChannelGraph:
     """Follow the channels of a network through one forward pass.
 
     Args:
@@ -44,6 +51,7 @@ def trace(model: nn.Module, example_inputs: Any, *, real: bool = False) -> Chann
         example_inputs: A tensor, a tuple of positional or a mapping of keyword arguments.
         real: Run on real tensors at once, for networks whose control flow depends on data. Otherwise they are the
             fallback where the meta device will not do.
+        coupling: "gates" sets BatchNorms free that share a stream of channels (`bnprune.channels.boundaries`).
 
     Raises:
         ForwardError: The forward pass fails on these inputs.
@@ -53,12 +61,12 @@ def trace(model: nn.Module, example_inputs: Any, *, real: bool = False) -> Chann
     _require_traceable(model)
     if not real:
         try:
-            return _trace(model, inputs, real=False)
+            return _trace(model, inputs, coupling, real=False)
         except TraceError:
             raise
         except Exception:  # noqa: BLE001 - whatever meta tensors cannot do, real ones may
             pass
-    return _trace(model, inputs, real=True)
+    return _trace(model, inputs, coupling, real=True)
 
 
 def _require_traceable(model: nn.Module) -> None:
@@ -67,8 +75,13 @@ def _require_traceable(model: nn.Module) -> None:
             raise TraceError(f"{name}: the module is lazy and not yet built. Run one forward pass first.")
 
 
-def _trace(model: nn.Module, inputs: Inputs, *, real: bool) -> ChannelGraph:
-    follower = _Follower(model, real)
+def _trace(model: nn.Module, inputs: Inputs, coupling: Coupling, *, real: bool) -> ChannelGraph:
+    gates: Gates = {}
+    if coupling == "gates":
+        scout = _Follower(model, real, {})
+        scout.run(inputs, training=False)
+        gates = scout.gates()
+    follower = _Follower(model, real, gates)
     traces = {"eval": follower.run(inputs, training=False)}
     notes: list[str] = []
     if follower.unused():
@@ -78,6 +91,14 @@ def _trace(model: nn.Module, inputs: Inputs, *, real: bool) -> ChannelGraph:
             raise
         except Exception as error:  # noqa: BLE001 - e.g. BatchNorm over a single value, or missing targets
             notes.append(f"the forward pass in train mode was not followed: {type(error).__name__}: {error}")
+    for mode in DETOURS if real else ():
+        if follower.unused():
+            # What fails here, say in an assertion about the data, is not a way the network goes.
+            with suppress(Exception):
+                traces[mode] = follower.run(inputs, training=False, detour=Detour(DETOURS[mode]))
+    unused = sorted({name.rpartition(".")[0] for name in follower.unused()}) if real else []
+    if unused:
+        notes.append(f"on these inputs the code, which depends on data, never came to: {', '.join(unused)}")
     return follower.graph(traces, notes)
 
 
@@ -140,17 +161,19 @@ def set_mode(model: nn.Module, *, training: bool) -> None:
 class _Follower(TorchDispatchMode):
     """The dispatch mode that carries facets from operator to operator."""
 
-    def __init__(self, model: nn.Module, real: bool) -> None:
+    def __init__(self, model: nn.Module, real: bool, gates: Gates) -> None:
         super().__init__()
         self.model = model
         self.real = real
-        self.findings = Findings(modules=dict(model.named_modules()))
+        self.findings = Findings(modules=dict(model.named_modules()), gates=gates)
         self.aliases: dict[str, str] = {}
         self.named = self._name_tensors()
         self._used: set[str] = set()
         self._facets: dict[int, tuple[weakref.ref[torch.Tensor], Facets]] = {}
+        self._producers: dict[int, tuple[weakref.ref[torch.Tensor], Producer]] = {}
         self._records: list[Record] = []
         self._decisions = Decisions(keep_evidence=False)
+        self._detour: Detour | None = None
         self._stack: list[str] = [""]
         self._failed_in = ""
 
@@ -180,10 +203,10 @@ class _Follower(TorchDispatchMode):
 
     # -- running ---------------------------------------------------------------------------------------------------
 
-    def run(self, inputs: Inputs, *, training: bool) -> Trace:
+    def run(self, inputs: Inputs, *, training: bool, detour: Detour | None = None) -> Trace:
         """Run the forward pass once."""
         args, kwargs = map_tensors(lambda t: t.detach() if self.real else t.to("meta"), inputs)
-        self._records, self._decisions = [], Decisions(keep_evidence=False)
+        self._records, self._decisions, self._detour = [], Decisions(keep_evidence=False), detour
         why = Refusal("input", "is combined with an input of the network", "")
         for tensor in tensors((args, kwargs)):
             facets = constant(self.findings.ids, tensor, why)
@@ -220,7 +243,7 @@ class _Follower(TorchDispatchMode):
         if self.real:
             self._decisions.record(func, args, kwargs, output)
         self._follow(func, args, kwargs, output)
-        return output
+        return output if self._detour is None else self._detour.turn(output)
 
     # -- following -------------------------------------------------------------------------------------------------
 
@@ -248,6 +271,10 @@ class _Follower(TorchDispatchMode):
                 facets.append(along(ids, dim, tensor.dim()))
         return tuple(facets)
 
+    def _producer_of(self, tensor: torch.Tensor) -> Producer | None:
+        ref, producer = self._producers.get(id(tensor), (None, None))
+        return producer if ref is not None and ref() is tensor else None
+
     def _remember(self, tensor: torch.Tensor, facets: Facets) -> None:
         self._facets[id(tensor)] = weakref.ref(tensor), facets
 
@@ -259,7 +286,7 @@ class _Follower(TorchDispatchMode):
             if name is not None:
                 self._used.add(name)
         site = self._stack[-1]
-        call = Call(func.name(), site, output, self.findings, self._facets_of)
+        call = Call(func.name(), site, output, self.findings, self._facets_of, self._producer_of)
         try:
             if torch.Tag.inplace_view in func.tags:
                 call.freeze(self._all_facets(entering), "is reshaped in place", "use the operator without underscore")
@@ -271,7 +298,9 @@ class _Follower(TorchDispatchMode):
         inputs = tuple(self._all_facets(entering))
         per_output = said if isinstance(said, list) else [said]
         outputs = []
+        producer = Producer.of(call.op, args)
         for position, result in enumerate(results):
+            self._producers[id(result)] = weakref.ref(result), producer
             facets = per_output[position] if position < len(per_output) else NONE
             self._set(call, result, facets, mutated=any(result is operand for operand in entering))
             outputs.append((tuple(result.shape), facets))
@@ -304,6 +333,11 @@ class _Follower(TorchDispatchMode):
 
     # -- concluding ------------------------------------------------------------------------------------------------
 
+    def gates(self) -> dict[str, GateKind]:
+        """Choose the BatchNorms to set free, after a first forward pass."""
+        self._settle_views()
+        return worth_a_gate(self.findings.boundaries, *self.findings.ids.units(), self.findings.modules)
+
     def graph(self, traces: dict[str, Trace], notes: Sequence[str]) -> ChannelGraph:
         """Solve what the rules have said."""
         ids = self.findings.ids
@@ -328,6 +362,10 @@ class _Follower(TorchDispatchMode):
             traces=traces,
             real=self.real,
             notes=tuple(notes),
+            gates=tuple(
+                GatedNorm(site, self.findings.gates[site], stream.numpy(), own.numpy())
+                for site, (stream, own) in self.findings.implied.items()
+            ),
         )
 
     def _counts(self, is_free: Callable[[Ids], bool]) -> tuple[Count, ...]:

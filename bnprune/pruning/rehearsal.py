@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnprune.channels.call import Count
+from bnprune.channels.decisions import DETOURS, Detour
 from bnprune.channels.facets import Facet, varying
 from bnprune.channels.graph import ChannelGraph, Record, Trace
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
@@ -79,6 +80,7 @@ def rehearse(
     macs = {}
     for mode, followed in graph.traces.items():
         stage = _Stage(graph, followed, removed, {*kept, *found}, Attributes(slim, known))
+        stage.detour = Detour(DETOURS[mode]) if mode in DETOURS else None
         with untouched(slim), module_stack(slim) as stage.stack, torch.no_grad():
             set_mode(slim, training=mode == "train")
             try:
@@ -115,6 +117,7 @@ class _Stage(TorchDispatchMode):
         self._sizes: dict[int, dict[int, int] | None] = {}
         self._past: list[Record] = []
         self._before_first_miss: list[Record] = []
+        self.detour: Detour | None = None
         self._repetition = followed.decisions.repetition()
         self._records = followed.records
         for record in self._records:
@@ -138,7 +141,7 @@ class _Stage(TorchDispatchMode):
         if record is not None:
             self._past.append(record)
             output = self._compare(record, func, args, output)
-        return output
+        return output if self.detour is None else self.detour.turn(output)
 
     def _compare(self, record: Record, func: torch._ops.OpOverload, args: tuple[Any, ...], output: Any) -> Any:
         if torch.Tag.pointwise in func.tags and numbers_in(args) != record.numbers:

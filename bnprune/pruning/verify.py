@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,7 +146,10 @@ def largest_error(before: Reference, slim: nn.Module, seed: int = 0, *, lively: 
     they were based on are compared like outputs.
     """
     repetition = before.decisions.repetition()
-    got = _run(slim, before.fed, seed, lively, repetition.repeat)
+    try:
+        got = _run(slim, before.fed, seed, lively, repetition.repeat)
+    except Exception:  # noqa: BLE001 - whatever it is, the masked network did not do it
+        return float("inf")
     if [t.shape for t in before.outputs] != [t.shape for t in got]:
         return float("inf")
     pairs = [*zip(before.outputs, got, strict=True), *repetition.pairs]
@@ -270,7 +273,8 @@ def _outputs(model: nn.Module, inputs: Inputs, seed: int, lively: bool, watch: _
 
             hooks.append(module.register_forward_hook(keep))
     try:
-        _run(model, inputs, seed, lively, watch)
+        with suppress(Exception):  # where the slim network fails, it says which modules it came to
+            _run(model, inputs, seed, lively, watch)
     finally:
         for hook in hooks:
             hook.remove()

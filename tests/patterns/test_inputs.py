@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import bnprune
 from tests.nets import Net, conv_bn, head, noise
-from tests.patterns.builder import X, checked, framed, refusal, tail, width
+from tests.patterns.builder import X, checked, framed, refusal, run, tail, width
 
 
 def two() -> Net:
@@ -75,15 +76,27 @@ def test_outputs_in_containers(shape: str) -> None:
     assert any("is an output of the network" in why.reason for why in result.report.refusals)
 
 
-def test_branch_on_the_data() -> None:
+BRANCHES = {
+    "truth": lambda n, x, y: n.a(y) if x.sum() > 0 else n.b(y),
+    "number above": lambda n, x, y: n.a(y) if x.max().item() < 100 else n.b(y),
+    "number below": lambda n, x, y: n.a(y) if x.max().item() > -100 else n.b(y),
+}
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_branches_on_the_data(branch: str) -> None:
+    """The example takes one branch; the other one is followed, too, and still fits what comes before it."""
     layers = {"a": conv_bn(16, 16), "b": conv_bn(16, 16), "tail": tail(16)}
+    model = checked(framed(lambda n, x: n.tail(BRANCHES[branch](n, x, n.stem(x))), **layers), X.abs()).model
+    assert width(model.a) == width(model.b) < 16
+    for other in (-X.abs(), 1000 * X.abs(), -1000 * X.abs()):
+        assert run(model, other)[0].shape == (2, 5)
 
-    def forward(n, x):
-        y = n.stem(x)
-        return n.tail(n.a(y) if x.sum() > 0 else n.b(y))
 
-    result = checked(framed(forward, **layers), X.abs(), free=48)
-    assert width(result.model.a) < 16
+def test_layers_no_branch_comes_to_are_noted() -> None:
+    net = framed(lambda n, x: n.tail(n.stem(x)) if x.sum().item() != 1e9 else n.b(x), b=conv_bn(3, 16), tail=tail(16))
+    result = bnprune.prune(net.double(), X, ratio=0.5)
+    assert any("never came to: b.0, b.1" in note for note in result.report.notes)
 
 
 def test_branch_on_a_number_read_from_the_data() -> None:

@@ -172,4 +172,4 @@ def test_random_graphs(spec: Spec, ending: str, ratio: float) -> None:
     result = bnprune.prune(model, X, ratio=ratio)
     assert result.report.ratio_realised > 0
     assert_unchanged(emptied(model, result.plan), result.model, X)
-    assert_trains(result.model, X)
+    assert_trains(result.model, model, X)
