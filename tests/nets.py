@@ -140,11 +140,12 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
 def kill(model: nn.Module, parts: int = 1) -> nn.Module:
     """Set γ = β = 0 on half of the positions of every BatchNorm: these channels carry nothing.
 
-    The dead ones are the first half of each of `parts` equal parts, as layers of so many groups need it.
+    The dead ones are the first half of each of `parts` equal parts, as layers of so many groups need it; layers too
+    narrow for so many parts are one part.
     """
     with torch.no_grad():
         for norm in (norm for norm in norms(model) if norm.affine):
-            size = norm.num_features // parts
+            size = norm.num_features // parts if norm.num_features >= 2 * parts else norm.num_features
             dead = torch.arange(norm.num_features) % size < size // 2
             norm.weight[dead] = 0
             norm.bias[dead] = 0

@@ -15,6 +15,8 @@ from torch import nn
 from bnprune.channels.facets import NONE, Facet, Facets, along, compact, varying, with_rank
 from bnprune.channels.ids import NO_CHANNEL, ChannelIds, Ids, Refusal
 
+_KEEP_AWAY = "exclude this layer, or move the operator behind the last prunable layer"
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -127,7 +129,7 @@ class Call:
 
     # -- stating ---------------------------------------------------------------------------------------------------
 
-    def refusal(self, reason: str, fix: str = "") -> Refusal:
+    def refusal(self, reason: str, fix: str = _KEEP_AWAY) -> Refusal:
         """Build a refusal that names this call's module and operator."""
         return Refusal(self.site, f"{reason} ({self.op})", fix)
 
@@ -137,7 +139,7 @@ class Call:
             why = self.refusal("is combined with values that belong to no channel")
             self.findings.ids.unite(_numpy(left), _numpy(right), why)
 
-    def freeze(self, facets: Iterable[torch.Tensor | None], reason: str, fix: str = "") -> None:
+    def freeze(self, facets: Iterable[torch.Tensor | None], reason: str, fix: str = _KEEP_AWAY) -> None:
         """State that these channels must stay."""
         for facet in facets:
             if facet is not None:
@@ -160,7 +162,7 @@ class Call:
             rest = self.canonical(first)
             if varying(rest):
                 return rest
-        self.freeze([facet], reason, "exclude this layer, or move the operator behind the last prunable layer")
+        self.freeze([facet], reason)
         return None
 
     def bind(self, tensor: torch.Tensor, dim: int, ids: torch.Tensor | None) -> None:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bnprune.channels.boundaries import GateKind, Gates, Producer, worth_a_gate
 from bnprune.channels.call import Call, Count, Findings, constant
 from bnprune.channels.decisions import DETOURS, Decisions, Detour
-from bnprune.channels.facets import NONE, Facets, along, varying
+from bnprune.channels.facets import NONE, Facet, Facets, along, varying
 from bnprune.channels.graph import ChannelGraph, GatedNorm, Layer, Record, Trace
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 from bnprune.channels.kernels import run_kernel
@@ -321,13 +321,17 @@ class _Follower(TorchDispatchMode):
         return [facet for operand in entering for facet in self._facets_of(operand)]
 
     def _set(self, call: Call, result: torch.Tensor, facets: Facets, *, mutated: bool) -> None:
-        """Store an output's facets. A write into a part of a larger tensor keeps all channels involved."""
-        if mutated:
-            before = self._facets_of(result)
-            changed = [f.shape for f in before] != [f.shape for f in facets]
-            if changed and result._base is not None:
+        """Store an output's facets. What is written into a part of a larger tensor goes with what that holds."""
+        base = result._base if mutated else None
+        if base is not None:
+            before, held = self._facets_of(result), self._facets_of(base)
+            if [f.shape for f in before] == [f.shape for f in facets]:
+                facets = call.join([before, facets], result.dim())
+            elif not held and all(_spans(facet, result, base) for facet in facets):
+                self._remember(base, facets)
+            else:
                 why = "is written into a part of another tensor"
-                call.freeze([*before, *facets, *self._facets_of(result._base)], why, "use torch.cat")
+                call.freeze([*before, *facets, *held], why, "use torch.cat")
                 facets = NONE
         self._remember(result, facets)
 
@@ -404,6 +408,12 @@ class _Follower(TorchDispatchMode):
             ids = self.findings.axes.get((name, 0))
             width = self.shapes[name][0]
             yield Layer(module, "norm", _as_ids(width if ids is None else ids.numpy()))
+
+
+def _spans(facet: Facet, part: torch.Tensor, whole: torch.Tensor) -> bool:
+    """Tell whether the channels of a part (a slice) are those of the whole tensor, from end to end."""
+    same_order = part.stride() == whole.stride()
+    return same_order and all(part.shape[dim] == whole.shape[dim] for dim in varying(facet))
 
 
 def _as_ids(axis: Ids | int) -> Ids:
