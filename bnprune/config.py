@@ -133,6 +133,8 @@ class PruneConfig(Section):
     criterion: Literal["gamma"] = "gamma"
     reduce: Literal["max", "mean", "sum"] = "max"
     """How the scale factors of channels that must go together become one score."""
+    coupling: Literal["shared", "gates"] = "shared"
+    """Whether layers that share a stream of channels lose the same ones, or each its own behind gates."""
 
 
 class FinetuneConfig(OptimisationConfig):

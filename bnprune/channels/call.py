@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from bnprune.channels.boundaries import Boundary, Gates, Producer
 from bnprune.channels.facets import NONE, Facet, Facets, along, compact, varying, with_rank
 from bnprune.channels.ids import NO_CHANNEL, ChannelIds, Ids, Refusal
 
@@ -58,6 +59,12 @@ class Findings:
     """BatchNorm scale factors: tensor name -> module name."""
     counts: list[Count] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
+    gates: Gates = field(default_factory=dict)
+    """BatchNorms that are boundaries of their own in this trace."""
+    boundaries: list[Boundary] = field(default_factory=list)
+    """BatchNorm calls that could be boundaries."""
+    implied: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    """Per gate: channel ids of the stream and of the BatchNorm; the second must go where the first goes."""
     views: list[tuple[Facet, str]] = field(default_factory=list)
     """Facets that change along several dimensions at once, and where they arose."""
 
@@ -70,7 +77,7 @@ def _numpy(facet: torch.Tensor) -> Ids:
 class Call:
     """What a rule may ask and say about one operator call."""
 
-    __slots__ = ("_facets_of", "findings", "op", "output", "site")
+    __slots__ = ("_facets_of", "_producer_of", "findings", "op", "output", "site")
 
     def __init__(
         self,
@@ -79,12 +86,14 @@ class Call:
         output: object,
         findings: Findings,
         facets_of: Callable[[torch.Tensor], Facets],
+        producer_of: Callable[[torch.Tensor], Producer | None] = lambda _: None,
     ) -> None:
         self.op = op
         self.site = site
         self.output = output
         self.findings = findings
         self._facets_of = facets_of
+        self._producer_of = producer_of
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -240,6 +249,27 @@ class Call:
         name = self.named(tensor)
         if name is not None:
             self.findings.gammas.setdefault(name, self.site)
+
+    def boundary(self, x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the channel ids of a BatchNorm and of its output, given those of its input `x`; all of shape (C,).
+
+        They are the same unless the BatchNorm has a gate.
+        """
+        producer = self._producer_of(x)
+        if producer is not None and producer.gate is not None:
+            self.findings.boundaries.append(Boundary(self.site, producer.gate, _numpy(ids)))
+        kind = self.findings.gates.get(self.site)
+        own = self.axis(weight, 0) if kind == "read" else ids
+        if kind is None or own is None:
+            return ids, ids
+        out = own if kind == "read" else self._stream(ids)
+        self.findings.implied[self.site] = (ids, own) if kind == "read" else (out, own)
+        return own, out
+
+    def _stream(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the ids of the stream this gate writes to: the same in every trace."""
+        known = self.findings.implied.get(self.site)
+        return self.findings.ids.new(ids.numel()) if known is None else known[0]
 
     def count(self, attribute: str, ids: torch.Tensor | int | None) -> None:
         """State that an integer attribute of the running module, if it has it, counts the channels `ids`."""

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from bnprune.channels.trace import set_mode, untouched
+from bnprune.channels.modules import set_mode, untouched
 from bnprune.channels.trees import Inputs, map_tensors
 
 Found = TypeVar("Found")

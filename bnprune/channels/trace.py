@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnprune.channels.boundaries import GateKind, Gates, Producer, worth_a_gate
@@ -26,6 +25,7 @@ from bnprune.channels.graph import ChannelGraph, GatedNorm, Layer, Record, Trace
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 from bnprune.channels.kernels import run_kernel
 from bnprune.channels.macs import macs_of
+from bnprune.channels.modules import module_stack, set_mode, untouched
 from bnprune.channels.rules import look_up
 from bnprune.channels.trees import Inputs, as_inputs, map_tensors, operands, tensors
 from bnprune.errors import ForwardError, TraceError
@@ -41,9 +41,7 @@ Coupling = Literal["shared", "gates"]
 """Whether layers that share a stream of channels lose the same ones, or each its own behind gates."""
 
 
-def trace(
-    model: nn.Module, example_inputs: Any, *, real: bool = False, coupling: Coupling = "shared"
-) -> ChannelGraph:
+def trace(model: nn.Module, example_inputs: Any, *, real: bool = False, coupling: Coupling = "shared") -> ChannelGraph:
     """Follow the channels of a network through one forward pass.
 
     Args:
@@ -100,62 +98,6 @@ def _trace(model: nn.Module, inputs: Inputs, coupling: Coupling, *, real: bool) 
     if unused:
         notes.append(f"on these inputs the code, which depends on data, never came to: {', '.join(unused)}")
     return follower.graph(traces, notes)
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Undo everything the block does to the attributes of the model's modules (mode, buffers, caches in containers)."""
-    before = [(vars(module), _snapshot(vars(module))) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for live, saved in before:
-            _restore(live, saved)
-
-
-def _snapshot(container: Any) -> Any:
-    """Copy nested builtin containers, remembering each live one beside its contents."""
-    if isinstance(container, dict):
-        return [(key, value, _snapshot(value)) for key, value in container.items()]
-    if isinstance(container, list):
-        return [(None, value, _snapshot(value)) for value in container]
-    return None
-
-
-def _restore(live: Any, saved: Any) -> None:
-    for _, value, inner in saved:
-        if inner is not None:
-            _restore(value, inner)
-    if isinstance(live, dict):
-        if len(live) != len(saved) or any(live.get(key) is not value for key, value, _ in saved):
-            live.clear()
-            live.update((key, value) for key, value, _ in saved)
-    else:
-        live[:] = [value for _, value, _ in saved]
-
-
-@contextmanager
-def module_stack(model: nn.Module) -> Iterator[list[str]]:
-    """Yield a list whose last element names the innermost module that is running."""
-    names = {id(module): name for name, module in model.named_modules()}
-    stack = [""]
-
-    def enter(module: nn.Module, _: Any) -> None:
-        stack.append(names.get(id(module), stack[-1]))
-
-    def leave(*_: Any) -> None:
-        stack.pop()
-
-    with ExitStack() as hooks:
-        hooks.callback(register_module_forward_pre_hook(enter).remove)
-        hooks.callback(register_module_forward_hook(leave, always_call=True).remove)
-        yield stack
-
-
-def set_mode(model: nn.Module, *, training: bool) -> None:
-    """Set train or eval mode without calling user code, which may refuse, freeze or print."""
-    for module in model.modules():
-        module.training = training
 
 
 class _Follower(TorchDispatchMode):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -55,6 +55,16 @@ def prune(
             show_default=False,
         ),
     ] = None,
+    coupling: Annotated[
+        Literal["shared", "gates"] | None,
+        typer.Option(
+            "--coupling",
+            help="Whether layers that share a stream of channels lose the same ones, or each its own behind gates.  "
+            "\\[default: shared]",
+            rich_help_panel="Pruning",
+            show_default=False,
+        ),
+    ] = None,
     plan: Annotated[
         Path | None,
         typer.Option(
@@ -81,12 +91,16 @@ def prune(
     is a run directory or a checkpoint; or give --model and --input for a network of your own.
     """
     from bnprune.cli.pruning import PruneRequest, run_prune
+    from bnprune.pruning.request import Request
 
-    given = {"--ratio": ratio, "--min-channels": min_channels, "--exclude": exclude}
+    given = {"--ratio": ratio, "--min-channels": min_channels, "--exclude": exclude, "--coupling": coupling}
     request = PruneRequest(
-        ratio=DEFAULT_RATIO if ratio is None else ratio,
-        min_channels=DEFAULT_FLOOR if min_channels is None else min_channels,
-        exclude=tuple(exclude or ()),
+        what=Request(
+            ratio=DEFAULT_RATIO if ratio is None else ratio,
+            min_channels=DEFAULT_FLOOR if min_channels is None else min_channels,
+            exclude=tuple(exclude or ()),
+            coupling=coupling or "shared",
+        ),
         plan=plan,
         given=tuple(option for option, value in given.items() if value not in (None, [])),
         dry_run=dry_run,

@@ -23,11 +23,10 @@ from bnprune.pruning.prune import (
     draft,
     make_report,
     replay,
-    request_of,
-    require_options,
     survey,
 )
-from bnprune.pruning.select import Constraints, require_prunable
+from bnprune.pruning.request import Request
+from bnprune.pruning.select import require_prunable
 from bnprune.pruning.surgery import require_bare
 from bnprune.runs.checkpoint import save_checkpoint
 from bnprune.runs.files import require_free_file
@@ -41,9 +40,7 @@ INSPECT_SCHEMA = "bnprune.inspect/1"
 class PruneRequest:
     """What the command line asks of `prune`."""
 
-    ratio: float
-    min_channels: int
-    exclude: tuple[str, ...]
+    what: Request
     plan: Path | None
     given: tuple[str, ...]
     """Which options about what to remove stand on the command line."""
@@ -63,8 +60,6 @@ def run_prune(
     shape: str | None,
 ) -> None:
     """Prune the network the command line names."""
-    constraints = Constraints(request.min_channels, request.exclude)
-    require_options(request.ratio, constraints, "gamma")
     if request.plan is not None and request.given:
         raise ConfigError(f"--plan replays a plan as it is; leave {' and '.join(request.given)} out.")
     if not request.dry_run:
@@ -74,14 +69,13 @@ def run_prune(
         result = replay(_read_plan(request.plan), source.model, source.inputs)
     else:
         require_bare(source.model)
-        drafted = draft(source.model, source.inputs, survey(source.model, source.inputs, constraints), request.ratio)
-        requested = request_of(request.ratio, constraints)
+        drafted = draft(source.model, source.inputs, survey(source.model, source.inputs, request.what))
         if request.dry_run:
             require_prunable(drafted.survey.graph, drafted.chosen)
-            plan = describe_plan(drafted, requested)
+            plan = describe_plan(drafted)
             _show(request, make_report(drafted, plan, source.model, None, {}), plan)
             return
-        result = carry_out(drafted, source.model, source.inputs, requested)
+        result = carry_out(drafted, source.model, source.inputs)
     if not request.dry_run:
         _save(request.out, source, result)
     _show(request, result.report, result.plan)

@@ -11,7 +11,7 @@ from torch import nn
 
 from bnprune.channels.ids import NO_CHANNEL, Refusal
 from bnprune.pruning.prune import Draft, draft, survey
-from bnprune.pruning.select import Constraints
+from bnprune.pruning.request import Request
 from bnprune.pruning.surgery import named_tensors
 
 _PROBE = 0.5
@@ -66,8 +66,8 @@ def inspect(model: nn.Module, example_inputs: Any, *, exclude: Sequence[str] = (
         ConfigError: A pattern matches no layer.
         TraceError: The forward pass fails.
     """
-    found = survey(model, example_inputs, Constraints(exclude=tuple(exclude)))
-    drafted = draft(model, example_inputs, found, _PROBE)
+    found = survey(model, example_inputs, Request(_PROBE, exclude=tuple(exclude)))
+    drafted = draft(model, example_inputs, found)
     graph, prunable = found.graph, drafted.chosen.prunable
     tensors = dict(named_tensors(model))
     layers = []

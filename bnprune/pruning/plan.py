@@ -16,6 +16,7 @@ from bnprune.channels.call import Count
 from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.ids import Refusal
 from bnprune.errors import CheckpointError
+from bnprune.pruning.gates import Gate, from_data, to_data
 from bnprune.pruning.select import Mask
 
 SCHEMA = "bnprune.plan/1"
@@ -55,6 +56,8 @@ class PruningPlan:
     cuts: tuple[Cut, ...]
     attributes: Mapping[str, Mapping[str, Size]]
     """Sizes to set, by module name (`out_channels`, `num_features`, `groups`, ...): integers, or lists of them."""
+    gates: tuple[Gate, ...] = ()
+    """BatchNorms that lose channels which the stream they read or write keeps."""
     requested: Mapping[str, Any] = field(default_factory=dict)
     realised: Mapping[str, Any] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
@@ -73,6 +76,7 @@ class PruningPlan:
                 for cut in self.cuts
             ],
             "attributes": {module: dict(values) for module, values in self.attributes.items()},
+            **({"gates": to_data(self.gates)} if self.gates else {}),
             "requested": dict(self.requested),
             "realised": dict(self.realised),
             "refusals": [{"site": r.site, "reason": r.reason, "fix": r.fix} for r in self.refusals],
@@ -110,6 +114,7 @@ class PruningPlan:
                     str(module): {str(key): _size_from(value) for key, value in values.items()}
                     for module, values in data["attributes"].items()
                 },
+                gates=tuple(from_data(data.get("gates", ()))),
                 requested=dict(data.get("requested", {})),
                 realised=dict(data.get("realised", {})),
                 refusals=tuple(Refusal(r["site"], r["reason"], r["fix"]) for r in data.get("refusals", ())),
@@ -165,6 +170,7 @@ def make_plan(
         digest=identity(graph.shapes),
         cuts=tuple(_cuts(graph, removed)),
         attributes=_attributes(graph, model, removed, sizes),
+        gates=tuple(_gates(graph, removed)),
         requested=requested or {},
         realised=realised or {},
         refusals=refusals,
@@ -181,6 +187,15 @@ def _cuts(graph: ChannelGraph, removed: Mask) -> list[Cut]:
             masks[key] = kept
             places.setdefault(key, []).append((name, dim))
     return [Cut(mask.size, tuple(np.flatnonzero(mask).tolist()), tuple(places[key])) for key, mask in masks.items()]
+
+
+def _gates(graph: ChannelGraph, removed: Mask) -> Iterator[Gate]:
+    """Yield the gates that are needed: where the BatchNorm and the stream keep the same channels, none is."""
+    for gated in graph.gates:
+        stream, own = (~removed[graph.units(ids)] for ids in (gated.stream, gated.own))
+        if (stream != own).any():
+            kept = (tuple(np.flatnonzero(mask).tolist()) for mask in (stream, own))
+            yield Gate(gated.site, gated.kind, *kept)
 
 
 _WIDTHS = ("num_features", "num_channels", "num_parameters")

@@ -12,16 +12,17 @@ from torch import nn
 from bnprune.channels.call import Count
 from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.ids import Refusal
-from bnprune.channels.trace import trace
+from bnprune.channels.trace import Coupling, trace
 from bnprune.channels.trees import as_inputs
-from bnprune.errors import ConfigError, TraceError
+from bnprune.errors import TraceError
 from bnprune.pruning.cost import cost
+from bnprune.pruning.gates import gated_name
 from bnprune.pruning.plan import PruningPlan, make_plan
 from bnprune.pruning.rehearsal import rehearse
-from bnprune.pruning.score import CRITERIA, Reduce, Scores
+from bnprune.pruning.request import Request
+from bnprune.pruning.score import CRITERIA, Reduce, Scores, with_streams
 from bnprune.pruning.select import (
     Candidates,
-    Constraints,
     Mask,
     by_ratio,
     candidates,
@@ -82,7 +83,7 @@ class Survey:
 
     graph: ChannelGraph
     scores: Scores
-    constraints: Constraints
+    request: Request
     seconds: float
 
 
@@ -121,6 +122,7 @@ def prune(
     exclude: Sequence[str] = (),
     criterion: str = "gamma",
     reduce: Reduce = "max",
+    coupling: Coupling = "shared",
     proof: bool = True,
 ) -> PruningResult:
     """Prune a network by its BatchNorm scale factors (Liu et al., ICCV 2017).
@@ -134,6 +136,9 @@ def prune(
         exclude: Layers whose width stays: module names, names of parents, or globs.
         criterion: Name of the score, see `bnprune.pruning.score.CRITERIA`.
         reduce: How the scale factors of channels that must go together become one score: "max", "mean" or "sum".
+        coupling: "shared": layers that read or write one stream of channels (residual adds, dense concatenations) lose
+            the same ones. "gates": each loses its own, behind small modules that pick or fill channels
+            (`bnprune.pruning.gates`); more freedom, for the price of a copy per gate.
         proof: Prove in float64 that the slim network equals the masked original.
 
     Returns:
@@ -146,41 +151,20 @@ def prune(
         VerificationError: The proof failed; this is a bug in bnprune worth a report.
     """
     require_bare(model)
-    constraints = Constraints(min_channels, tuple(exclude))
-    require_options(ratio, constraints, criterion)
-    drafted = draft(model, example_inputs, survey(model, example_inputs, constraints, criterion, reduce), ratio)
-    return carry_out(drafted, model, example_inputs, request_of(ratio, constraints, criterion, reduce), proof=proof)
+    request = Request(ratio, min_channels, tuple(exclude), criterion, reduce, coupling)
+    drafted = draft(model, example_inputs, survey(model, example_inputs, request))
+    return carry_out(drafted, model, example_inputs, proof=proof)
 
 
-def require_options(ratio: float, constraints: Constraints, criterion: str) -> None:
-    """Check arguments that need no network.
-
-    Raises:
-        ConfigError: One is out of range.
-    """
-    if not 0 < ratio < 1:  # also false for NaN
-        raise ConfigError(f"ratio: must be between 0 and 1, both excluded (got {ratio}). 0.5 removes half.")
-    if constraints.min_channels < 1:
-        raise ConfigError(f"min_channels: must be at least 1 (got {constraints.min_channels}).")
-    if criterion not in CRITERIA:
-        raise ConfigError(f"criterion: '{criterion}' is unknown. Choose one of: {', '.join(CRITERIA)}.")
-
-
-def survey(
-    model: nn.Module,
-    example_inputs: Any,
-    constraints: Constraints,
-    criterion: str = "gamma",
-    reduce: Reduce = "max",
-) -> Survey:
-    """Trace and score a network. Arguments and errors as for `prune`."""
+def survey(model: nn.Module, example_inputs: Any, request: Request) -> Survey:
+    """Trace and score a network. Errors as for `prune`."""
     started = time.perf_counter()
-    graph = trace(model, example_inputs)
-    scores = CRITERIA[criterion](graph, dict(named_tensors(model)), reduce)
-    return Survey(graph, scores, constraints, time.perf_counter() - started)
+    graph = trace(model, example_inputs, coupling=request.coupling)
+    scores = CRITERIA[request.criterion](graph, dict(named_tensors(model)), request.reduce)
+    return Survey(graph, with_streams(graph, scores), request, time.perf_counter() - started)
 
 
-def draft(model: nn.Module, example_inputs: Any, found: Survey, ratio: float) -> Draft:
+def draft(model: nn.Module, example_inputs: Any, found: Survey) -> Draft:
     """Select and rehearse until the slim network runs as expected; nothing is cut yet.
 
     Where nothing can be pruned, nothing is selected (`Draft.chosen.prunable` is empty).
@@ -191,8 +175,8 @@ def draft(model: nn.Module, example_inputs: Any, found: Survey, ratio: float) ->
     sizes: list[Count] = []
     barred: set[tuple[str, str]] = set()
     while True:
-        chosen = candidates(found.graph, found.scores, found.constraints, kept)
-        removed = by_ratio(found.graph, chosen, ratio)
+        chosen = candidates(found.graph, found.scores, found.request.constraints, kept)
+        removed = by_ratio(found.graph, chosen, found.request.ratio)
         plan = make_plan(found.graph, model, removed, sizes)
         hollow = carve(plan, model)
         if found.graph.real:
@@ -210,9 +194,7 @@ def draft(model: nn.Module, example_inputs: Any, found: Survey, ratio: float) ->
         sizes += rehearsal.sizes
 
 
-def carry_out(
-    drafted: Draft, model: nn.Module, example_inputs: Any, requested: Mapping[str, Any], *, proof: bool = True
-) -> PruningResult:
+def carry_out(drafted: Draft, model: nn.Module, example_inputs: Any, *, proof: bool = True) -> PruningResult:
     """Cut the network as drafted and prove the result.
 
     Raises:
@@ -220,7 +202,7 @@ def carry_out(
         VerificationError: The proof failed.
     """
     require_prunable(drafted.survey.graph, drafted.chosen)
-    plan = describe_plan(drafted, requested)
+    plan = describe_plan(drafted)
     started = time.perf_counter()
     # A rehearsal on real tensors in train mode has changed BatchNorm statistics.
     slim = apply(plan, model) if drafted.survey.graph.real else fill(drafted.hollow, plan, model)
@@ -238,21 +220,6 @@ def carry_out(
     return PruningResult(slim, plan, make_report(drafted, plan, model, verification, seconds))
 
 
-def request_of(
-    ratio: float, constraints: Constraints, criterion: str = "gamma", reduce: Reduce = "max"
-) -> dict[str, Any]:
-    """Return what was asked for, as the plan records it."""
-    requested: dict[str, Any] = {
-        "ratio": ratio,
-        "criterion": criterion,
-        "reduce": reduce,
-        "min_channels": constraints.min_channels,
-    }
-    if constraints.exclude:
-        requested["exclude"] = list(constraints.exclude)
-    return requested
-
-
 def replay(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> PruningResult:
     """Apply a plan made earlier, and prove the result.
 
@@ -267,6 +234,7 @@ def replay(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> PruningR
     require(verification)
     before, after = cost(model, example_inputs), cost(slim, example_inputs)
     widths = _widths(model), _widths(slim)
+    gated = {gate.at for gate in plan.gates}
     return PruningResult(
         slim,
         plan,
@@ -281,7 +249,8 @@ def replay(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> PruningR
             macs_after=after.macs,
             max_relative_error=verification.max_relative_error,
             layers=tuple(
-                LayerChange(name, kind, width, widths[1][name][1]) for name, (kind, width) in widths[0].items()
+                LayerChange(name, kind, width, widths[1][gated_name(name, gated)][1])
+                for name, (kind, width) in widths[0].items()
             ),
             refusals=plan.refusals,
             notes=(),
@@ -300,13 +269,13 @@ def _widths(model: nn.Module) -> dict[str, tuple[str, int]]:
     return found
 
 
-def describe_plan(drafted: Draft, requested: Mapping[str, Any]) -> PruningPlan:
+def describe_plan(drafted: Draft) -> PruningPlan:
     """Return the draft's plan with what was asked for, what came of it, and the refusals."""
-    found = drafted.survey
-    floors = shortfall(found.graph, drafted.chosen, drafted.removed, requested["ratio"], found.constraints.min_channels)
+    found, request = drafted.survey, drafted.survey.request
+    floors = shortfall(found.graph, drafted.chosen, drafted.removed, request.ratio, request.min_channels)
     return replace(
         drafted.plan,
-        requested=dict(requested),
+        requested=request.to_dict(),
         realised={"ratio": drafted.ratio},
         refusals=(*floors, *drafted.refusals),
     )

@@ -25,7 +25,8 @@ from bnprune.channels.graph import ChannelGraph, Record, Trace
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 from bnprune.channels.kernels import run_kernel
 from bnprune.channels.macs import macs_of
-from bnprune.channels.trace import module_stack, numbers_in, set_mode, untouched
+from bnprune.channels.modules import module_stack, set_mode, untouched
+from bnprune.channels.trace import numbers_in
 from bnprune.channels.trees import Inputs, map_tensors, operands
 from bnprune.pruning.select import Mask
 
@@ -118,6 +119,8 @@ class _Stage(TorchDispatchMode):
         self._past: list[Record] = []
         self._before_first_miss: list[Record] = []
         self.detour: Detour | None = None
+        self._gates = {gate.site for gate in graph.gates}
+        self._gated = {f"{site}.norm": site for site in self._gates}
         self._repetition = followed.decisions.repetition()
         self._records = followed.records
         for record in self._records:
@@ -127,7 +130,8 @@ class _Stage(TorchDispatchMode):
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        queue = self._expected[self.stack[-1], _kind(func.name())]
+        site = self._gated.get(self.stack[-1], self.stack[-1])
+        queue = self._expected[site, _kind(func.name())]
         record = queue.popleft() if queue else None
         try:
             output = run_kernel(func, args, kwargs, meta=not self.graph.real)
@@ -140,7 +144,8 @@ class _Stage(TorchDispatchMode):
         self.macs += macs_of(func, args, kwargs, output)
         if record is not None:
             self._past.append(record)
-            output = self._compare(record, func, args, output)
+            if site not in self._gates:  # between BatchNorm and gate widths are the BatchNorm's own
+                output = self._compare(record, func, args, output)
         return output if self.detour is None else self.detour.turn(output)
 
     def _compare(self, record: Record, func: torch._ops.OpOverload, args: tuple[Any, ...], output: Any) -> Any:

@@ -55,4 +55,18 @@ def reduce_by_unit(graph: ChannelGraph, values: Mapping[str, NDArray[np.float64]
     return np.where(counts > 0, totals, np.inf)
 
 
+def with_streams(graph: ChannelGraph, scores: Scores) -> Scores:
+    """Score the channels of gated streams: as high as the best of the BatchNorm channels that go with them.
+
+    So a channel leaves the stream when no gated BatchNorm writes or reads it any more.
+    """
+    stream, own = graph.implied
+    scores = scores.copy()
+    silent = np.unique(stream[np.isinf(scores[stream])])
+    scores[silent] = -np.inf
+    must_stay = np.where(graph.free, scores, np.inf)
+    np.maximum.at(scores, stream, must_stay[own])
+    return scores
+
+
 CRITERIA: dict[str, Criterion] = {"gamma": gamma}

@@ -85,9 +85,18 @@ def by_ratio(graph: ChannelGraph, chosen: Candidates, ratio: float) -> Mask:
     order = chosen.order
     removed_counts = np.concatenate([[0], np.cumsum(graph.gamma_count[order])])
     target = ratio * int(graph.gamma_count[chosen.prunable].sum())
-    nearest = int(np.argmin(np.abs(removed_counts - target)))
+    missed = np.abs(removed_counts - target)
+    nearest = int(np.flatnonzero(missed == missed.min())[-1])  # the last: what has no BatchNorm of its own comes free
     removed = np.zeros(graph.unit_count, dtype=np.bool_)
     removed[order[:nearest]] = True
+    return _without_orphans(graph, removed)
+
+
+def _without_orphans(graph: ChannelGraph, removed: Mask) -> Mask:
+    """Keep channels of a stream that a gated BatchNorm still writes or reads."""
+    stream, own = graph.implied
+    while (needed := stream[removed[stream] & ~removed[own]]).size:
+        removed[needed] = False
     return removed
 
 

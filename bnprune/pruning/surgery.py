@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bnprune.errors import PruningError
+from bnprune.pruning.gates import gated_name, install
 from bnprune.pruning.plan import PruningPlan, identity
 
 _WRAPPERS = {
@@ -90,8 +91,10 @@ def fill(slim: nn.Module, plan: PruningPlan, model: nn.Module) -> nn.Module:
     tensors = dict(named_tensors(slim))
     if any(weakref.getweakrefcount(tensor) for tensor in tensors.values()):
         return _copy(plan, model, piece)  # recurrent layers hold weak references, which cannot be swapped
+    gated = {gate.at for gate in plan.gates}
     for name, tensor in named_tensors(model):
-        torch.utils.swap_tensors(tensors[name], _like(tensor, piece(name, tensor)))
+        torch.utils.swap_tensors(tensors[gated_name(name, gated)], _like(tensor, piece(name, tensor)))
+    install(plan.gates, slim, model)
     return slim
 
 
@@ -110,6 +113,7 @@ def _copy(plan: PruningPlan, model: nn.Module, make: Callable[[str, torch.Tensor
         for attribute, value in values.items():
             listed = isinstance(getattr(module, attribute, None), list)
             setattr(module, attribute, [*value] if listed and isinstance(value, tuple) else value)
+    install(plan.gates, slim, model)
     return slim
 
 

@@ -14,9 +14,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnprune.channels.decisions import Decisions
-from bnprune.channels.trace import set_mode, untouched
+from bnprune.channels.modules import set_mode, untouched
 from bnprune.channels.trees import Inputs, map_tensors, tensors
 from bnprune.errors import VerificationError
+from bnprune.pruning.gates import gated_name
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.surgery import apply, fill, named_tensors
 
@@ -107,13 +108,20 @@ def require(verification: Verification) -> None:
 
 
 def mask(model: nn.Module, plan: PruningPlan) -> nn.Module:
-    """Set every slice the plan removes to zero, in place."""
+    """Set every slice the plan removes to zero, in place.
+
+    Channels that a write gate fills keep their β: with γ = 0 that is what they write.
+    """
     named = dict(named_tensors(model))
+    filled = {f"{gate.at}.bias": gate.filled for gate in plan.gates if gate.kind == "write"}
+    shifts = {name: named[name].detach().clone() for name in filled}
     with torch.no_grad():
         for cut in plan.cuts:
             removed = torch.tensor(cut.removed)
             for name, dim in cut.at:
                 named[name].index_fill_(dim, removed.to(named[name].device), 0)
+        for name, channels in filled.items():
+            named[name][channels] = shifts[name][channels]
     return model
 
 
@@ -249,8 +257,9 @@ def _first_difference(
     expected = _outputs(masked, inputs, seed, lively, decisions.record)
     got = _outputs(slim, inputs, seed, lively, decisions.repetition().repeat)
     removed = {name.rpartition(".")[0]: cut for cut in plan.cuts for name, dim in cut.at if dim == 0}
-    for name, reference in expected.items():
-        cut = removed.get(name)
+    gated = {gate.at for gate in plan.gates}
+    for dense_name, reference in expected.items():
+        cut, name = removed.get(dense_name), gated_name(dense_name, gated)
         kept = reference
         if cut is not None and reference.dim() > 1 and reference.shape[1] == cut.size:
             kept = reference.index_select(1, torch.tensor(cut.keep, device=reference.device))

@@ -145,15 +145,7 @@ def _training(run: Run, model: nn.Module, header: Header, stage: str, config: Op
 def _prune(run: Run, model: nn.Module, header: Header) -> dict[str, Any]:
     config = run.config.prune or PruneConfig()
     run.display.begin("prune", 0, f"removing {config.ratio:.0%} of the prunable channels")
-    outcome = prune(
-        model,
-        run.splits.example,
-        ratio=config.ratio,
-        min_channels=config.min_channels,
-        exclude=config.exclude,
-        criterion=config.criterion,
-        reduce=config.reduce,
-    )
+    outcome = prune(model, run.splits.example, **config.model_dump())
     write_text(run.directory.plan_file, outcome.plan.to_json())
     slim = Header(header.spec, (*header.plans, outcome.plan))
     return _conclude(run, outcome.model, slim, "prune", describe(outcome.report))

@@ -18,8 +18,10 @@ MaybeTensor = torch.Tensor | None
 def batch_norm(
     call: Call, x: torch.Tensor, weight: MaybeTensor, bias: MaybeTensor, mean: MaybeTensor, var: MaybeTensor
 ) -> Facets:
-    """Tie scale, shift and running statistics, each of shape (C,), to dimension 1 of `x`."""
-    ids = call.axis(x, 1, passing=(0,))
+    """Tie scale, shift and running statistics, each of shape (C,), to dimension 1 of `x`, or to a gate's."""
+    ids = out = call.axis(x, 1, passing=(0,))
+    if ids is not None and weight is not None:
+        ids, out = call.boundary(x, weight, ids)
     for tensor in (weight, bias, mean, var):
         if tensor is not None:
             call.bind(tensor, 0, ids)
@@ -29,7 +31,7 @@ def batch_norm(
     if weight is None or call.named(weight) is None:
         call.count("num_features", _of_one_sample(ids))
     passed: list[Facet] = [facet for facet in call.facets(x) if varying(facet) == (0,)]
-    return (*passed, along(ids, 1, x.dim())) if ids is not None else tuple(passed)
+    return (*passed, along(out, 1, x.dim())) if out is not None else tuple(passed)
 
 
 def _of_one_sample(ids: torch.Tensor | None) -> torch.Tensor | None:

@@ -1,0 +1,124 @@
+"""Gates: small modules around a BatchNorm that lost channels which the stream it reads or writes keeps.
+
+They take the BatchNorm's place in the network and hold it as `norm`. What they do is data in the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnprune.channels.boundaries import GateKind
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One gate of a plan, in channels of the dense network."""
+
+    at: str
+    """Name of the BatchNorm."""
+    kind: GateKind
+    stream: tuple[int, ...]
+    """Channels of the stream that stay, ascending."""
+    keep: tuple[int, ...]
+    """Channels of the BatchNorm that stay, ascending; some of `stream`."""
+
+    @property
+    def filled(self) -> list[int]:
+        """Channels of the stream without the BatchNorm's own."""
+        own = set(self.keep)
+        return [channel for channel in self.stream if channel not in own]
+
+    def wrap(self, norm: nn.Module, shift: torch.Tensor) -> nn.Module:
+        """Put a gate around the slim BatchNorm; `shift` is β of the dense one, shape (C,)."""
+        if self.kind == "read":
+            return ReadGate(norm, torch.tensor([self.stream.index(c) for c in self.keep], device=shift.device))
+        places = {channel: place for place, channel in enumerate((*self.keep, *self.filled))}
+        order = torch.tensor([places[channel] for channel in self.stream], device=shift.device)
+        return WriteGate(norm, order, shift[torch.tensor(self.filled, dtype=torch.int64, device=shift.device)])
+
+
+class ReadGate(nn.Module):
+    """Pick the channels of a stream that a BatchNorm kept, and normalise them: (N, C, ...) to (N, K, ...)."""
+
+    index: torch.Tensor
+    """Positions of the K channels among the C of the stream, int64."""
+
+    def __init__(self, norm: nn.Module, index: torch.Tensor) -> None:
+        super().__init__()
+        self.norm = norm
+        self.register_buffer("index", index)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Gather, then normalise."""
+        output: torch.Tensor = self.norm(x.index_select(1, self.index))
+        return output
+
+
+class WriteGate(nn.Module):
+    """Normalise, and widen to the stream: (N, K, ...) to (N, C, ...). Channels that are gone write their β."""
+
+    order: torch.Tensor
+    """For each of the C channels of the stream, its position among the K own ones followed by the filled, int64."""
+    fill: torch.Tensor
+    """β of the channels that are gone, shape (C - K,)."""
+
+    def __init__(self, norm: nn.Module, order: torch.Tensor, fill: torch.Tensor) -> None:
+        super().__init__()
+        self.norm = norm
+        self.register_buffer("order", order)
+        self.register_buffer("fill", fill)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise, then scatter."""
+        own: torch.Tensor = self.norm(x)
+        rest = self.fill.to(own.dtype).view(1, -1, *[1] * (own.dim() - 2)).expand(own.shape[0], -1, *own.shape[2:])
+        return torch.cat([own, rest], 1).index_select(1, self.order)
+
+
+def gated_name(name: str, gates: Collection[str]) -> str:
+    """Return the name that a module or tensor of the dense network has in the slim one, given the gated BatchNorms."""
+    if name in gates:
+        return f"{name}.norm"
+    owner, _, leaf = name.rpartition(".")
+    return f"{owner}.norm.{leaf}" if owner in gates else name
+
+
+def install(gates: Iterable[Gate], slim: nn.Module, dense: nn.Module) -> None:
+    """Put gates into a slim network, in place of its BatchNorms; again, where they are there already."""
+    for gate in gates:
+        parent, _, name = gate.at.rpartition(".")
+        module = slim.get_submodule(gate.at)
+        norm = module.norm if isinstance(module, ReadGate | WriteGate) else module
+        shift, scale = dense.get_submodule(gate.at).bias, norm.weight
+        assert isinstance(norm, nn.Module)
+        assert isinstance(shift, torch.Tensor)
+        assert isinstance(scale, torch.Tensor)
+        wrapped = gate.wrap(norm, shift.detach().to(scale.device))
+        wrapped.training = norm.training
+        setattr(slim.get_submodule(parent), name, wrapped)
+
+
+def to_data(gates: Iterable[Gate]) -> list[dict[str, Any]]:
+    """Return gates as plain data."""
+    return [{"at": g.at, "kind": g.kind, "stream": list(g.stream), "keep": list(g.keep)} for g in gates]
+
+
+def from_data(entries: Any) -> Iterator[Gate]:
+    """Read gates from plain data, checking them.
+
+    Raises:
+        ValueError: An entry is no gate.
+        KeyError: An entry lacks something.
+    """
+    for entry in entries:
+        kind, stream, keep = entry["kind"], tuple(map(int, entry["stream"])), tuple(map(int, entry["keep"]))
+        if kind not in ("read", "write"):
+            raise ValueError(f"'{kind}' is no kind of gate")
+        if not keep or not set(keep) <= set(stream):
+            raise ValueError(f"gate at '{entry['at']}': 'keep' must be some of 'stream'")
+        yield Gate(str(entry["at"]), kind, stream, keep)
