@@ -9,8 +9,66 @@ import typer
 
 from bnprune.cli.options import Force, InputShape, Json, Model, ModelArguments, SourcePath, Weights
 
+_PRUNING = "Pruning"
 DEFAULT_RATIO, DEFAULT_FLOOR = 0.5, 1
 """Not the options' own defaults: beside --plan it matters whether they were given."""
+
+
+Ratio = Annotated[
+    float | None,
+    typer.Option(
+        "--ratio",
+        help=f"Share of the prunable BatchNorm channels to remove, in (0, 1).  \\[default: {DEFAULT_RATIO}]",
+        rich_help_panel=_PRUNING,
+        show_default=False,
+    ),
+]
+Floor = Annotated[
+    int | None,
+    typer.Option(
+        "--min-channels",
+        help=f"Channels every layer keeps.  \\[default: {DEFAULT_FLOOR}]",
+        rich_help_panel=_PRUNING,
+        show_default=False,
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="PATTERN",
+        help="Layers whose width stays; repeatable.",
+        rich_help_panel=_PRUNING,
+        show_default=False,
+    ),
+]
+CouplingOption = Annotated[
+    Literal["shared", "gates"] | None,
+    typer.Option(
+        "--coupling",
+        help="Whether layers that share a stream of channels lose the same ones, or each its own behind gates.  "
+        "\\[default: shared]",
+        rich_help_panel=_PRUNING,
+        show_default=False,
+    ),
+]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        metavar="FILE",
+        help="Replay a plan instead of making one.",
+        rich_help_panel=_PRUNING,
+        show_default=False,
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show the plan; cut and write nothing.", rich_help_panel=_PRUNING)
+]
+OutFile = Annotated[
+    Path,
+    typer.Option("--out", metavar="FILE", help="Checkpoint to write.", rich_help_panel="Output"),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -27,61 +85,13 @@ def prune(
     model_arg: ModelArguments = None,
     weights: Weights = None,
     input: InputShape = None,
-    ratio: Annotated[
-        float | None,
-        typer.Option(
-            "--ratio",
-            help=f"Share of the prunable BatchNorm channels to remove, in (0, 1).  \\[default: {DEFAULT_RATIO}]",
-            rich_help_panel="Pruning",
-            show_default=False,
-        ),
-    ] = None,
-    min_channels: Annotated[
-        int | None,
-        typer.Option(
-            "--min-channels",
-            help=f"Channels every layer keeps.  \\[default: {DEFAULT_FLOOR}]",
-            rich_help_panel="Pruning",
-            show_default=False,
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--exclude",
-            metavar="PATTERN",
-            help="Layers whose width stays; repeatable.",
-            rich_help_panel="Pruning",
-            show_default=False,
-        ),
-    ] = None,
-    coupling: Annotated[
-        Literal["shared", "gates"] | None,
-        typer.Option(
-            "--coupling",
-            help="Whether layers that share a stream of channels lose the same ones, or each its own behind gates.  "
-            "\\[default: shared]",
-            rich_help_panel="Pruning",
-            show_default=False,
-        ),
-    ] = None,
-    plan: Annotated[
-        Path | None,
-        typer.Option(
-            "--plan",
-            metavar="FILE",
-            help="Replay a plan instead of making one.",
-            rich_help_panel="Pruning",
-            show_default=False,
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan; cut and write nothing.", rich_help_panel="Pruning")
-    ] = False,
-    out: Annotated[
-        Path,
-        typer.Option("--out", metavar="FILE", help="Checkpoint to write.", rich_help_panel="Output"),
-    ] = Path("slim.safetensors"),
+    ratio: Ratio = None,
+    min_channels: Floor = None,
+    exclude: Exclude = None,
+    coupling: CouplingOption = None,
+    plan: PlanFile = None,
+    dry_run: DryRun = False,
+    out: OutFile = Path("slim.safetensors"),
     force: Force = False,
     json: Json = False,
 ) -> None:
