@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,33 +14,36 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Undo everything the block does to the attributes of the model's modules (mode, buffers, caches in containers)."""
-    before = [(vars(module), _snapshot(vars(module))) for module in model.modules()]
+    before = [*_containers([vars(module) for module in model.modules()])]
     try:
         yield
     finally:
-        for live, saved in before:
-            _restore(live, saved)
+        for live, keys, values in before:
+            _restore(live, keys, values)
 
 
-def _snapshot(container: Any) -> Any:
-    """Copy nested builtin containers, remembering each live one beside its contents."""
-    if isinstance(container, dict):
-        return [(key, value, _snapshot(value)) for key, value in container.items()]
-    if isinstance(container, list):
-        return [(None, value, _snapshot(value)) for value in container]
-    return None
+_Container = dict[Any, Any] | list[Any]
 
 
-def _restore(live: Any, saved: Any) -> None:
-    for _, value, inner in saved:
-        if inner is not None:
-            _restore(value, inner)
-    if isinstance(live, dict):
-        if len(live) != len(saved) or any(live.get(key) is not value for key, value, _ in saved):
-            live.clear()
-            live.update((key, value) for key, value, _ in saved)
-    else:
-        live[:] = [value for _, value, _ in saved]
+def _containers(queue: list[_Container]) -> Iterator[tuple[_Container, tuple[Any, ...], tuple[Any, ...]]]:
+    """Yield nested builtin containers, each with its keys (none for a list) and values."""
+    seen: set[int] = set()
+    while queue:
+        live = queue.pop()
+        if id(live) in seen:
+            continue
+        seen.add(id(live))
+        keys, values = (tuple(live), tuple(live.values())) if isinstance(live, dict) else ((), tuple(live))
+        queue += [value for value in values if isinstance(value, dict | list)]
+        yield live, keys, values
+
+
+def _restore(live: _Container, keys: tuple[Any, ...], values: tuple[Any, ...]) -> None:
+    if isinstance(live, list):
+        live[:] = values
+    elif len(live) != len(keys) or tuple(live) != keys or not all(map(operator.is_, live.values(), values)):
+        live.clear()
+        live.update(zip(keys, values, strict=True))
 
 
 @contextmanager

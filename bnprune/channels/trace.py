@@ -291,9 +291,9 @@ class _Follower(TorchDispatchMode):
         unit_of, frozen = ids.units()
         layers = tuple(self._layers())
         for layer in layers:
-            whole = np.unique(unit_of[layer.ids])
-            if len(whole) == 1 and frozen[whole[0]] is None:
-                frozen[whole[0]] = Refusal(layer.name, *_AS_ONE)
+            units = unit_of[layer.ids]
+            if frozen[units[0]] is None and (units == units[0]).all():
+                frozen[units[0]] = Refusal(layer.name, *_AS_ONE)
         axes = {key: axis.numpy() for key, axis in self.findings.axes.items()}
         return ChannelGraph(
             unit_of=unit_of,

@@ -57,7 +57,8 @@ def candidates(
     protected = np.zeros(graph.unit_count, dtype=np.bool_)
     for layer in graph.layers:
         units = graph.units(layer.ids)
-        protected[units[np.argsort(rank[units])][-constraints.min_channels :]] = True
+        floor = min(constraints.min_channels, len(units))
+        protected[units[np.argpartition(rank[units], -floor)[-floor:]]] = True
     return Candidates(prunable, order[(prunable & ~protected)[order]], excluded)
 
 
@@ -165,15 +166,16 @@ def refusals(
     Only units a user could have wanted to prune are reported: those with scale factors, and layers without any.
     """
     by_reason: dict[Refusal, list[int]] = {}
-    for unit, why in enumerate(graph.frozen):
-        why = why or kept.get(unit)
-        if why is not None and unit != NO_CHANNEL and graph.gamma_count[unit]:
+    for unit in np.flatnonzero(graph.gamma_count).tolist():
+        why = graph.frozen[unit] or kept.get(unit)
+        if why is not None and unit != NO_CHANNEL:
             by_reason.setdefault(why, []).append(unit)
+    unscored = graph.free & ~np.isfinite(scores)
     for layer in graph.layers:
-        units = np.unique(graph.units(layer.ids))
-        loose = [u for u in units.tolist() if graph.frozen[u] is None and not np.isfinite(scores[u])]
-        if loose:
+        units = graph.units(layer.ids)
+        loose = units[unscored[units]]
+        if loose.size:
             why = Refusal(layer.name, "has no BatchNorm scale factor to rank its channels by", "")
-            by_reason.setdefault(why, []).extend(loose)
+            by_reason.setdefault(why, []).extend(np.unique(loose).tolist())
     ranked = sorted(by_reason.items(), key=lambda item: -int(graph.gamma_count[item[1]].sum()))
     return [(why, np.array(units)) for why, units in ranked]
