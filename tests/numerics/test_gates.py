@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
+from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -143,6 +145,15 @@ def test_the_slim_network_trains_copies_and_exports(name: str) -> None:
     torch.export.save(program, file)
     file.seek(0)
     torch.testing.assert_close(torch.export.load(file).module()(x), expected)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_slim_network_runs_in_onnx_runtime(name: str, tmp_path: Path) -> None:
+    slim = bnprune.prune(build(name).float(), torch.zeros(SHAPE), ratio=0.5, coupling="gates").model.eval()
+    x, file = noise(*SHAPE).float(), tmp_path / "slim.onnx"
+    torch.onnx.export(slim, (x,), file, input_names=["x"], verbose=False)
+    [got] = onnxruntime.InferenceSession(file).run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), slim(x))
 
 
 def test_what_a_stream_cannot_give_up_its_layers_still_can() -> None:
