@@ -28,6 +28,7 @@ from bnprune.channels.macs import macs_of
 from bnprune.channels.modules import module_stack, set_mode, untouched
 from bnprune.channels.trace import numbers_in
 from bnprune.channels.trees import Inputs, map_tensors, operands
+from bnprune.errors import first_line
 from bnprune.pruning.select import Mask
 
 
@@ -138,7 +139,7 @@ class _Stage(TorchDispatchMode):
         except Exception as error:
             if record is None:
                 raise
-            self._miss(record, f"relies on a fixed size: {_first_line(error)}")
+            self._miss(record, f"relies on a fixed size: {first_line(error)}")
             return self._stand_in(record, args)
         output = self._repetition.repeat(func, args, kwargs, output)
         self.macs += macs_of(func, args, kwargs, output)
@@ -246,14 +247,14 @@ class _Stage(TorchDispatchMode):
     def stop(self, error: Exception) -> None:
         """The forward pass raised outside an operator: keep what the code had in its hands."""
         if not self._past:
-            self.misses.append(("", f"{type(error).__name__}: {_first_line(error)}"))
+            self.misses.append(("", f"{type(error).__name__}: {first_line(error)}"))
         following = self._next_in(_module_of(error))
         if following is not None:
-            self._miss(following, f"is entered by code that relies on a fixed size: {_first_line(error)}")
+            self._miss(following, f"is entered by code that relies on a fixed size: {first_line(error)}")
         for record in reversed(self._past):  # the nearest operator that saw channels that may still go
             if self.kept or self.mends:
                 break
-            self._miss(record, f"is followed by code that relies on a fixed size: {_first_line(error)}")
+            self._miss(record, f"is followed by code that relies on a fixed size: {first_line(error)}")
         self._expected.clear()
 
     def _next_in(self, module: nn.Module | None) -> Record | None:
@@ -368,7 +369,3 @@ def _lines(facet: Facet) -> Iterator[Ids]:
             if other != dim:
                 line = line.narrow(other, 0, 1)
         yield line.reshape(-1).numpy()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:160]
