@@ -35,16 +35,26 @@ class Decisions:
     def __init__(self, *, keep_evidence: bool = True) -> None:
         self._keep_evidence = keep_evidence
         self._made: list[Decision] = []
+        self.asked = False
+        """Whether Python code asked for a truth value, and may have taken a branch."""
 
-    def record(
-        self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
-    ) -> None:
-        """Note an operator call, if it decided something. To be called before anything changes its operands."""
+    @property
+    def evidence(self) -> list[torch.Tensor]:
+        """What the decisions were based on, as far as it was kept."""
+        return [tensor for decision in self._made for tensor in decision.evidence]
+
+    def record(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        """Note an operator call, if it decided something, and return its output.
+
+        To be called before anything changes its operands.
+        """
+        self.asked |= isinstance(output, bool)
         if _decides(args, kwargs, output):
             seen = _seen(args, kwargs)
             evidence = tuple(tensor.clone() for tensor in seen) if self._keep_evidence else ()
             shapes = tuple(tensor.shape for tensor in seen)
             self._made.append(Decision(func.name(), shapes, evidence, map_tensors(torch.clone, output)))
+        return output
 
     def repetition(self) -> Repetition:
         """Return what a second forward pass needs to decide the same."""
@@ -59,6 +69,11 @@ class Repetition:
         self._next = 0
         self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         """What each decision was based on, in the first and in this pass, where the shapes are equal."""
+
+    @property
+    def left(self) -> int:
+        """Decisions that have not been repeated yet."""
+        return len(self._made) - self._next
 
     def repeat(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
         """Return the output of an operator call with its integers and booleans as they were the first time.

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from bnprune.channels.decisions import Decisions
-from bnprune.channels.modules import set_mode, untouched
-from bnprune.channels.trees import Inputs, map_tensors, tensors
-from bnprune.errors import VerificationError
+from bnprune.channels.decisions import DETOURS, Decisions, Detour
+from bnprune.channels.trees import Inputs
+from bnprune.errors import ForwardError, VerificationError, first_line
+from bnprune.pruning.float64 import Watch, feeds, run
 from bnprune.pruning.gates import gated_name
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.surgery import apply, fill, named_tensors
 
 TOLERANCE = 1e-9
 """Largest relative difference a float64 proof may show. Correct surgery gives about 1e-15."""
+_FINITE = 0.5
+"""Share of an output that must be finite for a comparison to mean anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,12 @@ def verify(model: nn.Module, slim: nn.Module, plan: PruningPlan, inputs: Inputs,
     """Compare the slim network with the masked original: removed rows, γ, β, statistics and columns are zero.
 
     Every tensor of the slim network must be, value for value, the slice the plan keeps. Then both run in float64 and
-    eval mode on the same random input (floating-point tensors of `inputs` are replaced by standard normal noise of the
-    same shape), twice: as they are, and enlivened. The second time, BatchNorms normalise by the batch with fresh scale
-    factors, the same for both networks, because in a sparse network a wrong cut could hide behind layers that carry
-    next to nothing.
+    eval mode on the same noise (of the shapes of `inputs`), twice: as they are, and enlivened. The second time,
+    BatchNorms normalise by the batch with fresh scale factors, the same for both networks, because in a sparse network
+    a wrong cut could hide behind layers that carry next to nothing.
+
+    Raises:
+        ForwardError: The masked network does not run, or computes nothing finite.
     """
     foreign = _foreign_tensor(model, slim, plan)
     if foreign is not None:
@@ -54,11 +57,12 @@ def verify(model: nn.Module, slim: nn.Module, plan: PruningPlan, inputs: Inputs,
         if lively:
             small = fill(small, plan, _enliven(original, seed))  # what the mask has zeroed is not in the slim network
         masked = mask(original, plan)
-        before = reference(masked, inputs, seed, lively=lively)
-        worst = max(worst, largest_error(before, small, seed, lively=lively))
-        if worst > TOLERANCE:
-            where = _first_difference(masked, small, plan, before.fed, seed, lively=lively)
-            return Verification(worst, passed=False, first_difference=where)
+        for before in references(masked, inputs, seed, lively=lively):
+            worst = max(worst, largest_error(before, small))
+            if worst > TOLERANCE:
+                return Verification(
+                    worst, passed=False, first_difference=_first_difference(before, masked, small, plan)
+                )
     return Verification(worst, passed=True)
 
 
@@ -126,135 +130,113 @@ def mask(model: nn.Module, plan: PruningPlan) -> nn.Module:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a network computed in float64 and eval mode, and how it came to it."""
+    """What the masked network computed, and how it came to it."""
 
     fed: Inputs
+    seed: int
+    lively: bool
+    turn: float | None
+    """The number with which a detour answers questions about values; None on the straight way."""
     outputs: list[torch.Tensor]
     decisions: Decisions
 
+    def repeat(self, model: nn.Module) -> tuple[list[torch.Tensor], list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Run another network the same way; return its outputs, and the pairs of what decisions were based on."""
+        repetition = self.decisions.repetition()
+        watch = _turned(repetition.repeat, self.turn)
+        outputs = run(model, self.fed, self.seed, watch, lively=self.lively)
+        if repetition.left:
+            raise ValueError(f"{repetition.left} decisions of the masked network were not taken")
+        return outputs, repetition.pairs
 
-def reference(masked: nn.Module, inputs: Inputs, seed: int = 0, *, lively: bool = False) -> Reference:
-    """Run the masked network on noise; on the inputs as given where noise makes it fail (a detector, say)."""
-    given = map_tensors(lambda t: t.double() if t.is_floating_point() else t, inputs)
-    for fed in (_noise(inputs, seed), given):
-        decisions = Decisions()
+
+def references(masked: nn.Module, inputs: Inputs, seed: int = 0, *, lively: bool = False) -> Iterator[Reference]:
+    """Run the masked network on inputs it can digest, and along the branches other inputs would have taken.
+
+    Raises:
+        ForwardError: The network fails, or computes nothing but infinities and NaNs, on all of them.
+    """
+    reason = "its outputs are not finite"
+    for fed in feeds(inputs, seed):
         try:
-            return Reference(fed, _run(masked, fed, seed, lively, decisions.record), decisions)
-        except Exception:
-            if fed is given:
-                raise
-    raise AssertionError("the last inputs either work or raise")
+            straight = _reference(masked, fed, seed, None, lively=lively)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the network's own
+            reason = first_line(error)
+            continue
+        if _is_finite(straight):
+            break
+    else:
+        raise ForwardError(
+            f"the cut cannot be proven: {reason}, on noise and on the inputs given. "
+            "Give inputs on which the network works."
+        )
+    yield straight
+    for number in DETOURS.values() if straight.decisions.asked else ():
+        with suppress(Exception):  # say an assertion about the data: not a way the network goes
+            yield _reference(masked, fed, seed, number, lively=lively)
 
 
-def largest_error(before: Reference, slim: nn.Module, seed: int = 0, *, lively: bool = False) -> float:
-    """Run the slim network on the same inputs; return the largest relative difference.
+def _reference(masked: nn.Module, fed: Inputs, seed: int, turn: float | None, *, lively: bool) -> Reference:
+    decisions = Decisions()
+    outputs = run(masked, fed, seed, _turned(decisions.record, turn), lively=lively)
+    return Reference(fed, seed, lively, turn, outputs, decisions)
+
+
+def _turned(watch: Watch, number: float | None) -> Watch:
+    if number is None:
+        return watch
+    detour = Detour(number)
+    return lambda func, args, kwargs, output: detour.turn(watch(func, args, kwargs, output))
+
+
+def _is_finite(reference: Reference) -> bool:
+    """Tell whether at least half of what would be compared is finite."""
+    seen = [t for t in (*reference.outputs, *reference.decisions.evidence) if t.is_floating_point() and t.numel()]
+    return all(float(tensor.isfinite().double().mean()) >= _FINITE for tensor in seen)
+
+
+def largest_error(before: Reference, slim: nn.Module) -> float:
+    """Run the slim network the same way; return the largest relative difference, inf where there is none to see.
 
     It repeats the decisions of the masked one (order of scores, boxes that survive NMS, branches), and the numbers
     they were based on are compared like outputs.
     """
-    repetition = before.decisions.repetition()
     try:
-        got = _run(slim, before.fed, seed, lively, repetition.repeat)
+        got, based_on = before.repeat(slim)
     except Exception:  # noqa: BLE001 - whatever it is, the masked network did not do it
         return float("inf")
-    if [t.shape for t in before.outputs] != [t.shape for t in got]:
+    pairs = [*zip(before.outputs, got, strict=False), *based_on]
+    if [t.shape for t in before.outputs] != [t.shape for t in got] or not any(left.numel() for left, _ in pairs):
         return float("inf")
-    pairs = [*zip(before.outputs, got, strict=True), *repetition.pairs]
-    return max(itertools.starmap(relative_error, pairs), default=0.0)
-
-
-_Watch = Callable[[torch._ops.OpOverload, tuple[Any, ...], dict[str, Any], Any], Any]
-"""Sees every operator call and its output; may return another output."""
-
-
-def _run(model: nn.Module, inputs: Inputs, seed: int, lively: bool, watch: _Watch) -> list[torch.Tensor]:
-    """Run a network in eval mode and float64; return its output tensors.
-
-    With `lively`, BatchNorms use the statistics of the batch (where it has more than one value per channel).
-    """
-    args, kwargs = inputs
-    with (
-        untouched(model),  # what one run caches must not change the next
-        torch.random.fork_rng(devices=[]),
-        torch.no_grad(),
-        _double_defaults(),
-        _Double(lively, watch),
-    ):
-        set_mode(model, training=False)
-        torch.manual_seed(seed)
-        return list(tensors(model(*args, **kwargs)))
+    return max(itertools.starmap(relative_error, pairs))
 
 
 def relative_error(expected: torch.Tensor, got: torch.Tensor) -> float:
-    """Return the largest difference of two tensors of one shape, relative to the largest magnitude."""
+    """Return the largest difference of two tensors of one shape, relative to the largest magnitude.
+
+    Where several elements share the largest magnitude (a mask filled with -1e9, say), the others are also compared
+    among themselves: next to it, they could be anything.
+    """
     if not expected.is_floating_point():
         return float((expected != got).any())
-    differs = (expected != got) & ~((expected != expected) & (got != got))  # infinities and NaNs may be equal, too
-    if not differs.any():
+    both = expected.isfinite() & got.isfinite()
+    same = (expected == got) | (expected.isnan() & got.isnan())
+    if not (both | same).all():
+        return float("inf")
+    expected, got = expected[both], got[both]
+    if not expected.numel():
         return 0.0
-    scale = torch.where(expected.isfinite(), expected.abs(), 0).max()
-    difference = (expected - got).abs()[differs].max() / torch.where(scale > 0, scale, 1)
-    return float(torch.nan_to_num(difference, nan=float("inf")))
+    scale = expected.abs().max()
+    error = float((expected - got).abs().max() / torch.where(scale > 0, scale, 1))
+    rest = expected.abs() < scale
+    if error > 0 and 1 < int((~rest).sum()) < rest.numel():
+        error = max(error, relative_error(expected[rest], got[rest]))
+    return error
 
 
-def _noise(inputs: Inputs, seed: int) -> Inputs:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-
-    noise: Inputs = map_tensors(draw, inputs)
-    return noise
-
-
-@contextmanager
-def _double_defaults() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-class _Double(TorchDispatchMode):
-    """Turns casts to lower precision, which models write down as literals, into casts to float64."""
-
-    def __init__(self, lively: bool, watch: _Watch) -> None:
-        super().__init__()
-        self.lively = lively
-        self.watch = watch
-
-    def __torch_dispatch__(
-        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        dtype = kwargs.get("dtype")
-        if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
-            kwargs = {**kwargs, "dtype": torch.float64}
-        if self.lively and func is torch.ops.aten.native_batch_norm.default and not args[5]:
-            args = _with_batch_statistics(*args)
-        output = func(*args, **kwargs)
-        seen = self.watch(func, args, kwargs, output)
-        return output if seen is None else seen
-
-
-def _with_batch_statistics(x: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any) -> tuple[Any, ...]:
-    dims = [dim for dim in range(x.dim()) if dim != 1]
-    if x.numel() > x.shape[1]:
-        mean, var = x.mean(dims), x.var(dims, correction=0)
-    return x, weight, bias, mean, var, *rest
-
-
-def _first_difference(
-    masked: nn.Module, slim: nn.Module, plan: PruningPlan, inputs: Inputs, seed: int, *, lively: bool
-) -> str:
+def _first_difference(before: Reference, masked: nn.Module, slim: nn.Module, plan: PruningPlan) -> str:
     """Name the first module whose output, without the removed channels, differs."""
-    decisions = Decisions()
-    expected = _outputs(masked, inputs, seed, lively, decisions.record)
-    got = _outputs(slim, inputs, seed, lively, decisions.repetition().repeat)
+    expected, got = _module_outputs(before, masked), _module_outputs(before, slim)
     removed = {name.rpartition(".")[0]: cut for cut in plan.cuts for name, dim in cut.at if dim == 0}
     gated = {gate.at for gate in plan.gates}
     for dense_name, reference in expected.items():
@@ -269,7 +251,7 @@ def _first_difference(
     return "output"
 
 
-def _outputs(model: nn.Module, inputs: Inputs, seed: int, lively: bool, watch: _Watch) -> dict[str, torch.Tensor]:
+def _module_outputs(before: Reference, model: nn.Module) -> dict[str, torch.Tensor]:
     outputs: dict[str, torch.Tensor] = {}
     hooks = []
     for name, module in model.named_modules():
@@ -282,7 +264,7 @@ def _outputs(model: nn.Module, inputs: Inputs, seed: int, lively: bool, watch: _
             hooks.append(module.register_forward_hook(keep))
     try:
         with suppress(Exception):  # where the slim network fails, it says which modules it came to
-            _run(model, inputs, seed, lively, watch)
+            before.repeat(model)
     finally:
         for hook in hooks:
             hook.remove()
