@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.text import Text
+from torch import nn
 
 from bnprune.channels.ids import Refusal
 from bnprune.cli.display import count, print_json, show_rows
@@ -21,13 +22,14 @@ from bnprune.pruning.prune import (
     carry_out,
     describe_plan,
     draft,
+    foresee,
     make_report,
     replay,
+    require_cut,
     survey,
 )
 from bnprune.pruning.request import Request
-from bnprune.pruning.select import require_prunable
-from bnprune.pruning.surgery import require_bare
+from bnprune.pruning.surgery import require_bare, require_fit
 from bnprune.runs.checkpoint import save_checkpoint
 from bnprune.runs.files import require_free_file
 from bnprune.runs.source import Source, open_source
@@ -66,28 +68,33 @@ def run_prune(
         require_free_file(request.out, force=request.force)
     source = open_source(path, model=model, arguments=arguments, weights=weights, shape=shape)
     if request.plan is not None:
-        result = replay(_read_plan(request.plan), source.model, source.inputs)
+        plan = _read_plan(request.plan, source.model)
+        if request.dry_run:
+            _show(request, foresee(plan, source.model, source.inputs), plan)
+            return
+        result = replay(plan, source.model, source.inputs)
     else:
         require_bare(source.model)
         drafted = draft(source.model, source.inputs, survey(source.model, source.inputs, request.what))
         if request.dry_run:
-            require_prunable(drafted.survey.graph, drafted.chosen)
+            require_cut(drafted)
             plan = describe_plan(drafted)
             _show(request, make_report(drafted, plan, source.model, None, {}), plan)
             return
         result = carry_out(drafted, source.model, source.inputs)
-    if not request.dry_run:
-        _save(request.out, source, result)
+    _save(request.out, source, result)
     _show(request, result.report, result.plan)
 
 
-def _read_plan(path: Path) -> PruningPlan:
+def _read_plan(path: Path, model: nn.Module) -> PruningPlan:
     try:
-        return PruningPlan.from_json(path.read_text(encoding="utf-8"))
+        plan = PruningPlan.from_json(path.read_text(encoding="utf-8"))
+        require_fit(plan, model)
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"--plan: '{path}' cannot be read: {error}") from error
     except CheckpointError as error:
         raise CheckpointError(f"--plan: '{path}': {error}") from error
+    return plan
 
 
 def _save(path: Path, source: Source, result: PruningResult) -> None:

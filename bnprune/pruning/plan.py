@@ -115,12 +115,24 @@ class PruningPlan:
                     for module, values in data["attributes"].items()
                 },
                 gates=tuple(from_data(data.get("gates", ()))),
-                requested=dict(data.get("requested", {})),
-                realised=dict(data.get("realised", {})),
-                refusals=tuple(Refusal(r["site"], r["reason"], r["fix"]) for r in data.get("refusals", ())),
+                requested=_figures_from(data.get("requested", {})),
+                realised=_figures_from(data.get("realised", {})),
+                refusals=tuple(
+                    Refusal(str(r["site"]), str(r["reason"]), str(r["fix"])) for r in data.get("refusals", ())
+                ),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"not a pruning plan: {type(error).__name__}: {error}") from error
+
+
+def _figures_from(value: Any) -> dict[str, Any]:
+    """Check the figures that reports read; the rest is for people."""
+    figures = dict(value)
+    if "ratio" in figures:
+        figures["ratio"] = float(figures["ratio"])
+    if "channels" in figures:
+        figures["channels"] = {when: int(figures["channels"][when]) for when in ("before", "after")}
+    return figures
 
 
 def _size_from(value: Any) -> Size:

@@ -14,8 +14,8 @@ from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.ids import Refusal
 from bnprune.channels.trace import Coupling, trace
 from bnprune.channels.trees import as_inputs
-from bnprune.errors import TraceError
-from bnprune.pruning.cost import cost
+from bnprune.errors import CheckpointError, PruningError, TraceError, first_line
+from bnprune.pruning.cost import Cost, cost
 from bnprune.pruning.gates import gated_name
 from bnprune.pruning.plan import PruningPlan, make_plan
 from bnprune.pruning.rehearsal import rehearse
@@ -30,7 +30,7 @@ from bnprune.pruning.select import (
     require_prunable,
     shortfall,
 )
-from bnprune.pruning.surgery import apply, carve, fill, named_tensors, require_bare
+from bnprune.pruning.surgery import apply, carve, fill, named_tensors, remember, require_bare
 from bnprune.pruning.verify import Verification, require, verify
 
 
@@ -107,10 +107,17 @@ class Draft:
         return tuple(why for why, _ in refusals(self.survey.graph, self.survey.scores, self.chosen.kept))
 
     @property
+    def channels(self) -> tuple[int, int]:
+        """Prunable BatchNorm channels before and after."""
+        counts = self.survey.graph.gamma_count
+        before = int(counts[self.chosen.prunable].sum())
+        return before, before - int(counts[self.removed].sum())
+
+    @property
     def ratio(self) -> float:
         """Removed share of the prunable BatchNorm channels."""
-        counts = self.survey.graph.gamma_count
-        return float(counts[self.removed].sum()) / max(int(counts[self.chosen.prunable].sum()), 1)
+        before, after = self.channels
+        return (before - after) / max(before, 1)
 
 
 def prune(
@@ -194,6 +201,21 @@ def draft(model: nn.Module, example_inputs: Any, found: Survey) -> Draft:
         sizes += rehearsal.sizes
 
 
+def require_cut(drafted: Draft) -> None:
+    """Refuse a draft that leaves the network as it is.
+
+    Raises:
+        PruningError: Nothing can be pruned, or the ratio is too small for a channel to go.
+    """
+    require_prunable(drafted.survey.graph, drafted.chosen)
+    if not drafted.plan.cuts:
+        ratio, count = drafted.survey.request.ratio, drafted.channels[0]
+        raise PruningError(
+            f"nothing is removed: ratio {ratio:g} of {count} prunable channels is {ratio * count:.2g}, nearer to none "
+            "than to the fewest that can go together. Raise the ratio."
+        )
+
+
 def carry_out(drafted: Draft, model: nn.Module, example_inputs: Any, *, proof: bool = True) -> PruningResult:
     """Cut the network as drafted and prove the result.
 
@@ -201,11 +223,12 @@ def carry_out(drafted: Draft, model: nn.Module, example_inputs: Any, *, proof: b
         PruningError: Nothing can be pruned.
         VerificationError: The proof failed.
     """
-    require_prunable(drafted.survey.graph, drafted.chosen)
+    require_cut(drafted)
     plan = describe_plan(drafted)
     started = time.perf_counter()
     # A rehearsal on real tensors in train mode has changed BatchNorm statistics.
-    slim = apply(plan, model) if drafted.survey.graph.real else fill(drafted.hollow, plan, model)
+    slim = fill(carve(plan, model) if drafted.survey.graph.real else drafted.hollow, plan, model)
+    remember(slim, model, plan)
     cut = time.perf_counter()
     verification: Verification | None = None
     if proof:
@@ -225,38 +248,63 @@ def replay(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> PruningR
 
     Raises:
         PruningError: The plan was made for another network.
+        CheckpointError: It is damaged.
         VerificationError: The proof failed.
     """
+    report = foresee(plan, model, example_inputs)
     started = time.perf_counter()
     slim = apply(plan, model)
     cut = time.perf_counter()
     verification = verify(model, slim, plan, as_inputs(example_inputs))
     require(verification)
-    before, after = cost(model, example_inputs), cost(slim, example_inputs)
-    widths = _widths(model), _widths(slim)
-    gated = {gate.at for gate in plan.gates}
+    seconds = {"surgery": cut - started, "verify": time.perf_counter() - cut}
     return PruningResult(
-        slim,
-        plan,
-        Report(
-            ratio_requested=plan.requested.get("ratio"),
-            ratio_realised=float(plan.realised.get("ratio", 0.0)),
-            channels_before=before.channels,
-            channels_after=after.channels,
-            params_before=before.params,
-            params_after=after.params,
-            macs_before=before.macs,
-            macs_after=after.macs,
-            max_relative_error=verification.max_relative_error,
-            layers=tuple(
-                LayerChange(name, kind, width, widths[1][gated_name(name, gated)][1])
-                for name, (kind, width) in widths[0].items()
-            ),
-            refusals=plan.refusals,
-            notes=(),
-            seconds={"surgery": cut - started, "verify": time.perf_counter() - cut},
-        ),
+        slim, plan, replace(report, max_relative_error=verification.max_relative_error, seconds=seconds)
     )
+
+
+def foresee(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> Report:
+    """Report what a plan made earlier does to a network; nothing is cut, and no weight is copied.
+
+    Raises:
+        PruningError: The plan was made for another network.
+        CheckpointError: It is damaged.
+    """
+    require_bare(model)
+    hollow = carve(plan, model)
+    before, after = cost(model, example_inputs), _cost_of(hollow, plan, model, example_inputs)
+    channels = plan.realised.get("channels", {"before": before.channels, "after": after.channels})
+    widths, slim_widths = _widths(model), _widths(hollow)
+    gated = {gate.at for gate in plan.gates}
+    return Report(
+        ratio_requested=plan.requested.get("ratio"),
+        ratio_realised=plan.realised.get("ratio", 0.0),
+        channels_before=channels["before"],
+        channels_after=channels["after"],
+        params_before=before.params,
+        params_after=after.params,
+        macs_before=before.macs,
+        macs_after=after.macs,
+        max_relative_error=None,
+        layers=tuple(
+            LayerChange(name, kind, width, slim_widths[gated_name(name, gated)][1])
+            for name, (kind, width) in widths.items()
+        ),
+        refusals=plan.refusals,
+        notes=(),
+        seconds={},
+    )
+
+
+def _cost_of(hollow: nn.Module, plan: PruningPlan, model: nn.Module, example_inputs: Any) -> Cost:
+    try:
+        return cost(hollow, example_inputs)
+    except Exception:  # noqa: BLE001 - a network that decides on its values does not run without weights
+        slim = apply(plan, model)
+    try:
+        return cost(slim, example_inputs)
+    except Exception as error:
+        raise CheckpointError(f"the plan is damaged: what it makes does not run: {first_line(error)}.") from error
 
 
 def _widths(model: nn.Module) -> dict[str, tuple[str, int]]:
@@ -272,11 +320,12 @@ def _widths(model: nn.Module) -> dict[str, tuple[str, int]]:
 def describe_plan(drafted: Draft) -> PruningPlan:
     """Return the draft's plan with what was asked for, what came of it, and the refusals."""
     found, request = drafted.survey, drafted.survey.request
+    before, after = drafted.channels
     floors = shortfall(found.graph, drafted.chosen, drafted.removed, request.ratio, request.min_channels)
     return replace(
         drafted.plan,
         requested=request.to_dict(),
-        realised={"ratio": drafted.ratio},
+        realised={"ratio": drafted.ratio, "channels": {"before": before, "after": after}},
         refusals=(*floors, *drafted.refusals),
     )
 
@@ -290,12 +339,12 @@ def make_report(
 ) -> Report:
     """Sum up what a draft does."""
     graph, removed = drafted.survey.graph, drafted.removed
-    before = int(graph.gamma_count[drafted.chosen.prunable].sum())
+    before, after = drafted.channels
     return Report(
         ratio_requested=plan.requested.get("ratio"),
         ratio_realised=drafted.ratio,
         channels_before=before,
-        channels_after=before - int(graph.gamma_count[removed].sum()),
+        channels_after=after,
         params_before=sum(p.numel() for p in model.parameters()),
         params_after=sum(p.numel() for p in drafted.hollow.parameters()),
         macs_before=graph.traces["eval"].macs,

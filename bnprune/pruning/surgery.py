@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.errors import PruningError
-from bnprune.pruning.gates import gated_name, install
-from bnprune.pruning.plan import PruningPlan, identity
+from bnprune.errors import CheckpointError, PruningError
+from bnprune.pruning.gates import Gate, gated_name, install
+from bnprune.pruning.plan import Cut, PruningPlan, Size, identity
 
 _WRAPPERS = {
     "DistributedDataParallel": "prune `model.module` on every rank with the same plan, then wrap the result again",
@@ -63,9 +63,27 @@ def apply(plan: PruningPlan, model: nn.Module) -> nn.Module:
 
     Raises:
         PruningError: The plan was made for another network, or `model` is wrapped.
+        CheckpointError: The plan is damaged.
     """
     require_bare(model)
-    return fill(carve(plan, model), plan, model)
+    slim = fill(carve(plan, model), plan, model)
+    remember(slim, model, plan)
+    return slim
+
+
+_HISTORY = "_bnprune_plans"
+"""Attribute of a slim network: the plans it was cut by, as JSON, so that a pickled network needs no bnprune."""
+
+
+def remember(slim: nn.Module, model: nn.Module, plan: PruningPlan) -> None:
+    """Note on a slim network how it was made, so that a network that is cut again can be saved."""
+    earlier = vars(model).get(_HISTORY, ())
+    setattr(slim, _HISTORY, (*earlier, plan.to_json(indent=None)))
+
+
+def plans_of(model: nn.Module) -> tuple[PruningPlan, ...]:
+    """Return the plans a network was cut by, in order; none for a dense one."""
+    return tuple(PruningPlan.from_json(text) for text in vars(model).get(_HISTORY, ()))
 
 
 def carve(plan: PruningPlan, model: nn.Module) -> nn.Module:
@@ -100,8 +118,8 @@ def fill(slim: nn.Module, plan: PruningPlan, model: nn.Module) -> nn.Module:
 
 def _copy(plan: PruningPlan, model: nn.Module, make: Callable[[str, torch.Tensor], torch.Tensor]) -> nn.Module:
     """Copy the structure of a network with other tensors in it, and set the attributes of the plan."""
+    require_fit(plan, model)
     tensors = dict(named_tensors(model))
-    _require_fit(plan, model, tensors)
     memo: dict[int, Any] = {id(tensor): _like(tensor, make(name, tensor)) for name, tensor in tensors.items()}
     try:
         slim = copy.deepcopy(model, memo)
@@ -138,20 +156,77 @@ def _keeps(plan: PruningPlan) -> dict[str, list[tuple[int, torch.Tensor]]]:
     return keeps
 
 
-def _require_fit(plan: PruningPlan, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    if plan.digest == identity({name: tuple(tensor.shape) for name, tensor in tensors.items()}):
+def require_fit(plan: PruningPlan, model: nn.Module) -> None:
+    """Refuse a plan that surgery could not carry out, before anything is touched.
+
+    Raises:
+        PruningError: The plan was made for another network.
+        CheckpointError: It is damaged.
+    """
+    tensors = dict(named_tensors(model))
+    problem = next(_misfits(plan, model, tensors), None)
+    if plan.digest != identity({name: tuple(tensor.shape) for name, tensor in tensors.items()}):
+        raise PruningError(
+            f"the plan was made for another network: it fits a {plan.model}, and this {type(model).__name__} differs "
+            f"({problem or 'its parameters have other names or shapes'}). "
+            "Build the dense network exactly as it was when the plan was made."
+        )
+    if problem:
+        raise CheckpointError(f"the plan is damaged: {problem}. Make it again.")
+
+
+def _misfits(plan: PruningPlan, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """Yield what a plan asks for that the network does not have."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    cut: dict[tuple[str, int], Cut] = {}
+    for entry in plan.cuts:
+        for name, dim in entry.at:
+            yield from _misfit_of_cut(entry, name, dim, tensors)
+            if (name, dim) in cut:
+                yield f"'{name}' is cut twice in dimension {dim}"
+            cut[name, dim] = entry
+    for module, values in plan.attributes.items():
+        for attribute, value in values.items():
+            yield from _misfit_of_attribute(modules.get(module), f"{module}.{attribute}".lstrip("."), attribute, value)
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    for gate in plan.gates:
+        scale, shift = (getattr(modules.get(gate.at), tensor, None) for tensor in ("weight", "bias"))
+        yield from _misfit_of_gate(gate, scale, shift, cut.get((names.get(id(scale), ""), 0)))
+    if len({gate.at for gate in plan.gates}) < len(plan.gates):
+        yield "a BatchNorm has two gates"
+
+
+def _misfit_of_cut(cut: Cut, name: str, dim: int, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    if name not in tensors:
+        yield f"the network has no '{name}'"
+    elif not 0 <= dim < tensors[name].dim():
+        yield f"its '{name}' has {tensors[name].dim()} dimensions, and the plan cuts dimension {dim}"
+    elif tensors[name].shape[dim] != cut.size:
+        yield f"its '{name}' has size {tensors[name].shape[dim]} in dimension {dim}, the plan {cut.size}"
+
+
+def _misfit_of_attribute(module: nn.Module | None, name: str, attribute: str, value: Size) -> Iterator[str]:
+    """Sizes only: a plan from a file must not replace a method or a tensor."""
+    before = None if module is None else vars(module).get(attribute)
+    items, after = ([*part] if isinstance(part, list | tuple) else [part] for part in (before, value))
+    if not items or not all(type(item) is int for item in items):
+        yield f"the network has no size '{name}'"
+    elif isinstance(before, int) != isinstance(value, int) or len(items) != len(after):
+        yield f"its '{name}' is {before}, and the plan sets it to {value}"
+    elif min(after) < 1:
+        yield f"the plan sets '{name}' to {value}"
+
+
+def _misfit_of_gate(gate: Gate, scale: Any, shift: Any, cut: Cut | None) -> Iterator[str]:
+    if not gate.at or not (isinstance(scale, torch.Tensor) and isinstance(shift, torch.Tensor) and shift.dim() == 1):
+        yield f"the network has no BatchNorm '{gate.at}' with scale factors to put a gate around"
         return
-    detail = "its parameters have other names or shapes"
-    for cut in plan.cuts:
-        for name, dim in cut.at:
-            if name not in tensors:
-                detail = f"it has no '{name}'"
-            elif tensors[name].shape[dim] != cut.size:
-                detail = f"its '{name}' has size {tensors[name].shape[dim]} in dimension {dim}, the plan {cut.size}"
-    raise PruningError(
-        f"the plan was made for another network: it fits a {plan.model}, and this {type(model).__name__} differs "
-        f"({detail}). Build the dense network exactly as it was when the plan was made."
-    )
+    everything = range(shift.numel())
+    for channels in (gate.stream, gate.keep):
+        if sorted({*channels} & {*everything}) != [*channels]:
+            yield f"the gate at '{gate.at}' must list channels below {shift.numel()}, ascending"
+    if gate.keep != (tuple(everything) if cut is None else cut.keep):
+        yield f"the gate at '{gate.at}' and the cut of its BatchNorm keep different channels"
 
 
 def _slice(source: torch.Tensor, keeps: list[tuple[int, torch.Tensor]]) -> torch.Tensor:

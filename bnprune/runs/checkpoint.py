@@ -21,7 +21,7 @@ from bnprune.errors import CheckpointError, ConfigError, PruningError
 from bnprune.models.zoo import ModelSpec, build
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.prune import PruningResult
-from bnprune.pruning.surgery import apply
+from bnprune.pruning.surgery import apply, plans_of
 from bnprune.runs.files import plain, write_atomically
 
 SCHEMA = "bnprune.checkpoint/1"
@@ -192,6 +192,8 @@ def load_checkpoint(path: Path, model: nn.Module | None = None) -> tuple[nn.Modu
             model = apply(plan, model)
     except PruningError as error:
         raise CheckpointError(f"'{path}' does not fit the network: {error}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"'{path}': {error}") from error
     load_weights(path, model)
     return model, header
 
@@ -291,7 +293,7 @@ def save(
     spec: ModelSpec | str | None = None,
     input_shape: Sequence[int] | None = None,
 ) -> None:
-    """Save a pruned network: weights, plan, and how to rebuild it.
+    """Save a pruned network: weights, the plans of all its cuts, and how to rebuild it.
 
     Args:
         result: What `bnprune.prune` returned.
@@ -308,7 +310,8 @@ def save(
     elif isinstance(spec, str):
         spec = ModelSpec.parse(spec, {})
     shape = tuple(input_shape) if input_shape is not None else None
-    save_checkpoint(Path(path), result.model, Header(spec, (result.plan,), shape, stage="prune"))
+    plans = plans_of(result.model) or (result.plan,)
+    save_checkpoint(Path(path), result.model, Header(spec, plans, shape, stage="prune"))
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:

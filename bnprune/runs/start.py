@@ -13,9 +13,8 @@ from bnprune.config import PipelineConfig, PruneConfig, TrainConfig
 from bnprune.data import Splits, load_data
 from bnprune.errors import ConfigError, first_line
 from bnprune.models.zoo import ModelSpec, build, set_gamma
-from bnprune.pruning.prune import draft, survey
+from bnprune.pruning.prune import draft, require_cut, survey
 from bnprune.pruning.request import Request
-from bnprune.pruning.select import require_prunable
 from bnprune.runs.checkpoint import Header, fit_state, load_checkpoint, read_weights
 from bnprune.runs.directory import STAGES
 from bnprune.training.fit import require_fit
@@ -62,8 +61,8 @@ def prepare(config: PipelineConfig, stages: Sequence[str], network: Network | No
 def _prunable(model: nn.Module, splits: Splits, config: PruneConfig) -> int:
     found = survey(model, splits.example, Request(**config.model_dump()))
     drafted = draft(model, splits.example, found)
-    require_prunable(found.graph, drafted.chosen)
-    return int(found.graph.gamma_count[drafted.chosen.prunable].sum())
+    require_cut(drafted)
+    return drafted.channels[0]
 
 
 def stages_of(config: PipelineConfig) -> tuple[str, ...]:

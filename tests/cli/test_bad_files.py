@@ -152,7 +152,36 @@ def test_the_factory_must_build_the_same_network(own: Path) -> None:
     done("prune", "--model", "own:build", "--input", "1,8,8", "--out", "slim.safetensors")
     message = refusal(5, "inspect", "slim.safetensors", "--model", "own:build", "--model-arg", "width=12")
     assert "'slim.safetensors' does not fit the network: the plan was made for another network" in message
-    assert "has size 12 in dimension 1, the plan 8" in message
+    assert "has size 12 in dimension 0, the plan 8" in message
+
+
+def overwriting(plan: dict[str, Any]) -> dict[str, Any]:
+    module = next(iter(plan["attributes"]))
+    plan["attributes"][module]["forward"] = 3
+    return plan
+
+
+def test_a_plan_in_a_checkpoint_cannot_overwrite_methods(run: Path) -> None:
+    slim = run / "checkpoints" / "prune.safetensors"
+    plan = overwriting(json.loads((run / "plan.json").read_text()))
+    message = refusal(5, "inspect", forged(slim, plans=[plan]))
+    assert "forged.safetensors': the plan is damaged: the network has no size" in message
+
+
+@pytest.mark.parametrize("option", [(), ("--dry-run",)])
+def test_a_plan_given_cannot_overwrite_methods(option: tuple[str, ...], run: Path, trained: Path) -> None:
+    plan = overwriting(json.loads((run / "plan.json").read_text()))
+    write("plan.json", json.dumps(plan))
+    message = refusal(5, "prune", trained, "--plan", "plan.json", *option)
+    assert "--plan: 'plan.json': the plan is damaged: the network has no size" in message
+
+
+@pytest.mark.parametrize("option", [(), ("--dry-run",)])
+def test_a_plan_that_forgets_a_tensor(option: tuple[str, ...], run: Path, trained: Path) -> None:
+    plan = json.loads((run / "plan.json").read_text())
+    plan["cuts"][0]["at"] = plan["cuts"][0]["at"][:1]
+    write("plan.json", json.dumps(plan))
+    assert "what it makes does not run" in refusal(5, "prune", trained, "--plan", "plan.json", *option)
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------

@@ -465,3 +465,10 @@ def test_everything_excluded() -> None:
     message = refusal(3, "prune", *CHAIN, "--exclude", "*")
     assert "nothing can be pruned: every BatchNorm channel must stay." in message
     assert "is excluded by '*'" in message
+
+
+@pytest.mark.parametrize("option", [(), ("--dry-run",)])
+def test_a_ratio_too_small_for_a_channel(option: tuple[str, ...]) -> None:
+    message = refusal(3, "prune", *CHAIN, "--ratio", "0.0001", *option)
+    assert "nothing is removed: ratio 0.0001 of 36 prunable channels is 0.0036" in message
+    assert "Raise the ratio." in message

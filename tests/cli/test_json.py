@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.harness import CHAIN, bnprune, contents, document, read_json
+from tests.cli.harness import CHAIN, bnprune, contents, document, read_json, write
 
 FIGURES = ("ratio", "channels", "params", "macs", "layers", "refusals")
 
@@ -74,6 +75,22 @@ def test_a_dry_run_gives_the_same_figures_and_the_plan_and_writes_nothing(traine
     assert dry["out"] is None
     wet = document("prune", trained)
     assert {name: dry[name] for name in FIGURES} == {name: wet[name] for name in FIGURES}
+
+
+@pytest.mark.parametrize("option", [(), ("--dry-run",)])
+def test_a_replayed_plan_has_the_figures_of_the_plan(option: tuple[str, ...], here: Path) -> None:
+    planned = document("prune", *CHAIN, "--exclude", "1", "--dry-run")
+    write("plan.json", json.dumps(planned["plan"]))
+    replayed = document("prune", *CHAIN, "--plan", "plan.json", *option)
+    for key in ("ratio", "channels", "params", "macs", "refusals"):
+        assert replayed[key] == planned[key], key
+
+
+def test_a_dry_run_of_a_plan_cuts_and_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("plan.json", json.dumps(document("prune", *CHAIN, "--dry-run")["plan"]))
+    monkeypatch.setattr("bnprune.pruning.prune.verify", None)
+    monkeypatch.setattr("bnprune.pruning.prune.apply", None)
+    assert document("prune", *CHAIN, "--plan", "plan.json", "--dry-run")["verification"]["passed"] is None
 
 
 def test_inspect(trained: Path) -> None:

@@ -91,6 +91,17 @@ def test_two_cuts_load_in_order(tmp_path) -> None:
     assert torch.equal(bnprune.load(path)(X), second.model.eval()(X))
 
 
+def test_a_network_pruned_twice_in_python_is_loaded(tmp_path) -> None:
+    first = bnprune.prune(lively(own()), X, ratio=0.4)
+    second = bnprune.prune(first.model, X, ratio=0.3)
+    bnprune.save(second, tmp_path / "twice.safetensors")
+    loaded = bnprune.load(tmp_path / "twice.safetensors", model=own())
+    assert torch.equal(loaded(X), second.model.eval()(X))
+    third = bnprune.prune(loaded, X, ratio=0.3)
+    bnprune.save(third, tmp_path / "thrice.safetensors")
+    assert torch.equal(bnprune.load(tmp_path / "thrice.safetensors", own())(X), third.model.eval()(X))
+
+
 def test_shared_tensors_are_stored_once_and_shared_again(tmp_path) -> None:
     def tied() -> nn.Module:
         net = Net(lambda n, x: n.head(n.b(n.a(x))), a=conv_bn(8, 8), b=conv_bn(8, 8), head=head(8))

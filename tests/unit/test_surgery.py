@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
 import bnprune
-from bnprune.pruning.surgery import apply
+from bnprune.pruning.surgery import apply, plans_of
 from tests.nets import MOTIFS, Net, conv_bn, head, lively
 
 X = torch.zeros(1, 3, 8, 8)
@@ -65,6 +67,66 @@ def test_plan_for_another_network_is_refused_with_what_differs(result) -> None:
     wider[1][0] = nn.Conv2d(8, 20, 3)
     with pytest.raises(bnprune.PruningError, match=r"size 20 in dimension 0, the plan 12"):
         bnprune.apply(result.plan, wider)
+
+
+def damaged(plan: bnprune.PruningPlan, change: Callable[[dict], object]) -> bnprune.PruningPlan:
+    data = plan.to_dict()
+    change(data)
+    return bnprune.PruningPlan.from_dict(data)
+
+
+def cut(at: str, keep: tuple[int, ...] = (0,), size: int = 12) -> Callable[[dict], object]:
+    return lambda data: data["cuts"].append({"size": size, "keep": keep, "at": [at]})
+
+
+def attribute(module: str, name: str, value: object) -> Callable[[dict], object]:
+    return lambda data: data["attributes"].setdefault(module, {}).update({name: value})
+
+
+def gate(**changes: object) -> Callable[[dict], object]:
+    entry = {"at": "0.1", "kind": "read", "stream": [0, 1], "keep": [0]} | changes
+    return lambda data: data.update(gates=[entry])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (cut("1.0.weight:9"), r"its '1\.0\.weight' has 4 dimensions, and the plan cuts dimension 9"),
+        (cut("1.0.weight:-4"), "cuts dimension -4"),
+        (cut("9.weight:0"), r"the network has no '9\.weight'"),
+        (cut("1.1.bias:0", size=400), "has size 12 in dimension 0, the plan 400"),
+        (cut("1.0.weight:0"), r"'1\.0\.weight' is cut twice in dimension 0"),
+        (attribute("9.9", "out_channels", 3), r"has no size '9\.9\.out_channels'"),
+        (attribute("1.0", "forward", 3), r"has no size '1\.0\.forward'"),
+        (attribute("1.0", "weight", 3), r"has no size '1\.0\.weight'"),
+        (attribute("1.0", "training", 1), r"has no size '1\.0\.training'"),
+        (attribute("", "forward", 3), "has no size 'forward'"),
+        (attribute("1.0", "stride", 2), r"'1\.0\.stride' is \(1, 1\), and the plan sets it to 2"),
+        (attribute("1.0", "stride", [1]), r"sets it to \(1,\)"),
+        (attribute("1.0", "groups", 0), r"the plan sets '1\.0\.groups' to 0"),
+        (gate(at="9"), "no BatchNorm '9'"),
+        (gate(at="4.0"), r"no BatchNorm '4\.0'"),
+        (gate(stream=[0, 99]), "must list channels below 8, ascending"),
+        (gate(stream=[1, 0]), "must list channels below 8, ascending"),
+        (gate(), r"the gate at '0\.1' and the cut of its BatchNorm keep different channels"),
+    ],
+)
+def test_a_damaged_plan_is_refused_before_anything_is_touched(result, change, message: str) -> None:
+    with pytest.raises(bnprune.CheckpointError, match=f"the plan is damaged: .*{message}"):
+        bnprune.apply(damaged(result.plan, change), MOTIFS["chain"][0]())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["requested"].update(ratio="half"),
+        lambda data: data["realised"].update(ratio=[]),
+        lambda data: data["realised"].update(channels={"before": 3}),
+    ],
+)
+def test_figures_that_are_none_are_refused(result, change) -> None:
+    with pytest.raises(bnprune.CheckpointError, match="not a pruning plan"):
+        damaged(result.plan, change)
 
 
 def test_attributes_are_made_true() -> None:
@@ -133,6 +195,14 @@ def test_a_cut_network_can_be_cut_again(result) -> None:
     twice = bnprune.prune(result.model, X, ratio=0.3)
     assert twice.report.params_before == result.report.params_after
     assert twice.report.max_relative_error < 1e-12
+
+
+def test_a_network_remembers_how_it_was_cut(result) -> None:
+    twice = bnprune.prune(copy.deepcopy(result.model), X, ratio=0.3)
+    assert plans_of(twice.model) == (result.plan, twice.plan)
+    assert plans_of(result.model) == (result.plan,)
+    assert plans_of(bnprune.apply(twice.plan, result.model)) == (result.plan, twice.plan)
+    assert b"bnprune.pruning" not in pickle.dumps(twice.model), "it can be unpickled without bnprune"
 
 
 def test_recurrent_weights_follow_their_module() -> None:
