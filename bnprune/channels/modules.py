@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
@@ -20,6 +23,47 @@ def untouched(model: nn.Module) -> Iterator[None]:
     finally:
         for live, keys, values in before:
             _restore(live, keys, values)
+
+
+@contextmanager
+def still(model: nn.Module) -> Iterator[None]:
+    """Leave a model untouched, and random numbers as they are; compute no gradients."""
+    with untouched(model), torch.random.fork_rng(devices=[]), torch.no_grad():
+        yield
+
+
+def mode_matters(model: nn.Module) -> bool:
+    """Tell whether code other than PyTorch's own layers asks for the mode, and so may do other things in train mode."""
+    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, FunctionType)]
+    classes: set[type] = {type(module) for module in model.modules()}
+    return any(_reads_mode(cls) for cls in classes) or any(map(_mentions_mode, held))
+
+
+@functools.cache
+def _reads_mode(cls: type) -> bool:
+    own = (base for base in cls.__mro__ if not base.__module__.startswith(("torch.nn.", "builtins")))
+    return any(_mentions_mode(value) for base in own for value in vars(base).values())
+
+
+def _mentions_mode(function: Any) -> bool:
+    """Look for the name in a function, in those it defines, and in those it closes over."""
+    queue, seen = [function], set()
+    while queue:
+        code = queue.pop()
+        if id(code) in seen:
+            continue
+        seen.add(id(code))
+        if isinstance(code, CodeType):
+            if "training" in code.co_names:
+                return True
+            queue += code.co_consts
+        elif isinstance(code, FunctionType):
+            queue += [code.__code__, *(cell.cell_contents for cell in code.__closure__ or () if _is_filled(cell))]
+    return False
+
+
+def _is_filled(cell: CellType) -> bool:
+    return cell != CellType()
 
 
 _Container = dict[Any, Any] | list[Any]
@@ -47,12 +91,17 @@ def _restore(live: _Container, keys: tuple[Any, ...], values: tuple[Any, ...]) -
 
 
 @contextmanager
-def module_stack(model: nn.Module) -> Iterator[list[str]]:
-    """Yield a list whose last element names the innermost module that is running."""
+def module_stack(model: nn.Module, strangers: list[nn.Module] | None = None) -> Iterator[list[str]]:
+    """Yield a list whose last element names the innermost module that is running.
+
+    Modules that run without being part of the model are added to `strangers`.
+    """
     names = {id(module): name for name, module in model.named_modules()}
     stack = [""]
 
     def enter(module: nn.Module, _: Any) -> None:
+        if strangers is not None and id(module) not in names:
+            strangers.append(module)
         stack.append(names.get(id(module), stack[-1]))
 
     def leave(*_: Any) -> None:

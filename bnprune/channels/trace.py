@@ -8,7 +8,7 @@ operators say about channels is written by rules (`rules`); what follows from it
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from bnprune.channels.graph import ChannelGraph, GatedNorm, Layer, Record, Trace
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 from bnprune.channels.kernels import run_kernel
 from bnprune.channels.macs import macs_of
-from bnprune.channels.modules import module_stack, set_mode, untouched
+from bnprune.channels.modules import mode_matters, module_stack, set_mode, still
 from bnprune.channels.rules import look_up
 from bnprune.channels.trees import Inputs, as_inputs, map_tensors, operands, tensors
 from bnprune.errors import ForwardError, TraceError
@@ -82,7 +82,7 @@ def _trace(model: nn.Module, inputs: Inputs, coupling: Coupling, *, real: bool) 
     follower = _Follower(model, real, gates)
     traces = {"eval": follower.run(inputs, training=False)}
     notes: list[str] = []
-    if follower.unused():
+    if follower.unused() or mode_matters(model):
         try:
             traces["train"] = follower.run(inputs, training=True)
         except TraceError:
@@ -90,7 +90,7 @@ def _trace(model: nn.Module, inputs: Inputs, coupling: Coupling, *, real: bool) 
         except Exception as error:  # noqa: BLE001 - e.g. BatchNorm over a single value, or missing targets
             notes.append(f"the forward pass in train mode was not followed: {type(error).__name__}: {error}")
     for mode in DETOURS if real else ():
-        if follower.unused():
+        if follower.unused() or traces["eval"].decisions.asked:
             # What fails here, say in an assertion about the data, is not a way the network goes.
             with suppress(Exception):
                 traces[mode] = follower.run(inputs, training=False, detour=Detour(DETOURS[mode]))
@@ -153,7 +153,7 @@ class _Follower(TorchDispatchMode):
         for tensor in tensors((args, kwargs)):
             facets = constant(self.findings.ids, tensor, why)
             self._remember(tensor, tuple(facet for facet in facets if varying(facet) != (0,)))
-        with untouched(self.model), module_stack(self.model) as self._stack, torch.no_grad():
+        with still(self.model), module_stack(self.model) as self._stack:
             set_mode(self.model, training=training)
             try:
                 with self:
@@ -168,7 +168,13 @@ class _Follower(TorchDispatchMode):
                 raise ForwardError(
                     f"the forward pass of the network fails in {where}: {reason}. Check the shape of the input."
                 ) from error
-        for tensor in tensors(output):
+        leaving = list(tensors(output))
+        if not leaving and not training and detour is None:
+            raise TraceError(
+                f"the forward pass returns no tensor that could be followed (got {type(output).__name__}). "
+                "Return tensors, also inside lists, dictionaries or objects."
+            )
+        for tensor in leaving:
             for facet in self._facets_of(tensor):
                 self.findings.ids.freeze(facet.numpy(), _OUTPUT)
         return Trace(tuple(self._records), self._decisions)
@@ -246,12 +252,11 @@ class _Follower(TorchDispatchMode):
             facets = per_output[position] if position < len(per_output) else NONE
             self._set(call, result, facets, mutated=any(result is operand for operand in entering))
             outputs.append((tuple(result.shape), facets))
-        numbers = numbers_in(args) if torch.Tag.pointwise in func.tags else ()
         self._records.append(
             Record(
                 op=func.name(),
                 site=site,
-                numbers=numbers,
+                numbers=numbers_in(func, args, kwargs),
                 inputs=inputs,
                 outputs=tuple(outputs),
                 listed=isinstance(output, list | tuple),
@@ -362,6 +367,22 @@ def _as_ids(axis: Ids | int) -> Ids:
     return np.full(axis, NO_CHANNEL, dtype=np.int64) if isinstance(axis, int) else axis
 
 
-def numbers_in(args: Sequence[Any]) -> tuple[float, ...]:
-    """Return the numeric arguments of an operator call."""
-    return tuple(float(arg) for arg in args if isinstance(arg, int | float))
+def numbers_in(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return the numbers that go into an elementwise operator or a constant; they must not depend on a width."""
+    if torch.Tag.pointwise not in func.tags and func not in _CONSTANTS:
+        return ()
+    values = [
+        value.item() if isinstance(value, torch.Tensor) and func is _LIFT and value.numel() == 1 else value
+        for value in (*args, *kwargs.values())
+    ]
+    return tuple(float(value) for value in values if isinstance(value, int | float))
+
+
+_LIFT = torch.ops.aten.lift_fresh.default
+_CONSTANTS = {
+    _LIFT,
+    torch.ops.aten.full.default,
+    torch.ops.aten.full_like.default,
+    torch.ops.aten.scalar_tensor.default,
+    torch.ops.aten.fill_.Scalar,
+}

@@ -50,5 +50,11 @@ def tensors(tree: Any, depth: int = 8) -> Iterator[torch.Tensor]:
             yield from tensors([getattr(leaf, f.name) for f in dataclasses.fields(leaf)], depth - 1)
         elif depth and isinstance(leaf, Mapping):
             yield from tensors(list(leaf.values()), depth - 1)
-        elif depth and hasattr(leaf, "__dict__") and not isinstance(leaf, type | torch.nn.Module):
-            yield from tensors(list(vars(leaf).values()), depth - 1)
+        elif depth and not isinstance(leaf, type | torch.nn.Module):
+            yield from tensors(_attributes(leaf), depth - 1)
+
+
+def _attributes(leaf: Any) -> list[Any]:
+    """Return what a plain object holds, in its dictionary or in slots."""
+    slots = [name for cls in type(leaf).__mro__ for name in getattr(cls, "__slots__", ())]
+    return [*getattr(leaf, "__dict__", {}).values(), *(getattr(leaf, name, None) for name in slots)]

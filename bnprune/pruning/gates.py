@@ -5,6 +5,7 @@ They take the BatchNorm's place in the network and hold it as `norm`. What they 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,9 +54,9 @@ class ReadGate(nn.Module):
         self.norm = norm
         self.register_buffer("index", index)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Gather, then normalise."""
-        output: torch.Tensor = self.norm(x.index_select(1, self.index))
+        output: torch.Tensor = self.norm(input.index_select(1, self.index))
         return output
 
 
@@ -73,9 +74,9 @@ class WriteGate(nn.Module):
         self.register_buffer("order", order)
         self.register_buffer("fill", fill)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalise, then scatter."""
-        own: torch.Tensor = self.norm(x)
+        own: torch.Tensor = self.norm(input)
         rest = self.fill.to(own.dtype).view(1, -1, *[1] * (own.dim() - 2)).expand(own.shape[0], -1, *own.shape[2:])
         return torch.cat([own, rest], 1).index_select(1, self.order)
 
@@ -90,8 +91,11 @@ def gated_name(name: str, gates: Collection[str]) -> str:
 
 def install(gates: Iterable[Gate], slim: nn.Module, dense: nn.Module) -> None:
     """Put gates into a slim network, in place of its BatchNorms; again, where they are there already."""
+    owners: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for parent in slim.modules():
+        for name, child in parent._modules.items():
+            owners[id(child)].append((parent, name))
     for gate in gates:
-        parent, _, name = gate.at.rpartition(".")
         module = slim.get_submodule(gate.at)
         norm = module.norm if isinstance(module, ReadGate | WriteGate) else module
         shift, scale = dense.get_submodule(gate.at).bias, norm.weight
@@ -100,7 +104,8 @@ def install(gates: Iterable[Gate], slim: nn.Module, dense: nn.Module) -> None:
         assert isinstance(scale, torch.Tensor)
         wrapped = gate.wrap(norm, shift.detach().to(scale.device))
         wrapped.training = norm.training
-        setattr(slim.get_submodule(parent), name, wrapped)
+        for parent, name in owners[id(module)]:  # under every name it has
+            setattr(parent, name, wrapped)
 
 
 def to_data(gates: Iterable[Gate]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from bnprune.errors import CheckpointError, PruningError, TraceError, first_line
 from bnprune.pruning.cost import Cost, cost
 from bnprune.pruning.gates import gated_name
 from bnprune.pruning.plan import PruningPlan, make_plan
-from bnprune.pruning.rehearsal import rehearse
+from bnprune.pruning.rehearsal import Rehearsal, rehearse
 from bnprune.pruning.request import Request
 from bnprune.pruning.score import CRITERIA, Reduce, Scores, with_streams
 from bnprune.pruning.select import (
@@ -158,9 +158,13 @@ def prune(
         VerificationError: The proof failed; this is a bug in bnprune worth a report.
     """
     require_bare(model)
-    request = Request(ratio, min_channels, tuple(exclude), criterion, reduce, coupling)
+    request = Request(ratio, min_channels, _patterns(exclude), criterion, reduce, coupling)
     drafted = draft(model, example_inputs, survey(model, example_inputs, request))
     return carry_out(drafted, model, example_inputs, proof=proof)
+
+
+def _patterns(exclude: Sequence[str]) -> tuple[str, ...]:
+    return (exclude,) if isinstance(exclude, str) else tuple(exclude)
 
 
 def survey(model: nn.Module, example_inputs: Any, request: Request) -> Survey:
@@ -189,6 +193,7 @@ def draft(model: nn.Module, example_inputs: Any, found: Survey) -> Draft:
         if found.graph.real:
             hollow = fill(hollow, plan, model)
         rehearsal = rehearse(hollow, found.graph, removed, inputs, kept, sizes, barred)
+        _require_own_modules(model, rehearsal)
         if rehearsal.passed:
             return Draft(found, chosen, removed, plan, hollow, rehearsal.macs, time.perf_counter() - started)
         if not rehearsal.kept and not rehearsal.sizes:
@@ -199,6 +204,15 @@ def draft(model: nn.Module, example_inputs: Any, found: Survey) -> Draft:
             sizes = []
         kept |= rehearsal.kept
         sizes += rehearsal.sizes
+
+
+def _require_own_modules(model: nn.Module, rehearsal: Rehearsal) -> None:
+    for name, module in model.named_modules():
+        if any(module is stranger for stranger in rehearsal.strangers):
+            raise TraceError(
+                f"{name or 'the network'}: a copy of the network still runs this module of the original, because some "
+                "code holds on to it (a lambda, or a patched forward). Refer to it through `self` in a method."
+            )
 
 
 def require_cut(drafted: Draft) -> None:

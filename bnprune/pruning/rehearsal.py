@@ -25,7 +25,7 @@ from bnprune.channels.graph import ChannelGraph, Record, Trace
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 from bnprune.channels.kernels import run_kernel
 from bnprune.channels.macs import macs_of
-from bnprune.channels.modules import module_stack, set_mode, untouched
+from bnprune.channels.modules import module_stack, set_mode, still
 from bnprune.channels.trace import numbers_in
 from bnprune.channels.trees import Inputs, map_tensors, operands
 from bnprune.errors import first_line
@@ -45,6 +45,8 @@ class Rehearsal:
 
     misses: tuple[tuple[str, str], ...]
     """(module, what differed) of every operator that did not do as expected."""
+    strangers: tuple[nn.Module, ...] = ()
+    """Modules that ran without being part of the slim network."""
 
     @property
     def passed(self) -> bool:
@@ -70,7 +72,6 @@ def rehearse(
         inputs: The inputs of the trace.
         kept: Units that stay already, beyond those the graph freezes.
         sizes: Attributes that were changed on suspicion in this slim network.
-
         barred: Attributes that must not be changed.
     """
     device = None if graph.real else "meta"
@@ -80,10 +81,11 @@ def rehearse(
     known = {(size.module, size.attribute) for size in sizes} | set(barred)
     misses: list[tuple[str, str]] = []
     macs = {}
+    strangers: list[nn.Module] = []
     for mode, followed in graph.traces.items():
         stage = _Stage(graph, followed, removed, {*kept, *found}, Attributes(slim, known))
         stage.detour = Detour(DETOURS[mode]) if mode in DETOURS else None
-        with untouched(slim), module_stack(slim) as stage.stack, torch.no_grad():
+        with still(slim), module_stack(slim, strangers) as stage.stack:
             set_mode(slim, training=mode == "train")
             try:
                 with stage:
@@ -95,7 +97,7 @@ def rehearse(
         mends.update(stage.mends)
         misses += stage.misses
         macs[mode] = stage.macs
-    return Rehearsal(macs["eval"], found, tuple(mends.values()), tuple(misses))
+    return Rehearsal(macs["eval"], found, tuple(mends.values()), tuple(misses), tuple(strangers))
 
 
 class _Stage(TorchDispatchMode):
@@ -146,11 +148,15 @@ class _Stage(TorchDispatchMode):
         if record is not None:
             self._past.append(record)
             if site not in self._gates:  # between BatchNorm and gate widths are the BatchNorm's own
-                output = self._compare(record, func, args, output)
+                output = self._compare(record, func, args, kwargs, output)
+        elif torch.Tag.pointwise in func.tags and site not in self._gates and self._past and not self.graph.real:
+            self._miss(self._past[-1], f"is followed by {func.name()}, which the original does not call")
         return output if self.detour is None else self.detour.turn(output)
 
-    def _compare(self, record: Record, func: torch._ops.OpOverload, args: tuple[Any, ...], output: Any) -> Any:
-        if torch.Tag.pointwise in func.tags and numbers_in(args) != record.numbers:
+    def _compare(
+        self, record: Record, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        if numbers_in(func, args, kwargs) != record.numbers:
             self._miss(record, "depends on the number of channels")
         got = operands((output,), {})
         for tensor, (shape, facets) in zip(got, record.outputs, strict=False):

@@ -31,6 +31,12 @@ class Request:
     coupling: Coupling = "shared"
 
     def __post_init__(self) -> None:
+        if isinstance(self.ratio, bool) or not isinstance(self.ratio, int | float):
+            raise ConfigError(f"ratio: must be a number (got {self.ratio!r}).")
+        if isinstance(self.min_channels, bool) or not isinstance(self.min_channels, int):
+            raise ConfigError(f"min_channels: must be a whole number (got {self.min_channels!r}).")
+        if not all(isinstance(pattern, str) for pattern in self.exclude):
+            raise ConfigError(f"exclude: must be a list of patterns (got {self.exclude!r}).")
         if not 0 < self.ratio < 1:  # also false for NaN
             raise ConfigError(f"ratio: must be between 0 and 1, both excluded (got {self.ratio}). 0.5 removes half.")
         if self.min_channels < 1:

@@ -6,6 +6,7 @@ the loss plus λ Σ|γ|, whose subgradient adds λ·sign(γ) to the gradient of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from bnprune.errors import PruningError
+from bnprune.errors import ConfigError, PruningError
 
 
 def scale_factors(model: nn.Module) -> list[nn.Parameter]:
@@ -61,13 +62,12 @@ class GammaL1:
         decoupled: Leave gradients alone; shrink after the step.
 
     Raises:
+        ConfigError: λ is negative or not a number.
         PruningError: The network has no trainable BatchNorm scale factor.
     """
 
     def __init__(self, model: nn.Module, strength: float, *, decoupled: bool = False) -> None:
-        if strength < 0:
-            raise ValueError(f"strength: must be at least 0 (got {strength})")
-        self.strength = strength
+        self.strength = _checked(strength)
         self.decoupled = decoupled
         self.gammas = require_scale_factors(model)
 
@@ -94,11 +94,12 @@ class GammaProximal:
     `gain` is 1/(1-momentum) for SGD, so that λ pulls as hard as in `GammaL1`, whose momentum amplifies it.
 
     Raises:
+        ConfigError: λ is negative or not a number.
         PruningError: The network has no trainable BatchNorm scale factor.
     """
 
     def __init__(self, model: nn.Module, strength: float, *, gain: float = 1.0) -> None:
-        self.strength = strength
+        self.strength = _checked(strength)
         self.gain = gain
         self.gammas = require_scale_factors(model)
 
@@ -109,6 +110,12 @@ class GammaProximal:
         """Apply the soft threshold. Call after `optimizer.step()`."""
         if self.strength:
             soft_threshold(self.gammas, lr * self.strength * self.gain)
+
+
+def _checked(strength: float) -> float:
+    if not 0 <= strength < math.inf:  # also false for NaN
+        raise ConfigError(f"strength: λ must be a number of at least 0 (got {strength}).")
+    return strength
 
 
 def require_scale_factors(model: nn.Module) -> list[nn.Parameter]:

@@ -44,7 +44,7 @@ def test_frozen_unused_and_absent_scale_factors_are_left_alone() -> None:
     assert model[3].weight.grad is None
     with pytest.raises(bnprune.PruningError, match="no BatchNorm with trainable scale factors"):
         bnprune.GammaL1(nn.Linear(2, 2), 1.0)
-    with pytest.raises(ValueError, match="strength"):
+    with pytest.raises(bnprune.ConfigError, match="strength"):
         bnprune.GammaL1(model, -1.0)
 
 
@@ -145,3 +145,10 @@ def test_schedules() -> None:
     assert max(cycle) == pytest.approx(1.0, abs=0.04)
     assert cycle.index(max(cycle)) in (29, 30)
     assert cycle[-1] < 0.01
+
+
+@pytest.mark.parametrize("strength", [-1e-4, float("nan"), float("inf")])
+@pytest.mark.parametrize("penalty", [bnprune.GammaL1, bnprune.GammaProximal])
+def test_a_strength_that_is_none_is_refused(penalty, strength: float) -> None:
+    with pytest.raises(bnprune.ConfigError, match="λ must be a number of at least 0"):
+        penalty(nn.BatchNorm2d(2), strength)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import bnprune
-from tests.nets import Net, conv_bn, head, lively, norms
+from tests.nets import Net, chain, conv_bn, head, lively, norms
 
 X = torch.zeros(1, 3, 8, 8)
 
@@ -146,3 +146,24 @@ def test_a_pattern_that_matches_nothing() -> None:
 def test_unknown_criterion() -> None:
     with pytest.raises(bnprune.ConfigError, match="criterion: 'gama' is unknown"):
         bnprune.prune(stack(4), X, ratio=0.5, criterion="gama")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"ratio": "0.5"}, "ratio: must be a number"),
+        ({"ratio": True}, "ratio: must be a number"),
+        ({"min_channels": 2.5}, "min_channels: must be a whole number"),
+        ({"exclude": [1]}, "exclude: must be a list of patterns"),
+        ({"coupling": "none"}, "coupling: 'none' is unknown. Choose one of: shared, gates"),
+        ({"reduce": "min"}, "reduce: 'min' is unknown. Choose one of: max, mean, sum"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(wrong, message: str) -> None:
+    with pytest.raises(bnprune.ConfigError, match=message):
+        bnprune.prune(chain(), torch.zeros(1, 3, 8, 8), **{"ratio": 0.5, **wrong})
+
+
+def test_one_pattern_need_not_stand_in_a_list() -> None:
+    result = bnprune.prune(chain(), torch.zeros(1, 3, 8, 8), ratio=0.5, exclude="1")
+    assert result.model[1][0].out_channels == 12

@@ -5,7 +5,7 @@ an operator with several outputs. An operator without a rule freezes everything 
 
 To teach bnprune an operator (a custom one, say), register a rule for its qualified name::
 
-    @bnprune.channels.rule("mylib::scale")
+    @bnprune.rule("mylib::scale")
     def scale(call, x, factor):
         return call.facets(x)          # the output's channels are the input's
 """

@@ -83,7 +83,7 @@ def reduction_of_all(call: Call, x: torch.Tensor, *others: Any, **_: Any) -> lis
 @rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "cumsum", "cumprod", "logcumsumexp",
       "cummax", "cummin")  # fmt: skip
 def mix(call: Call, x: torch.Tensor, dim: int, *_: Any, **__: Any) -> list[Facets]:
-    """Mix elements along one dimension and keep the shape (softmax, cumulative sums, sorting)."""
+    """Mix elements along one dimension and keep the shape (softmax, cumulative sums)."""
     dim %= x.dim() or 1
     for facet in call.facets(x):
         if facet.shape[dim] > 1:

@@ -46,6 +46,6 @@ def unknown(call: Call, *args: Any, **kwargs: Any) -> Facets:
         call.freeze(
             call.facets(leaf),
             "enters an operator without a rule",
-            f"register a rule for {call.op} (see bnprune.channels.rule), or exclude this layer",
+            f"register a rule for {call.op} (see bnprune.rule), or exclude this layer",
         )
     return NONE

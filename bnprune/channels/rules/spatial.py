@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from bnprune.channels.call import Call
-from bnprune.channels.facets import Facet, Facets, full, varying
+from bnprune.channels.facets import Facet, Facets
 from bnprune.channels.rules.registry import rule
 from bnprune.channels.trees import operands
 
@@ -84,6 +84,3 @@ def sampler(call: Call, x: torch.Tensor, grid: torch.Tensor, *_: Any, **__: Any)
     output = call.output
     rank = output.dim() if isinstance(output, torch.Tensor) else x.dim()
     return () if ids is None else (ids.view(1, -1, *[1] * (rank - 2)),)
-
-
-__all__ = ["full", "local", "varying"]
