@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,6 +24,9 @@ def inspect(
         list[str] | None,
         typer.Option("--exclude", metavar="PATTERN", help="Layers whose width stays; repeatable.", show_default=False),
     ] = None,
+    coupling: Annotated[
+        Literal["shared", "gates"], typer.Option("--coupling", help="As for `bnprune prune`.")
+    ] = "shared",
     json: Json = False,
 ) -> None:
     """Show what can be pruned, what cannot, and why."""
@@ -36,5 +39,6 @@ def inspect(
         weights=weights,
         shape=input,
         exclude=tuple(exclude or ()),
+        coupling=coupling,
         as_json=json,
     )

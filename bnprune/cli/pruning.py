@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.text import Text
@@ -174,11 +174,12 @@ def run_inspect(
     weights: Path | None,
     shape: str | None,
     exclude: tuple[str, ...],
+    coupling: Literal["shared", "gates"],
     as_json: bool,
 ) -> None:
     """Inspect the network the command line names."""
     source = open_source(path, model=model, arguments=arguments, weights=weights, shape=shape)
-    found = inspect(source.model, source.inputs, exclude=exclude)
+    found = inspect(source.model, source.inputs, exclude=exclude, coupling=coupling)
     if as_json:
         print_json(_document(source, found))
         return

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from bnprune.channels.ids import NO_CHANNEL, Refusal
+from bnprune.channels.trace import Coupling
 from bnprune.pruning.prune import Draft, draft, survey
 from bnprune.pruning.request import Request
 from bnprune.pruning.surgery import named_tensors
@@ -54,19 +55,22 @@ class Inspection:
     notes: tuple[str, ...]
 
 
-def inspect(model: nn.Module, example_inputs: Any, *, exclude: Sequence[str] = ()) -> Inspection:
+def inspect(
+    model: nn.Module, example_inputs: Any, *, exclude: Sequence[str] = (), coupling: Coupling = "shared"
+) -> Inspection:
     """Find out what can be pruned.
 
     Args:
         model: Any module that runs a forward pass; left untouched.
         example_inputs: As for `bnprune.prune`.
         exclude: Layers whose width stays, as for `bnprune.prune`.
+        coupling: "shared" or "gates", as for `bnprune.prune`.
 
     Raises:
         ConfigError: A pattern matches no layer.
         TraceError: The forward pass fails.
     """
-    found = survey(model, example_inputs, Request(_PROBE, exclude=tuple(exclude)))
+    found = survey(model, example_inputs, Request(_PROBE, exclude=tuple(exclude), coupling=coupling))
     drafted = draft(model, example_inputs, found)
     graph, prunable = found.graph, drafted.chosen.prunable
     tensors = dict(named_tensors(model))

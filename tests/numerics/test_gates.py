@@ -168,6 +168,8 @@ def test_what_a_stream_cannot_give_up_its_layers_still_can() -> None:
 
         return lively(Net(forward, a=branch(), b=branch()))
 
+    assert bnprune.inspect(model(), torch.zeros(SHAPE)).prunable == 0
+    assert bnprune.inspect(model(), torch.zeros(SHAPE), coupling="gates").prunable == 16
     with pytest.raises(bnprune.PruningError, match="output of the network"):
         bnprune.prune(model(), torch.zeros(SHAPE), ratio=0.5)
     result = bnprune.prune(model(), torch.zeros(SHAPE), ratio=0.5, coupling="gates")

@@ -15,9 +15,9 @@ from bnprune.config import OptimisationConfig
 from bnprune.data import MemorySplit, Splits
 from bnprune.data.splits import mixed
 from bnprune.training.evaluate import evaluate, logits_of
-from bnprune.training.loop import State, Task, begin, epoch_order, make_optimizer, train
+from bnprune.training.loop import State, Task, begin, epoch_order, make_optimizer, train, update
 from bnprune.training.schedule import learning_rate
-from bnprune.training.sparsity import GammaL1
+from bnprune.training.sparsity import GammaL1, GammaProximal
 from tests.nets import conv_bn, head, norms
 
 CPU = torch.device("cpu")
@@ -144,6 +144,30 @@ def test_resuming_in_the_middle_of_an_accumulation_window_keeps_its_gradients() 
 def test_a_loss_that_is_not_finite_stops_with_its_step() -> None:
     with pytest.raises(bnprune.TrainingError, match="not finite in epoch 1, step [1-5] of 5. Lower the learning rate"):
         run(task(lr=1e30))
+
+
+def test_a_loss_that_is_not_finite_is_not_saved_on_request(monkeypatch) -> None:
+    """On an accelerator the loss is read now and then, and the user may ask to stop in between."""
+    monkeypatch.setattr("bnprune.training.loop._reads_loss", lambda *_: False)
+    log, run = Recorder(), task(lr=1e18)
+    with pytest.raises(bnprune.TrainingError, match="not finite"):
+        train(begin(tiny(), run), run, None, log, iter([False] * 3 + [True]).__next__)
+    assert log.saved is None
+
+
+def test_a_step_that_overflows_leaves_scale_factors_alone() -> None:
+    run = task()
+    state = begin(tiny(), run)
+    state.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    penalty = GammaProximal(state.model, 0.1)
+    for value, moves in ((float("inf"), False), (0.0, True)):
+        before = [norm.weight.clone() for norm in norms(state.model)]
+        state.scaler.scale(torch.ones(()))  # as a loss
+        for parameter in state.model.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        update(state, run, penalty, lr=0.5)
+        after = [norm.weight for norm in norms(state.model)]
+        assert all(torch.equal(a, b) != moves for a, b in zip(before, after, strict=True))
 
 
 def test_decay_spares_scale_factors_unless_the_paper_is_followed() -> None:
