@@ -48,7 +48,8 @@ class DataConfig(Section):
     name: str | None = None
     """`digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `svhn` or `imagefolder`."""
     factory: str | None = None
-    """A callable of your own that returns `bnprune.data.Splits`: `package.module:function`."""
+    """A callable of your own, `package.module:function`, that returns three datasets of (image tensor, label) pairs:
+    train, validation, test; or two, and validation images are held out from the first; or `bnprune.data.Splits`."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the factory."""
     root: Path = Path("data")
@@ -106,6 +107,7 @@ class OptimisationConfig(Section):
     milestones: tuple[Fraction, ...] = (0.5, 0.75)
     """With `schedule: step`: shares of the training after which the learning rate is divided by 10."""
     warmup_epochs: NonNegative = 0
+    """Epochs, out of `epochs`, in which the learning rate rises to `lr`."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     accumulate: Count = 1
     """Micro-batches per optimizer step."""
@@ -113,6 +115,15 @@ class OptimisationConfig(Section):
     """Largest gradient norm."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: Switch = False
+
+    @model_validator(mode="after")
+    def _leaves_the_warmup(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"'warmup_epochs' must be below 'epochs', or the training ends inside its warm-up "
+                f"(got {self.warmup_epochs:g} of {self.epochs})"
+            )
+        return self
 
 
 class TrainConfig(OptimisationConfig):

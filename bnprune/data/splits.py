@@ -42,6 +42,8 @@ class Splits:
     shape: tuple[int, int, int]
     """Channels, height and width of an image."""
     classes: int
+    notes: tuple[str, ...] = ()
+    """What a user should know about them."""
 
     @property
     def example(self) -> torch.Tensor:

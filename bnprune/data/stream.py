@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import random
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from bnprune.config import DataConfig
 from bnprune.data.splits import Batch, Splits, mixed, stratified
@@ -84,16 +88,30 @@ def _received(loader: DataLoader[Any]) -> Iterator[Any]:
         raise DataError(f"a loader process failed: {str(error).strip().splitlines()[-1]}") from error
 
 
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed every generator that transforms draw from (torch's, Python's and numpy's), and restore them."""
+    python, array = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed & 0xFFFFFFFF)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+
+
 class _Seeded(Dataset[Any]):
-    """Seeds the random number generator before every sample, so that no sample depends on the ones before it."""
+    """Seeds the random number generators before every sample, so that no sample depends on the ones before it."""
 
     def __init__(self, dataset: Dataset[Any], seed: int | None) -> None:
         self.dataset = dataset
         self.seed = seed
 
     def __getitem__(self, index: int) -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mixed(self.seed or 0, index))
+        with _seeded(mixed(self.seed or 0, index)):
             try:
                 return self.dataset[index]
             except Exception as error:  # noqa: BLE001 - see `_Broken`
@@ -104,7 +122,8 @@ def own_splits(config: DataConfig) -> Splits:
     """Call a factory of the user's own.
 
     It returns `bnprune.data.Splits`, or map-style datasets of (image tensor, label) pairs: (train, test) or
-    (train, validation, test). Without a validation set, a share of the training set is held out.
+    (train, validation, test). Without a validation set, a share of the training set is held out, and seen through the
+    `transform` of the test set where both have one.
 
     Raises:
         ConfigError: There is no such factory, it fails, or it returns something else.
@@ -121,12 +140,40 @@ def own_splits(config: DataConfig) -> Splits:
         )
     splits = [StreamSplit(dataset, workers=config.workers) for dataset in made]
     image, labels = _inspected(splits[0], config.factory), _labels(splits[0])
+    notes: tuple[str, ...] = ()
     if len(splits) == 2:
+        calm = _without_augmentation(*made)
+        notes = () if calm is not None else (_AUGMENTED,)
         fit, held = stratified(labels, config.validation)
-        splits = [splits[0].subset(fit), splits[0].subset(held), splits[1]]
+        splits = [splits[0].subset(fit), replace(splits[0].subset(held), evaluation=calm), splits[1]]
     shape = (image.shape[0], image.shape[1], image.shape[2])
     train, validation, test = splits
-    return Splits(train, validation, test, shape=shape, classes=int(labels.max()) + 1)
+    return Splits(train, validation, test, shape=shape, classes=int(labels.max()) + 1, notes=notes)
+
+
+_AUGMENTED = (
+    "validation images are training images as the training set gives them; if it augments them, let data.factory "
+    "return three datasets (train, validation, test), or give both sets a `transform` attribute"
+)
+
+
+def _without_augmentation(train: Dataset[Any], test: Dataset[Any]) -> Dataset[Any] | None:
+    """Return the training set with the transform of the test set; None where it is not known how."""
+    if isinstance(train, TensorDataset):
+        return train  # tensors as they are
+    if isinstance(test, Subset):
+        return _without_augmentation(train, test.dataset)
+    calm = copy.copy(train)
+    if isinstance(calm, Subset):
+        inner = _without_augmentation(calm.dataset, test)
+        calm.dataset = inner  # type: ignore[assignment]
+        return None if inner is None else calm
+    if not (hasattr(train, "transform") and hasattr(test, "transform")):
+        return None
+    for name in ("transform", "transforms"):  # torchvision keeps both
+        if hasattr(train, name) and hasattr(test, name):
+            setattr(calm, name, getattr(test, name))
+    return calm
 
 
 def _inspected(split: StreamSplit, factory: str) -> torch.Tensor:

@@ -200,6 +200,7 @@ def train(state: State, task: Task, penalty: Penalty | None, log: Log, stopping:
                 _require_finite(task, progress)
                 log.on_step(state, task.steps_per_epoch, progress.loss)
             if stopping():
+                _require_finite(task, progress)  # what is saved now replaces the last good state
                 log.on_stop(state)
                 where = f"epoch {progress.epoch + 1}, step {progress.step} of {task.steps_per_epoch}"
                 raise Interrupted(f"stopped in {where}. Go on with --resume.")
@@ -207,15 +208,17 @@ def train(state: State, task: Task, penalty: Penalty | None, log: Log, stopping:
 
 
 def update(state: State, task: Task, penalty: Penalty | None, lr: float) -> None:
-    """Take one optimizer step: unscale, clip, add the penalty, step, shrink."""
+    """Take one optimizer step: unscale, clip, add the penalty, step, shrink. In fp16, an overflow skips all of it."""
     state.scaler.unscale_(state.optimizer)
     if task.config.clip_norm is not None:
         nn.utils.clip_grad_norm_(state.model.parameters(), task.config.clip_norm)
     if penalty is not None:
         penalty.add_gradients()
+    scale = state.scaler.get_scale()
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    if penalty is not None:
+    skipped = state.scaler.get_scale() < scale
+    if penalty is not None and not skipped:
         penalty.shrink(lr)
     state.optimizer.zero_grad(set_to_none=True)
 

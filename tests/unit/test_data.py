@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 import bnprune
 from bnprune.config import DataConfig
@@ -201,3 +203,79 @@ def test_data_of_ones_own() -> None:
 def test_data_factories_that_do_not_work(factory, kwargs, error, message) -> None:
     with pytest.raises(error, match=message):
         load_data(DataConfig(factory=factory, kwargs=kwargs))
+
+
+class Noisy(Dataset):
+    """Images of zeros, and a transform that draws from every generator there is."""
+
+    def __init__(self, transform=None, count: int = 20) -> None:
+        self.transform = transform
+        self.targets = [index % 4 for index in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int):
+        image = torch.zeros(3, 8, 8)
+        return (self.transform(image) if self.transform else image), self.targets[index]
+
+
+def draws(image: torch.Tensor) -> torch.Tensor:
+    return image + torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()]).view(3, 1, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_depend_on_their_seed_whatever_generator_transforms_use(workers: int) -> None:
+    split = StreamSplit(Noisy(draws), workers=workers)
+    batches = list(torch.arange(20).split(5))
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    whole = [images for images, _ in split.serve(batches, CPU, seed=1)]
+    assert before == (random.getstate(), np.random.get_state()[1].tolist())
+    resumed = [images for images, _ in split.serve(batches[2:], CPU, seed=1)]
+    assert all(torch.equal(one, other) for one, other in zip(resumed, whole[2:], strict=True))
+    other = next(iter(split.serve(batches[2:], CPU, seed=2)))[0]
+    assert (other != whole[2]).all()
+    assert len(torch.cat(whole)[:, :, 0, 0].unique()) == 60
+
+
+def noisy(train=draws, test=None):
+    return Noisy(train), Noisy(test)
+
+
+def noisy_subsets():
+    return Subset(Noisy(draws, 40), list(range(20))), Subset(Noisy(), list(range(10)))
+
+
+def noisy_three():
+    return Noisy(draws), Noisy(count=8), Noisy()
+
+
+class Bare(Dataset):
+    """Augments by itself; nobody can tell."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int):
+        return draws(torch.zeros(3, 8, 8)), index % 4
+
+
+def bare():
+    return Bare(), Noisy()
+
+
+@pytest.mark.parametrize("factory", ["noisy", "noisy_subsets", "noisy_three"])
+def test_validation_images_are_not_augmented(factory: str) -> None:
+    splits = load_data(DataConfig(factory=f"tests.unit.test_data:{factory}", validation=0.4, workers=0))
+    held, _ = next(iter(splits.validation.serve([torch.arange(8)], CPU)))
+    assert len(splits.validation) == 8
+    assert held.abs().max() == 0
+    fit, _ = next(iter(splits.train.serve([torch.arange(8)], CPU, seed=1)))
+    assert fit.abs().min() > 0
+    assert splits.notes == ()
+
+
+def test_validation_images_that_may_be_augmented_get_a_note() -> None:
+    splits = load_data(DataConfig(factory="tests.unit.test_data:bare", workers=0))
+    assert "return three datasets (train, validation, test)" in splits.notes[0]
+    assert load_data(DataConfig(factory="tests.unit.test_data:own_data", workers=0)).notes == ()

@@ -121,3 +121,11 @@ def test_a_resolved_recipe_reads_back_to_itself(tmp_path) -> None:
 def test_shipped_recipes_are_valid_and_say_what_they_are(path: Path) -> None:
     assert load_recipe(path).prune is not None
     assert path.read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize("epochs", [1, 50])
+def test_a_training_that_ends_in_its_warmup_is_refused(tmp_path, epochs: int) -> None:
+    text = f"model: {{name: mlp}}\ndata: {{name: digits}}\nfinetune: {{epochs: {epochs}, warmup_epochs: 50}}\n"
+    message = rf"recipe\.yaml:3: finetune: 'warmup_epochs' must be below 'epochs'.*\(got 50 of {epochs}\)"
+    with pytest.raises(bnprune.ConfigError, match=message):
+        load_recipe(write(tmp_path, text))
