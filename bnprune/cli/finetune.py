@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bnprune.cli.options import Force, Json, Model, OutDirectory, Overrides, Resume
+from bnprune.cli.options import Force, Json, Model, ModelArguments, OutDirectory, Overrides, Resume
 
 
 def register(app: typer.Typer) -> None:
@@ -19,6 +19,7 @@ def finetune(
     pruned: Annotated[Path, typer.Argument(metavar="PRUNED", help="Pruned checkpoint or run directory.")],
     config: Overrides = None,
     model: Model = None,
+    model_arg: ModelArguments = None,
     out: OutDirectory = None,
     resume: Resume = False,
     force: Force = False,
@@ -31,4 +32,13 @@ def finetune(
     """
     from bnprune.cli.stages import run_finetune
 
-    run_finetune(pruned, config or (), model=model, out=out, resume=resume, force=force, as_json=json)
+    run_finetune(
+        pruned,
+        config or (),
+        model=model,
+        arguments=model_arg or (),
+        out=out,
+        resume=resume,
+        force=force,
+        as_json=json,
+    )

@@ -15,7 +15,7 @@ from bnprune.runs.directory import RunDirectory
 from bnprune.runs.pipeline import execute
 from bnprune.runs.signals import stop_requests
 from bnprune.runs.source import open_source, refuse_other_model
-from bnprune.runs.start import Network, stages_of
+from bnprune.runs.start import Network, about, spec_of, stages_of
 
 
 def run_recipe(
@@ -43,6 +43,7 @@ def run_finetune(
     rest: Sequence[str],
     *,
     model: str | None,
+    arguments: Sequence[str],
     out: Path | None,
     resume: bool,
     force: bool,
@@ -55,10 +56,9 @@ def run_finetune(
         raise ConfigError(f"expected one recipe, got {', '.join(map(str, recipes))}.")
     refuse_other_model(overrides)
     given = load_recipe(recipes[0], overrides) if recipes else None
-    if given is not None and model is None and given.model.factory is not None:
-        model = given.model.factory
-    source = open_source(pruned, model=model)
-    config = given or amend(source.config(), overrides)
+    recipe = None if given is None else spec_of(given)
+    source = open_source(pruned, model=model, arguments=arguments, recipe=recipe)
+    config = about(given or amend(source.config(), overrides), source.header.spec)
     network = source.model, source.header
     _run(config, "finetune", ("finetune",), network, out=out, resume=resume, force=force, as_json=as_json)
 

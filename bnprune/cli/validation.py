@@ -35,7 +35,8 @@ def run_validate(path: Path, overrides: Sequence[str], *, print_config: bool, as
         return
     if print_config:
         typer.echo(dump_config(config), nl=False)
-    typer.echo(f"{path} is valid.\n{_told(facts)}", err=print_config)
+    notes = "".join(f"\nnote: {note}" for note in splits.notes)
+    typer.echo(f"{path} is valid.\n{_told(facts)}{notes}", err=print_config)
 
 
 def _told(facts: Mapping[str, Any]) -> str:

@@ -72,12 +72,14 @@ class RunDirectory:
         Raises:
             DataError: The directory cannot be written.
         """
+        for killed in (*self.path.glob(".*.tmp"), *self.path.glob("checkpoints/.*.tmp")):
+            killed.unlink(missing_ok=True)  # half of a file, of a run that was killed while it wrote
         if self._begun:
             return
         self._begun = True
         self._clear()
-        write_text(self.config_file, dump_config(config))
         write_json(self.path / "env.json", environment())
+        write_text(self.config_file, dump_config(config))  # the last: where it is, the run can be resumed
 
     @classmethod
     def resume(cls, path: Path, config: PipelineConfig) -> RunDirectory:
@@ -153,10 +155,22 @@ class RunDirectory:
         except OSError as error:
             raise DataError(f"'{self.metrics_file}' cannot be written: {error.strerror}.") from error
 
+    def metrics_bytes(self) -> int:
+        """Return the length of the metrics."""
+        return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
+
+    def forget_unfinished(self) -> None:
+        """Drop metrics that were written after the last finished stage: a stage begins, maybe once more."""
+        result = self.result()
+        self._shorten_metrics(result.get("metrics_bytes", 0 if not result else self.metrics_bytes()))
+
+    def _shorten_metrics(self, size: int) -> None:
+        if size < self.metrics_bytes():
+            os.truncate(self.metrics_file, size)
+
     def save_state(self, stage: str, state: Mapping[str, Any]) -> None:
         """Save what a stage needs to go on exactly, with the length of the metrics at this moment."""
-        size = self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
-        content = {"stage": stage, "metrics_bytes": size, **state}
+        content = {"stage": stage, "metrics_bytes": self.metrics_bytes(), **state}
         write_atomically(self.state_file, lambda temporary: torch.save(content, temporary))
 
     def load_state(self, stage: str) -> dict[str, Any] | None:
@@ -165,16 +179,20 @@ class RunDirectory:
         Raises:
             CheckpointError: The file is damaged.
         """
+        content = self._state()
+        if content is None or content["stage"] != stage:
+            self.forget_unfinished()
+            return None
+        self._shorten_metrics(content["metrics_bytes"])
+        return content
+
+    def _state(self) -> dict[str, Any] | None:
         if not self.state_file.exists():
             return None
         try:
             content: dict[str, Any] = torch.load(self.state_file, map_location="cpu", weights_only=True)
         except Exception as error:
             raise CheckpointError(f"'{self.state_file}' is damaged: {error}") from error
-        if content["stage"] != stage:
-            return None
-        if self.metrics_file.exists():
-            os.truncate(self.metrics_file, content["metrics_bytes"])
         return content
 
 

@@ -66,12 +66,15 @@ def execute(
     """
     result = directory.result() or {"schema": RESULT_SCHEMA, "seed": config.seed, "stages": {}}
     todo = [stage for stage in stages if stage not in result["stages"]]
-    if not todo:
+    if not todo and all("latency_ms" in result["stages"][stage] for stage in stages):
         display.note(f"Nothing to do: every stage of '{directory.path}' is finished.")
         return result
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    start = prepare(config, todo, _left_behind(config, directory, result, todo[0]) or network)
+    before = _left_behind(config, directory, result, todo[0]) if todo else None
+    start = prepare(config, todo, before or network)
+    for note in start.splits.notes:
+        display.note(f"note: {note}")
     directory.begin(config)
     run = Run(config, directory, display, stopping, start.device, start.splits)
     for stage in todo:
@@ -81,6 +84,7 @@ def execute(
         figures = _STAGES[stage](run, model, header)
         figures["seconds"] = round(figures.get("seconds", 0.0) + time.perf_counter() - started, 3)
         result["stages"][stage] = figures
+        result["metrics_bytes"] = directory.metrics_bytes()
         directory.write_result(result)
         display.end(stage, figures)
     _measure_latency(run, result, stages)
@@ -144,6 +148,7 @@ def _training(run: Run, model: nn.Module, header: Header, stage: str, config: Op
 
 def _prune(run: Run, model: nn.Module, header: Header) -> dict[str, Any]:
     config = run.config.prune or PruneConfig()
+    run.directory.forget_unfinished()
     run.display.begin("prune", 0, f"removing {config.ratio:.0%} of the prunable channels")
     outcome = prune(model, run.splits.example, **config.model_dump())
     write_text(run.directory.plan_file, outcome.plan.to_json())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ def open_source(
     arguments: Sequence[str] = (),
     weights: Path | None = None,
     shape: str | None = None,
+    recipe: ModelSpec | None = None,
 ) -> Source:
     """Load the network the command line names.
 
@@ -69,6 +70,7 @@ def open_source(
         arguments: `key=value` arguments of the model.
         weights: Initial weights of `model`.
         shape: Shape of one input, such as "3,224,224".
+        recipe: The model of a recipe; it rebuilds a checkpoint of a network of one's own where `model` is not given.
 
     Raises:
         ConfigError: Neither or contradictory sources, an unknown model, or a malformed shape.
@@ -86,7 +88,8 @@ def open_source(
     if path is None:
         assert model is not None
         return _from_model(model, arguments, weights, input_shape)
-    return _from_file(path, model, arguments, input_shape)
+    spec = None if model is None else ModelSpec.parse(model, parse_arguments(arguments))
+    return _from_file(path, spec, recipe, input_shape)
 
 
 def _from_model(model: str, arguments: Sequence[str], weights: Path | None, shape: tuple[int, ...] | None) -> Source:
@@ -97,17 +100,18 @@ def _from_model(model: str, arguments: Sequence[str], weights: Path | None, shap
     return Source(network, Header(spec, input_shape=shape), model)
 
 
-def _from_file(path: Path, model: str | None, arguments: Sequence[str], shape: tuple[int, ...] | None) -> Source:
+def _from_file(path: Path, given: ModelSpec | None, recipe: ModelSpec | None, shape: tuple[int, ...] | None) -> Source:
     file = RunDirectory(path).network() if path.is_dir() else path
-    header = read_header(file)
-    dense = None
-    if model is not None:
-        given = parse_arguments(arguments) or dict(header.spec.kwargs)
-        dense = build(ModelSpec.parse(model, given), "--model")
+    stored, dense = read_header(file).spec, None
+    where = "--model"
+    if given is None and stored.own and recipe is not None and recipe.own:
+        given, where = recipe, "model.factory"
+    if given is not None:
+        given = replace(given, kwargs=given.kwargs or stored.kwargs)
+        dense = build(given, where)
     network, header = load_checkpoint(file, dense)
-    if shape is not None:
-        header = Header(header.spec, header.plans, shape, header.stage, header.config, header.metrics)
-    return Source(network, header, str(path))
+    spec = given if given is not None and stored.own else stored
+    return Source(network, replace(header, spec=spec, input_shape=shape or header.input_shape), str(path))
 
 
 def refuse_other_model(overrides: Sequence[str]) -> None:

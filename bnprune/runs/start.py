@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bnprune.config import PipelineConfig, PruneConfig, TrainConfig
+from bnprune.config import ModelConfig, PipelineConfig, PruneConfig, TrainConfig
 from bnprune.data import Splits, load_data
 from bnprune.errors import ConfigError, first_line
 from bnprune.models.zoo import ModelSpec, build, set_gamma
@@ -92,8 +92,17 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _spec_of(config: PipelineConfig) -> ModelSpec:
+def spec_of(config: PipelineConfig) -> ModelSpec:
+    """Return how a recipe builds its network."""
     return ModelSpec(config.model.name, config.model.factory, config.model.kwargs)
+
+
+def about(config: PipelineConfig, spec: ModelSpec) -> PipelineConfig:
+    """Return a recipe with the network that is given in place of its own, as a record that can be repeated."""
+    if spec_of(config) == spec:
+        return config
+    model = ModelConfig(name=spec.name, factory=spec.factory, kwargs=dict(spec.kwargs))
+    return config.model_copy(update={"model": model})
 
 
 def initial(config: PipelineConfig) -> Network:
@@ -104,7 +113,7 @@ def initial(config: PipelineConfig) -> Network:
         CheckpointError: Its weights cannot be read, or do not fit.
     """
     torch.manual_seed(config.seed)
-    spec = _spec_of(config)
+    spec = spec_of(config)
     model = build(spec)
     if config.model.weights is not None:
         fit_state(model, read_weights(config.model.weights), f"model.weights: '{config.model.weights}'")
@@ -115,5 +124,5 @@ def initial(config: PipelineConfig) -> Network:
 
 def load_stage(config: PipelineConfig, path: Path) -> Network:
     """Load a checkpoint of a run; its recipe may name a factory, which is trusted like a script."""
-    spec = _spec_of(config)
+    spec = spec_of(config)
     return load_checkpoint(path, build(spec) if spec.own else None)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import resource
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 
 from bnprune.errors import CheckpointError
 from bnprune.pruning.surgery import fill
+from bnprune.runs.directory import RunDirectory
 from tests.cli.harness import CHAIN, bnprune, document, done, read_json, refusal, spawn, tensor_bytes, write
 
 # -- a full disk ------------------------------------------------------------------------------------------------------
@@ -184,6 +187,76 @@ def test_ctrl_c_while_a_checkpoint_is_written(slim: Path, trained: Path, monkeyp
 
     monkeypatch.setattr("bnprune.runs.checkpoint.save_file", interrupted)
     assert refusal(130, "prune", trained, "--out", slim, "--force") == "interrupted"
+
+
+# -- a process that is killed -----------------------------------------------------------------------------------------
+
+
+def killed(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def same_run(left: Path, right: Path) -> None:
+    """The same networks to the bit, and the same metrics to the line."""
+    assert (left / "metrics.jsonl").read_text() == (right / "metrics.jsonl").read_text()
+    for name in ("train", "prune", "finetune"):
+        one, other = (folder / "checkpoints" / f"{name}.safetensors" for folder in (left, right))
+        assert tensor_bytes(one) == tensor_bytes(other)
+    assert not list(left.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("number", [1, 3, 4, 5], ids=["epoch", "train", "prune", "finetune"])
+def test_metrics_have_no_line_twice_wherever_a_run_is_killed(
+    number: int, recipe: Path, run: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after metrics were written and before what makes them count: a state, or a result."""
+    count, targets = 0, (RunDirectory.save_state, RunDirectory.write_result)
+
+    def wrapped(method: Callable[..., None]) -> Callable[..., None]:
+        def run(*args: Any) -> None:
+            nonlocal count
+            count += 1
+            if count == number:
+                raise KeyboardInterrupt
+            method(*args)
+
+        return run
+
+    for method in targets:
+        monkeypatch.setattr(RunDirectory, method.__name__, wrapped(method))
+    assert bnprune("run", recipe, "--out", "run").exit_code == 130
+    done("run", recipe, "--out", "run", "--resume")
+    same_run(here / "run", run)
+
+
+def test_latency_is_measured_later_where_it_is_missing(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("bnprune.runs.pipeline._measure_latency", killed)
+        assert bnprune("run", recipe, "--out", "run").exit_code == 130
+    stages = document("run", recipe, "--out", "run", "--resume")["stages"]
+    assert all(figures["latency_ms"] > 0 for figures in stages.values())
+
+
+def test_a_run_that_is_killed_at_random_goes_on_to_the_same_bits(recipe: Path, here: Path) -> None:
+    line = ["run", recipe, "train.epochs=12", "finetune.epochs=8", "data.augment=true", "threads=1", "--out"]
+    moments, resume = random.Random(0), []
+    for _ in range(3):
+        process = spawn(*line, "run", *resume)
+        size = metrics_size(here / "run")
+        while process.poll() is None and metrics_size(here / "run") == size:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        resume = ["--resume"]
+    done(*line, "run", "--resume")
+    done(*line, "whole")
+    same_run(here / "run", here / "whole")
+
+
+def metrics_size(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return path.stat().st_size if path.exists() else 0
 
 
 # -- our own mistakes -------------------------------------------------------------------------------------------------

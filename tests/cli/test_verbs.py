@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import bnprune as api
+from bnprune.models import ModelSpec
 from bnprune.runs.checkpoint import read_header
 from tests.cli.harness import CHAIN, RECIPE, contents, document, done, refusal, tensor_bytes, write
 from tests.nets import chain
@@ -143,6 +145,53 @@ def test_finetune_with_a_recipe_of_its_own(recipe: Path, here: Path) -> None:
     assert "no recipe is stored" in refusal(5, "finetune", "slim.safetensors", "--out", "tuned")
     found = document("finetune", "slim.safetensors", recipe, "finetune.epochs=1", "--out", "tuned")
     assert found["stages"]["finetune"]["channels"] == 16
+
+
+def own_checkpoint(width: int, *, named: bool) -> Path:
+    """A pruned network of one's own, from the command line or (where nobody has named its factory) from Python."""
+    path = Path("slim.safetensors")
+    line = ("--model", "own:build", "--model-arg", f"width={width}", "--input", "1,16,16")
+    done("prune", *line, "--out", path, "--force")
+    if not named:
+        network = api.load(path, model=api.build(ModelSpec(factory="own:build", kwargs={"width": width})))
+        api.save(api.prune(network, torch.zeros(1, 1, 16, 16), ratio=0.3), path)
+    return path
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize("named", [True, False])
+def test_finetune_a_network_of_ones_own_with_a_recipe_of_another(recipe: Path, here: Path, named: bool) -> None:
+    slim = own_checkpoint(12, named=named)
+    line = ("--model", "own:build", "--model-arg", "width=12", "data.limit=200", "--out", "tuned")
+    figures = document("finetune", slim, recipe, *line)["stages"]["finetune"]
+    assert figures["latency_ms"] > 0
+    tuned = here / "tuned/checkpoints/finetune.safetensors"
+    model = {"factory": "own:build", "kwargs": {"width": 12}}
+    assert yaml.safe_load((here / "tuned/config.yaml").read_text())["model"] == model
+    assert read_header(tuned).config["model"] == read_header(tuned).spec.to_dict() == model
+    assert "Nothing to do" in done("finetune", slim, recipe, *line, "--resume").stderr
+
+
+@pytest.mark.usefixtures("own")
+def test_finetune_takes_factory_and_arguments_from_the_recipe(recipe: Path) -> None:
+    slim = own_checkpoint(12, named=False)
+    keys = ["model:", "{factory: own:build, kwargs: {width: 12}}"]
+    text = "\n".join(" ".join(keys) if line.startswith("model:") else line for line in RECIPE.splitlines())
+    found = document("finetune", slim, write("own.yaml", text), "data.limit=200", "--out", "tuned")
+    assert found["stages"]["finetune"]["latency_ms"] > 0
+
+
+@pytest.mark.usefixtures("own")
+def test_finetune_records_the_network_of_the_checkpoint(recipe: Path, here: Path) -> None:
+    done(
+        "prune", "--model", "vgg11", "--model-arg", "width=0.125", "--model-arg", "in_channels=1", "--input", "1,32,32"
+    )
+    text = RECIPE.replace("augment: false", "augment: false, image_size: 32")
+    done("finetune", "slim.safetensors", write("mlp.yaml", text), "data.limit=200", "--out", "tuned")
+    tuned = here / "tuned/checkpoints/finetune.safetensors"
+    assert read_header(tuned).spec.name == "vgg11"
+    assert read_header(tuned).config["model"]["name"] == "vgg11"
+    assert yaml.safe_load((here / "tuned/config.yaml").read_text())["model"]["name"] == "vgg11"
 
 
 def test_a_run_leaves_all_that_is_promised(run: Path) -> None:
@@ -292,6 +341,32 @@ def test_validate_is_readable(recipe: Path) -> None:
     assert "{" not in text
     assert "1295 images to train, 143 to validate, 359 to test; 1x16x16, 10 classes" in text
     assert "32 BN channels, 32 of them prunable" in text
+
+
+UNCLEAR = """\
+import torch
+from torch.utils.data import Dataset
+
+
+class Images(Dataset):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return torch.randn(1, 16, 16), index % 10
+
+
+def build():
+    return Images(), Images()
+"""
+
+
+def test_a_note_on_the_data_is_shown(recipe: Path) -> None:
+    write("unclear.py", UNCLEAR)
+    line = (recipe, "data.name=", "data.factory=unclear:build", "data.workers=0", "train.epochs=1")
+    note = "note: validation images are training images as the training set gives them"
+    assert note in done("validate", *line).stdout
+    assert note in done("train", *line, "--out", "run").stderr
 
 
 def test_doctor_names_versions_devices_and_models() -> None:

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 import bnprune
 from bnprune.models import ModelSpec, build
 from bnprune.runs.checkpoint import Header, load_checkpoint, read_header, read_weights, save_checkpoint
+from bnprune.runs.source import open_source
 from tests.nets import Net, conv_bn, head, lively
 
 X = torch.zeros(1, 3, 32, 32)
@@ -102,12 +104,23 @@ def test_a_network_pruned_twice_in_python_is_loaded(tmp_path) -> None:
     assert torch.equal(bnprune.load(tmp_path / "thrice.safetensors", own())(X), third.model.eval()(X))
 
 
-def test_shared_tensors_are_stored_once_and_shared_again(tmp_path) -> None:
-    def tied() -> nn.Module:
-        net = Net(lambda n, x: n.head(n.b(n.a(x))), a=conv_bn(8, 8), b=conv_bn(8, 8), head=head(8))
-        net.b[0].weight = net.a[0].weight
-        return net
+def tied() -> nn.Module:
+    net = Net(lambda n, x: n.head(n.b(n.a(x))), a=conv_bn(8, 8), b=conv_bn(8, 8), head=head(8))
+    net.b[0].weight = net.a[0].weight
+    return net
 
+
+def test_another_input_shape_changes_nothing_else_of_a_header(tmp_path) -> None:
+    path = tmp_path / "tied.safetensors"
+    spec = ModelSpec(factory="tests.unit.test_checkpoint:tied")
+    save_checkpoint(path, tied(), Header(spec, input_shape=(8, 4, 4)))
+    header = read_header(path)
+    assert header.aliases
+    found = open_source(path, model="tests.unit.test_checkpoint:tied", shape="8,5,5").header
+    assert found == replace(header, input_shape=(8, 5, 5))
+
+
+def test_shared_tensors_are_stored_once_and_shared_again(tmp_path) -> None:
     path = tmp_path / "tied.safetensors"
     model = lively(tied())
     save_checkpoint(path, model, Header(ModelSpec(factory="x:tied")))
