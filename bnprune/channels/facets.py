@@ -34,7 +34,8 @@ def compact(full: torch.Tensor) -> Facet:
     for dim in dims:
         if bool((full == full.narrow(dim, 0, 1)).all()):
             full = full.narrow(dim, 0, 1)
-    return full
+    # A small view must not keep a large tensor alive.
+    return full.clone() if full.untyped_storage().nbytes() > 4 * full.nbytes + 1024 else full
 
 
 def along(ids: torch.Tensor, dim: int, rank: int) -> Facet:

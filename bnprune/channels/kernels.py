@@ -1,11 +1,12 @@
 """Running an operator on meta tensors, without PyTorch's slow decompositions for the commonest ones.
 
-Meta kernels written in Python take up to 0.6 ms each (BatchNorm); for a few operators the output's shape is plain to
-see. Every short cut checks the shapes the real operator checks, and leaves anything unusual to it.
+Meta kernels written in Python take up to 25 ms each (grid_sampler); for some operators the output's shape is plain to
+see. Every short cut checks the shapes the real operator checks, and leaves anything unusual to it: it returns None.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,22 +14,18 @@ import torch
 from bnprune.channels.trees import map_tensors, operands
 
 aten = torch.ops.aten
-
-_BATCH_NORMS = {aten.native_batch_norm.default, aten.cudnn_batch_norm.default}
-_IN_PLACE_UNARY = {aten.relu_.default, aten.hardtanh_.default, aten.silu_.default, aten.hardswish_.default}
-_UNARY = {aten.relu.default, aten.silu.default, aten.sigmoid.default, aten.gelu.default, aten.hardswish.default}
+ShortCut = Callable[..., Any]
 
 
 def run_kernel(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], *, meta: bool) -> Any:
     """Run an operator; with `meta`, stray tensors of other devices are moved to the meta device first."""
     if not meta:
         return func(*args, **kwargs)
-    if func in _BATCH_NORMS and _batch_norm_fits(*args[:5]):
-        return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
-    if func in _IN_PLACE_UNARY:
-        return args[0]
-    if func in _UNARY:
-        return torch.empty_like(args[0])
+    short_cut = _SHORT_CUTS.get(func)
+    if short_cut is not None and not kwargs and all(tensor.is_meta for tensor in operands(args, kwargs)):
+        output = short_cut(*args)
+        if output is not None:
+            return output
     try:
         return func(*args, **kwargs)
     except RuntimeError:
@@ -39,5 +36,110 @@ def run_kernel(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[
         return args[0] if torch.Tag.inplace in func.tags else output
 
 
-def _batch_norm_fits(x: torch.Tensor, *per_channel: torch.Tensor | None) -> bool:
-    return all(tensor is None or tensor.shape == x.shape[1:2] for tensor in per_channel)
+def _batch_norm(x: torch.Tensor, *rest: Any) -> Any:
+    fits = all(tensor is None or tensor.shape == x.shape[1:2] for tensor in rest[:4])
+    return (_empty_like(x), x.new_empty(0), x.new_empty(0)) if fits else None
+
+
+def _layer_norm(x: torch.Tensor, shape: Sequence[int], weight: Any, bias: Any, _: float) -> Any:
+    fits = tuple(x.shape[x.dim() - len(shape) :]) == tuple(shape)
+    if not fits or any(tensor is not None and tuple(tensor.shape) != tuple(shape) for tensor in (weight, bias)):
+        return None
+    kept = x.new_empty([*x.shape[: x.dim() - len(shape)], *[1] * len(shape)])
+    return torch.empty_like(x, memory_format=torch.contiguous_format), kept, torch.empty_like(kept)
+
+
+def _convolution(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Any:
+    space = x.dim() - 2
+    plain = not transposed and x.is_contiguous() and weight.is_contiguous() and x.dim() == weight.dim()
+    steps = len(stride) == len(padding) == len(dilation) == space
+    fits = x.shape[1] == weight.shape[1] * groups and weight.shape[0] % groups == 0
+    if not (plain and steps and fits and (bias is None or tuple(bias.shape) == (weight.shape[0],))):
+        return None
+    sizes = [
+        (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (weight.shape[2 + d] - 1) - 1) // stride[d] + 1
+        for d in range(space)
+    ]
+    return x.new_empty([x.shape[0], weight.shape[0], *sizes]) if all(size > 0 for size in sizes) else None
+
+
+def _add_product(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> Any:
+    fits = a.shape[1] == b.shape[0] and tuple(bias.shape) == (b.shape[1],)
+    return a.new_empty([a.shape[0], b.shape[1]]) if fits else None
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> Any:
+    return a.new_empty([a.shape[0], b.shape[1]]) if a.shape[1] == b.shape[0] else None
+
+
+def _mean(x: torch.Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Any:
+    if not dims:
+        return None
+    gone = {dim % x.dim() for dim in dims}
+    sizes = [1 if dim in gone else size for dim, size in enumerate(x.shape) if keepdim or dim not in gone]
+    return x.new_empty(sizes) if x.is_contiguous() else None
+
+
+def _grid_sample(x: torch.Tensor, grid: torch.Tensor, *_: Any) -> Any:
+    fits = x.dim() == 4 and grid.dim() == 4 and x.shape[0] == grid.shape[0] and grid.shape[3] == 2
+    return x.new_empty([*x.shape[:2], *grid.shape[1:3]]) if fits else None
+
+
+def _like(x: torch.Tensor, *_: Any) -> Any:
+    return _empty_like(x)
+
+
+def _empty_like(x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(x.shape) if x.is_contiguous() else torch.empty_like(x)
+
+
+def _itself(x: torch.Tensor, *_: Any) -> Any:
+    return x
+
+
+def _combined(x: Any, y: Any, *_: Any) -> Any:
+    """Elementwise; where one operand has the shape of the output, the output is laid out like it."""
+    if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor) or x.dtype != y.dtype or not x.dim():
+        return None
+    if x.shape == y.shape:
+        return x.new_empty(x.shape) if x.is_contiguous() and y.is_contiguous() else None
+    whole = x if x.numel() >= y.numel() else y
+    fits = whole.is_contiguous() and torch.broadcast_shapes(x.shape, y.shape) == whole.shape
+    return whole.new_empty(whole.shape) if fits else None
+
+
+_SHORT_CUTS: dict[torch._ops.OpOverload, ShortCut] = {
+    aten.native_batch_norm.default: _batch_norm,
+    aten.cudnn_batch_norm.default: _batch_norm,
+    aten.native_layer_norm.default: _layer_norm,
+    aten.convolution.default: _convolution,
+    aten.addmm.default: _add_product,
+    aten.mm.default: _product,
+    aten.mean.dim: _mean,
+    aten.grid_sampler_2d.default: _grid_sample,
+    **dict.fromkeys((aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor), _combined),
+    **dict.fromkeys((aten.relu_.default, aten.hardtanh_.default, aten.silu_.default, aten.hardswish_.default), _itself),
+    **dict.fromkeys(
+        (
+            aten.relu.default,
+            aten.silu.default,
+            aten.sigmoid.default,
+            aten.gelu.default,
+            aten.hardswish.default,
+            aten.hardsigmoid.default,
+            aten.hardtanh.default,
+            aten.tanh.default,
+        ),
+        _like,
+    ),
+}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import CellType, CodeType, FunctionType
 from typing import Any
@@ -17,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Undo everything the block does to the attributes of the model's modules (mode, buffers, caches in containers)."""
-    before = [*_containers([vars(module) for module in model.modules()])]
+    before = [*_containers(vars(module) for module in model.modules())]
     try:
         yield
     finally:
@@ -69,16 +70,22 @@ def _is_filled(cell: CellType) -> bool:
 _Container = dict[Any, Any] | list[Any]
 
 
-def _containers(queue: list[_Container]) -> Iterator[tuple[_Container, tuple[Any, ...], tuple[Any, ...]]]:
+_HOOKS = {name for name, value in vars(nn.Module()).items() if "hook" in name}
+"""Containers of every module that forward passes leave alone."""
+
+
+def _containers(outer: Iterable[_Container]) -> Iterator[tuple[_Container, tuple[Any, ...], tuple[Any, ...]]]:
     """Yield nested builtin containers, each with its keys (none for a list) and values."""
     seen: set[int] = set()
+    queue = list(outer)
     while queue:
         live = queue.pop()
         if id(live) in seen:
             continue
         seen.add(id(live))
         keys, values = (tuple(live), tuple(live.values())) if isinstance(live, dict) else ((), tuple(live))
-        queue += [value for value in values if isinstance(value, dict | list)]
+        names = keys or itertools.repeat("")
+        queue += [v for k, v in zip(names, values, strict=False) if isinstance(v, dict | list) and k not in _HOOKS]
         yield live, keys, values
 
 
@@ -113,7 +120,10 @@ def module_stack(model: nn.Module, strangers: list[nn.Module] | None = None) -> 
         yield stack
 
 
-def set_mode(model: nn.Module, *, training: bool) -> None:
-    """Set train or eval mode without calling user code, which may refuse, freeze or print."""
+def set_mode(model: nn.Module, *, training: bool, norms: bool = True) -> None:
+    """Set train or eval mode without calling user code, which may refuse, freeze or print.
+
+    Without `norms`, BatchNorms are in eval mode all the same: they refuse to train on single values per channel.
+    """
     for module in model.modules():
-        module.training = training
+        module.training = training and (norms or not isinstance(module, nn.modules.batchnorm._BatchNorm))

@@ -154,7 +154,7 @@ class _Follower(TorchDispatchMode):
             facets = constant(self.findings.ids, tensor, why)
             self._remember(tensor, tuple(facet for facet in facets if varying(facet) != (0,)))
         with still(self.model), module_stack(self.model) as self._stack:
-            set_mode(self.model, training=training)
+            set_mode(self.model, training=training, norms=False)
             try:
                 with self:
                     output = torch.func.functional_call(self.model, self.named, args, kwargs)

@@ -121,7 +121,7 @@ class PruningPlan:
                     Refusal(str(r["site"]), str(r["reason"]), str(r["fix"])) for r in data.get("refusals", ())
                 ),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"not a pruning plan: {type(error).__name__}: {error}") from error
 
 
@@ -218,10 +218,11 @@ def _attributes(
     graph: ChannelGraph, model: nn.Module, removed: Mask, sizes: Sequence[Count]
 ) -> dict[str, dict[str, Size]]:
     changed: dict[str, dict[str, Size]] = {}
-    for count in (*_widths(graph, model), *graph.counts, *sizes):
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for count in (*_widths(graph, modules), *graph.counts, *sizes):
         kept = int((~removed[graph.units(count.ids)]).sum())
         name, _, index = count.attribute.removesuffix("]").partition("[")
-        before = getattr(model.get_submodule(count.module), name, None)
+        before = getattr(modules[count.module], name, None)
         if kept == len(count.ids):
             continue
         if not index and before == len(count.ids):
@@ -233,9 +234,9 @@ def _attributes(
     return changed
 
 
-def _widths(graph: ChannelGraph, model: nn.Module) -> Iterator[Count]:
+def _widths(graph: ChannelGraph, modules: Mapping[str, nn.Module]) -> Iterator[Count]:
     for (name, _), ids in graph.axes.items():
         if len(graph.shapes[name]) == 1:
             owner = name.rpartition(".")[0]
-            module = model.get_submodule(owner)
+            module = modules[owner]
             yield from (Count(owner, attribute, ids) for attribute in _WIDTHS if hasattr(module, attribute))

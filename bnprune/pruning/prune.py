@@ -240,8 +240,7 @@ def carry_out(drafted: Draft, model: nn.Module, example_inputs: Any, *, proof: b
     require_cut(drafted)
     plan = describe_plan(drafted)
     started = time.perf_counter()
-    # A rehearsal on real tensors in train mode has changed BatchNorm statistics.
-    slim = fill(carve(plan, model) if drafted.survey.graph.real else drafted.hollow, plan, model)
+    slim = fill(drafted.hollow, plan, model)
     remember(slim, model, plan)
     cut = time.perf_counter()
     verification: Verification | None = None

@@ -86,7 +86,7 @@ def rehearse(
         stage = _Stage(graph, followed, removed, {*kept, *found}, Attributes(slim, known))
         stage.detour = Detour(DETOURS[mode]) if mode in DETOURS else None
         with still(slim), module_stack(slim, strangers) as stage.stack:
-            set_mode(slim, training=mode == "train")
+            set_mode(slim, training=mode == "train", norms=False)
             try:
                 with stage:
                     slim(*args, **kwargs)

@@ -43,11 +43,11 @@ def require_bare(model: Any) -> None:
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every parameter and buffer once, under its first name."""
     seen: set[int] = set()
-    for source in (model.named_parameters(), model.named_buffers()):
-        for name, tensor in source:
-            if id(tensor) not in seen:
+    for prefix, module in model.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))
-                yield name, tensor
+                yield f"{prefix}.{name}" if prefix else name, tensor
 
 
 def apply(plan: PruningPlan, model: nn.Module) -> nn.Module:
