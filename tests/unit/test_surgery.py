@@ -121,6 +121,7 @@ def test_a_damaged_plan_is_refused_before_anything_is_touched(result, change, me
     [
         lambda data: data["requested"].update(ratio="half"),
         lambda data: data["realised"].update(ratio=[]),
+        lambda data: data["realised"].update(ratio=10**400),
         lambda data: data["realised"].update(channels={"before": 3}),
     ],
 )
