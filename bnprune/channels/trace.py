@@ -25,7 +25,7 @@ from bnprune.channels.graph import ChannelGraph, GatedNorm, Layer, Record, Trace
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 from bnprune.channels.kernels import run_kernel
 from bnprune.channels.macs import macs_of
-from bnprune.channels.modules import mode_matters, module_stack, set_mode, still
+from bnprune.channels.modules import mode_matters, module_stack, set_mode, still, walk
 from bnprune.channels.rules import look_up
 from bnprune.channels.trees import Inputs, as_inputs, map_tensors, operands, tensors
 from bnprune.errors import ForwardError, TraceError
@@ -107,7 +107,7 @@ class _Follower(TorchDispatchMode):
         super().__init__()
         self.model = model
         self.real = real
-        self.findings = Findings(modules=dict(model.named_modules()), gates=gates)
+        self.findings = Findings(modules=walk(model), gates=gates)
         self.aliases: dict[str, str] = {}
         self.named = self._name_tensors()
         self._used: set[str] = set()
@@ -335,7 +335,7 @@ class _Follower(TorchDispatchMode):
     def _buffer_gammas(self) -> dict[str, str]:
         """Scale factors of BatchNorms that do not call a BatchNorm operator (frozen ones, with buffers only)."""
         found = {}
-        for name, module in self.model.named_modules():
+        for name, module in self.findings.modules.items():
             if isinstance(module, nn.modules.instancenorm._InstanceNorm):
                 continue
             statistics = [getattr(module, key, None) for key in ("weight", "running_mean", "running_var")]

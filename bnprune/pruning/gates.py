@@ -6,7 +6,7 @@ They take the BatchNorm's place in the network and hold it as `norm`. What they 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from bnprune.channels.boundaries import GateKind
+from bnprune.channels.modules import walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +90,12 @@ def gated_name(name: str, gates: Collection[str]) -> str:
     return f"{owner}.norm.{leaf}" if owner in gates else name
 
 
-def install(gates: Iterable[Gate], slim: nn.Module, dense: nn.Module) -> None:
+def install(gates: Sequence[Gate], slim: nn.Module, dense: nn.Module) -> None:
     """Put gates into a slim network, in place of its BatchNorms; again, where they are there already."""
+    if not gates:
+        return
     owners: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
-    for parent in slim.modules():
+    for parent in walk(slim).values():
         for name, child in parent._modules.items():
             owners[id(child)].append((parent, name))
     for gate in gates:

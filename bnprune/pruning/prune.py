@@ -12,6 +12,7 @@ from torch import nn
 from bnprune.channels.call import Count
 from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.ids import Refusal
+from bnprune.channels.modules import walk
 from bnprune.channels.trace import Coupling, trace
 from bnprune.channels.trees import as_inputs
 from bnprune.errors import CheckpointError, PruningError, TraceError, first_line
@@ -207,7 +208,7 @@ def draft(model: nn.Module, example_inputs: Any, found: Survey) -> Draft:
 
 
 def _require_own_modules(model: nn.Module, rehearsal: Rehearsal) -> None:
-    for name, module in model.named_modules():
+    for name, module in walk(model).items() if rehearsal.strangers else ():
         if any(module is stranger for stranger in rehearsal.strangers):
             raise TraceError(
                 f"{name or 'the network'}: a copy of the network still runs this module of the original, because some "

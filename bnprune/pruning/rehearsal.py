@@ -25,7 +25,7 @@ from bnprune.channels.graph import ChannelGraph, Record, Trace
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 from bnprune.channels.kernels import run_kernel
 from bnprune.channels.macs import macs_of
-from bnprune.channels.modules import module_stack, set_mode, still
+from bnprune.channels.modules import module_stack, set_mode, still, walk
 from bnprune.channels.trace import numbers_in
 from bnprune.channels.trees import Inputs, map_tensors, operands
 from bnprune.errors import first_line
@@ -310,7 +310,7 @@ class Attributes:
     """Integers that modules keep, which may be sizes."""
 
     def __init__(self, model: nn.Module, known: set[tuple[str, str]]) -> None:
-        self.modules = dict(model.named_modules())
+        self.modules = walk(model)
         self.known = known
 
     def holding(self, site: str, sizes: Sequence[Ids], parts: Sequence[Ids]) -> list[Count]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnprune.channels.modules import walk
 from bnprune.errors import CheckpointError, PruningError
 from bnprune.pruning.gates import Gate, gated_name, install
 from bnprune.pruning.plan import Cut, PruningPlan, Size, identity
@@ -34,7 +35,7 @@ def require_bare(model: Any) -> None:
         raise PruningError("got an optimizer: prune the network, then build a new optimizer for the slim one.")
     if not isinstance(model, nn.Module):
         raise PruningError(f"got a {type(model).__name__}, expected a torch.nn.Module.")
-    for name, module in model.named_modules():
+    for name, module in walk(model).items():
         advice = _WRAPPERS.get(type(module).__name__)
         if advice:
             raise PruningError(f"{name or 'the network'} is wrapped in {type(module).__name__}: {advice}.")
@@ -43,7 +44,7 @@ def require_bare(model: Any) -> None:
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every parameter and buffer once, under its first name."""
     seen: set[int] = set()
-    for prefix, module in model.named_modules():
+    for prefix, module in walk(model).items():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))
@@ -137,7 +138,7 @@ def _copy(plan: PruningPlan, model: nn.Module, make: Callable[[str, torch.Tensor
 
 def _computed_tensor(model: nn.Module) -> str:
     """Name a tensor that is the result of a computation, which PyTorch does not copy; empty if there is none."""
-    for name, module in model.named_modules():
+    for name, module in walk(model).items():
         for attribute, value in vars(module).items():
             if isinstance(value, torch.Tensor) and not value.is_leaf:
                 return (
