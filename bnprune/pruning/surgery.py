@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -123,7 +125,7 @@ def _copy(plan: PruningPlan, model: nn.Module, make: Callable[[str, torch.Tensor
     tensors = dict(named_tensors(model))
     memo: dict[int, Any] = {id(tensor): _like(tensor, make(name, tensor)) for name, tensor in tensors.items()}
     try:
-        slim = copy.deepcopy(model, memo)
+        slim = _twin(model, memo)
     except Exception as error:
         why = _computed_tensor(model) or f"{type(error).__name__}: {error}"
         raise PruningError(f"the network cannot be copied: {why}") from error
@@ -134,6 +136,34 @@ def _copy(plan: PruningPlan, model: nn.Module, make: Callable[[str, torch.Tensor
             setattr(module, attribute, [*value] if listed and isinstance(value, tuple) else value)
     install(plan.gates, slim, model)
     return slim
+
+
+def _twin(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Copy a module as `copy.deepcopy` does, without its price for the empty containers that every module has."""
+    cls: Any = type(module)
+    before = module.__getstate__()
+    if id(module) in memo or not _is_plain(cls) or not isinstance(before, dict):
+        whole: nn.Module = copy.deepcopy(module, memo)
+        return whole
+    twin: Any = object.__new__(cls)
+    memo[id(module)] = twin
+    state = {}
+    for name, value in before.items():
+        if name == "_modules":
+            state[name] = {key: None if child is None else _twin(child, memo) for key, child in value.items()}
+        elif type(value) in (dict, OrderedDict) and not value:
+            state[name] = type(value)()
+        else:
+            state[name] = copy.deepcopy(value, memo)
+    twin.__setstate__(state)
+    return cast("nn.Module", twin)
+
+
+@functools.cache
+def _is_plain(cls: Any) -> bool:
+    """Tell whether a class leaves it to PyTorch what its state is, and to Python how to copy it."""
+    object_s = all(getattr(cls, name) is getattr(object, name) for name in ("__new__", "__reduce__", "__reduce_ex__"))
+    return object_s and cls.__getstate__ is nn.Module.__getstate__ and not hasattr(cls, "__deepcopy__")
 
 
 def _computed_tensor(model: nn.Module) -> str:

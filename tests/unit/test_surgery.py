@@ -235,3 +235,34 @@ def test_what_is_not_a_bare_network_is_refused(wrap, message: str) -> None:
         bnprune.prune(wrap(model), X, ratio=0.5)
     with pytest.raises(bnprune.PruningError, match=message):
         apply(bnprune.prune(model, X, ratio=0.5).plan, wrap(model))
+
+
+def test_the_copy_is_what_deepcopy_makes() -> None:
+    """References inside it stay inside it: shared modules, modules in lists, hooks, attributes of any kind."""
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.none = conv_bn(3, 8), conv_bn(8, 8), None
+            self.again = self.a
+            self.plain = [self.b, {"first": self.a}]
+            self.settings = {"empty": {}, "sizes": [1, 2]}
+            self.seen: list[int] = []
+            self.head = head(8)
+            self.register_module("absent", None)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen.append(x.shape[0])
+            return self.head(self.plain[0](self.again(x)))
+
+    model = lively(Odd())
+    model.a.register_forward_hook(lambda module, args, output: output + 0)
+    slim = bnprune.prune(model, torch.zeros(1, 3, 8, 8), ratio=0.4).model
+    assert slim.again is slim.a is slim.plain[1]["first"]
+    assert slim.plain[0] is slim.b is not model.b
+    assert slim.settings == model.settings
+    assert slim.settings["sizes"] is not model.settings["sizes"]
+    assert len(slim.a._forward_hooks) == 1
+    assert slim.absent is None
+    assert vars(slim).keys() - vars(model).keys() == {"_bnprune_plans"}
+    assert (slim.seen, model.seen) == ([], [])
