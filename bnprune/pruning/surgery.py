@@ -141,8 +141,8 @@ def _copy(plan: PruningPlan, model: nn.Module, make: Callable[[str, torch.Tensor
 def _twin(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Copy a module as `copy.deepcopy` does, without its price for the empty containers that every module has."""
     cls: Any = type(module)
-    before = module.__getstate__()
-    if id(module) in memo or not _is_plain(cls) or not isinstance(before, dict):
+    before = module.__getstate__() if _is_plain(cls) and id(module) not in memo else None
+    if not isinstance(before, dict):
         whole: nn.Module = copy.deepcopy(module, memo)
         return whole
     twin: Any = object.__new__(cls)
