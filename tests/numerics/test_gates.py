@@ -201,3 +201,18 @@ def test_the_paper_prunes_preresnet_and_densenet_per_reader() -> None:
         assert abs(result.report.ratio_realised - 0.6) < 0.001
         assert {gate.kind for gate in result.plan.gates} == {"read"}
         assert len(result.plan.gates) > 30
+
+
+def test_a_gate_is_called_as_the_norm_was_and_stands_under_every_name_it_had() -> None:
+    def forward(n: Net, x: torch.Tensor) -> torch.Tensor:
+        x = n.first[1](input=n.first[0](x))
+        return n.head(x + n.alias(n.second[0](x)))
+
+    second = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+    first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
+    model = lively(Net(forward, first=first, second=second, alias=second[1], head=head(8)))
+    result = bnprune.prune(model, torch.zeros(SHAPE), ratio=0.5, coupling="gates")
+    assert result.report.ratio_realised == 0.5
+    assert not result.report.refusals
+    assert result.model.alias is result.model.second[1]
+    assert isinstance(result.model.alias, WriteGate)
