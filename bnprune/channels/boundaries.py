@@ -1,7 +1,7 @@
 """Boundaries: BatchNorms that may give up channels of their own, while the stream they read or write keeps them.
 
 Several layers that add to (ResNet) or read from (DenseNet, PreResNet) one stream of channels are coupled: all of them
-lose the same channels. A gate lifts that (UPSCALE, Apple, ICML 2023; Liu et al., ICCV 2017, section 4.4 prunes
+lose the same channels. A gate lifts that (UPSCALE, Apple, ICML 2023; Liu et al., ICCV 2017, section 3, prune
 PreResNet and DenseNet with what is a read gate here):
 
 * a *write* gate stands behind a BatchNorm that a convolution or linear layer of its own feeds. It widens the

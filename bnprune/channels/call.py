@@ -128,6 +128,10 @@ class Call:
             found = ids
         return found
 
+    def side(self, weight: torch.Tensor, dim: int) -> torch.Tensor | None:
+        """Return the channel ids along one side of a weight; one that was computed has channels along others, too."""
+        return self.axis(weight, dim, passing=[other for other in range(weight.dim()) if other != dim])
+
     def _named_axis(self, name: str, tensor: torch.Tensor, dim: int) -> torch.Tensor | None:
         if tensor.shape[dim] < 2:
             return None
@@ -180,7 +184,7 @@ class Call:
         if name is not None and ids is not None and (name, dim) not in self.findings.axes and tensor.shape[dim] > 1:
             self.findings.axes[name, dim] = ids
             return
-        own = self.axis(tensor, dim, passing=[other for other in range(tensor.dim()) if other != dim])
+        own = self.side(tensor, dim)
         if own is None or ids is None:
             self.freeze(
                 [own, ids], "meets a dimension that cannot shrink", "exclude this layer, or free the other side"

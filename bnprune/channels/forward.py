@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from bnprune.channels.modules import set_mode, untouched
+from bnprune.channels.modules import set_mode, still
 from bnprune.channels.trees import Inputs, map_tensors
 
 Found = TypeVar("Found")
@@ -37,6 +37,6 @@ def forward(model: nn.Module, inputs: Inputs, *, device: str, training: bool = F
     args, kwargs = map_tensors(lambda tensor: tensor.to(device), inputs)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     copies = {name: tensor.detach().to(device, copy=True) for name, tensor in tensors.items()}
-    with untouched(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with still(model):
         set_mode(model, training=training)
         return torch.func.functional_call(model, copies, args, kwargs)

@@ -87,7 +87,7 @@ def _mean(x: torch.Tensor, dims: Sequence[int] | None, keepdim: bool = False) ->
         return None
     gone = {dim % x.dim() for dim in dims}
     sizes = [1 if dim in gone else size for dim, size in enumerate(x.shape) if keepdim or dim not in gone]
-    return x.new_empty(sizes) if x.is_contiguous() else None
+    return x.new_empty(sizes) if x.is_contiguous() and x.is_floating_point() else None
 
 
 def _grid_sample(x: torch.Tensor, grid: torch.Tensor, *_: Any) -> Any:
@@ -96,7 +96,7 @@ def _grid_sample(x: torch.Tensor, grid: torch.Tensor, *_: Any) -> Any:
 
 
 def _like(x: torch.Tensor, *_: Any) -> Any:
-    return _empty_like(x)
+    return _empty_like(x) if x.is_floating_point() else None
 
 
 def _empty_like(x: torch.Tensor) -> torch.Tensor:
@@ -110,6 +110,8 @@ def _itself(x: torch.Tensor, *_: Any) -> Any:
 def _combined(x: Any, y: Any, *_: Any) -> Any:
     """Elementwise; where one operand has the shape of the output, the output is laid out like it."""
     if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor) or x.dtype != y.dtype or not x.dim():
+        return None
+    if not x.is_floating_point():  # integers divide to real numbers
         return None
     if x.shape == y.shape:
         return x.new_empty(x.shape) if x.is_contiguous() and y.is_contiguous() else None

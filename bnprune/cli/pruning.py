@@ -29,7 +29,7 @@ from bnprune.pruning.prune import (
     survey,
 )
 from bnprune.pruning.request import Request
-from bnprune.pruning.surgery import require_bare, require_fit
+from bnprune.pruning.surgery import require_bare, require_plan_fits
 from bnprune.runs.checkpoint import save_checkpoint
 from bnprune.runs.files import require_free_file
 from bnprune.runs.source import Source, open_source
@@ -89,7 +89,7 @@ def run_prune(
 def _read_plan(path: Path, model: nn.Module) -> PruningPlan:
     try:
         plan = PruningPlan.from_json(path.read_text(encoding="utf-8"))
-        require_fit(plan, model)
+        require_plan_fits(plan, model)
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"--plan: '{path}' cannot be read: {error}") from error
     except CheckpointError as error:

@@ -1,7 +1,7 @@
 """Running somebody else's network for a proof: in float64 and eval mode, the same way every time.
 
-Every random tensor is constant, so that networks of different widths, which would draw different numbers, stay
-comparable; and BatchNorms may use the statistics of the batch.
+A tensor of random real numbers holds one number throughout, so that networks of different widths, which would draw
+different ones, stay comparable; and BatchNorms may use the statistics of the batch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bnprune.channels.modules import set_mode, untouched
+from bnprune.channels.modules import set_mode, still
 from bnprune.channels.trees import Inputs, map_tensors, tensors
 
 aten = torch.ops.aten
@@ -29,13 +29,7 @@ def run(model: nn.Module, inputs: Inputs, seed: int, watch: Watch, *, lively: bo
     With `lively`, BatchNorms use the statistics of the batch (where it has more than one value per channel).
     """
     args, kwargs = inputs
-    with (
-        untouched(model),  # what one run caches must not change the next
-        torch.random.fork_rng(devices=[]),
-        torch.no_grad(),
-        _double_defaults(),
-        _Double(seed, watch, lively=lively),
-    ):
+    with still(model), _double_defaults(), _Double(seed, watch, lively=lively):
         set_mode(model, training=False)
         torch.manual_seed(seed)
         return list(tensors(model(*args, **kwargs)))

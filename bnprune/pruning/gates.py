@@ -38,10 +38,15 @@ class Gate:
     def wrap(self, norm: nn.Module, shift: torch.Tensor) -> nn.Module:
         """Put a gate around the slim BatchNorm; `shift` is β of the dense one, shape (C,)."""
         if self.kind == "read":
-            return ReadGate(norm, torch.tensor([self.stream.index(c) for c in self.keep], device=shift.device))
-        places = {channel: place for place, channel in enumerate((*self.keep, *self.filled))}
-        order = torch.tensor([places[channel] for channel in self.stream], device=shift.device)
+            return ReadGate(norm, _places(self.keep, self.stream, shift.device))
+        order = _places(self.stream, (*self.keep, *self.filled), shift.device)
         return WriteGate(norm, order, shift[torch.tensor(self.filled, dtype=torch.int64, device=shift.device)])
+
+
+def _places(wanted: Sequence[int], given: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Return where each wanted channel stands among those given."""
+    place_of = {channel: place for place, channel in enumerate(given)}
+    return torch.tensor([place_of[channel] for channel in wanted], device=device)
 
 
 class ReadGate(nn.Module):

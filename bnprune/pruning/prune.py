@@ -138,7 +138,8 @@ def prune(
     Args:
         model: Any module that runs a forward pass; it is left untouched.
         example_inputs: A tensor (usually (1, channels, height, width)), a tuple of positional or a mapping of keyword
-            arguments of the forward pass. Values do not matter, shapes do.
+            arguments of the forward pass. Shapes matter; values of floating-point tensors only where the network cannot
+            digest noise, which the proof feeds it otherwise.
         ratio: Fraction of the prunable BatchNorm channels to remove, in (0, 1).
         min_channels: Channels every layer keeps at least.
         exclude: Layers whose width stays: module names, names of parents, or globs.
@@ -155,7 +156,8 @@ def prune(
     Raises:
         ConfigError: An argument is out of range or a pattern matches nothing.
         PruningError: The network cannot be pruned: no BatchNorm, or everything frozen.
-        TraceError: The forward pass fails.
+        TraceError: The analysis fails.
+        ForwardError: The forward pass fails, or gives nothing finite to compare.
         VerificationError: The proof failed; this is a bug in bnprune worth a report.
     """
     require_bare(model)

@@ -121,7 +121,7 @@ def fill(slim: nn.Module, plan: PruningPlan, model: nn.Module) -> nn.Module:
 
 def _copy(plan: PruningPlan, model: nn.Module, make: Callable[[str, torch.Tensor], torch.Tensor]) -> nn.Module:
     """Copy the structure of a network with other tensors in it, and set the attributes of the plan."""
-    require_fit(plan, model)
+    require_plan_fits(plan, model)
     tensors = dict(named_tensors(model))
     memo: dict[int, Any] = {id(tensor): _like(tensor, make(name, tensor)) for name, tensor in tensors.items()}
     try:
@@ -187,7 +187,7 @@ def _keeps(plan: PruningPlan) -> dict[str, list[tuple[int, torch.Tensor]]]:
     return keeps
 
 
-def require_fit(plan: PruningPlan, model: nn.Module) -> None:
+def require_plan_fits(plan: PruningPlan, model: nn.Module) -> None:
     """Refuse a plan that surgery could not carry out, before anything is touched.
 
     Raises:

@@ -22,8 +22,8 @@ from bnprune.pruning.surgery import apply, fill, named_tensors
 
 TOLERANCE = 1e-9
 """Largest relative difference a float64 proof may show. Correct surgery gives about 1e-15."""
-_FINITE = 0.5
-"""Share of an output that must be finite for a comparison to mean anything."""
+_NAN = 0.5
+"""Share of an output that may be NaN for a comparison to mean anything; infinities may be a mask's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ def references(masked: nn.Module, inputs: Inputs, seed: int = 0, *, lively: bool
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the network's own
             reason = first_line(error)
             continue
-        if _is_finite(straight):
+        if _is_telling(straight):
             break
     else:
         raise ForwardError(
@@ -189,10 +189,14 @@ def _turned(watch: Watch, number: float | None) -> Watch:
     return lambda func, args, kwargs, output: detour.turn(watch(func, args, kwargs, output))
 
 
-def _is_finite(reference: Reference) -> bool:
-    """Tell whether at least half of what would be compared is finite."""
-    seen = [t for t in (*reference.outputs, *reference.decisions.evidence) if t.is_floating_point() and t.numel()]
-    return all(float(tensor.isfinite().double().mean()) >= _FINITE for tensor in seen)
+def _is_telling(reference: Reference) -> bool:
+    """Tell whether every output, or else what decisions were based on, holds finite numbers and mostly no NaN."""
+    outputs = [tensor for tensor in reference.outputs if tensor.numel()] or reference.decisions.evidence
+    return all(
+        bool(tensor.isfinite().any()) and float(tensor.isnan().double().mean()) <= _NAN
+        for tensor in outputs
+        if tensor.is_floating_point() and tensor.numel()
+    )
 
 
 def largest_error(before: Reference, slim: nn.Module) -> float:

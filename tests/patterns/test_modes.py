@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -110,8 +109,12 @@ def test_code_that_holds_on_to_the_original_is_named() -> None:
 def test_random_numbers_and_statistics_are_left_as_they_were() -> None:
     network = model(lambda n, x: F.dropout(x, 0.1))
     before, statistics = torch.get_rng_state(), network.a[1].running_mean.clone()
-    np.random.seed(0)
     bnprune.prune(network.train(), X, ratio=0.5)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(network.a[1].running_mean, statistics)
     assert network.training
+
+
+def test_infinities_of_a_mask_are_no_reason_to_refuse() -> None:
+    network = model(lambda n, x: x, lambda y: torch.where(torch.arange(5) < 4, float("-inf"), y))
+    assert 0 < bnprune.prune(network, X, ratio=0.5).report.max_relative_error < 1e-12

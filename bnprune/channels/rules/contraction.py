@@ -38,7 +38,7 @@ def convolution(
     if groups == 1:
         source, sink = (0, 1) if transposed else (1, 0)
         call.bind(weight, source, ids)
-        out = _side(call, weight, sink)
+        out = call.side(weight, sink)
     else:
         out = _grouped(call, ids, x.shape[1], weight, transposed, groups)
     if bias is not None:
@@ -49,11 +49,6 @@ def convolution(
     assert isinstance(output, torch.Tensor)
     _count_work(call, x if transposed else output, weight, transposed)
     return passed if out is None else (*passed, along(out, 1, x.dim()))
-
-
-def _side(call: Call, weight: torch.Tensor, dim: int) -> torch.Tensor | None:
-    """Channel ids along one side of a weight; a weight that was computed has facets along its other sides, too."""
-    return call.axis(weight, dim, passing=[other for other in range(weight.dim()) if other != dim])
 
 
 def _freeze_kernel(call: Call, weight: torch.Tensor) -> None:
@@ -69,8 +64,8 @@ def _grouped(
     """Prune whole groups where there are many, or the same positions of every group where there are few."""
     ci = width // groups
     co = weight.shape[1] if transposed else weight.shape[0] // groups
-    own = _side(call, weight, 0)  # transposed: the input's channels; else the output's
-    inside = _side(call, weight, 1)  # positions inside a group, of the other side
+    own = call.side(weight, 0)  # transposed: the input's channels; else the output's
+    inside = call.side(weight, 1)  # positions inside a group, of the other side
     if ids is None:
         ids = torch.zeros(width, dtype=torch.int64)
     if ci == 1 or groups >= max(ci, co):
@@ -115,7 +110,7 @@ def _by_position(
 def _count_work(call: Call, positions: torch.Tensor, weight: torch.Tensor, transposed: bool) -> None:
     """MACs = elements of the weight x batch x output positions (input positions when transposed)."""
     factor = positions.shape[0] * math.prod(positions.shape[2:]) * math.prod(weight.shape[2:])
-    first, second = (_side(call, weight, dim) for dim in (0, 1))
+    first, second = (call.side(weight, dim) for dim in (0, 1))
     sides = [axis if axis is not None else weight.shape[dim] for dim, axis in enumerate((first, second))]
     inputs, outputs = (sides[0], sides[1]) if transposed else (sides[1], sides[0])
     call.work(factor, inputs, outputs, layer=True)
@@ -138,7 +133,7 @@ def linear(call: Call, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
     """Multiply (..., Ci) with the transpose of (Co, Ci)."""
     passed, ids = _rows(call, x)
     call.bind(weight, 1, ids)
-    out = _side(call, weight, 0)
+    out = call.side(weight, 0)
     if bias is not None:
         call.bind(bias, 0, out)
     _count_features(call, ids, out)
