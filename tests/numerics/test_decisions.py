@@ -8,8 +8,11 @@ import torch
 from torch import nn
 
 import bnprune
-from bnprune.pruning.verify import largest_error, references
+from bnprune.channels.trees import as_inputs
+from bnprune.pruning.surgery import apply
+from bnprune.pruning.verify import largest_error, references, verify
 from tests.nets import Net, conv_bn, head, lively, noise
+from tests.numerics.test_verify import wrong
 
 
 def detector(threshold: float) -> nn.Module:
@@ -55,9 +58,12 @@ def test_nearly_equal_scores_keep_their_order() -> None:
 
 
 def test_a_detector_is_pruned_and_proven() -> None:
-    result = bnprune.prune(detector(0.0), noise(1, 3, 8, 8), ratio=0.5)
+    model, x = detector(0.0), noise(1, 3, 8, 8)
+    result = bnprune.prune(model, x, ratio=0.5)
     assert result.report.ratio_realised == 0.5
-    assert 0 < result.report.max_relative_error < 1e-12
+    assert result.report.max_relative_error < 1e-12
+    bad = wrong(result.plan, next(name for name, dim in result.plan.cuts[0].at if dim == 1))
+    assert not verify(model, apply(bad, model), bad, as_inputs(x)).passed
 
 
 def test_rows_written_by_an_index_keep_their_channels_apart() -> None:

@@ -45,7 +45,7 @@ def test_the_branch_other_inputs_would_take_is_followed() -> None:
 def test_what_is_random_in_eval_mode_is_proven_with_equal_draws(always) -> None:
     result = bnprune.prune(model(always), X, ratio=0.5)
     assert result.report.ratio_realised == 0.5
-    assert 0 < result.report.max_relative_error < 1e-12
+    assert result.report.max_relative_error < 1e-12
 
 
 class Slots:
@@ -68,12 +68,14 @@ def test_outputs_are_found_in_slots_and_missed_nowhere() -> None:
     [
         lambda: nn.Sequential(Net(lambda n, x: torch.log(x + 1e-6)), *model(lambda n, x: x).children()),
         lambda: model(lambda n, x: x, lambda y: torch.where(torch.arange(5) < 2, torch.finfo(y.dtype).min, y)),
+        lambda: model(lambda n, x: x, lambda y: torch.where(torch.arange(5) < 4, float("-inf"), y)),
+        lambda: model(lambda n, x: F.dropout(x, 0.1)),
     ],
-    ids=["NaN where noise is negative", "a huge constant"],
+    ids=["NaN where noise is negative", "a huge constant", "infinities of a mask", "equal draws"],
 )
-def test_a_wrong_plan_is_caught_beside_nan_and_huge_numbers(net) -> None:
+def test_a_wrong_plan_is_caught_beside_nan_huge_and_random_numbers(net) -> None:
     network = net()
-    plan = bnprune.prune(network, X + 0.5, ratio=0.4).plan
+    plan = bnprune.prune(network, X + 0.5, ratio=0.4).plan  # which itself is proven
     place = next(name for name, dim in plan.cuts[0].at if dim == 1)
     bad = wrong(plan, place)
     assert not verify(network, apply(bad, network), bad, as_inputs(X + 0.5)).passed
@@ -113,8 +115,3 @@ def test_random_numbers_and_statistics_are_left_as_they_were() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(network.a[1].running_mean, statistics)
     assert network.training
-
-
-def test_infinities_of_a_mask_are_no_reason_to_refuse() -> None:
-    network = model(lambda n, x: x, lambda y: torch.where(torch.arange(5) < 4, float("-inf"), y))
-    assert 0 < bnprune.prune(network, X, ratio=0.5).report.max_relative_error < 1e-12
