@@ -20,6 +20,7 @@ import numpy as np
 from torch import nn
 
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
+from bnprune.channels.zeros import stays_zero
 
 GateKind = Literal["read", "write"]
 Gates = Mapping[str, GateKind]
@@ -36,11 +37,13 @@ class Producer:
 
     op: str
     grouped: bool
+    zero: bool
+    """Whether it gives zero for removed channels."""
 
     @classmethod
-    def of(cls, op: str, args: Sequence[object]) -> Producer:
-        """Describe an operator call."""
-        return cls(op, op.startswith("aten::convolution") and args[_GROUPS] != 1)
+    def of(cls, op: str, args: Sequence[object], zeros: Sequence[bool]) -> Producer:
+        """Describe an operator call, given which of its operands are zero for removed channels."""
+        return cls(op, op.startswith("aten::convolution") and args[_GROUPS] != 1, stays_zero(op, zeros))
 
     @property
     def gate(self) -> GateKind | None:

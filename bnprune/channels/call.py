@@ -248,6 +248,11 @@ class Call:
         """Return the name of a parameter or buffer, None for an activation."""
         return self.findings.names.get(id(tensor))
 
+    def is_zero(self, tensor: torch.Tensor) -> bool:
+        """Tell whether removed channels of a tensor are zero: those of weights are, and what layers make of them."""
+        producer = self._producer_of(tensor)
+        return id(tensor) in self.findings.names if producer is None else producer.zero
+
     def gamma(self, tensor: torch.Tensor) -> None:
         """State that this parameter holds the scale factors of a BatchNorm."""
         name = self.named(tensor)

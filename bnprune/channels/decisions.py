@@ -75,6 +75,21 @@ class Repetition:
         """Decisions that have not been repeated yet."""
         return len(self._made) - self._next
 
+    def recalls(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Tell whether an operator call is the next decision, on real numbers of the same shapes."""
+        if self._next >= len(self._made):
+            return False
+        before = self._made[self._next]
+        return before.op == func.name() and before.shapes == tuple(tensor.shape for tensor in _seen(args, kwargs))
+
+    def recall(self) -> Any:
+        """Return the output of the next decision as it was the first time; real numbers in it have no value."""
+        output = self._made[self._next].output
+        self._next += 1
+        return map_tensors(
+            lambda tensor: torch.empty_like(tensor, device="meta") if is_real(tensor) else tensor.clone(), output
+        )
+
     def repeat(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
         """Return the output of an operator call with its integers and booleans as they were the first time.
 
@@ -115,15 +130,16 @@ class Detour:
 
 def _decides(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> bool:
     results = operands((output,), {})
-    exact = any(not _is_real(t) for t in results) if results else isinstance(output, bool | int | float)
-    return exact and any(map(_is_real, operands(args, kwargs)))
+    exact = any(not is_real(t) for t in results) if results else isinstance(output, bool | int | float)
+    return exact and any(map(is_real, operands(args, kwargs)))
 
 
 def _seen(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
-    return [tensor for tensor in operands(args, kwargs) if _is_real(tensor)]
+    return [tensor for tensor in operands(args, kwargs) if is_real(tensor)]
 
 
-def _is_real(tensor: torch.Tensor) -> bool:
+def is_real(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor holds real (or complex) numbers: whether rounding may change them."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
@@ -131,6 +147,6 @@ def _decided(before: Any, now: Any) -> Any:
     """Take integers and booleans from `before` (they may have another length: `nonzero`), real numbers from `now`."""
     if isinstance(now, list | tuple):
         return tuple(map(_decided, before, now))
-    if isinstance(now, torch.Tensor) and _is_real(now):
-        return now if now.shape == before.shape else before.clone()
+    if isinstance(now, torch.Tensor) and is_real(now):
+        return now if now.shape == before.shape else before.to(now.device, copy=True)
     return before.clone() if isinstance(before, torch.Tensor) else before

@@ -38,14 +38,14 @@ def run_kernel(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[
 
 def _batch_norm(x: torch.Tensor, *rest: Any) -> Any:
     fits = all(tensor is None or tensor.shape == x.shape[1:2] for tensor in rest[:4])
-    return (_empty_like(x), x.new_empty(0), x.new_empty(0)) if fits else None
+    return (_empty_like(x), _empty(x, [0]), _empty(x, [0])) if fits else None
 
 
 def _layer_norm(x: torch.Tensor, shape: Sequence[int], weight: Any, bias: Any, _: float) -> Any:
     fits = tuple(x.shape[x.dim() - len(shape) :]) == tuple(shape)
     if not fits or any(tensor is not None and tuple(tensor.shape) != tuple(shape) for tensor in (weight, bias)):
         return None
-    kept = x.new_empty([*x.shape[: x.dim() - len(shape)], *[1] * len(shape)])
+    kept = _empty(x, [*x.shape[: x.dim() - len(shape)], *[1] * len(shape)])
     return torch.empty_like(x, memory_format=torch.contiguous_format), kept, torch.empty_like(kept)
 
 
@@ -70,16 +70,16 @@ def _convolution(
         (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (weight.shape[2 + d] - 1) - 1) // stride[d] + 1
         for d in range(space)
     ]
-    return x.new_empty([x.shape[0], weight.shape[0], *sizes]) if all(size > 0 for size in sizes) else None
+    return _empty(x, [x.shape[0], weight.shape[0], *sizes]) if all(size > 0 for size in sizes) else None
 
 
 def _add_product(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> Any:
     fits = a.shape[1] == b.shape[0] and tuple(bias.shape) == (b.shape[1],)
-    return a.new_empty([a.shape[0], b.shape[1]]) if fits else None
+    return _empty(a, [a.shape[0], b.shape[1]]) if fits else None
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> Any:
-    return a.new_empty([a.shape[0], b.shape[1]]) if a.shape[1] == b.shape[0] else None
+    return _empty(a, [a.shape[0], b.shape[1]]) if a.shape[1] == b.shape[0] else None
 
 
 def _mean(x: torch.Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> Any:
@@ -87,20 +87,24 @@ def _mean(x: torch.Tensor, dims: Sequence[int] | None, keepdim: bool = False) ->
         return None
     gone = {dim % x.dim() for dim in dims}
     sizes = [1 if dim in gone else size for dim, size in enumerate(x.shape) if keepdim or dim not in gone]
-    return x.new_empty(sizes) if x.is_contiguous() and x.is_floating_point() else None
+    return _empty(x, sizes) if x.is_contiguous() and x.is_floating_point() else None
 
 
 def _grid_sample(x: torch.Tensor, grid: torch.Tensor, *_: Any) -> Any:
     fits = x.dim() == 4 and grid.dim() == 4 and x.shape[0] == grid.shape[0] and grid.shape[3] == 2
-    return x.new_empty([*x.shape[:2], *grid.shape[1:3]]) if fits else None
+    return _empty(x, [*x.shape[:2], *grid.shape[1:3]]) if fits else None
 
 
 def _like(x: torch.Tensor, *_: Any) -> Any:
     return _empty_like(x) if x.is_floating_point() else None
 
 
+def _empty(like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    return torch.empty(shape, dtype=like.dtype, device="meta")  # `new_empty` is written in Python there
+
+
 def _empty_like(x: torch.Tensor) -> torch.Tensor:
-    return x.new_empty(x.shape) if x.is_contiguous() else torch.empty_like(x)
+    return _empty(x, x.shape) if x.is_contiguous() else torch.empty_like(x)
 
 
 def _itself(x: torch.Tensor, *_: Any) -> Any:
@@ -114,10 +118,10 @@ def _combined(x: Any, y: Any, *_: Any) -> Any:
     if not x.is_floating_point():  # integers divide to real numbers
         return None
     if x.shape == y.shape:
-        return x.new_empty(x.shape) if x.is_contiguous() and y.is_contiguous() else None
+        return _empty(x, x.shape) if x.is_contiguous() and y.is_contiguous() else None
     whole = x if x.numel() >= y.numel() else y
     fits = whole.is_contiguous() and torch.broadcast_shapes(x.shape, y.shape) == whole.shape
-    return whole.new_empty(whole.shape) if fits else None
+    return _empty(whole, whole.shape) if fits else None
 
 
 _SHORT_CUTS: dict[torch._ops.OpOverload, ShortCut] = {

@@ -246,7 +246,7 @@ class _Follower(TorchDispatchMode):
         inputs = tuple(self._all_facets(entering))
         per_output = said if isinstance(said, list) else [said]
         outputs = []
-        producer = Producer.of(call.op, args)
+        producer = Producer.of(call.op, args, [call.is_zero(operand) for operand in entering])
         for position, result in enumerate(results):
             self._producers[id(result)] = weakref.ref(result), producer
             facets = per_output[position] if position < len(per_output) else NONE

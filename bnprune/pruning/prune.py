@@ -193,9 +193,10 @@ def draft(model: nn.Module, example_inputs: Any, found: Survey) -> Draft:
         removed = by_ratio(found.graph, chosen, found.request.ratio)
         plan = make_plan(found.graph, model, removed, sizes)
         hollow = carve(plan, model)
-        if found.graph.real:
-            hollow = fill(hollow, plan, model)
         rehearsal = rehearse(hollow, found.graph, removed, inputs, kept, sizes, barred)
+        if found.graph.real and not rehearsal.passed:  # it may have lacked nothing but values
+            hollow = fill(hollow, plan, model)
+            rehearsal = rehearse(hollow, found.graph, removed, inputs, kept, sizes, barred, real=True)
         _require_own_modules(model, rehearsal)
         if rehearsal.passed:
             return Draft(found, chosen, removed, plan, hollow, rehearsal.macs, time.perf_counter() - started)

@@ -9,27 +9,32 @@ from __future__ import annotations
 
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnprune.channels.call import Count
-from bnprune.channels.decisions import DETOURS, Detour
+from bnprune.channels.decisions import DETOURS, Detour, is_real
 from bnprune.channels.facets import Facet, varying
 from bnprune.channels.graph import ChannelGraph, Record, Trace
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 from bnprune.channels.kernels import run_kernel
 from bnprune.channels.macs import macs_of
-from bnprune.channels.modules import module_stack, set_mode, still, walk
+from bnprune.channels.modules import module_stack, set_mode, still
 from bnprune.channels.trace import numbers_in
-from bnprune.channels.trees import Inputs, map_tensors, operands
+from bnprune.channels.trees import Inputs, map_tensors, operands, tensors
 from bnprune.errors import first_line
+from bnprune.pruning.attributes import Attributes
 from bnprune.pruning.select import Mask
+
+_META = torch.device("meta")
 
 
 @dataclass(frozen=True)
@@ -62,20 +67,29 @@ def rehearse(
     kept: Mapping[int, Refusal],
     sizes: Sequence[Count] = (),
     barred: Collection[tuple[str, str]] = (),
+    *,
+    real: bool = False,
 ) -> Rehearsal:
     """Run a slim network once per traced mode and compare it with the trace.
 
+    What the values decided in the trace (indices, masks, branches) is repeated, so that a network that decides on its
+    values runs without any, unless its code does more with them than the trace has seen.
+
     Args:
-        slim: The slim network; on the meta device unless `graph.real`.
+        slim: The slim network; on the meta device unless `real`.
         graph: The trace of the original.
         removed: Whether each unit was removed, shape (units,).
         inputs: The inputs of the trace.
         kept: Units that stay already, beyond those the graph freezes.
         sizes: Attributes that were changed on suspicion in this slim network.
         barred: Attributes that must not be changed.
+        real: Run it on real tensors.
     """
-    device = None if graph.real else "meta"
-    args, kwargs = map_tensors(lambda t: t.to(device or t.device), inputs)
+    args, kwargs = inputs
+    elsewhere = graph.real and not real
+    device = next((t.device for t in tensors(inputs)), torch.device("cpu"))
+    if not real:  # integers keep their values where those have been followed
+        args, kwargs = map_tensors(lambda t: t if elsewhere and not is_real(t) else t.to(_META), inputs)
     found: dict[int, Refusal] = {}
     mends: dict[tuple[str, str], Count] = {}
     known = {(size.module, size.attribute) for size in sizes} | set(barred)
@@ -83,12 +97,12 @@ def rehearse(
     macs = {}
     strangers: list[nn.Module] = []
     for mode, followed in graph.traces.items():
-        stage = _Stage(graph, followed, removed, {*kept, *found}, Attributes(slim, known))
+        stage = _Stage(graph, followed, removed, {*kept, *found}, Attributes(slim, known), real=real)
         stage.detour = Detour(DETOURS[mode]) if mode in DETOURS else None
         with still(slim), module_stack(slim, strangers) as stage.stack:
             set_mode(slim, training=mode == "train", norms=False)
             try:
-                with stage:
+                with stage, _Elsewhere(device) if elsewhere else nullcontext():
                     slim(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 - the Python code of the model noticed the smaller widths
                 stage.stop(error)
@@ -100,14 +114,39 @@ def rehearse(
     return Rehearsal(macs["eval"], found, tuple(mends.values()), tuple(misses), tuple(strangers))
 
 
+class _Elsewhere(TorchFunctionMode):
+    """Lets tensors without values claim to be where those of the trace were: code may branch on `x.device`."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.device if func == _DEVICE else func(*args, **kwargs or {})
+
+
+_DEVICE = torch.Tensor.device.__get__
+
+
 class _Stage(TorchDispatchMode):
     """Compares operator calls with their records, matched by module and operator in order."""
 
     def __init__(
-        self, graph: ChannelGraph, followed: Trace, removed: Mask, settled: set[int], attributes: Attributes
+        self,
+        graph: ChannelGraph,
+        followed: Trace,
+        removed: Mask,
+        settled: set[int],
+        attributes: Attributes,
+        *,
+        real: bool,
     ) -> None:
         super().__init__()
         self.graph = graph
+        self.real = real
+        self.elsewhere = graph.real and not real
         self.removed = removed
         self.settled = settled
         self.attributes = attributes
@@ -137,13 +176,12 @@ class _Stage(TorchDispatchMode):
         queue = self._expected[site, _kind(func.name())]
         record = queue.popleft() if queue else None
         try:
-            output = run_kernel(func, args, kwargs, meta=not self.graph.real)
+            output = self._run(func, args, kwargs)
         except Exception as error:
             if record is None:
                 raise
             self._miss(record, f"relies on a fixed size: {first_line(error)}")
             return self._stand_in(record, args)
-        output = self._repetition.repeat(func, args, kwargs, output)
         self.macs += macs_of(func, args, kwargs, output)
         if record is not None:
             self._past.append(record)
@@ -152,6 +190,18 @@ class _Stage(TorchDispatchMode):
         elif torch.Tag.pointwise in func.tags and site not in self._gates and self._past and not self.graph.real:
             self._miss(self._past[-1], f"is followed by {func.name()}, which the original does not call")
         return output if self.detour is None else self.detour.turn(output)
+
+    def _run(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator, and decide as the trace did; on meta tensors, decisions are the only values there are."""
+        if self.elsewhere and kwargs.get("device") and any(tensor.is_meta for tensor in operands(args, {})):
+            kwargs = {**kwargs, "device": _META}
+        try:
+            output = run_kernel(func, args, kwargs, meta=not self.real)
+        except Exception:
+            if self.real or not self._repetition.recalls(func, args, kwargs):
+                raise
+            return self._repetition.recall()
+        return self._repetition.repeat(func, args, kwargs, output)
 
     def _compare(
         self, record: Record, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -192,7 +242,7 @@ class _Stage(TorchDispatchMode):
         return sizes if int(mask.sum()) == int(np.prod(list(sizes.values()), dtype=np.int64)) else None
 
     def _stand_in(self, record: Record, args: tuple[Any, ...]) -> Any:
-        like = [*operands(args, {}), torch.empty(0, device=None if self.graph.real else "meta")]
+        like = [*operands(args, {}), torch.empty(0, device=None if self.real else _META)]
         made = [like[0].new_zeros(self._shape(shape, facets) or shape) for shape, facets in record.outputs]
         return made[0] if len(made) == 1 and not record.listed else made
 
@@ -306,65 +356,12 @@ def _module_of(error: Exception) -> nn.Module | None:
     return next((owner for owner in owners if isinstance(owner, nn.Module)), None)
 
 
-class Attributes:
-    """Integers that modules keep, which may be sizes."""
-
-    def __init__(self, model: nn.Module, known: set[tuple[str, str]]) -> None:
-        self.modules = walk(model)
-        self.known = known
-
-    def holding(self, site: str, sizes: Sequence[Ids], parts: Sequence[Ids]) -> list[Count]:
-        """Return attributes of a module, or else of its parent, whose value is one of these sizes before the cut.
-
-        A list of the sizes of all `parts` of a split, in order, is preferred.
-        """
-        listed = self._list_of(site, parts)
-        if listed:
-            return listed
-        by_size: dict[int, Ids] = {}
-        for ids in sizes:
-            by_size.setdefault(len(ids), ids)
-        for name in (site, site.rpartition(".")[0]):
-            module = self.modules.get(name)
-            found = (
-                []
-                if module is None
-                else [
-                    Count(name, attribute, by_size[value])
-                    for attribute, value in _integers(module)
-                    if value in by_size and (name, attribute) not in self.known
-                ]
-            )
-            if found:
-                return found
-        return []
-
-    def _list_of(self, site: str, parts: Sequence[Ids]) -> list[Count]:
-        sizes = [len(ids) for ids in parts]
-        for name, value in vars(self.modules[site]).items() if site in self.modules and parts else ():
-            if isinstance(value, list | tuple) and list(value) == sizes and (site, f"{name}[0]") not in self.known:
-                return [Count(site, f"{name}[{index}]", ids) for index, ids in enumerate(parts)]
-        return []
-
-
 def _parts(record: Record) -> list[Ids]:
     """Channel ids of each part of a split, along the dimension that is split."""
     if "split" not in record.op:
         return []
     lines = [next((line for facet in facets for line in _lines(facet)), None) for _, facets in record.outputs]
     return [line for line in lines if line is not None]
-
-
-def _integers(module: nn.Module) -> Iterator[tuple[str, int]]:
-    for name, value in vars(module).items():
-        if isinstance(value, int) and not isinstance(value, bool) and value > 1 and not name.startswith("_"):
-            yield name, value
-        elif isinstance(value, list | tuple):
-            yield from (
-                (f"{name}[{index}]", item)
-                for index, item in enumerate(value)
-                if isinstance(item, int) and not isinstance(item, bool) and item > 1
-            )
 
 
 def _lines(facet: Facet) -> Iterator[Ids]:

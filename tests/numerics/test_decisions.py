@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
 import bnprune
 from bnprune.channels.trees import as_inputs
+from bnprune.pruning.prune import carry_out, draft, survey
+from bnprune.pruning.request import Request
 from bnprune.pruning.surgery import apply
 from bnprune.pruning.verify import largest_error, references, verify
 from tests.nets import Net, conv_bn, head, lively, noise
@@ -64,6 +67,28 @@ def test_a_detector_is_pruned_and_proven() -> None:
     assert result.report.max_relative_error < 1e-12
     bad = wrong(result.plan, next(name for name, dim in result.plan.cuts[0].at if dim == 1))
     assert not verify(model, apply(bad, model), bad, as_inputs(x)).passed
+
+
+def _listed(n: Net, x: torch.Tensor) -> torch.Tensor:
+    """Branches on what `tolist` returned, which no operator sees."""
+    y = n.a(x)
+    return n.b(y if y.mean((0, 2, 3)).tolist()[0] > 1e3 else y * 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "hollow"),
+    [(detector(0.0), True), (lively(Net(_listed, a=conv_bn(3, 8), b=head(8))).double(), False)],
+    ids=["decisions are repeated", "values are needed"],
+)
+def test_a_network_that_decides_is_rehearsed_without_values_if_possible(model: nn.Module, hollow: bool) -> None:
+    """The trace has the decisions; memory and arithmetic of a second forward pass are saved."""
+    x = noise(1, 3, 8, 8)
+    drafted = draft(model, x, survey(model, x, Request(0.5)))
+    assert drafted.survey.graph.real
+    assert all(parameter.is_meta == hollow for parameter in drafted.hollow.parameters())
+    result = carry_out(drafted, model, x)
+    assert result.report.max_relative_error < 1e-12
+    assert result.report.macs_after < result.report.macs_before
 
 
 def test_rows_written_by_an_index_keep_their_channels_apart() -> None:

@@ -146,6 +146,23 @@ def test_attention_with_hard_coded_heads(style: str) -> None:
     assert result.model.attention.proj.out_features < 16
 
 
+@pytest.mark.parametrize(
+    ("activation", "free"),
+    [(F.relu, True), (F.tanh, True), (lambda y: 2 * y, True), (torch.sigmoid, False), (lambda y: F.elu(y) + 1, False)],
+)
+def test_a_product_of_activations_needs_zeros(activation, free: bool) -> None:
+    """Linear attention: no weight is cut where q and k are summed over channels, so removed ones must be zero."""
+
+    def forward(n, x):
+        q, k = activation(n.q(x)).flatten(2), activation(n.k(x)).flatten(2)
+        return n.tail(n.stem(x) * (q.transpose(1, 2) @ k).mean(1).view(len(x), 1, 8, 8))
+
+    net = framed(forward, q=conv_bn(3, 16), k=conv_bn(3, 16), tail=tail(16))
+    result = checked(net, free=None if free else 32)
+    assert width(result.model.q) == (8 if free else 16)
+    assert free or refusal(result, "where it is not zero")
+
+
 def test_fused_attention() -> None:
     def forward(n, x):
         t = n.stem(x).flatten(2).transpose(1, 2)

@@ -17,6 +17,8 @@ from bnprune.channels.rules.registry import rule
 
 _FREE_THE_OTHER = "let the other operand have channels as well, or exclude this layer"
 
+_ZERO = "use an activation that is zero at zero (ReLU, SiLU, GELU, tanh) on one side"
+
 
 @rule("convolution", "convolution_overrideable", "cudnn_convolution", "mkldnn_convolution")
 def convolution(
@@ -177,6 +179,8 @@ def contract(call: Call, a: torch.Tensor, b: torch.Tensor) -> Facets:
     right = [_settle(call, f, row, column) for f in call.facets(b)]
     met = [f for f in left if f is not None and f.shape[column] > 1]
     meets = [f.transpose(row, column) for f in right if f is not None and f.shape[row] > 1]
+    if met and meets and not call.is_zero(a) and not call.is_zero(b):
+        call.freeze([*met, *meets], "is summed up in a product where it is not zero", _ZERO)
     _meet(call, met, meets)
     rows = tuple(f for f in left if f is not None and f.shape[column] == 1)
     columns = tuple(f for f in right if f is not None and f.shape[row] == 1)
