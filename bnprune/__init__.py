@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from bnprune.models.zoo import ModelSpec, build
     from bnprune.pruning.inspect import Inspection, inspect
     from bnprune.pruning.plan import PruningPlan
-    from bnprune.pruning.prune import PruningResult, Report, prune
+    from bnprune.pruning.prune import PruningResult, prune
+    from bnprune.pruning.report import Report
     from bnprune.pruning.surgery import apply
     from bnprune.pruning.verify import Verification
     from bnprune.runs.checkpoint import load, save
@@ -56,7 +57,8 @@ _HOMES = {
     "bnprune.models.zoo": ("ModelSpec", "build"),
     "bnprune.pruning.inspect": ("Inspection", "inspect"),
     "bnprune.pruning.plan": ("PruningPlan",),
-    "bnprune.pruning.prune": ("PruningResult", "Report", "prune"),
+    "bnprune.pruning.prune": ("PruningResult", "prune"),
+    "bnprune.pruning.report": ("Report",),
     "bnprune.pruning.surgery": ("apply",),
     "bnprune.pruning.verify": ("Verification",),
     "bnprune.runs.checkpoint": ("load", "save"),

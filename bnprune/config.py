@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Whole = Annotated[int, Field(ge=0, strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
@@ -135,17 +136,47 @@ class TrainConfig(OptimisationConfig):
 class PruneConfig(Section):
     """What to remove."""
 
-    ratio: Fraction = 0.5
-    """Share of the prunable BatchNorm channels to remove."""
+    ratio: Fraction | None = None
+    """Share of the prunable BatchNorm channels to remove; 0.5 where no other target is given."""
+    macs: Fraction | None = None
+    """Share of the MACs to keep at most."""
+    params: Fraction | None = None
+    """Share of the parameters to keep at most."""
+    latency_ms: Positive | None = None
+    """Milliseconds a forward pass of one image may take on this machine."""
     min_channels: Count = 1
     """Channels every layer keeps at least."""
+    cap: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Largest share of a layer's channels that goes (per pass)."""
+    round_to: Count = 1
+    """Widths that are a multiple of this stay multiples of it."""
+    layer_ratios: dict[str, Share] = Field(default_factory=dict)
+    """Share that goes of layers with a ratio of their own, by name, name of a parent, or glob."""
     exclude: tuple[str, ...] = ()
     """Layers whose width stays: module names, names of parents, or globs."""
-    criterion: Literal["gamma"] = "gamma"
+    criterion: Literal["gamma", "gamma-per-mac", "uniform", "random", "l1", "l2"] = "gamma"
+    """What ranks channels: γ as in the paper, γ per cost, or one of the control arms."""
     reduce: Literal["max", "mean", "sum"] = "max"
     """How the scale factors of channels that must go together become one score."""
     coupling: Literal["shared", "gates"] = "shared"
     """Whether layers that share a stream of channels lose the same ones, or each its own behind gates."""
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        given = [kind for kind in _TARGETS if getattr(self, kind) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one target, not {' and '.join(given)}")
+        return self
+
+    def request(self) -> dict[str, Any]:
+        """Return the arguments of `bnprune.prune`, with the default target where none is given."""
+        data = self.model_dump()
+        if all(data[kind] is None for kind in _TARGETS):
+            data["ratio"] = 0.5
+        return data
+
+
+_TARGETS = ("ratio", "macs", "params", "latency_ms")
 
 
 class FinetuneConfig(OptimisationConfig):

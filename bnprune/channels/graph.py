@@ -38,6 +38,7 @@ class Trace:
     records: tuple[Record, ...]
     decisions: Decisions
     """What its values decided; none on the meta device."""
+    work: tuple[Work, ...]
 
     @property
     def macs(self) -> int:
@@ -87,7 +88,6 @@ class ChannelGraph:
     """Names of the tensors that hold BatchNorm scale factors -> name of their module."""
     layers: tuple[Layer, ...]
     counts: tuple[Count, ...]
-    work: tuple[Work, ...]
     shapes: dict[str, tuple[int, ...]]
     """Shape of every parameter and buffer: the identity of the network."""
     aliases: dict[str, str]

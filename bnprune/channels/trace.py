@@ -149,6 +149,7 @@ class _Follower(TorchDispatchMode):
         """Run the forward pass once."""
         args, kwargs = map_tensors(lambda t: t.detach() if self.real else t.to("meta"), inputs)
         self._records, self._decisions, self._detour = [], Decisions(keep_evidence=False), detour
+        done = len(self.findings.work)
         why = Refusal("input", "is combined with an input of the network", "")
         for tensor in tensors((args, kwargs)):
             facets = constant(self.findings.ids, tensor, why)
@@ -177,7 +178,7 @@ class _Follower(TorchDispatchMode):
         for tensor in leaving:
             for facet in self._facets_of(tensor):
                 self.findings.ids.freeze(facet.numpy(), _OUTPUT)
-        return Trace(tuple(self._records), self._decisions)
+        return Trace(tuple(self._records), self._decisions, tuple(self.findings.work[done:]))
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -307,7 +308,6 @@ class _Follower(TorchDispatchMode):
             gammas={**self.findings.gammas, **self._buffer_gammas()},
             layers=layers,
             counts=self._counts(lambda ids: any(frozen[unit] is None for unit in unit_of[ids].tolist())),
-            work=tuple(self.findings.work),
             shapes=self.shapes,
             aliases=self.aliases,
             traces=traces,

@@ -18,7 +18,58 @@ Ratio = Annotated[
     float | None,
     typer.Option(
         "--ratio",
-        help=f"Share of the prunable BatchNorm channels to remove, in (0, 1).  \\[default: {DEFAULT_RATIO}]",
+        help=f"Share of the prunable BatchNorm channels to remove, in (0, 1).  \\[default: {DEFAULT_RATIO}, "
+        "unless another target is given]",
+        rich_help_panel=_PRUNING,
+        show_default=False,
+    ),
+]
+Macs = Annotated[
+    float | None,
+    typer.Option(
+        "--macs", help="Share of the MACs to keep at most, in (0, 1).", rich_help_panel=_PRUNING, show_default=False
+    ),
+]
+Params = Annotated[
+    float | None,
+    typer.Option(
+        "--params",
+        help="Share of the parameters to keep at most, in (0, 1).",
+        rich_help_panel=_PRUNING,
+        show_default=False,
+    ),
+]
+Latency = Annotated[
+    float | None,
+    typer.Option(
+        "--latency",
+        metavar="MS",
+        help="Milliseconds a forward pass of one input may take on this machine; measured.",
+        rich_help_panel=_PRUNING,
+        show_default=False,
+    ),
+]
+RoundTo = Annotated[
+    int | None,
+    typer.Option(
+        "--round-to",
+        metavar="N",
+        help="Widths that are a multiple of N stay multiples of N.",
+        rich_help_panel=_PRUNING,
+        show_default=False,
+    ),
+]
+Cap = Annotated[
+    float | None,
+    typer.Option(
+        "--cap", help="Largest share of a layer's channels that goes.", rich_help_panel=_PRUNING, show_default=False
+    ),
+]
+CriterionOption = Annotated[
+    Literal["gamma", "gamma-per-mac", "uniform", "random", "l1", "l2"] | None,
+    typer.Option(
+        "--criterion",
+        help="What ranks channels: γ as in the paper, γ per cost, or a control arm.  \\[default: gamma]",
         rich_help_panel=_PRUNING,
         show_default=False,
     ),
@@ -86,8 +137,14 @@ def prune(
     weights: Weights = None,
     input: InputShape = None,
     ratio: Ratio = None,
+    macs: Macs = None,
+    params: Params = None,
+    latency: Latency = None,
     min_channels: Floor = None,
+    cap: Cap = None,
+    round_to: RoundTo = None,
     exclude: Exclude = None,
+    criterion: CriterionOption = None,
     coupling: CouplingOption = None,
     plan: PlanFile = None,
     dry_run: DryRun = False,
@@ -101,14 +158,33 @@ def prune(
     is a run directory or a checkpoint; or give --model and --input for a network of your own.
     """
     from bnprune.cli.pruning import PruneRequest, run_prune
+    from bnprune.errors import ConfigError
     from bnprune.pruning.request import Request
 
-    given = {"--ratio": ratio, "--min-channels": min_channels, "--exclude": exclude, "--coupling": coupling}
+    targets = {"--ratio": ratio, "--macs": macs, "--params": params, "--latency": latency}
+    wanted = [option for option, value in targets.items() if value is not None]
+    if len(wanted) > 1:
+        raise ConfigError(f"{' and '.join(wanted)}: give one target.")
+    given = {
+        **targets,
+        "--min-channels": min_channels,
+        "--cap": cap,
+        "--round-to": round_to,
+        "--exclude": exclude,
+        "--criterion": criterion,
+        "--coupling": coupling,
+    }
     request = PruneRequest(
         what=Request(
-            ratio=DEFAULT_RATIO if ratio is None else ratio,
+            ratio=ratio if wanted else DEFAULT_RATIO,
+            macs=macs,
+            params=params,
+            latency_ms=latency,
             min_channels=DEFAULT_FLOOR if min_channels is None else min_channels,
+            cap=1.0 if cap is None else cap,
+            round_to=1 if round_to is None else round_to,
             exclude=tuple(exclude or ()),
+            criterion=criterion or "gamma",
             coupling=coupling or "shared",
         ),
         plan=plan,

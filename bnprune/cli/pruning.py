@@ -14,20 +14,12 @@ from torch import nn
 from bnprune.channels.ids import Refusal
 from bnprune.cli.display import count, print_json, show_rows
 from bnprune.errors import CheckpointError, ConfigError
+from bnprune.pruning.budget import solve
+from bnprune.pruning.draft import describe_plan, require_cut, survey
 from bnprune.pruning.inspect import Inspection, inspect
 from bnprune.pruning.plan import PruningPlan
-from bnprune.pruning.prune import (
-    PruningResult,
-    Report,
-    carry_out,
-    describe_plan,
-    draft,
-    foresee,
-    make_report,
-    replay,
-    require_cut,
-    survey,
-)
+from bnprune.pruning.prune import PruningResult, carry_out, replay
+from bnprune.pruning.report import Report, foresee, make_report
 from bnprune.pruning.request import Request
 from bnprune.pruning.surgery import require_bare, require_plan_fits
 from bnprune.runs.checkpoint import save_checkpoint
@@ -75,7 +67,7 @@ def run_prune(
         result = replay(plan, source.model, source.inputs)
     else:
         require_bare(source.model)
-        drafted = draft(source.model, source.inputs, survey(source.model, source.inputs, request.what))
+        drafted = solve(source.model, source.inputs, survey(source.model, source.inputs, request.what))
         if request.dry_run:
             require_cut(drafted)
             plan = describe_plan(drafted)
@@ -135,8 +127,7 @@ def _show(request: PruneRequest, report: Report, plan: PruningPlan) -> None:
             ("MACs", *_change(report.macs_before, report.macs_after)),
         ],
     )
-    if report.ratio_requested is not None:
-        console.print(f"ratio: asked {report.ratio_requested:.3g}, removed {report.ratio_realised:.3f}")
+    console.print(f"{_TARGETS[report.target.kind].format(report.target.requested, report.target.realised)}")
     show_refusals(console, report.refusals)
     for note in report.notes:
         console.print(Text(f"note: {note}"), soft_wrap=True)
@@ -144,6 +135,14 @@ def _show(request: PruneRequest, report: Report, plan: PruningPlan) -> None:
         console.print(f"proof: slim equals masked, relative error {report.max_relative_error:.1e} in float64")
     said = "dry run: nothing was written" if request.dry_run else f"wrote {request.out}"
     console.print(Text(said), soft_wrap=True)
+
+
+_TARGETS = {
+    "ratio": "ratio: asked {:.3g}, removed {:.3f}",
+    "macs": "MACs: asked for {:.3g}, kept {:.3f}",
+    "params": "parameters: asked for {:.3g}, kept {:.3f}",
+    "latency_ms": "latency: asked for {:.3g} ms, measured {:.3g} ms",
+}
 
 
 def _change(before: int, after: int) -> tuple[str, str, str]:

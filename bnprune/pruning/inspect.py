@@ -11,7 +11,7 @@ from torch import nn
 
 from bnprune.channels.ids import NO_CHANNEL, Refusal
 from bnprune.channels.trace import Coupling
-from bnprune.pruning.prune import Draft, draft, survey
+from bnprune.pruning.draft import Draft, draft, survey
 from bnprune.pruning.request import Request
 from bnprune.pruning.surgery import named_tensors
 
@@ -70,7 +70,7 @@ def inspect(
         ConfigError: A pattern matches no layer.
         TraceError: The forward pass fails.
     """
-    found = survey(model, example_inputs, Request(_PROBE, exclude=tuple(exclude), coupling=coupling))
+    found = survey(model, example_inputs, Request(ratio=_PROBE, exclude=tuple(exclude), coupling=coupling))
     drafted = draft(model, example_inputs, found)
     graph, prunable = found.graph, drafted.chosen.prunable
     tensors = dict(named_tensors(model))

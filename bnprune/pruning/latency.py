@@ -10,26 +10,29 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnprune.channels.trees import Inputs
 
-def latencies(models: Sequence[nn.Module], inputs: tuple[Any, ...], runs: int = 20, warmup: int = 3) -> list[float]:
+
+def latencies(models: Sequence[nn.Module], inputs: Inputs, runs: int = 20, warmup: int = 3) -> list[float]:
     """Return the median seconds of a forward pass of each network, in eval mode and without gradients.
 
     Args:
         models: The networks; measured in turn (A B C A B C ...).
-        inputs: Positional arguments of every network.
+        inputs: Positional and keyword arguments of every network.
         runs: Passes counted per network.
         warmup: Passes before them that are not counted.
     """
+    args, kwargs = inputs
     times: list[list[float]] = [[] for _ in models]
     for model in models:
         model.eval()
     with torch.inference_mode():
         for turn in range(warmup + runs):
             for model, taken in zip(models, times, strict=True):
-                _wait(inputs)
+                _wait(args)
                 started = time.perf_counter()
-                model(*inputs)
-                _wait(inputs)
+                model(*args, **kwargs)
+                _wait(args)
                 if turn >= warmup:
                     taken.append(time.perf_counter() - started)
     return [statistics.median(taken) for taken in times]

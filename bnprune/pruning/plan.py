@@ -17,7 +17,7 @@ from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.ids import Refusal
 from bnprune.errors import CheckpointError
 from bnprune.pruning.gates import Gate, from_data, to_data
-from bnprune.pruning.select import Mask
+from bnprune.pruning.steps import Mask
 
 SCHEMA = "bnprune.plan/1"
 
@@ -128,8 +128,9 @@ class PruningPlan:
 def _figures_from(value: Any) -> dict[str, Any]:
     """Check the figures that reports read; the rest is for people."""
     figures = dict(value)
-    if "ratio" in figures:
-        figures["ratio"] = float(figures["ratio"])
+    for target in ("ratio", "macs", "params", "latency_ms"):
+        if target in figures:
+            figures[target] = float(figures[target])
     if "channels" in figures:
         figures["channels"] = {when: int(figures["channels"][when]) for when in ("before", "after")}
     return figures

@@ -32,7 +32,7 @@ from bnprune.channels.trace import numbers_in
 from bnprune.channels.trees import Inputs, map_tensors, operands, tensors
 from bnprune.errors import first_line
 from bnprune.pruning.attributes import Attributes
-from bnprune.pruning.select import Mask
+from bnprune.pruning.steps import Mask
 
 _META = torch.device("meta")
 

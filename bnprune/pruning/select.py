@@ -2,94 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.ids import NO_CHANNEL, Refusal
-from bnprune.errors import ConfigError, PruningError
+from bnprune.errors import PruningError
 from bnprune.pruning.score import Scores
-
-Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class Constraints:
-    """What a selection must respect."""
-
-    min_channels: int = 1
-    """Channels every layer keeps at least; its best ones."""
-    exclude: tuple[str, ...] = ()
-    """Name patterns of layers whose width stays: a module's name, a parent's, or a glob ("layer4.*")."""
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """The units a selection may choose from, and why the others stay."""
-
-    prunable: Mask
-    """Units that count as prunable: those that have a score and are neither frozen nor excluded, shape (units,)."""
-    order: NDArray[np.int64]
-    """Prunable units that no floor protects, those that go first in front."""
-    kept: Mapping[int, Refusal]
-    """Reasons for units kept beyond those the graph itself freezes."""
-
-
-def candidates(
-    graph: ChannelGraph, scores: Scores, constraints: Constraints, kept: Mapping[int, Refusal]
-) -> Candidates:
-    """Apply exclusions and floors.
-
-    Raises:
-        ConfigError: A pattern matches no layer.
-    """
-    excluded = {**_excluded(graph, constraints.exclude), **kept}
-    prunable = graph.free & np.isfinite(scores)
-    prunable[[NO_CHANNEL, *excluded]] = False
-    order = ranking(graph, np.where(prunable, scores, np.inf))
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    protected = np.zeros(graph.unit_count, dtype=np.bool_)
-    for layer in graph.layers:
-        units = graph.units(layer.ids)
-        floor = min(constraints.min_channels, len(units))
-        protected[units[np.argpartition(rank[units], -floor)[-floor:]]] = True
-    return Candidates(prunable, order[(prunable & ~protected)[order]], excluded)
-
-
-def ranking(graph: ChannelGraph, scores: Scores) -> NDArray[np.int64]:
-    """Return all units, the least important first.
-
-    Scores are compared across the whole network, with no normalisation per layer: the global ranking of the paper.
-    Ties are broken by the relative position of a channel in its layer, so that a network whose scores are all equal
-    loses the same share of every layer; ties of those by position in the network.
-    """
-    position = np.full(graph.unit_count, np.inf)
-    for units in graph.gamma_units.values():
-        np.minimum.at(position, units, (np.arange(len(units)) + 0.5) / len(units))
-    return np.lexsort((position, scores))
+from bnprune.pruning.steps import Candidates, Constraints, Mask
 
 
 def by_ratio(graph: ChannelGraph, chosen: Candidates, ratio: float) -> Mask:
     """Remove units in order until `ratio` of the prunable BatchNorm channels are gone.
 
-    Where the last unit would overshoot, the nearer side of the target is taken.
+    Where the last step would overshoot, the nearer side of the target is taken.
 
     Returns:
         Whether each unit goes, shape (units,).
     """
-    order = chosen.order
-    removed_counts = np.concatenate([[0], np.cumsum(graph.gamma_count[order])])
+    removed_counts = np.concatenate([[0], np.cumsum(graph.gamma_count[chosen.order])[chosen.ends - 1]])
     target = ratio * int(graph.gamma_count[chosen.prunable].sum())
-    missed = np.abs(removed_counts - target)
-    nearest = int(np.flatnonzero(missed == missed.min())[-1])  # the last: what has no BatchNorm of its own comes free
+    missed = np.abs(removed_counts - target)[chosen.least :]
+    nearest = np.flatnonzero(missed == missed.min())[-1]  # the last: what has no BatchNorm of its own comes free
+    return after(graph, chosen, chosen.least + int(nearest))
+
+
+def by_cost(graph: ChannelGraph, chosen: Candidates, cost: Callable[[Mask], float], target: float) -> Mask:
+    """Take the fewest steps after which the cost is at or below a target, or all where none is.
+
+    Steps far larger than what is missing are then left out one at a time where later, smaller ones do: a block of
+    coupled channels may cost several percent.
+
+    Args:
+        graph: The trace.
+        chosen: The units to choose from.
+        cost: The cost of the network without the units of a mask.
+        target: What it may cost.
+    """
+    steps = bisect_left(
+        range(chosen.least, len(chosen.ends)), True, key=lambda k: cost(after(graph, chosen, k)) <= target
+    )
+    steps += chosen.least
+    removed = after(graph, chosen, steps)
+    return _refined(graph, chosen, cost, target, steps, removed) if steps > chosen.least else removed
+
+
+_ENOUGH = 0.01
+"""Undershoot of a cost target, as a share of it, that is not worth a search."""
+_TRIES = 64
+
+
+def _refined(
+    graph: ChannelGraph, chosen: Candidates, cost: Callable[[Mask], float], target: float, steps: int, removed: Mask
+) -> Mask:
+    """Replace the last step by one or several of the next ones, if that comes nearer to the target from below."""
+    best, found = removed, cost(removed)
+    trial = after(graph, chosen, steps - 1)
+    for step in range(steps, min(steps + _TRIES, len(chosen.ends))):
+        if target * (1 - _ENOUGH) <= found <= target:
+            break
+        further = trial.copy()
+        further[chosen.order[chosen.ends[step - 1] : chosen.ends[step]]] = True
+        further = _without_orphans(graph, further)
+        reached = cost(further)
+        if reached > target:
+            trial = further
+        elif reached > found or found > target:
+            best, found = further, reached
+    return best
+
+
+def after(graph: ChannelGraph, chosen: Candidates, steps: int) -> Mask:
+    """Return whether each unit is gone after so many steps, shape (units,)."""
     removed = np.zeros(graph.unit_count, dtype=np.bool_)
-    removed[order[:nearest]] = True
+    removed[chosen.order[: chosen.ends[steps - 1] if steps else 0]] = True
     return _without_orphans(graph, removed)
 
 
@@ -101,35 +90,21 @@ def _without_orphans(graph: ChannelGraph, removed: Mask) -> Mask:
     return removed
 
 
-def _excluded(graph: ChannelGraph, patterns: Sequence[str]) -> dict[int, Refusal]:
-    excluded: dict[int, Refusal] = {}
-    names = [layer.name for layer in graph.layers]
-    for pattern in patterns:
-        hit = [layer for layer in graph.layers if matches(layer.name, pattern)]
-        if not hit:
-            near = get_close_matches(pattern.strip("*."), [*names, *{n.rpartition(".")[0] for n in names}], n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else " `bnprune inspect` lists the layers."
-            raise ConfigError(f"exclude: no layer matches '{pattern}'.{hint}")
-        for layer in hit:
-            for unit in np.unique(graph.units(layer.ids)).tolist():
-                excluded.setdefault(unit, Refusal(layer.name, f"is excluded by '{pattern}'", ""))
-    return excluded
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Tell whether a layer's name is the pattern, lies below the module it names, or fits it as a glob."""
-    return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
-
-
-def shortfall(graph: ChannelGraph, chosen: Candidates, removed: Mask, ratio: float, floor: int) -> list[Refusal]:
-    """Return which BatchNorms' floors keep a selection from reaching its ratio; nothing where it is reached."""
+def shortfall(
+    graph: ChannelGraph, chosen: Candidates, removed: Mask, ratio: float, constraints: Constraints
+) -> list[Refusal]:
+    """Return which BatchNorms' constraints keep a selection from its ratio; nothing where it is reached."""
     missing = ratio * int(graph.gamma_count[chosen.prunable].sum()) - int(graph.gamma_count[removed].sum())
     if missing < 0.5 or not removed[chosen.order].all():
         return []
     stays = chosen.prunable & ~removed
+    floor = constraints.min_channels
     reason = "every layer keeps one channel" if floor == 1 else f"every layer keeps {floor} channels if it has them"
+    fix = "ask for less" if floor == 1 else "lower min_channels, or ask for less"
+    if constraints.cap < 1 or constraints.round_to > 1 or constraints.layer_ratios:
+        reason, fix = "what cap, round_to and layer_ratios allow is gone", "loosen them, or ask for less"
     return [
-        Refusal(layer.name, reason, "ask for less" if floor == 1 else "lower min_channels, or ask for less")
+        Refusal(layer.name, reason, fix)
         for layer in graph.layers
         if layer.kind == "norm" and stays[graph.units(layer.ids)].any()
     ]

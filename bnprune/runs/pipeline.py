@@ -10,18 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnprune.channels.trees import as_inputs
 from bnprune.config import FinetuneConfig, OptimisationConfig, PipelineConfig, PruneConfig, SparsityConfig, TrainConfig
 from bnprune.data import Splits
 from bnprune.data.splits import mixed
 from bnprune.pruning.cost import cost
 from bnprune.pruning.latency import latencies
 from bnprune.pruning.prune import prune
+from bnprune.pruning.request import Request
 from bnprune.recipe import as_data
 from bnprune.runs.checkpoint import Header, load_weights, save_checkpoint
 from bnprune.runs.directory import STAGES, RunDirectory
 from bnprune.runs.files import write_text
 from bnprune.runs.start import Network, initial, load_stage, prepare
-from bnprune.runs.summary import describe
+from bnprune.runs.summary import describe, describe_request
 from bnprune.runs.tracker import Display, Tracker
 from bnprune.training.evaluate import evaluate
 from bnprune.training.loop import Task, begin, train
@@ -149,8 +151,9 @@ def _training(run: Run, model: nn.Module, header: Header, stage: str, config: Op
 def _prune(run: Run, model: nn.Module, header: Header) -> dict[str, Any]:
     config = run.config.prune or PruneConfig()
     run.directory.forget_unfinished()
-    run.display.begin("prune", 0, f"removing {config.ratio:.0%} of the prunable channels")
-    outcome = prune(model, run.splits.example, **config.model_dump())
+    asked = config.request()
+    run.display.begin("prune", 0, describe_request(Request(**asked)))
+    outcome = prune(model, run.splits.example, **asked)
     write_text(run.directory.plan_file, outcome.plan.to_json())
     slim = Header(header.spec, (*header.plans, outcome.plan))
     return _conclude(run, outcome.model, slim, "prune", describe(outcome.report))
@@ -199,6 +202,6 @@ def _measure_latency(run: Run, result: dict[str, Any], stages: Sequence[str]) ->
     """Measure the networks of all finished stages side by side: batch 1, median of 30 passes."""
     done = [stage for stage in stages if stage in result["stages"]]
     models = [load_stage(run.config, run.directory.checkpoint(stage))[0].to(run.device) for stage in done]
-    taken = latencies(models, (run.splits.example.to(run.device),), runs=30)
+    taken = latencies(models, as_inputs(run.splits.example.to(run.device)), runs=30)
     for stage, seconds in zip(done, taken, strict=True):
         result["stages"][stage]["latency_ms"] = round(seconds * 1e3, 4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from bnprune.config import ModelConfig, PipelineConfig, PruneConfig, TrainConfig
 from bnprune.data import Splits, load_data
 from bnprune.errors import ConfigError, first_line
 from bnprune.models.zoo import ModelSpec, build, set_gamma
-from bnprune.pruning.prune import draft, require_cut, survey
+from bnprune.pruning.draft import draft, require_cut, survey
 from bnprune.pruning.request import Request
 from bnprune.runs.checkpoint import Header, fit_state, load_checkpoint, read_weights
 from bnprune.runs.directory import STAGES
@@ -59,8 +59,10 @@ def prepare(config: PipelineConfig, stages: Sequence[str], network: Network | No
 
 
 def _prunable(model: nn.Module, splits: Splits, config: PruneConfig) -> int:
-    found = survey(model, splits.example, Request(**config.model_dump()))
-    drafted = draft(model, splits.example, found)
+    asked = Request(**config.request())
+    if asked.latency_ms is not None:  # of the trained network, later; for now, whether anything can go
+        asked = replace(asked, latency_ms=None, ratio=0.5)
+    drafted = draft(model, splits.example, survey(model, splits.example, asked))
     require_cut(drafted)
     return drafted.channels[0]
 

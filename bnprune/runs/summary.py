@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bnprune.pruning.prune import Report
+from bnprune.pruning.report import Report
+from bnprune.pruning.request import Request
 from bnprune.pruning.verify import TOLERANCE
 
 PRUNE_SCHEMA = "bnprune.prune/1"
@@ -14,6 +15,11 @@ def describe(report: Report) -> dict[str, Any]:
     """Return what pruning did: requested and realised, layer by layer, with every refusal."""
     error = report.max_relative_error
     return {
+        "target": {
+            "kind": report.target.kind,
+            "requested": report.target.requested,
+            "realised": report.target.realised,
+        },
         "ratio": {"requested": report.ratio_requested, "realised": report.ratio_realised},
         "verification": {
             "max_relative_error": error,
@@ -35,6 +41,17 @@ def describe(report: Report) -> dict[str, Any]:
     }
 
 
+def describe_request(request: Request) -> str:
+    """Say what is asked for."""
+    kind, value = request.target
+    match kind:
+        case "ratio":
+            return f"removing {value:.0%} of the prunable channels"
+        case "latency_ms":
+            return f"down to {value:g} ms per forward pass"
+    return f"down to {value:.0%} of the {'MACs' if kind == 'macs' else 'parameters'}"
+
+
 def describe_prune(report: Report) -> dict[str, Any]:
     """Return the document of `prune --json`."""
     data = describe(report)
@@ -42,6 +59,7 @@ def describe_prune(report: Report) -> dict[str, Any]:
     steps = data.pop("steps_seconds")
     return {
         "schema": PRUNE_SCHEMA,
+        "target": data.pop("target"),
         "ratio": data.pop("ratio"),
         **pruned,
         "verification": data.pop("verification"),

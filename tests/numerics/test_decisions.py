@@ -10,7 +10,8 @@ from torch import nn
 
 import bnprune
 from bnprune.channels.trees import as_inputs
-from bnprune.pruning.prune import carry_out, draft, survey
+from bnprune.pruning.draft import draft, survey
+from bnprune.pruning.prune import carry_out
 from bnprune.pruning.request import Request
 from bnprune.pruning.surgery import apply
 from bnprune.pruning.verify import largest_error, references, verify
@@ -83,7 +84,7 @@ def _listed(n: Net, x: torch.Tensor) -> torch.Tensor:
 def test_a_network_that_decides_is_rehearsed_without_values_if_possible(model: nn.Module, hollow: bool) -> None:
     """The trace has the decisions; memory and arithmetic of a second forward pass are saved."""
     x = noise(1, 3, 8, 8)
-    drafted = draft(model, x, survey(model, x, Request(0.5)))
+    drafted = draft(model, x, survey(model, x, Request(ratio=0.5)))
     assert drafted.survey.graph.real
     assert all(parameter.is_meta == hollow for parameter in drafted.hollow.parameters())
     result = carry_out(drafted, model, x)

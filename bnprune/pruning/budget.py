@@ -1,0 +1,98 @@
+"""Budgets in milliseconds: search for the plan whose network is as slow as allowed, by measuring a few of them."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from bnprune.channels.trees import as_inputs
+from bnprune.errors import PruningError
+from bnprune.pruning.draft import Draft, Survey, draft, require_cut
+from bnprune.pruning.latency import latencies
+from bnprune.pruning.surgery import fill
+
+_TRIALS = 8
+_CLOSE = 0.04
+"""Shortfall below the budget, as a share of it, that is not worth another trial."""
+_LEAST, _MOST = 0.01, 0.99
+
+
+def solve(model: nn.Module, example_inputs: Any, found: Survey) -> Draft:
+    """Find a draft that does what was asked, whatever the kind of target.
+
+    Milliseconds are solved over MACs: measure the dense network, guess the share of MACs that fits the budget from a
+    line through what has been measured so far, cut (without proof), measure, and guess again. The network that comes
+    nearest from below is measured once more.
+
+    Raises:
+        PruningError: The target cannot be reached; the message says how near one can get.
+    """
+    if found.request.latency_ms is None:
+        return draft(model, example_inputs, found)
+    started = time.perf_counter()
+    best = _within(model, example_inputs, found, found.request.latency_ms)
+    return replace(best, survey=found, seconds=time.perf_counter() - started)
+
+
+def _within(model: nn.Module, example_inputs: Any, found: Survey, budget: float) -> Draft:
+    dense = _milliseconds(copy.deepcopy(model), example_inputs)
+    if dense <= budget:
+        raise PruningError(f"latency_ms {budget:g}: the network already runs in {dense:.3g} ms here. Ask for less.")
+    measured = [(1.0, dense)]
+    best: Draft | None = None
+    for _ in range(_TRIALS):
+        share = _guess(measured, budget)
+        if any(abs(share - known) < 0.002 for known, _ in measured):
+            break
+        trial = _at(model, example_inputs, found, share)
+        if trial is None:
+            measured.append((share, 0.0))  # too little: look above
+            continue
+        assert trial.latency_ms is not None
+        measured.append((share, trial.latency_ms))
+        fits = trial.latency_ms <= budget
+        if fits and (best is None or best.latency_ms is None or trial.latency_ms > best.latency_ms):
+            best = trial
+        if budget * (1 - _CLOSE) <= trial.latency_ms <= budget:
+            break
+    if best is None:
+        nearest = min(taken for _, taken in measured if taken)
+        raise PruningError(
+            f"latency_ms {budget:g} cannot be reached: the fastest network found takes {nearest:.3g} ms (dense "
+            f"{dense:.3g} ms). Ask for more, or loosen min_channels, cap, round_to or exclude."
+        )
+    return best
+
+
+def _guess(measured: list[tuple[float, float]], budget: float) -> float:
+    """Return the share of MACs at which a line through the two nearest measurements meets the budget."""
+    above = min((point for point in measured if point[1] > budget), key=lambda point: point[1])
+    below = max((point for point in measured if point[1] <= budget), key=lambda point: point[1], default=(0.0, 0.0))
+    aim = budget * (1 - _CLOSE / 2)
+    share = float(np.interp(aim, [below[1], above[1]], [below[0], above[0]]))
+    return min(max(share, _LEAST), _MOST)
+
+
+def _at(model: nn.Module, example_inputs: Any, found: Survey, share: float) -> Draft | None:
+    """Draft a share of the MACs and measure it; None where that little cannot be had."""
+    request = replace(found.request, latency_ms=None, macs=share)
+    try:
+        drafted = draft(model, example_inputs, replace(found, request=request))
+        require_cut(drafted)
+    except PruningError:
+        return None
+    slim = fill(drafted.hollow, drafted.plan, model)
+    return replace(drafted, latency_ms=_milliseconds(slim, example_inputs))
+
+
+def _milliseconds(model: nn.Module, example_inputs: Any) -> float:
+    """Return the median of a forward pass, over about a second and at least 15 passes."""
+    inputs = as_inputs(example_inputs)
+    (once,) = latencies([model], inputs, runs=3)
+    (taken,) = latencies([model], inputs, runs=int(min(max(1 / max(once, 1e-4), 15), 200)), warmup=1)
+    return 1000 * taken

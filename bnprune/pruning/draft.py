@@ -1,0 +1,267 @@
+"""Drafts: trace, score, select and rehearse, until a selection does what was asked. Nothing is cut yet."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from bnprune.channels.call import Count
+from bnprune.channels.graph import ChannelGraph
+from bnprune.channels.ids import Refusal
+from bnprune.channels.modules import walk
+from bnprune.channels.trace import trace
+from bnprune.channels.trees import Inputs, as_inputs
+from bnprune.errors import PruningError, TraceError
+from bnprune.pruning.plan import PruningPlan, make_plan
+from bnprune.pruning.rehearsal import Rehearsal, rehearse
+from bnprune.pruning.request import Request, TargetKind
+from bnprune.pruning.score import CRITERIA, Scores, with_streams
+from bnprune.pruning.select import by_cost, by_ratio, refusals, require_prunable, shortfall
+from bnprune.pruning.steps import Candidates, Mask, candidates
+from bnprune.pruning.surgery import carve, fill, named_tensors
+from bnprune.pruning.tally import Tally
+
+_COARSE = 0.015
+"""Distance below a cost target, as a share of the whole cost, that the report explains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What was asked for, and what came of it."""
+
+    kind: TargetKind
+    requested: float
+    realised: float
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A network, followed and scored."""
+
+    graph: ChannelGraph
+    scores: Scores
+    request: Request
+    params: int
+    seconds: float
+
+    def cost_of(self, kind: TargetKind) -> int:
+        """MACs or parameters of the network as it is."""
+        return self.graph.traces["eval"].macs if kind == "macs" else self.params
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A selection that has passed the rehearsal, with everything needed to carry it out."""
+
+    survey: Survey
+    chosen: Candidates
+    removed: Mask
+    plan: PruningPlan
+    hollow: nn.Module
+    """The slim network without weights."""
+    macs: int
+    """Of the slim network."""
+    seconds: float = 0.0
+    latency_ms: float | None = None
+    """Of the slim network, where the target was a latency."""
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Why channels stay."""
+        return tuple(why for why, _ in refusals(self.survey.graph, self.survey.scores, self.chosen.kept))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth knowing about how the target was met."""
+        kind, requested, realised = self.target.kind, self.target.requested, self.target.realised
+        if kind in ("macs", "params") and requested - realised > _COARSE:
+            return (f"{kind} {realised:.3f} instead of {requested:g}: the next channels to go cost that much together",)
+        return ()
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Prunable BatchNorm channels before and after."""
+        counts = self.survey.graph.gamma_count
+        before = int(counts[self.chosen.prunable].sum())
+        return before, before - int(counts[self.removed].sum())
+
+    @property
+    def ratio(self) -> float:
+        """Removed share of the prunable BatchNorm channels."""
+        before, after = self.channels
+        return (before - after) / max(before, 1)
+
+    def cost_of(self, kind: TargetKind) -> int:
+        """MACs or parameters of the slim network."""
+        return self.macs if kind == "macs" else sum(tensor.numel() for tensor in self.hollow.parameters())
+
+    @property
+    def target(self) -> Target:
+        """What was asked for, and what came of it."""
+        kind, requested = self.survey.request.target
+        return Target(kind, requested, self._realised(kind))
+
+    def _realised(self, kind: TargetKind) -> float:
+        match kind:
+            case "ratio":
+                return self.ratio
+            case "latency_ms":
+                return float("nan") if self.latency_ms is None else self.latency_ms
+        return self.cost_of(kind) / max(self.survey.cost_of(kind), 1)
+
+
+def survey(model: nn.Module, example_inputs: Any, request: Request) -> Survey:
+    """Trace and score a network. Errors as for `prune`."""
+    started = time.perf_counter()
+    graph = trace(model, example_inputs, coupling=request.coupling)
+    scores = CRITERIA[request.criterion](graph, dict(named_tensors(model)), request.reduce)
+    params = sum(parameter.numel() for parameter in model.parameters())
+    return Survey(graph, with_streams(graph, scores), request, params, time.perf_counter() - started)
+
+
+def draft(model: nn.Module, example_inputs: Any, found: Survey) -> Draft:
+    """Select and rehearse until the slim network runs as expected and costs what was asked; nothing is cut yet.
+
+    Where nothing can be pruned, nothing is selected (`Draft.chosen.prunable` is empty). A target in milliseconds needs
+    measurements: see `bnprune.pruning.budget`.
+
+    Raises:
+        PruningError: The target cannot be reached; the message says how near one can get.
+    """
+    started = time.perf_counter()
+    kind, share = found.request.target
+    course = _Course(model, as_inputs(example_inputs), found)
+    if kind == "ratio":
+        best = course.follow(lambda chosen: by_ratio(found.graph, chosen, share))
+    else:
+        best = _to_cost(course, kind, share)
+    return replace(best, seconds=time.perf_counter() - started)
+
+
+_AIMS = 6
+"""How often a cost target is corrected by what the rehearsal has counted."""
+_NEAR = 0.01
+"""Undershoot, as a share of the whole cost, that is not worth another correction."""
+
+
+def _to_cost(course: _Course, kind: TargetKind, share: float) -> Draft:
+    """Aim at a cost, and correct the aim by what the slim network really costs."""
+    graph, tally = course.found.graph, Tally(course.found.graph, course.model)
+    estimate = tally.macs if kind == "macs" else tally.params
+    whole = course.found.cost_of(kind)
+    limit = aim = share * whole
+    best: Draft | None = None
+    for _ in range(_AIMS):
+        drafted = course.follow(partial(by_cost, graph, cost=estimate, target=aim))
+        real = drafted.cost_of(kind)
+        if best is None or (real <= limit and not real < best.cost_of(kind) <= limit):
+            best = drafted
+        if limit - _NEAR * whole <= real <= limit or not drafted.removed.any():
+            break
+        correction = real - estimate(drafted.removed)
+        if aim == (aim := limit - correction):
+            break
+    assert best is not None
+    if best.cost_of(kind) > limit and best.chosen.order.size:
+        nearest = math.ceil(1000 * best.cost_of(kind) / whole) / 1000
+        raise PruningError(
+            f"{kind} {share:g} cannot be reached: what must stay costs {nearest:.3f} of the network's {kind}. "
+            f"Ask for {kind} {nearest:.3f} or more, or loosen min_channels, cap, round_to or exclude."
+        )
+    return best
+
+
+class _Course:
+    """The rehearsals of one network: what they have shown holds for all further selections."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs, found: Survey) -> None:
+        self.model = model
+        self.inputs = inputs
+        self.found = found
+        self._kept: dict[int, Refusal] = {}
+        self._sizes: list[Count] = []
+        self._barred: set[tuple[str, str]] = set()
+
+    def follow(self, select: Callable[[Candidates], Mask]) -> Draft:
+        """Select and rehearse until the slim network runs as expected."""
+        graph = self.found.graph
+        while True:
+            chosen = candidates(graph, self.found.scores, self.found.request.constraints, self._kept)
+            removed = select(chosen)
+            plan = make_plan(graph, self.model, removed, self._sizes)
+            hollow = carve(plan, self.model)
+            rehearsal = self._rehearse(hollow, removed)
+            if graph.real and not rehearsal.passed:  # it may have lacked nothing but values
+                hollow = fill(hollow, plan, self.model)
+                rehearsal = self._rehearse(hollow, removed, real=True)
+            _require_own_modules(self.model, rehearsal)
+            if rehearsal.passed:
+                return Draft(self.found, chosen, removed, plan, hollow, rehearsal.macs)
+            self._learn(rehearsal)
+
+    def _rehearse(self, hollow: nn.Module, removed: Mask, *, real: bool = False) -> Rehearsal:
+        return rehearse(
+            hollow, self.found.graph, removed, self.inputs, self._kept, self._sizes, self._barred, real=real
+        )
+
+    def _learn(self, rehearsal: Rehearsal) -> None:
+        if not rehearsal.kept and not rehearsal.sizes:
+            if not self._sizes:
+                site, what = rehearsal.misses[0]
+                raise TraceError(f"{site or 'the network'}: the slim network does not run as expected: {what}")
+            self._barred |= {(size.module, size.attribute) for size in self._sizes}  # they were no sizes after all
+            self._sizes = []
+        self._kept |= rehearsal.kept
+        self._sizes += rehearsal.sizes
+
+
+def _require_own_modules(model: nn.Module, rehearsal: Rehearsal) -> None:
+    for name, module in walk(model).items() if rehearsal.strangers else ():
+        if any(module is stranger for stranger in rehearsal.strangers):
+            raise TraceError(
+                f"{name or 'the network'}: a copy of the network still runs this module of the original, because some "
+                "code holds on to it (a lambda, or a patched forward). Refer to it through `self` in a method."
+            )
+
+
+def require_cut(drafted: Draft) -> None:
+    """Refuse a draft that leaves the network as it is.
+
+    Raises:
+        PruningError: Nothing can be pruned, or the ratio is too small for a channel to go.
+    """
+    require_prunable(drafted.survey.graph, drafted.chosen)
+    if not drafted.plan.cuts:
+        kind, value = drafted.survey.request.target
+        count = drafted.channels[0]
+        more = "Raise the ratio" if kind == "ratio" else f"Lower {kind}"
+        asked = f"{kind} {value:g}"
+        asked += f" of {count} prunable channels is {value * count:.2g}," if kind == "ratio" else " is"
+        raise PruningError(
+            f"nothing is removed: {asked} nearer to none than to the fewest that can go together. {more}."
+        )
+
+
+def describe_plan(drafted: Draft) -> PruningPlan:
+    """Return the draft's plan with what was asked for, what came of it, and the refusals."""
+    found, request = drafted.survey, drafted.survey.request
+    before, after = drafted.channels
+    floors = []
+    if request.ratio is not None:
+        floors = shortfall(found.graph, drafted.chosen, drafted.removed, request.ratio, request.constraints)
+    return replace(
+        drafted.plan,
+        requested=request.to_dict(),
+        realised={
+            drafted.target.kind: drafted.target.realised,
+            "ratio": drafted.ratio,
+            "channels": {"before": before, "after": after},
+        },
+        refusals=(*floors, *drafted.refusals),
+    )

@@ -1,0 +1,148 @@
+"""Reports: what pruning did, or would do, in numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from bnprune.channels.ids import Refusal
+from bnprune.errors import CheckpointError, first_line
+from bnprune.pruning.cost import Cost, cost
+from bnprune.pruning.draft import Draft, Target
+from bnprune.pruning.gates import gated_name
+from bnprune.pruning.plan import PruningPlan
+from bnprune.pruning.request import TARGETS, TargetKind
+from bnprune.pruning.surgery import apply, carve, require_bare
+from bnprune.pruning.verify import Verification
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChange:
+    """Width of one layer before and after."""
+
+    name: str
+    kind: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What pruning did, in numbers."""
+
+    target: Target
+    """What was asked for, and what came of it: for "ratio", the share that went; else what is left, or milliseconds."""
+    ratio_requested: float | None
+    ratio_realised: float
+    """Removed share of the prunable BatchNorm channels."""
+    channels_before: int
+    """Prunable BatchNorm channels (those of units that are neither frozen nor excluded)."""
+    channels_after: int
+    params_before: int
+    params_after: int
+    macs_before: int
+    """Multiply-accumulates for the example input as given (its batch included)."""
+    macs_after: int
+    max_relative_error: float | None
+    """Of the float64 proof; None where it was not asked for."""
+    layers: tuple[LayerChange, ...]
+    refusals: tuple[Refusal, ...]
+    notes: tuple[str, ...]
+    seconds: dict[str, float]
+    """Wall-clock seconds of "trace", "select" (with rehearsal), "surgery" and "verify"."""
+
+
+def make_report(
+    drafted: Draft,
+    plan: PruningPlan,
+    model: nn.Module,
+    verification: Verification | None,
+    seconds: Mapping[str, float],
+) -> Report:
+    """Sum up what a draft does."""
+    graph, removed = drafted.survey.graph, drafted.removed
+    before, after = drafted.channels
+    return Report(
+        target=drafted.target,
+        ratio_requested=plan.requested.get("ratio"),
+        ratio_realised=drafted.ratio,
+        channels_before=before,
+        channels_after=after,
+        params_before=sum(p.numel() for p in model.parameters()),
+        params_after=sum(p.numel() for p in drafted.hollow.parameters()),
+        macs_before=graph.traces["eval"].macs,
+        macs_after=drafted.macs,
+        max_relative_error=None if verification is None else verification.max_relative_error,
+        layers=tuple(
+            LayerChange(layer.name, layer.kind, len(layer.ids), int((~removed[graph.units(layer.ids)]).sum()))
+            for layer in graph.layers
+        ),
+        refusals=plan.refusals,
+        notes=(*graph.notes, *drafted.notes),
+        seconds=dict(seconds),
+    )
+
+
+def foresee(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> Report:
+    """Report what a plan made earlier does to a network; nothing is cut, and no weight is copied.
+
+    Raises:
+        PruningError: The plan was made for another network.
+        CheckpointError: It is damaged.
+    """
+    require_bare(model)
+    hollow = carve(plan, model)
+    before, after = cost(model, example_inputs), _cost_of(hollow, plan, model, example_inputs)
+    channels = plan.realised.get("channels", {"before": before.channels, "after": after.channels})
+    widths, slim_widths = _widths(model), _widths(hollow)
+    gated = {gate.at for gate in plan.gates}
+    return Report(
+        target=_target(plan),
+        ratio_requested=plan.requested.get("ratio"),
+        ratio_realised=plan.realised.get("ratio", 0.0),
+        channels_before=channels["before"],
+        channels_after=channels["after"],
+        params_before=before.params,
+        params_after=after.params,
+        macs_before=before.macs,
+        macs_after=after.macs,
+        max_relative_error=None,
+        layers=tuple(
+            LayerChange(name, kind, width, slim_widths[gated_name(name, gated)][1])
+            for name, (kind, width) in widths.items()
+        ),
+        refusals=plan.refusals,
+        notes=(),
+        seconds={},
+    )
+
+
+def _cost_of(hollow: nn.Module, plan: PruningPlan, model: nn.Module, example_inputs: Any) -> Cost:
+    try:
+        return cost(hollow, example_inputs)
+    except Exception:  # noqa: BLE001 - a network that decides on its values does not run without weights
+        slim = apply(plan, model)
+    try:
+        return cost(slim, example_inputs)
+    except Exception as error:
+        raise CheckpointError(f"the plan is damaged: what it makes does not run: {first_line(error)}.") from error
+
+
+def _target(plan: PruningPlan) -> Target:
+    """Return what a plan from a file was made for; plans may lack it."""
+    kind: TargetKind = next((kind for kind in TARGETS if kind in plan.requested), "ratio")
+    return Target(kind, plan.requested.get(kind, math.nan), plan.realised.get(kind, math.nan))
+
+
+def _widths(model: nn.Module) -> dict[str, tuple[str, int]]:
+    """Kind and output width of every layer that has one, by module name."""
+    found = {}
+    for name, module in model.named_modules():
+        for kind, attribute in (("conv", "out_channels"), ("linear", "out_features"), ("norm", "num_features")):
+            if isinstance(getattr(module, attribute, None), int):
+                found[name] = kind, int(getattr(module, attribute))
+    return found

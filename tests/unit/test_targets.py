@@ -1,0 +1,163 @@
+"""MACs, parameters, milliseconds; caps, multiples, layers with a ratio of their own. Costs are counted independently."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import bnprune
+from bnprune.pruning.draft import draft, survey
+from bnprune.pruning.latency import latencies
+from bnprune.pruning.request import Request
+from bnprune.pruning.tally import Tally
+from tests.nets import MOTIFS, Net, conv_bn, head, lively, norms
+from tests.unit.test_select import X, set_gammas, stack, widths
+
+
+def macs(model: nn.Module, x: torch.Tensor = X) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(x)
+    return counter.get_total_flops() // 2
+
+
+def params(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("motif", MOTIFS)
+def test_the_tally_is_what_the_slim_network_costs(motif: str) -> None:
+    """Known before anything is built, for every way channels are coupled."""
+    build, shape = MOTIFS[motif]
+    model, x = lively(build()), torch.zeros(shape)
+    found = survey(model, x, Request(ratio=0.5))
+    drafted = draft(model, x, found)
+    tally, slim = Tally(found.graph, model), bnprune.prune(model, x, ratio=0.5).model
+    assert tally.macs(drafted.removed) == drafted.macs == macs(slim, x)
+    assert tally.params(drafted.removed) == params(slim)
+
+
+@pytest.mark.parametrize("share", [0.7, 0.5, 0.3])
+@pytest.mark.parametrize(("kind", "cost"), [("macs", macs), ("params", params)])
+def test_a_cost_is_met_from_below(kind: str, cost, share: float) -> None:
+    model = lively(stack(64, 96, 128))
+    result = bnprune.prune(model, X, **{kind: share})
+    kept = cost(result.model) / cost(model)
+    assert share - 0.015 < kept <= share
+    assert result.report.target == bnprune.pruning.draft.Target(kind, share, pytest.approx(kept))
+    assert result.plan.requested[kind] == share
+    assert result.plan.realised[kind] == pytest.approx(kept)
+
+
+def test_a_large_step_is_passed_over_for_smaller_ones() -> None:
+    """Half of the network is one channel per unit, half goes in blocks of 16 (whole groups)."""
+    grouped = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, groups=4, bias=False), nn.BatchNorm2d(64), nn.ReLU())
+    model = lively(nn.Sequential(conv_bn(3, 64), grouped, conv_bn(64, 64), head(64)))
+    kept = macs(bnprune.prune(model, X, macs=0.6).model) / macs(model)
+    assert 0.585 < kept <= 0.6
+
+
+def test_a_cost_out_of_reach_is_refused_with_the_nearest() -> None:
+    model = lively(stack(16, 16))
+    with pytest.raises(
+        bnprune.PruningError, match=r"macs 0.05 cannot be reached: what must stay costs (0\.\d+)"
+    ) as why:
+        bnprune.prune(model, X, macs=0.05, min_channels=8)
+    nearest = float(str(why.value).split("costs ")[1].split()[0])
+    assert bnprune.prune(model, X, macs=nearest, min_channels=8).report.channels_after == 16
+
+
+@pytest.mark.parametrize("motif", MOTIFS)
+@pytest.mark.parametrize("multiple", [4, 8])
+def test_multiples_stay_multiples(motif: str, multiple: int) -> None:
+    build, shape = MOTIFS[motif]
+    result = bnprune.prune(lively(build()), torch.zeros(shape), ratio=0.5, round_to=multiple)
+    assert result.report.max_relative_error < 1e-12
+    for layer in result.report.layers:
+        assert layer.before % multiple or layer.after % multiple == 0 < layer.after, layer
+
+
+def test_a_multiple_is_the_nearest() -> None:
+    """Five of 32 round to 4, seven to 8; the best channels stay."""
+    for dead, width in ((5, 28), (7, 24)):
+        gamma = torch.linspace(0.5, 1, 32)
+        gamma[3 : 3 + dead] = 0.01
+        model = set_gammas(stack(32, 32), gamma, torch.ones(32))
+        result = bnprune.prune(model, X, ratio=dead / 64, round_to=4)
+        assert widths(result) == [width, 32]
+        assert result.model[0][1].weight.min() >= (0.01 if dead == 5 else 0.5)
+
+
+def test_no_layer_loses_more_than_its_cap() -> None:
+    model = set_gammas(stack(8, 8, 8), torch.ones(8), torch.full((8,), 1e-4), torch.ones(8))
+    assert widths(bnprune.prune(model, X, ratio=0.4, cap=0.5))[1] == 4
+    report = bnprune.prune(model, X, ratio=0.9, cap=0.25).report
+    assert report.ratio_realised == 0.25
+    assert "cap" in report.refusals[0].reason
+
+
+def test_layers_with_a_ratio_of_their_own() -> None:
+    model = set_gammas(stack(8, 8, 8), torch.ones(8), torch.full((8,), 1e-4), torch.full((8,), 2.0))
+    result = bnprune.prune(model, X, ratio=0.5, layer_ratios={"1": 0.25, "2.0": 0.5})
+    assert widths(result)[1:] == [6, 4]
+    assert result.report.ratio_realised == 0.5
+    assert widths(bnprune.prune(model, X, macs=0.9, layer_ratios={"1": 0}))[1] == 8
+    with pytest.raises(bnprune.ConfigError, match="layer_ratios: no layer matches 'fc'"):
+        bnprune.prune(model, X, ratio=0.5, layer_ratios={"fc": 0.5})
+
+
+def test_a_latency_is_met_when_measured_again() -> None:
+    """Coarsely: timings on a busy machine are what they are (`scripts/bench_targets.py` has the figures)."""
+    model, x = lively(stack(128, 256, 256)), torch.zeros(8, 3, 48, 48)
+    (dense,) = latencies([model], ((x,), {}), runs=15)
+    report = bnprune.prune(model, x, latency_ms=dense * 1e3 / 2).report
+    assert report.target.kind == "latency_ms"
+    assert report.target.realised <= dense * 1e3 / 2
+    assert 0.1 < report.macs_after / report.macs_before < 0.9
+    with pytest.raises(bnprune.PruningError, match="already runs in"):
+        bnprune.prune(model, x, latency_ms=1e6)
+    with pytest.raises(bnprune.PruningError, match="cannot be reached: the fastest network found takes"):
+        bnprune.prune(model, x, latency_ms=1e-4)
+
+
+def test_exactly_one_target() -> None:
+    for targets in ({}, {"ratio": 0.5, "macs": 0.5}):
+        with pytest.raises(bnprune.ConfigError, match="give exactly one of ratio, macs, params, latency_ms"):
+            bnprune.prune(stack(4), X, **targets)
+
+
+def ranked(criterion: str, model: nn.Module, **options) -> list[int]:
+    return widths(bnprune.prune(model, X, criterion=criterion, **options))
+
+
+def test_criteria() -> None:
+    """Two layers of 8; γ says the first is unimportant, weights say the second is."""
+    model = set_gammas(stack(8, 8), torch.linspace(0.1, 0.2, 8), torch.linspace(1, 2, 8))
+    with torch.no_grad():
+        model[0][0].weight.copy_(torch.arange(1, 9.0).view(8, 1, 1, 1).expand(8, 3, 1, 1))
+        model[1][0].weight.fill_(0.5)
+    assert ranked("gamma", model, ratio=0.25) == [4, 8]
+    assert ranked("uniform", model, ratio=0.25) == [6, 6]
+    assert ranked("l1", model, ratio=0.25) == [8, 4]
+    assert ranked("l2", model, ratio=0.25) == [8, 4]
+    assert ranked("random", model, ratio=0.5) == ranked("random", model, ratio=0.5)
+    kept = bnprune.prune(model, X, ratio=0.5, criterion="uniform").model[0][1].weight
+    assert torch.equal(kept, model[0][1].weight[4:])
+
+
+def test_gamma_per_mac_spares_cheap_layers() -> None:
+    """Equal γ: what costs four times as much counts half."""
+    narrow, wide = conv_bn(3, 16), conv_bn(16, 16)
+    model = Net(lambda n, x: n.head(n.wide(n.narrow(x)[:, :, ::4, ::4])), narrow=narrow, wide=wide, head=head(16))
+    with torch.no_grad():
+        for norm in norms(model):
+            norm.weight.fill_(1)
+    found = survey(model, X, Request(ratio=0.5, criterion="gamma-per-mac"))
+    units = found.graph.gamma_units
+    first, second = (found.scores[units[f"{name}.1.weight"]] for name in ("narrow", "wide"))
+    work = {work.site: work.factor for work in found.graph.traces["eval"].work}
+    costs = 64 * 27 + 4 * 9 * 16, 4 * 9 * 16 + 5
+    assert work["narrow.0"] == 64 * 9
+    assert first == pytest.approx(costs[0] ** -0.5)
+    assert second == pytest.approx(costs[1] ** -0.5)
