@@ -72,7 +72,9 @@ def _within(model: nn.Module, example_inputs: Any, found: Survey, budget: float)
 def _guess(measured: list[tuple[float, float]], budget: float) -> float:
     """Return the share of MACs at which a line through the two nearest measurements meets the budget."""
     above = min((point for point in measured if point[1] > budget), key=lambda point: point[1])
-    below = max((point for point in measured if point[1] <= budget), key=lambda point: point[1], default=(0.0, 0.0))
+    below = max((point for point in measured if point[1] <= budget), key=lambda point: point[1], default=None)
+    if below is None:  # layers take time whatever their width: aim low, to have the budget between two measurements
+        return min(max(0.8 * above[0] * budget / above[1], _LEAST), _MOST)
     aim = budget * (1 - _CLOSE / 2)
     share = float(np.interp(aim, [below[1], above[1]], [below[0], above[0]]))
     return min(max(share, _LEAST), _MOST)

@@ -1,4 +1,4 @@
-"""MACs, parameters, milliseconds; caps, multiples, layers with a ratio of their own. Costs are counted independently."""
+"""MACs, parameters, milliseconds; caps, multiples, ratios of single layers. Costs are counted independently."""
 
 from __future__ import annotations
 
