@@ -136,8 +136,11 @@ class TrainConfig(OptimisationConfig):
 class PruneConfig(Section):
     """What to remove."""
 
-    ratio: Fraction | None = None
-    """Share of the prunable BatchNorm channels to remove; 0.5 where no other target is given."""
+    ratio: Literal["auto"] | Fraction | None = None
+    """Share of the prunable BatchNorm channels to remove; 0.5 where no other target is given. `auto`: as much as costs
+    no more than `tolerance` of validation accuracy, found by trying (see `bnprune sweep`)."""
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """With `ratio: auto`: how much validation accuracy may be lost before fine-tuning."""
     macs: Fraction | None = None
     """Share of the MACs to keep at most."""
     params: Fraction | None = None
@@ -160,20 +163,25 @@ class PruneConfig(Section):
     """How the scale factors of channels that must go together become one score."""
     coupling: Literal["shared", "gates"] = "shared"
     """Whether layers that share a stream of channels lose the same ones, or each its own behind gates."""
+    passes: Count = 1
+    """Rounds of pruning and fine-tuning, each of which removes an equal share of what is left."""
+    compensate: Switch = True
+    """Try to put what removed channels said into the biases behind them; kept where validation accuracy gains."""
+    recalibrate: Whole = 100
+    """Batches to re-estimate BatchNorm statistics with after the cut; kept where it gains. 0: do not try."""
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
-        given = [kind for kind in _TARGETS if getattr(self, kind) is not None]
-        if len(given) > 1:
-            raise ValueError(f"give one target, not {' and '.join(given)}")
+        if len(self.targets) > 1:
+            raise ValueError(f"give one target, not {' and '.join(self.targets)}")
+        if self.passes > 1 and (self.latency_ms is not None or self.ratio == "auto"):
+            raise ValueError("'passes' goes with a ratio, macs or params: the others are solved on one trained network")
         return self
 
-    def request(self) -> dict[str, Any]:
-        """Return the arguments of `bnprune.prune`, with the default target where none is given."""
-        data = self.model_dump()
-        if all(data[kind] is None for kind in _TARGETS):
-            data["ratio"] = 0.5
-        return data
+    @property
+    def targets(self) -> list[str]:
+        """Names of the targets that are given."""
+        return [kind for kind in _TARGETS if getattr(self, kind) is not None]
 
 
 _TARGETS = ("ratio", "macs", "params", "latency_ms")

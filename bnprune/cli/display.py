@@ -15,10 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bnprune.runs.files import plain
+from bnprune.runs.stages import title_of
 from bnprune.training.loop import EpochRecord
 from bnprune.training.sparsity import GammaStatistics
-
-STAGE_TITLES = {"baseline": "dense", "train": "sparse-trained", "prune": "cut", "finetune": "fine-tuned"}
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -74,7 +73,7 @@ class RichDisplay:
     def end(self, stage: str, figures: Mapping[str, Any]) -> None:
         """Close a stage with its accuracy."""
         self._close()
-        self.note(f"  {STAGE_TITLES[stage]}: test accuracy {figures['accuracy']:.2%}, {figures['seconds']:.1f} s")
+        self.note(f"  {title_of(stage)}: test accuracy {figures['accuracy']:.2%}, {figures['seconds']:.1f} s")
 
     def note(self, text: str, style: str = "") -> None:
         """Print a line."""
@@ -93,7 +92,7 @@ def show_result(result: Mapping[str, Any], path: Path) -> None:
     table = make_table(*columns)
     for stage, figures in result["stages"].items():
         table.add_row(
-            STAGE_TITLES[stage],
+            title_of(stage),
             f"{figures['accuracy']:.2%}",
             count(figures["params"]),
             count(figures["macs"]),
@@ -102,9 +101,9 @@ def show_result(result: Mapping[str, Any], path: Path) -> None:
             f"{figures['latency_ms']:.2f} ms" if "latency_ms" in figures else "",
         )
     console.print(table)
-    verification = result["stages"].get("prune", {}).get("verification")
-    if verification:
-        error = verification["max_relative_error"]
+    cuts = [figures["verification"] for figures in result["stages"].values() if "verification" in figures]
+    if cuts:
+        error = max(cut["max_relative_error"] for cut in cuts)
         console.print(f"The cut is proven: slim equals masked to {error:.1e} in float64.")
     console.print(Text(f"Everything is in {path}"), soft_wrap=True)
 

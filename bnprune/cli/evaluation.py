@@ -1,18 +1,60 @@
-"""What `evaluate` does."""
+"""What `evaluate` does, and how a network gets its data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from bnprune.cli.display import print_json, show_rows
-from bnprune.data import load_data
+from bnprune.config import PipelineConfig
+from bnprune.data import Splits, load_data
 from bnprune.errors import ConfigError
 from bnprune.recipe import amend, load_recipe
-from bnprune.runs.source import open_source, refuse_other_model
+from bnprune.runs.source import Source, open_source, refuse_other_model
 from bnprune.runs.start import choose_device
 from bnprune.training.evaluate import evaluate
 from bnprune.training.fit import require_fit
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network, and the data to evaluate it on."""
+
+    source: Source
+    config: PipelineConfig
+    splits: Splits
+    device: torch.device
+
+
+def open_with_data(
+    path: Path | None,
+    overrides: Sequence[str],
+    *,
+    model: str | None,
+    arguments: Sequence[str],
+    weights: Path | None,
+    recipe: Path | None,
+) -> Opened:
+    """Open the network the command line names, and the data of its recipe or another.
+
+    Raises:
+        ConfigError: There is no recipe, or it does not fit.
+    """
+    refuse_other_model(overrides)
+    source = open_source(path, model=model, arguments=arguments, weights=weights)
+    if recipe is not None:
+        config = load_recipe(recipe, overrides)
+    elif source.header.config is None:
+        raise ConfigError(f"{source.label}: no recipe is stored with it. Say which data: --config CONFIG.yaml")
+    else:
+        config = amend(source.config(), overrides)
+    device = choose_device(config.device)
+    splits = load_data(config.data)
+    require_fit(source.model, splits, source.label)
+    return Opened(source, config, splits, device)
 
 
 def run_evaluate(
@@ -26,18 +68,8 @@ def run_evaluate(
     as_json: bool,
 ) -> None:
     """Evaluate the network the command line names on the data of a recipe."""
-    refuse_other_model(overrides)
-    source = open_source(path, model=model, arguments=arguments, weights=weights)
-    if recipe is not None:
-        config = load_recipe(recipe, overrides)
-    elif source.header.config is None:
-        raise ConfigError(f"{source.label}: no recipe is stored with it. Say which data: --config CONFIG.yaml")
-    else:
-        config = amend(source.config(), overrides)
-    device = choose_device(config.device)
-    splits = load_data(config.data)
-    require_fit(source.model, splits, source.label)
-    network = source.model.to(device)
+    opened = open_with_data(path, overrides, model=model, arguments=arguments, weights=weights, recipe=recipe)
+    network, splits, device = opened.source.model.to(opened.device), opened.splits, opened.device
     scores = {
         "validation": evaluate(network, splits.validation, device),
         "test": evaluate(network, splits.test, device),

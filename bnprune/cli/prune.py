@@ -103,6 +103,14 @@ CouplingOption = Annotated[
         show_default=False,
     ),
 ]
+Compensate = Annotated[
+    bool,
+    typer.Option(
+        "--compensate/--no-compensate",
+        help="Put what removed channels said, act(β), into the biases behind them (after the proof).",
+        rich_help_panel=_PRUNING,
+    ),
+]
 PlanFile = Annotated[
     Path | None,
     typer.Option(
@@ -146,6 +154,7 @@ def prune(
     exclude: Exclude = None,
     criterion: CriterionOption = None,
     coupling: CouplingOption = None,
+    compensate: Compensate = True,
     plan: PlanFile = None,
     dry_run: DryRun = False,
     out: OutFile = Path("slim.safetensors"),
@@ -188,6 +197,7 @@ def prune(
             coupling=coupling or "shared",
         ),
         plan=plan,
+        compensate=compensate,
         given=tuple(option for option, value in given.items() if value not in (None, [])),
         dry_run=dry_run,
         out=out,

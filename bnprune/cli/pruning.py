@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from bnprune.channels.ids import Refusal
 from bnprune.cli.display import count, print_json, show_rows
 from bnprune.errors import CheckpointError, ConfigError
 from bnprune.pruning.budget import solve
+from bnprune.pruning.compensate import Compensation, Outcome, compensate
 from bnprune.pruning.draft import describe_plan, require_cut, survey
 from bnprune.pruning.inspect import Inspection, inspect
 from bnprune.pruning.plan import PruningPlan
@@ -36,6 +38,7 @@ class PruneRequest:
 
     what: Request
     plan: Path | None
+    compensate: bool
     given: tuple[str, ...]
     """Which options about what to remove stand on the command line."""
     dry_run: bool
@@ -74,8 +77,11 @@ def run_prune(
             _show(request, make_report(drafted, plan, source.model, None, {}), plan)
             return
         result = carry_out(drafted, source.model, source.inputs)
+    done: tuple[Compensation, ...] = ()
+    if request.compensate:
+        done = compensate(source.model, result.model, result.plan, source.inputs)
     _save(request.out, source, result)
-    _show(request, result.report, result.plan)
+    _show(request, result.report, result.plan, done)
 
 
 def _read_plan(path: Path, model: nn.Module) -> PruningPlan:
@@ -100,9 +106,12 @@ def _save(path: Path, source: Source, result: PruningResult) -> None:
     save_checkpoint(path, result.model, pruned)
 
 
-def _show(request: PruneRequest, report: Report, plan: PruningPlan) -> None:
+def _show(
+    request: PruneRequest, report: Report, plan: PruningPlan, compensation: tuple[Compensation, ...] = ()
+) -> None:
     if request.as_json:
         document = describe_prune(report)
+        document["compensation"] = [asdict(done) for done in compensation]
         document["out"] = None if request.dry_run else str(request.out)
         if request.dry_run:
             document["plan"] = plan.to_dict()
@@ -133,8 +142,18 @@ def _show(request: PruneRequest, report: Report, plan: PruningPlan) -> None:
         console.print(Text(f"note: {note}"), soft_wrap=True)
     if report.max_relative_error is not None:
         console.print(f"proof: slim equals masked, relative error {report.max_relative_error:.1e} in float64")
+    if compensation:
+        console.print(Text(_summary(compensation)), soft_wrap=True)
     said = "dry run: nothing was written" if request.dry_run else f"wrote {request.out}"
     console.print(Text(said), soft_wrap=True)
+
+
+def _summary(compensation: tuple[Compensation, ...]) -> str:
+    """Say how many layers have what they lost in their biases now."""
+    counts = Counter(done.outcome for done in compensation)
+    words: dict[Outcome, str] = {"exact": "exactly", "interior": "except at borders", "none": "not at all"}
+    told = ", ".join(f"{counts[outcome]} {word}" for outcome, word in words.items() if counts[outcome])
+    return f"compensated, per layer that lost inputs: {told} (--json says why; --no-compensate leaves it out)"
 
 
 _TARGETS = {

@@ -15,7 +15,8 @@ from bnprune.runs.directory import RunDirectory
 from bnprune.runs.pipeline import execute
 from bnprune.runs.signals import stop_requests
 from bnprune.runs.source import open_source, refuse_other_model
-from bnprune.runs.start import Network, about, spec_of, stages_of
+from bnprune.runs.stages import stages_of
+from bnprune.runs.start import Network, about, spec_of
 
 
 def run_recipe(

@@ -12,7 +12,8 @@ from bnprune.cli.display import count, print_json
 from bnprune.pruning.cost import cost
 from bnprune.recipe import as_data, load_recipe
 from bnprune.runs.directory import dump_config
-from bnprune.runs.start import prepare, stages_of
+from bnprune.runs.stages import stages_of
+from bnprune.runs.start import prepare
 
 
 def run_validate(path: Path, overrides: Sequence[str], *, print_config: bool, as_json: bool) -> None:

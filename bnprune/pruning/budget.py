@@ -82,7 +82,7 @@ def _guess(measured: list[tuple[float, float]], budget: float) -> float:
 
 def _at(model: nn.Module, example_inputs: Any, found: Survey, share: float) -> Draft | None:
     """Draft a share of the MACs and measure it; None where that little cannot be had."""
-    request = replace(found.request, latency_ms=None, macs=share)
+    request = found.request.aimed("macs", share)
     try:
         drafted = draft(model, example_inputs, replace(found, request=request))
         require_cut(drafted)

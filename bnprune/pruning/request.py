@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from bnprune.channels.trace import Coupling
@@ -83,6 +83,11 @@ class Request:
     def target(self) -> tuple[TargetKind, float]:
         """The kind of target and its value."""
         return next((kind, getattr(self, kind)) for kind in TARGETS if getattr(self, kind) is not None)
+
+    def aimed(self, kind: TargetKind, value: float) -> Request:
+        """Return the same request with another target."""
+        targets: dict[str, Any] = {**dict.fromkeys(TARGETS), kind: value}
+        return replace(self, **targets)
 
     @property
     def constraints(self) -> Constraints:

@@ -5,7 +5,7 @@
     config.yaml      the recipe, resolved: `bnprune run DIR/config.yaml` repeats the run
     env.json         versions, devices, command line, git revision
     metrics.jsonl    one line per epoch and stage
-    plan.json        what was pruned
+    plan.json        what was pruned (plan-2.json in the second pass)
     result.json      the figures of every finished stage
     checkpoints/     last and best of the stage that runs, and one file per finished stage
 """
@@ -31,9 +31,8 @@ from bnprune.config import PipelineConfig
 from bnprune.errors import CheckpointError, ConfigError, DataError
 from bnprune.recipe import as_data
 from bnprune.runs.files import plain, require_free_folder, write_atomically, write_json, write_text
+from bnprune.runs.stages import KINDS, kind_of, order_of
 
-STAGES = ("baseline", "train", "prune", "finetune")
-"""Stages in the order they run."""
 _PACKAGES = ("bnprune", "torch", "torchvision", "numpy", "safetensors", "pydantic", "timm", "onnx", "onnxruntime")
 
 
@@ -46,8 +45,11 @@ class RunDirectory:
         self.config_file = path / "config.yaml"
         self.metrics_file = path / "metrics.jsonl"
         self.result_file = path / "result.json"
-        self.plan_file = path / "plan.json"
         self.state_file = path / "checkpoints" / "last.state.pt"
+
+    def plan_file(self, stage: str) -> Path:
+        """Return where the plan of a pruning stage is: plan.json, or plan-2.json of the second pass."""
+        return self.path / f"{stage.replace('prune', 'plan')}.json"
 
     def checkpoint(self, name: str) -> Path:
         """Return the path of a checkpoint: "last", "best", or a stage."""
@@ -104,8 +106,8 @@ class RunDirectory:
 
     def _clear(self) -> None:
         """Remove what an earlier run left, and nothing else."""
-        leftovers = [self.config_file, self.metrics_file, self.result_file, self.plan_file, self.state_file]
-        for file in [*leftovers, *self.path.glob("checkpoints/*.safetensors")]:
+        leftovers = [self.config_file, self.metrics_file, self.result_file, self.state_file]
+        for file in [*leftovers, *self.path.glob("plan*.json"), *self.path.glob("checkpoints/*.safetensors")]:
             file.unlink(missing_ok=True)
 
     # -- results ---------------------------------------------------------------------------------------------------
@@ -134,9 +136,10 @@ class RunDirectory:
         Raises:
             CheckpointError: There is none yet.
         """
-        for name in (*reversed(STAGES), "last"):
-            if self.checkpoint(name).exists():
-                return self.checkpoint(name)
+        names = [path.stem for path in self.path.glob("checkpoints/*.safetensors")]
+        stages = sorted((name for name in names if kind_of(name) in KINDS), key=order_of)
+        if stages or "last" in names:
+            return self.checkpoint(stages[-1] if stages else "last")
         raise CheckpointError(
             f"'{self.path}' holds no checkpoint yet. Expected a run directory or a .safetensors file."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,20 +14,25 @@ from bnprune.channels.trees import as_inputs
 from bnprune.config import FinetuneConfig, OptimisationConfig, PipelineConfig, PruneConfig, SparsityConfig, TrainConfig
 from bnprune.data import Splits
 from bnprune.data.splits import mixed
+from bnprune.pruning.budget import solve
 from bnprune.pruning.cost import cost
+from bnprune.pruning.draft import survey
 from bnprune.pruning.latency import latencies
-from bnprune.pruning.prune import prune
-from bnprune.pruning.request import Request
+from bnprune.pruning.prune import carry_out
 from bnprune.recipe import as_data
 from bnprune.runs.checkpoint import Header, load_weights, save_checkpoint
-from bnprune.runs.directory import STAGES, RunDirectory
+from bnprune.runs.directory import RunDirectory
 from bnprune.runs.files import write_text
+from bnprune.runs.passes import request_of
+from bnprune.runs.stages import KINDS, kind_of, order_of, pass_of
 from bnprune.runs.start import Network, initial, load_stage, prepare
-from bnprune.runs.summary import describe, describe_request
+from bnprune.runs.summary import describe, describe_recovery, describe_request
 from bnprune.runs.tracker import Display, Tracker
 from bnprune.training.evaluate import evaluate
 from bnprune.training.loop import Task, begin, train
 from bnprune.training.penalty import advice, make_penalty
+from bnprune.training.recover import recover
+from bnprune.training.sweep import recommend, sweep
 
 RESULT_SCHEMA = "bnprune.run/1"
 
@@ -83,7 +88,7 @@ def execute(
         started = time.perf_counter()
         first = start.network if stage == todo[0] else None
         model, header = first or _left_behind(config, directory, result, stage) or initial(config)
-        figures = _STAGES[stage](run, model, header)
+        figures = _KINDS[kind_of(stage)](run, model, header, stage)
         figures["seconds"] = round(figures.get("seconds", 0.0) + time.perf_counter() - started, 3)
         result["stages"][stage] = figures
         result["metrics_bytes"] = directory.metrics_bytes()
@@ -98,32 +103,32 @@ def _left_behind(
     config: PipelineConfig, directory: RunDirectory, result: Mapping[str, Any], stage: str
 ) -> Network | None:
     """The network that the stages before one have left; None where it starts from the beginning."""
-    before = STAGES[: STAGES.index(stage)]
-    done = [name for name in before if name in result["stages"] and name != "baseline"]
-    return load_stage(config, directory.checkpoint(done[-1])) if done else None
+    before = [name for name in result["stages"] if order_of(name) < order_of(stage) and name != "baseline"]
+    return load_stage(config, directory.checkpoint(max(before, key=order_of))) if before else None
 
 
 # -- stages ----------------------------------------------------------------------------------------------------------
 
 
-def _baseline(run: Run, model: nn.Module, header: Header) -> dict[str, Any]:
+def _baseline(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, Any]:
     config = run.config.train or TrainConfig()
     plain = config.model_copy(update={"sparsity": SparsityConfig(penalty="none")})
-    return _training(run, model, header, "baseline", plain)
+    return _training(run, model, header, stage, plain)
 
 
-def _train(run: Run, model: nn.Module, header: Header) -> dict[str, Any]:
-    return _training(run, model, header, "train", run.config.train or TrainConfig())
+def _train(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, Any]:
+    return _training(run, model, header, stage, run.config.train or TrainConfig())
 
 
-def _finetune(run: Run, model: nn.Module, header: Header) -> dict[str, Any]:
-    return _training(run, model, header, "finetune", run.config.finetune or FinetuneConfig())
+def _finetune(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, Any]:
+    return _training(run, model, header, stage, run.config.finetune or FinetuneConfig())
 
 
 def _training(run: Run, model: nn.Module, header: Header, stage: str, config: OptimisationConfig) -> dict[str, Any]:
     # A stage's randomness must not be that of another, but baseline and train are to be compared: same order, same
     # augmentation.
-    seed = mixed(run.config.seed, STAGES.index("train" if stage == "baseline" else stage))
+    same = "train" if stage == "baseline" else stage
+    seed = mixed(run.config.seed, KINDS.index(kind_of(same)), *([pass_of(stage)] if pass_of(stage) > 1 else []))
     task = Task(run.splits, run.config.data.batch_size, config, run.device, seed)
     state = begin(model, task)
     sparsity = config.sparsity if isinstance(config, TrainConfig) else None
@@ -148,18 +153,40 @@ def _training(run: Run, model: nn.Module, header: Header, stage: str, config: Op
     return _conclude(run, model, header, stage, extra)
 
 
-def _prune(run: Run, model: nn.Module, header: Header) -> dict[str, Any]:
+def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, Any]:
     config = run.config.prune or PruneConfig()
     run.directory.forget_unfinished()
-    asked = config.request()
-    run.display.begin("prune", 0, describe_request(Request(**asked)))
-    outcome = prune(model, run.splits.example, **asked)
-    write_text(run.directory.plan_file, outcome.plan.to_json())
+    stages = run.directory.result().get("stages", {})
+    earlier = [figures["pruned"] for figures in stages.values() if "pruned" in figures]
+    request = request_of(config, pass_of(stage), *([earlier[0], earlier[-1]] if earlier else []))
+    extra: dict[str, Any] = {}
+    if config.ratio == "auto":
+        points = sweep(model, run.splits, run.device, request, config, run.config.data.batch_size)
+        best = recommend(points, config.tolerance)
+        extra["sweep"] = [asdict(point) for point in points]
+        request = request.aimed("ratio", best.asked)
+    run.display.begin(stage, 0, describe_request(request))
+    found = survey(model, run.splits.example, request)
+    outcome = carry_out(solve(model, run.splits.example, found), model, run.splits.example)
+    write_text(run.directory.plan_file(stage), outcome.plan.to_json())
+    recovery = recover(
+        model,
+        outcome.model,
+        outcome.plan,
+        run.splits,
+        run.device,
+        compensated=config.compensate,
+        batches=config.recalibrate,
+        batch_size=run.config.data.batch_size,
+    )
+    extra["recovery"] = describe_recovery(recovery)
+    tried = ", ".join(f"{name} {score.top1:.2%}" for name, score in recovery.scores.items())
+    run.display.note(f"  validation after the cut: {tried}; kept: {recovery.chosen}")
     slim = Header(header.spec, (*header.plans, outcome.plan))
-    return _conclude(run, outcome.model, slim, "prune", describe(outcome.report))
+    return _conclude(run, recovery.model, slim, stage, {**describe(outcome.report), **extra})
 
 
-_STAGES: dict[str, Callable[[Run, nn.Module, Header], dict[str, Any]]] = {
+_KINDS: dict[str, Callable[[Run, nn.Module, Header, str], dict[str, Any]]] = {
     "baseline": _baseline,
     "train": _train,
     "prune": _prune,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,9 +14,9 @@ from bnprune.data import Splits, load_data
 from bnprune.errors import ConfigError, first_line
 from bnprune.models.zoo import ModelSpec, build, set_gamma
 from bnprune.pruning.draft import draft, require_cut, survey
-from bnprune.pruning.request import Request
 from bnprune.runs.checkpoint import Header, fit_state, load_checkpoint, read_weights
-from bnprune.runs.directory import STAGES
+from bnprune.runs.passes import request_of
+from bnprune.runs.stages import kind_of
 from bnprune.training.fit import require_fit
 from bnprune.training.sparsity import require_scale_factors
 
@@ -50,26 +50,21 @@ def prepare(config: PipelineConfig, stages: Sequence[str], network: Network | No
     device = choose_device(config.device)
     network = network or initial(config)
     model, splits = network[0], load_data(config.data)
-    trained = any(stage != "prune" for stage in stages)
+    trained = any(kind_of(stage) != "prune" for stage in stages)
     require_fit(model, splits, "model", config.data.batch_size if trained else None)
     if "train" in stages and (config.train or TrainConfig()).sparsity.penalty != "none":
         require_scale_factors(model)
-    pruned = "prune" in stages
+    pruned = any(kind_of(stage) == "prune" for stage in stages)
     return Start(device, network, splits, _prunable(model, splits, config.prune or PruneConfig()) if pruned else None)
 
 
 def _prunable(model: nn.Module, splits: Splits, config: PruneConfig) -> int:
-    asked = Request(**config.request())
+    asked = request_of(config)
     if asked.latency_ms is not None:  # of the trained network, later; for now, whether anything can go
-        asked = replace(asked, latency_ms=None, ratio=0.5)
+        asked = asked.aimed("ratio", 0.5)
     drafted = draft(model, splits.example, survey(model, splits.example, asked))
     require_cut(drafted)
     return drafted.channels[0]
-
-
-def stages_of(config: PipelineConfig) -> tuple[str, ...]:
-    """Return the stages a recipe has, in the order they run."""
-    return tuple(stage for stage in STAGES if getattr(config, stage))
 
 
 def choose_device(name: str) -> torch.device:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from bnprune.pruning.report import Report
 from bnprune.pruning.request import Request
 from bnprune.pruning.verify import TOLERANCE
+from bnprune.training.recover import Recovery
 
 PRUNE_SCHEMA = "bnprune.prune/1"
 
@@ -38,6 +40,19 @@ def describe(report: Report) -> dict[str, Any]:
         "refusals": [{"site": r.site, "reason": r.reason, "fix": r.fix} for r in report.refusals],
         "notes": list(report.notes),
         "steps_seconds": {name: round(seconds, 4) for name, seconds in report.seconds.items()},
+    }
+
+
+def describe_recovery(recovery: Recovery) -> dict[str, Any]:
+    """Return what was tried after the cut, and what of it was kept."""
+    outcomes = Counter(done.outcome for done in recovery.compensation)
+    return {
+        "chosen": recovery.chosen,
+        "validation": {name: score.top1 for name, score in recovery.scores.items()},
+        "compensated_layers": dict(outcomes),
+        "not_compensated": [
+            {"site": done.site, "reason": done.reason} for done in recovery.compensation if done.outcome == "none"
+        ],
     }
 
 

@@ -48,7 +48,10 @@ POINTWISE = {
         lambda n, x: n.c(n.a(x)), a=conv_bn(3, 16), c=nn.Conv2d(16, 5, 3, padding=1, padding_mode="circular")
     ),
     "BatchNorm behind": lambda: Net(
-        lambda n, x: n.d(n.c(n.a(x))), a=conv_bn(3, 16), c=nn.Conv2d(16, 8, 1, bias=False), d=nn.Sequential(bn(8), head(8))
+        lambda n, x: n.d(n.c(n.a(x))),
+        a=conv_bn(3, 16),
+        c=nn.Conv2d(16, 8, 1, bias=False),
+        d=nn.Sequential(bn(8), head(8)),
     ),
     "depthwise": lambda: Net(
         lambda n, x: n.c(n.d(n.a(x))),

@@ -1,0 +1,121 @@
+"""What `sweep` does."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from bnprune.cli.display import print_json, show_rows
+from bnprune.cli.evaluation import open_with_data
+from bnprune.cli.plot import draw, save_plot
+from bnprune.config import PruneConfig
+from bnprune.errors import ConfigError, PruningError
+from bnprune.runs.passes import request_of
+from bnprune.training.sweep import Point, recommend, sweep
+
+SCHEMA = "bnprune.sweep/1"
+
+
+def run_sweep(
+    path: Path | None,
+    overrides: Sequence[str],
+    *,
+    model: str | None,
+    arguments: Sequence[str],
+    weights: Path | None,
+    recipe: Path | None,
+    by: Literal["ratio", "macs"],
+    at: str | None,
+    tolerance: float | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Sweep the network the command line names."""
+    values = _values(at)
+    if plot is not None and plot.suffix not in (".png", ".svg"):
+        raise ConfigError(f"--plot: '{plot}' must end in .png or .svg.")
+    if plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("--plot needs matplotlib: pip install 'bnprune[report]'")
+    if tolerance is not None and not 0 <= tolerance < 1:
+        raise ConfigError(f"--tolerance: must be at least 0 and below 1 (got {tolerance}). 0.01 is one point.")
+    path = _sparse(path)
+    opened = open_with_data(path, overrides, model=model, arguments=arguments, weights=weights, recipe=recipe)
+    config = opened.config.prune or PruneConfig()
+    allowed = config.tolerance if tolerance is None else tolerance
+    points = sweep(
+        opened.source.model,
+        opened.splits,
+        opened.device,
+        request_of(config),
+        config,
+        opened.config.data.batch_size,
+        by=by,
+        values=values,
+    )
+    best, reason = None, ""
+    try:
+        best = recommend(points, allowed)
+    except PruningError as error:
+        reason = str(error)
+    if plot is not None:
+        save_plot(plot, points, best)
+    if as_json:
+        print_json(
+            {
+                "schema": SCHEMA,
+                "by": by,
+                "tolerance": allowed,
+                "points": [asdict(point) for point in points],
+                "recommended": None if best is None else asdict(best),
+                "reason": reason,
+            }
+        )
+        return
+    _show(points, best, reason, by, allowed)
+
+
+def _sparse(path: Path | None) -> Path | None:
+    """Take the sparse-trained network of a run: what came after has been cut already."""
+    trained = None if path is None else path / "checkpoints" / "train.safetensors"
+    return trained if trained is not None and trained.exists() else path
+
+
+def _values(text: str | None) -> list[float]:
+    try:
+        values = [float(part) for part in (text or "").split(",") if part.strip()]
+    except ValueError as error:
+        raise ConfigError(f"--at: expected numbers such as 0.5,0.7,0.9 (got '{text}').") from error
+    for value in values:
+        if not 0 < value < 1:
+            raise ConfigError(f"--at: must be between 0 and 1, both excluded (got {value:g}).")
+    return values
+
+
+def _show(points: Sequence[Point], best: Point | None, reason: str, by: str, tolerance: float) -> None:
+    rows = [
+        (
+            ("as it is" if index == 0 else f"{by} {point.asked:g}") + (" <" if point is best else ""),
+            f"{point.ratio:.1%}",
+            f"{point.macs:.1%}",
+            f"{point.params:.1%}",
+            "" if index == 0 else f"{point.plain:.2%}",
+            f"{point.accuracy:.2%}",
+        )
+        for index, point in enumerate(points)
+    ]
+    show_rows(["", "channels gone", "MACs left", "parameters left", "plain cut", "recovered"], rows)
+    console = Console(highlight=False)
+    console.print("\n" + draw(points, best))
+    if best is None:
+        console.print(f"\n{reason}", soft_wrap=True)
+        return
+    console.print(
+        f"\nrecommended: {by} {best.asked:g}: {best.macs:.1%} of the MACs left, validation accuracy "
+        f"{best.accuracy:.2%} ({points[0].accuracy:.2%} as it is; {tolerance:.1%} may be lost)",
+        soft_wrap=True,
+    )

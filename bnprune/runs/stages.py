@@ -1,0 +1,40 @@
+"""Stages: their names, and the order in which they run. In a run of several passes: prune, finetune, prune-2, ..."""
+
+from __future__ import annotations
+
+from bnprune.config import PipelineConfig
+
+KINDS = ("baseline", "train", "prune", "finetune")
+"""What a stage does, in the order of a single pass."""
+
+
+def stages_of(config: PipelineConfig) -> tuple[str, ...]:
+    """Return the stages a recipe has, in the order they run."""
+    first = tuple(kind for kind in KINDS if getattr(config, kind))
+    repeated = [kind for kind in first if kind in ("prune", "finetune")]
+    passes = config.prune.passes if config.prune else 1
+    return (*first, *(f"{kind}-{number}" for number in range(2, passes + 1) for kind in repeated))
+
+
+def kind_of(stage: str) -> str:
+    """Return what a stage does: "prune" for "prune-2"."""
+    return stage.partition("-")[0]
+
+
+def pass_of(stage: str) -> int:
+    """Return the pass a stage belongs to, from 1."""
+    return int(stage.partition("-")[2] or 1)
+
+
+def order_of(stage: str) -> tuple[int, int]:
+    """Return what stages are sorted by."""
+    return pass_of(stage), KINDS.index(kind_of(stage))
+
+
+def title_of(stage: str) -> str:
+    """Return the name of the network a stage leaves behind, for tables."""
+    number = pass_of(stage)
+    return _TITLES[kind_of(stage)] + (f" {number}" if number > 1 else "")
+
+
+_TITLES = {"baseline": "dense", "train": "sparse-trained", "prune": "cut", "finetune": "fine-tuned"}
