@@ -59,7 +59,7 @@ def sweep(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Cut a trained network by more and more, and say how far one can go.
+    """Find out how far a trained network can be cut.
 
     Every cut is compensated and recalibrated, then evaluated on validation images; nothing is fine-tuned or written.
     SOURCE is a run directory (its sparse-trained network) or a checkpoint.

@@ -55,6 +55,26 @@ def recover(
         batches: Batches to recalibrate BatchNorms with (`bnprune.recalibrate`); 0 not to try it.
         batch_size: Images per batch.
     """
+    networks, done = attempts(
+        dense, slim, plan, splits, device, compensated=compensated, batches=batches, batch_size=batch_size
+    )
+    scores = {name: evaluate(network, splits.validation, device) for name, network in networks.items()}
+    chosen = max(scores, key=lambda name: (scores[name].top1, -scores[name].loss))
+    return Recovery(networks[chosen], chosen, scores, done)
+
+
+def attempts(
+    dense: nn.Module,
+    slim: nn.Module,
+    plan: PruningPlan,
+    splits: Splits,
+    device: torch.device,
+    *,
+    compensated: bool = True,
+    batches: int = 100,
+    batch_size: int = 128,
+) -> tuple[dict[str, nn.Module], tuple[Compensation, ...]]:
+    """Return the cut network "plain", "compensated", "recalibrated" and with "both", and what compensation did."""
     networks = {"plain": slim.to(device)}
     done: tuple[Compensation, ...] = ()
     if compensated:
@@ -65,9 +85,7 @@ def recover(
         if batches and start in networks and _has_statistics(slim):
             images = itertools.islice(_images(splits.train, device, batch_size), batches)
             networks[name] = recalibrate(copy.deepcopy(networks[start]), images)
-    scores = {name: evaluate(network, splits.validation, device) for name, network in networks.items()}
-    chosen = max(scores, key=lambda name: (scores[name].top1, -scores[name].loss))
-    return Recovery(networks[chosen], chosen, scores, done)
+    return networks, done
 
 
 def _has_statistics(model: nn.Module) -> bool:

@@ -54,7 +54,10 @@ def test_a_wrong_recipe_starts_nothing(verb: str) -> None:
 
 def test_an_unknown_key_without_a_near_name_gets_the_valid_ones(recipe: Path) -> None:
     message = refusal(2, "validate", recipe, "prune.xyz=3")
-    assert "command line: prune.xyz: unknown key (got 3). Valid here: ratio, macs, params, latency_ms" in message
+    assert (
+        "command line: prune.xyz: unknown key (got 3). Valid here: ratio, tolerance, macs, params, latency_ms"
+        in message
+    )
 
 
 def test_required_keys() -> None:
@@ -186,7 +189,7 @@ def test_a_ratio_out_of_range_in_a_recipe(ratio: str, recipe: Path) -> None:
     recipe.write_text(recipe.read_text().replace("ratio: 0.5", f"ratio: {ratio}"))
     message = refusal(2, "run", recipe)
     bound = "greater than 0" if ratio in ("0", "-1") else "less than 1"
-    assert f"recipe.yaml:5: prune.ratio: must be {bound} (got" in message
+    assert f"recipe.yaml:5: prune.ratio: must be 'auto' or {bound} (got" in message
 
 
 def test_a_ratio_that_is_no_number() -> None:

@@ -70,7 +70,7 @@ finetune: 3
         f"{path}:11: train.sparsity.lambda: must be 'auto' or a valid number, "
         "unable to parse string as a number (got 'much').",
         f"{path}:11: train.sparsity.lamda: unknown key (got 1). Did you mean 'lambda'?",
-        f"{path}:12: prune.ratio: must be less than 1 (got nan).",
+        f"{path}:12: prune.ratio: must be 'auto' or less than 1 (got nan).",
         f"{path}:12: prune.ratoi: unknown key (got 0.7). Did you mean 'ratio'?",
         f"{path}:13: finetune: must be a section of keys (got 3).",
         "command line: prune.min_channels: must be a valid integer (got 'two').",

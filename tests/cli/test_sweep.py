@@ -1,0 +1,136 @@
+"""`bnprune sweep`, `ratio: auto`, passes and recovery, on a small run with real data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import bnprune
+from bnprune.config import PruneConfig
+from bnprune.data import load_data
+from bnprune.errors import PruningError
+from bnprune.recipe import check
+from bnprune.runs.passes import request_of
+from bnprune.training.evaluate import evaluate
+from bnprune.training.recover import recover
+from bnprune.training.sweep import Point, recommend
+from tests.cli.harness import document, done, refusal
+
+CPU = torch.device("cpu")
+RECIPE = """
+seed: 0
+model: {name: vgg11, kwargs: {num_classes: 10, in_channels: 1, width: 0.125}, gamma_init: 0.5}
+data: {name: digits}
+train: {epochs: 4, lr: 0.1}
+prune: {ratio: 0.5}
+finetune: {epochs: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose sparse-trained network is cut in the tests."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    done("run", folder / "recipe.yaml", "--out", folder / "run")
+    return folder / "run"
+
+
+def test_a_sweep_tries_and_recommends(trained: Path, here: Path) -> None:
+    found = document("sweep", trained, "--at", "0.8,0.3", "--tolerance", "0.9")
+    start, *points = found["points"]
+    assert [point["asked"] for point in points] == [0.3, 0.8]
+    assert start["macs"] == 1 > points[0]["macs"] > points[1]["macs"]
+    assert all(point["accuracy"] >= point["plain"] for point in points)
+    assert found["recommended"] == points[1]
+    text = done("sweep", trained, "--at", "0.5", "--by", "macs", "--tolerance", "0.9", "--plot", here / "s.svg").stdout
+    assert "recommended: macs 0.5" in text
+    assert "● recovered" in text
+    assert "<svg" in (here / "s.svg").read_text()
+    share = float(text.split("macs 0.5 <")[1].split()[1].rstrip("%"))
+    assert share <= 50
+
+
+def test_a_sweep_starts_from_what_is_not_cut_yet(trained: Path) -> None:
+    start = document("sweep", trained, "--at", "0.5")["points"][0]
+    figures = json.loads((trained / "result.json").read_text())["stages"]["train"]
+    assert start["accuracy"] == pytest.approx(figures["validation_accuracy"])
+
+
+def test_bad_options_of_sweep(trained: Path) -> None:
+    assert "--at: expected numbers" in refusal(2, "sweep", trained, "--at", "half")
+    assert "--at: must be between 0 and 1" in refusal(2, "sweep", trained, "--at", "0.5,2")
+    assert "must end in .png or .svg" in refusal(2, "sweep", trained, "--plot", "s.gif")
+    assert "--tolerance" in refusal(2, "sweep", trained, "--tolerance", "2")
+
+
+def point(asked: float, accuracy: float) -> Point:
+    return Point(asked, asked, 1 - asked, 1 - asked, 0.1, accuracy)
+
+
+def test_the_knee_comes_before_the_first_fall() -> None:
+    points = [point(0, 0.9), point(0.3, 0.91), point(0.5, 0.895), point(0.7, 0.8), point(0.9, 0.9)]
+    assert recommend(points, 0.01).asked == 0.5
+    assert recommend(points, 0.1).asked == 0.9
+    with pytest.raises(PruningError, match="no cut keeps validation accuracy within"):
+        recommend([point(0, 0.9), point(0.3, 0.5)], 0.01)
+
+
+def test_recovery_keeps_what_does_best(trained: Path) -> None:
+    splits = load_data(check({"model": {"name": "mlp"}, "data": {"name": "digits"}}, {}).data)
+    dense = bnprune.load(trained / "checkpoints" / "train.safetensors")
+    result = bnprune.prune(dense, splits.example, ratio=0.6)
+    before = {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
+    found = recover(dense, result.model, result.plan, splits, CPU, batches=5)
+    assert set(found.scores) == {"plain", "compensated", "recalibrated", "both"}
+    assert found.scores[found.chosen].top1 == max(score.top1 for score in found.scores.values())
+    assert evaluate(found.model, splits.validation, CPU).top1 == found.scores[found.chosen].top1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in result.model.state_dict().items())
+    bare = recover(dense, result.model, result.plan, splits, CPU, compensated=False, batches=0)
+    assert set(bare.scores) == {"plain"}
+
+
+def test_ratio_auto(trained: Path, here: Path) -> None:
+    options = ("prune.ratio=auto", "prune.tolerance=0.5", "train.epochs=2", "finetune.epochs=1")
+    result = document("run", trained.parent / "recipe.yaml", *options, "--out", here / "auto")
+    cut = result["stages"]["prune"]
+    asked = [point["asked"] for point in cut["sweep"]]
+    assert asked[0] == 0
+    assert cut["target"]["requested"] in asked[1:]
+    assert cut["recovery"]["chosen"] in cut["recovery"]["validation"]
+
+
+def test_passes_together_do_what_was_asked(trained: Path, here: Path) -> None:
+    options = ("prune.ratio=null", "prune.macs=0.3", "prune.passes=2", "train.epochs=1")
+    run = here / "passes"
+    stages = document("run", trained.parent / "recipe.yaml", *options, "--out", run)["stages"]
+    assert list(stages) == ["train", "prune", "finetune", "prune-2", "finetune-2"]
+    assert 0.285 < stages["prune-2"]["macs"] / stages["train"]["macs"] <= 0.3
+    assert 0.52 < stages["prune"]["macs"] / stages["train"]["macs"] <= 0.3**0.5
+    assert (run / "plan-2.json").exists()
+    loaded = bnprune.load(run / "checkpoints" / "finetune-2.safetensors")
+    assert sum(parameter.numel() for parameter in loaded.parameters()) == stages["finetune-2"]["params"]
+    for name in ("prune-2", "finetune-2"):
+        (run / "checkpoints" / f"{name}.safetensors").unlink()
+    result = json.loads((run / "result.json").read_text())
+    for name in ("prune-2", "finetune-2"):
+        del result["stages"][name]
+    (run / "result.json").write_text(json.dumps(result))
+    again = document("run", trained.parent / "recipe.yaml", *options, "--out", run, "--resume")["stages"]
+    assert {k: v for k, v in again["finetune-2"].items() if k not in ("seconds", "latency_ms")} == {
+        k: v for k, v in stages["finetune-2"].items() if k not in ("seconds", "latency_ms")
+    }
+
+
+def test_targets_of_passes() -> None:
+    config = PruneConfig(ratio=0.75, passes=2)
+    assert request_of(config).ratio == pytest.approx(0.5)
+    first = {"channels": {"before": 100, "after": 52}}
+    assert request_of(config, 2, first, first).ratio == pytest.approx(1 - 25 / 52)
+    with pytest.raises(PruningError, match="nothing is left"):
+        request_of(config, 2, first, {"channels": {"before": 52, "after": 20}})
+    with pytest.raises(ValueError, match="'passes' goes with"):
+        PruneConfig(latency_ms=5, passes=2)
