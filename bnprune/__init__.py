@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from bnprune.models.zoo import ModelSpec, build
+    from bnprune.pruning.compensate import Compensation, compensate
     from bnprune.pruning.inspect import Inspection, inspect
     from bnprune.pruning.plan import PruningPlan
     from bnprune.pruning.prune import PruningResult, prune
@@ -55,6 +56,7 @@ _HOMES = {
         "VerificationError",
     ),
     "bnprune.models.zoo": ("ModelSpec", "build"),
+    "bnprune.pruning.compensate": ("Compensation", "compensate"),
     "bnprune.pruning.inspect": ("Inspection", "inspect"),
     "bnprune.pruning.plan": ("PruningPlan",),
     "bnprune.pruning.prune": ("PruningResult", "prune"),
@@ -70,6 +72,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "BnpruneError",
     "CheckpointError",
+    "Compensation",
     "ConfigError",
     "DataError",
     "ForwardError",
@@ -89,6 +92,7 @@ __all__ = [
     "VerificationError",
     "apply",
     "build",
+    "compensate",
     "inspect",
     "load",
     "prune",
