@@ -163,6 +163,8 @@ class PruneConfig(Section):
     """How the scale factors of channels that must go together become one score."""
     coupling: Literal["shared", "gates"] = "shared"
     """Whether layers that share a stream of channels lose the same ones, or each its own behind gates."""
+    fold_bias: Switch = False
+    """Put biases that nothing but a following BatchNorm sees into its running mean."""
     passes: Count = 1
     """Rounds of pruning and fine-tuning, each of which removes an equal share of what is left."""
     compensate: Switch = True

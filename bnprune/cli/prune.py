@@ -111,6 +111,14 @@ Compensate = Annotated[
         rich_help_panel=_PRUNING,
     ),
 ]
+FoldBias = Annotated[
+    bool,
+    typer.Option(
+        "--fold-bias",
+        help="Put biases that nothing but a following BatchNorm sees into its running mean.",
+        rich_help_panel=_PRUNING,
+    ),
+]
 PlanFile = Annotated[
     Path | None,
     typer.Option(
@@ -154,6 +162,7 @@ def prune(
     exclude: Exclude = None,
     criterion: CriterionOption = None,
     coupling: CouplingOption = None,
+    fold_bias: FoldBias = False,
     compensate: Compensate = True,
     plan: PlanFile = None,
     dry_run: DryRun = False,
@@ -182,6 +191,7 @@ def prune(
         "--exclude": exclude,
         "--criterion": criterion,
         "--coupling": coupling,
+        "--fold-bias": fold_bias or None,
     }
     request = PruneRequest(
         what=Request(
@@ -195,6 +205,7 @@ def prune(
             exclude=tuple(exclude or ()),
             criterion=criterion or "gamma",
             coupling=coupling or "shared",
+            fold_bias=fold_bias,
         ),
         plan=plan,
         compensate=compensate,

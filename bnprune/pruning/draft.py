@@ -18,6 +18,7 @@ from bnprune.channels.modules import walk
 from bnprune.channels.trace import trace
 from bnprune.channels.trees import Inputs, as_inputs
 from bnprune.errors import PruningError, TraceError
+from bnprune.pruning.folding import find_folds
 from bnprune.pruning.plan import PruningPlan, make_plan
 from bnprune.pruning.rehearsal import Rehearsal, rehearse
 from bnprune.pruning.request import Request, TargetKind
@@ -187,6 +188,7 @@ class _Course:
         self._kept: dict[int, Refusal] = {}
         self._sizes: list[Count] = []
         self._barred: set[tuple[str, str]] = set()
+        self._folds = find_folds(model, inputs) if found.request.fold_bias else ()
 
     def follow(self, select: Callable[[Candidates], Mask]) -> Draft:
         """Select and rehearse until the slim network runs as expected."""
@@ -202,8 +204,15 @@ class _Course:
                 rehearsal = self._rehearse(hollow, removed, real=True)
             _require_own_modules(self.model, rehearsal)
             if rehearsal.passed:
+                plan, hollow = self._folded(plan, hollow)
                 return Draft(self.found, chosen, removed, plan, hollow, rehearsal.macs)
             self._learn(rehearsal)
+
+    def _folded(self, plan: PruningPlan, hollow: nn.Module) -> tuple[PruningPlan, nn.Module]:
+        gated = {gate.at for gate in plan.gates}
+        folds = tuple(entry for entry in self._folds if entry.into not in gated)
+        plan = replace(plan, folds=folds)
+        return plan, carve(plan, self.model) if folds else hollow
 
     def _rehearse(self, hollow: nn.Module, removed: Mask, *, real: bool = False) -> Rehearsal:
         return rehearse(
@@ -252,6 +261,8 @@ def describe_plan(drafted: Draft) -> PruningPlan:
     """Return the draft's plan with what was asked for, what came of it, and the refusals."""
     found, request = drafted.survey, drafted.survey.request
     before, after = drafted.channels
+    reason = f"fewer of its channels can go than fill a portion that keeps multiples of {request.round_to}"
+    portions = [Refusal(name, reason, "lower round_to") for name in drafted.chosen.unfilled]
     floors = []
     if request.ratio is not None:
         floors = shortfall(found.graph, drafted.chosen, drafted.removed, request.ratio, request.constraints)
@@ -263,5 +274,5 @@ def describe_plan(drafted: Draft) -> PruningPlan:
             "ratio": drafted.ratio,
             "channels": {"before": before, "after": after},
         },
-        refusals=(*floors, *drafted.refusals),
+        refusals=(*floors, *portions, *drafted.refusals),
     )

@@ -16,6 +16,8 @@ from bnprune.channels.call import Count
 from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.ids import Refusal
 from bnprune.errors import CheckpointError
+from bnprune.pruning import folding
+from bnprune.pruning.folding import Fold
 from bnprune.pruning.gates import Gate, from_data, to_data
 from bnprune.pruning.steps import Mask
 
@@ -58,6 +60,8 @@ class PruningPlan:
     """Sizes to set, by module name (`out_channels`, `num_features`, `groups`, ...): integers, or lists of them."""
     gates: tuple[Gate, ...] = ()
     """BatchNorms that lose channels which the stream they read or write keeps."""
+    folds: tuple[Fold, ...] = ()
+    """Biases that go into the running means behind them."""
     requested: Mapping[str, Any] = field(default_factory=dict)
     realised: Mapping[str, Any] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
@@ -77,6 +81,7 @@ class PruningPlan:
             ],
             "attributes": {module: dict(values) for module, values in self.attributes.items()},
             **({"gates": to_data(self.gates)} if self.gates else {}),
+            **({"folds": folding.to_data(self.folds)} if self.folds else {}),
             "requested": dict(self.requested),
             "realised": dict(self.realised),
             "refusals": [{"site": r.site, "reason": r.reason, "fix": r.fix} for r in self.refusals],
@@ -115,6 +120,7 @@ class PruningPlan:
                     for module, values in data["attributes"].items()
                 },
                 gates=tuple(from_data(data.get("gates", ()))),
+                folds=folding.from_data(data.get("folds", ())),
                 requested=_figures_from(data.get("requested", {})),
                 realised=_figures_from(data.get("realised", {})),
                 refusals=tuple(

@@ -46,6 +46,7 @@ def prune(
     criterion: str = "gamma",
     reduce: Reduce = "max",
     coupling: Coupling = "shared",
+    fold_bias: bool = False,
     proof: bool = True,
 ) -> PruningResult:
     """Prune a network by its BatchNorm scale factors (Liu et al., ICCV 2017).
@@ -71,6 +72,7 @@ def prune(
         coupling: "shared": layers that read or write one stream of channels (residual adds, dense concatenations) lose
             the same ones. "gates": each loses its own, behind small modules that pick or fill channels
             (`bnprune.pruning.gates`); more freedom, for the price of a copy per gate.
+        fold_bias: Whether biases that nothing but a following BatchNorm sees go into its running mean.
         proof: Prove in float64 that the slim network equals the masked original.
 
     Returns:
@@ -97,6 +99,7 @@ def prune(
         criterion=criterion,
         reduce=reduce,
         coupling=coupling,
+        fold_bias=fold_bias,
     )
     drafted = solve(model, example_inputs, survey(model, example_inputs, request))
     return carry_out(drafted, model, example_inputs, proof=proof)

@@ -47,6 +47,8 @@ class Request:
     criterion: str = "gamma"
     reduce: Reduce = "max"
     coupling: Coupling = "shared"
+    fold_bias: bool = False
+    """Whether biases that a following BatchNorm makes redundant go as well."""
 
     def __post_init__(self) -> None:
         given = [kind for kind in TARGETS if getattr(self, kind) is not None]
@@ -101,7 +103,7 @@ class Request:
         kind, value = self.target
         always = ("min_channels", "criterion", "reduce", "coupling")
         data: dict[str, Any] = {kind: value, **{name: getattr(self, name) for name in always}}
-        more = {name: getattr(self, name) for name in ("cap", "round_to", "layer_ratios")}
+        more = {name: getattr(self, name) for name in ("cap", "round_to", "layer_ratios", "fold_bias")}
         data |= {name: value for name, value in more.items() if value not in (plain[name], {})}
         return {**data, "exclude": list(self.exclude)}
 

@@ -47,6 +47,8 @@ class Candidates:
     """How many units of `order` are gone after each step, ascending; shape (steps,)."""
     least: int
     """Steps that are taken whatever the target: those of layers with a ratio of their own."""
+    unfilled: tuple[str, ...]
+    """Layers that lose nothing because too few of their channels go together to make a portion of `round_to`."""
     kept: Mapping[int, Refusal]
     """Reasons for units kept beyond those the graph itself freezes."""
 
@@ -69,7 +71,8 @@ def candidates(
     rank[first] -= len(rank)
     free = order[(prunable & ~protected)[order]]
     order, ends = _portions(graph, free[np.argsort(rank[free])], constraints.round_to)
-    return Candidates(prunable, order, ends, _count_leading(first[order], ends), excluded)
+    least = _count_leading(first[order], ends)
+    return Candidates(prunable, order, ends, least, _unfilled(graph, free, order), excluded)
 
 
 def ranking(graph: ChannelGraph, scores: Scores) -> Ids:
@@ -138,6 +141,16 @@ def _portions(graph: ChannelGraph, order: Ids, multiple: int) -> tuple[Ids, Ids]
     taken = taken[np.lexsort((taken, portion[taken], place[taken]))]
     ends = np.flatnonzero(np.diff(portion[taken], append=-1)) + 1
     return order[taken], ends
+
+
+def _unfilled(graph: ChannelGraph, free: Ids, order: Ids) -> tuple[str, ...]:
+    """Name the BatchNorms of which something might go, and nothing does."""
+    if len(free) == len(order):
+        return ()
+    may, does = (np.zeros(graph.unit_count, dtype=np.bool_) for _ in range(2))
+    may[free], does[order] = True, True
+    norms = [(layer.name, graph.units(layer.ids)) for layer in graph.layers if layer.kind == "norm"]
+    return tuple(name for name, units in norms if may[units].any() and not does[units].any())
 
 
 def _interchangeable(graph: ChannelGraph, multiple: int) -> tuple[NDArray[np.uint64], Ids]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from bnprune.channels.modules import walk
 from bnprune.errors import CheckpointError, PruningError
+from bnprune.pruning.folding import fold, misfits
 from bnprune.pruning.gates import Gate, gated_name, install
 from bnprune.pruning.plan import Cut, PruningPlan, Size, identity
 
@@ -112,10 +113,13 @@ def fill(slim: nn.Module, plan: PruningPlan, model: nn.Module) -> nn.Module:
     tensors = dict(named_tensors(slim))
     if any(weakref.getweakrefcount(tensor) for tensor in tensors.values()):
         return _copy(plan, model, piece)  # recurrent layers hold weak references, which cannot be swapped
-    gated = {gate.at for gate in plan.gates}
+    gated, folded = {gate.at for gate in plan.gates}, {entry.bias for entry in plan.folds}
+    dropped = {name: piece(name, tensor) for name, tensor in named_tensors(model) if name in folded}
     for name, tensor in named_tensors(model):
-        torch.utils.swap_tensors(tensors[gated_name(name, gated)], _like(tensor, piece(name, tensor)))
+        if name not in folded:
+            torch.utils.swap_tensors(tensors[gated_name(name, gated)], _like(tensor, piece(name, tensor)))
     install(plan.gates, slim, model)
+    fold(slim, plan.folds, gated, dropped)
     return slim
 
 
@@ -135,6 +139,8 @@ def _copy(plan: PruningPlan, model: nn.Module, make: Callable[[str, torch.Tensor
             listed = isinstance(getattr(module, attribute, None), list)
             setattr(module, attribute, [*value] if listed and isinstance(value, tuple) else value)
     install(plan.gates, slim, model)
+    dropped = {name: tensor for name, tensor in named_tensors(slim) if name in {entry.bias for entry in plan.folds}}
+    fold(slim, plan.folds, {gate.at for gate in plan.gates}, dropped)
     return slim
 
 
@@ -219,6 +225,7 @@ def _misfits(plan: PruningPlan, model: nn.Module, tensors: Mapping[str, torch.Te
     for module, values in plan.attributes.items():
         for attribute, value in values.items():
             yield from _misfit_of_attribute(modules.get(module), f"{module}.{attribute}".lstrip("."), attribute, value)
+    yield from misfits(plan.folds, modules)
     names = {id(tensor): name for name, tensor in tensors.items()}
     for gate in plan.gates:
         scale, shift = (getattr(modules.get(gate.at), tensor, None) for tensor in ("weight", "bias"))

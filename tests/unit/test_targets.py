@@ -89,6 +89,13 @@ def test_a_multiple_is_the_nearest() -> None:
         assert result.model[0][1].weight.min() >= (0.01 if dead == 5 else 0.5)
 
 
+def test_a_layer_too_small_for_a_portion_is_named() -> None:
+    report = bnprune.prune(lively(stack(8, 32)), X, ratio=0.5, round_to=8).report
+    assert next(layer.after for layer in report.layers if layer.name == "0.1") == 8
+    assert [why.site for why in report.refusals] == ["0.1"]
+    assert report.refusals[0].fix == "lower round_to"
+
+
 def test_no_layer_loses_more_than_its_cap() -> None:
     model = set_gammas(stack(8, 8, 8), torch.ones(8), torch.full((8,), 1e-4), torch.ones(8))
     assert widths(bnprune.prune(model, X, ratio=0.4, cap=0.5))[1] == 4

@@ -1,0 +1,125 @@
+"""Folding: the bias of a layer right before a BatchNorm says nothing, since normalisation takes it away again.
+
+In train mode the mean of the batch holds it, in eval mode the running mean does. Without the bias, and with it taken
+off the running mean, the function is the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bnprune.channels.forward import forward, lightly
+from bnprune.channels.modules import module_stack, walk
+from bnprune.channels.trees import Inputs, operands
+from bnprune.pruning.gates import gated_name
+
+_LAYERS = ("aten::convolution", "aten::addmm")
+_NORM = "batch_norm"
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """One bias that goes, and the BatchNorm whose running mean takes it over."""
+
+    bias: str
+    """Name of the parameter."""
+    into: str
+    """Name of the BatchNorm."""
+
+
+class _Watch(TorchDispatchMode):
+    """Sees which BatchNorm reads what a layer wrote, and whether anything else does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = [""]
+        self.pairs: list[tuple[str, str]] = []
+        self.spoiled: set[str] = set()
+        self._written: dict[int, tuple[torch.Tensor, str]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        output = func(*args, **kwargs or {})
+        for position, operand in enumerate(operands(args, kwargs or {})):
+            _, layer = self._written.get(id(operand), (None, None))
+            if layer is not None and _NORM in func.name() and position == 0:
+                self.pairs.append((layer, self.stack[-1]))
+            elif layer is not None:
+                self.spoiled.add(layer)
+        if func.name().startswith(_LAYERS):
+            self._written[id(output)] = output, self.stack[-1]  # held, so that no other tensor gets its id
+        return output
+
+
+def find_folds(model: nn.Module, inputs: Inputs) -> tuple[Fold, ...]:
+    """Find biases that nothing but one BatchNorm sees, in eval and in train mode. Errors of the network are its own."""
+    watched = [_watched(model, inputs, training=False)]
+    with suppress(Exception):  # BatchNorm over a single value, missing targets: such a pass shows nothing more
+        watched.append(_watched(model, inputs, training=True))
+    modules = walk(model)
+    owners = Counter(id(m.bias) for m in modules.values() if isinstance(getattr(m, "bias", None), torch.Tensor))
+    spoiled = {layer for watch in watched for layer in watch.spoiled}
+    sides = [Counter(side) for side in zip(*watched[0].pairs, strict=True)] or [Counter(), Counter()]
+    folds = []
+    for layer, norm in dict.fromkeys(watched[0].pairs):
+        bias, mean = getattr(modules[layer], "bias", None), getattr(modules[norm], "running_mean", None)
+        alone = sides[0][layer] == sides[1][norm] == 1 and layer not in spoiled
+        agreed = all((layer, norm) in watch.pairs for watch in watched)
+        if alone and agreed and isinstance(bias, nn.Parameter) and mean is not None and owners[id(bias)] == 1:
+            folds.append(Fold(f"{layer}.bias", norm))
+    return tuple(folds)
+
+
+def _watched(model: nn.Module, inputs: Inputs, *, training: bool) -> _Watch:
+    def run(device: str) -> _Watch:
+        watch = _Watch()
+        with module_stack(model) as watch.stack, watch:
+            forward(model, inputs, device=device, training=training)
+        return watch
+
+    return lightly(run)
+
+
+def fold(slim: nn.Module, folds: Iterable[Fold], gated: Collection[str], dropped: dict[str, torch.Tensor]) -> None:
+    """Take biases out of a network, in place; `dropped` has their values, by name, where there are any."""
+    for entry in folds:
+        layer, norm = slim.get_submodule(entry.bias.removesuffix(".bias")), gated_name(entry.into, gated)
+        if entry.bias in dropped:
+            mean = slim.get_submodule(norm).running_mean
+            assert isinstance(mean, torch.Tensor)
+            with torch.no_grad():
+                mean -= dropped[entry.bias].to(mean.dtype)
+        layer.register_parameter("bias", None)
+
+
+def misfits(folds: Iterable[Fold], modules: dict[str, nn.Module]) -> Iterator[str]:
+    """Yield what folds from a file ask for that the network does not have."""
+    for entry in folds:
+        bias = getattr(modules.get(entry.bias.removesuffix(".bias")), "bias", None)
+        mean = getattr(modules.get(entry.into), "running_mean", None)
+        if not isinstance(bias, torch.Tensor) or not isinstance(mean, torch.Tensor) or bias.shape != mean.shape:
+            yield f"'{entry.bias}' cannot be folded into '{entry.into}'"
+
+
+def to_data(folds: Iterable[Fold]) -> list[dict[str, str]]:
+    """Return folds as plain data."""
+    return [asdict(entry) for entry in folds]
+
+
+def from_data(entries: Any) -> tuple[Fold, ...]:
+    """Read folds from plain data.
+
+    Raises:
+        ValueError: An entry is no fold.
+    """
+    folds = tuple(Fold(str(entry["bias"]), str(entry["into"])) for entry in entries)
+    if not all(entry.bias.endswith(".bias") for entry in folds) or len({f.bias for f in folds}) < len(folds):
+        raise ValueError("'folds' must name biases, each once")
+    return folds
