@@ -18,6 +18,7 @@ Ratio = Annotated[
     float | None,
     typer.Option(
         "--ratio",
+        metavar="R",
         help=f"Share of the prunable BatchNorm channels to remove, in (0, 1).  \\[default: {DEFAULT_RATIO}, "
         "unless another target is given]",
         rich_help_panel=_PRUNING,
@@ -27,13 +28,18 @@ Ratio = Annotated[
 Macs = Annotated[
     float | None,
     typer.Option(
-        "--macs", help="Share of the MACs to keep at most, in (0, 1).", rich_help_panel=_PRUNING, show_default=False
+        "--macs",
+        metavar="F",
+        help="Share of the MACs to keep at most, in (0, 1).",
+        rich_help_panel=_PRUNING,
+        show_default=False,
     ),
 ]
 Params = Annotated[
     float | None,
     typer.Option(
         "--params",
+        metavar="F",
         help="Share of the parameters to keep at most, in (0, 1).",
         rich_help_panel=_PRUNING,
         show_default=False,
@@ -62,14 +68,20 @@ RoundTo = Annotated[
 Cap = Annotated[
     float | None,
     typer.Option(
-        "--cap", help="Largest share of a layer's channels that goes.", rich_help_panel=_PRUNING, show_default=False
+        "--cap",
+        metavar="F",
+        help="Largest share of a layer's channels that goes.",
+        rich_help_panel=_PRUNING,
+        show_default=False,
     ),
 ]
 CriterionOption = Annotated[
     Literal["gamma", "gamma-per-mac", "uniform", "random", "l1", "l2"] | None,
     typer.Option(
         "--criterion",
-        help="What ranks channels: γ as in the paper, γ per cost, or a control arm.  \\[default: gamma]",
+        metavar="NAME",
+        help="What ranks channels: gamma (the paper), gamma-per-mac, or a control arm: uniform, random, l1, l2.  "
+        "\\[default: gamma]",
         rich_help_panel=_PRUNING,
         show_default=False,
     ),
@@ -78,6 +90,7 @@ Floor = Annotated[
     int | None,
     typer.Option(
         "--min-channels",
+        metavar="N",
         help=f"Channels every layer keeps.  \\[default: {DEFAULT_FLOOR}]",
         rich_help_panel=_PRUNING,
         show_default=False,
@@ -97,7 +110,8 @@ CouplingOption = Annotated[
     Literal["shared", "gates"] | None,
     typer.Option(
         "--coupling",
-        help="Whether layers that share a stream of channels lose the same ones, or each its own behind gates.  "
+        metavar="HOW",
+        help="shared: layers that share a stream of channels lose the same ones; gates: each its own, behind gates.  "
         "\\[default: shared]",
         rich_help_panel=_PRUNING,
         show_default=False,
