@@ -43,7 +43,7 @@ class Producer:
     @classmethod
     def of(cls, op: str, args: Sequence[object], zeros: Sequence[bool]) -> Producer:
         """Describe an operator call, given which of its operands are zero for removed channels."""
-        return cls(op, op.startswith("aten::convolution") and args[_GROUPS] != 1, stays_zero(op, zeros))
+        return cls(op, op.startswith("aten::convolution") and args[_GROUPS] != 1, stays_zero(op, zeros, args))
 
     @property
     def gate(self) -> GateKind | None:

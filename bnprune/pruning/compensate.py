@@ -1,36 +1,37 @@
 """Compensation: what removed channels still said goes into the biases behind them.
 
-A channel with γ = 0 writes act(β), a constant, into whatever reads it. Cutting it off takes W · act(β) away from every
-output of the next layer, which is why accuracies collapse right after a cut (Liu et al., ICCV 2017, set β aside). The
-constant is found by running the network, so residual adds, concatenations and pooling need no rules: a channel that
-arrives as one number wherever it is read can be made up for, and one that does not (multiplied by a gate) cannot.
+A channel with γ = 0 writes act(β), a constant, into whatever reads it. Cutting it off takes a constant away from every
+output of the next layer, which is why accuracies collapse right after a cut (Liu et al., ICCV 2017, set β aside). What
+a layer loses is found by running it with and without its removed inputs, so residual adds, concatenations, pooling and
+layers with a forward of their own need no rules: what is the same for different images can be made up for.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from bnprune.channels.modules import set_mode, still, walk
-from bnprune.channels.trees import as_inputs
+from bnprune.channels.trees import Inputs, as_inputs, map_tensors, tensors
+from bnprune.errors import ForwardError, first_line
 from bnprune.pruning.float64 import feeds, run
+from bnprune.pruning.folding import sole_norms
 from bnprune.pruning.gates import gated_name
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.surgery import named_tensors
 
 Outcome = Literal["exact", "interior", "mean", "none"]
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _EQUAL = 1e-9
-"""Relative difference below which values count as the same constant."""
-_MOST = 0.5
-"""Share of positions that must hold the constant; the others are borders."""
+"""Difference, relative to 1 or the larger number, up to which numbers count as the same."""
+_INTERIOR = 0.5
+"""Share of positions that must lose the same for a map to have an interior."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +45,26 @@ class Compensation:
     made_up: int
     """Those whose contribution is in the bias now."""
     outcome: Outcome
-    """"exact": everywhere, were γ of the removed channels 0; "interior": everywhere but where zero padding or a border
-    reaches; "mean": on average over the batches given; "none": not at all."""
+    """What holds, were γ of the removed channels 0: "exact": the output is as it was; "interior": it is, but for a
+    border; "mean": it is on average over positions or, with data, over the batches given; "none": nothing was done."""
     reason: str = ""
     """Why not, or not everywhere."""
 
 
 @dataclass
-class _Reading:
-    """What one layer was given in the channels it loses."""
+class _Consumer:
+    """A layer that loses inputs, and what is known of them."""
 
     layer: nn.Module
     removed: list[int]
-    values: list[torch.Tensor] = field(default_factory=list)
-    """Per call: (removed channels, positions), or their (sum, count) over data."""
-    follower: str | None = None
-    """BatchNorm that normalises the layer's output."""
-    problem: str = ""
+    """Input channels, those of every group included."""
+    seen: list[torch.Tensor] = field(default_factory=list)
+    """What arrived in them in the first pass, per call."""
+    steady: torch.Tensor | None = None
+    """Whether each carried the same in both passes, shape (removed,)."""
+    calls: int = 0
+    lost: list[torch.Tensor] = field(default_factory=list)
+    """What the removed inputs add to the output, per call: maps (outputs, positions), or their sums and counts."""
 
 
 def compensate(
@@ -73,7 +77,7 @@ def compensate(
 ) -> tuple[Compensation, ...]:
     """Add what removed channels contributed to the biases of the slim network, in place.
 
-    Where a layer has no bias, the running mean of the BatchNorm right behind it takes the contribution instead.
+    Where a layer has no bias, the running mean of the BatchNorm that alone reads it takes the contribution instead.
     Everything is computed in float64, from the dense network.
 
     Args:
@@ -81,28 +85,46 @@ def compensate(
         slim: The network that `plan` made of it.
         plan: What was cut.
         example_inputs: As for `bnprune.prune`.
-        batches: Inputs of the network, or (inputs, ...) pairs as a DataLoader yields them. With them, the mean of what
-            each removed channel really carried is used; without, γ of removed channels is taken to be 0.
+        batches: Inputs of the network (a tensor, or a mapping of keyword arguments), or (inputs, ...) pairs as a
+            DataLoader yields them. With them, the mean of what each layer really loses is used; without, γ of removed
+            channels is taken to be 0.
 
     Returns:
         What was done, per layer that lost inputs.
+
+    Raises:
+        ForwardError: Without batches: the network runs on fewer than two of noise and the inputs given.
+        ValueError: `batches` is empty.
     """
-    reference = copy.deepcopy(model).double()
-    readings = {site: _Reading(layer, removed) for site, layer, removed in _losing(reference, plan)}
+    home = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
+    home = torch.device("cpu") if home.type == "mps" else home  # which has no float64
+    reference = copy.deepcopy(model).to(home).double()
+    consumers = dict(_losing(reference, plan))
+    inputs: Inputs = map_tensors(lambda tensor: tensor.to(home), as_inputs(example_inputs))
+    if not consumers:
+        return ()
     if batches is None:
-        silence(reference, plan)
-        for inputs in list(feeds(as_inputs(example_inputs), seed=0))[:2]:
-            with _reading(reference, readings), suppress(Exception):  # noise may be nothing the network can digest
-                run(reference, inputs, 0, lambda func, args, kwargs, output: output)
+        _without_data(silence(reference, plan), inputs, consumers)
     else:
-        with _reading(reference, readings, summed=True):
-            _forward(reference, batches)
-    gated = {gate.at for gate in plan.gates}
-    rows = {name: cut.keep for cut in plan.cuts for name, dim in cut.at if dim == 0}
-    return tuple(
-        _make_up(site, reading, slim, gated, rows.get(f"{site}.weight".removeprefix(".")), exact=batches is None)
-        for site, reading in readings.items()
-    )
+        _with_data(reference, batches, consumers)
+    norms = sole_norms(model, inputs)
+    shared = _shared(model)
+    gated, rows = {gate.at for gate in plan.gates}, {n: cut.keep for cut in plan.cuts for n, dim in cut.at if dim == 0}
+    done = []
+    for site, consumer in consumers.items():
+        outputs = rows.get(f"{site}.weight".removeprefix("."))
+        offset, told = _judge(site, consumer, data=batches is not None)
+        if site in shared and told.made_up:
+            told = Compensation(site, told.channels, 0, "none", "its weight or bias belongs to another layer, too")
+        elif told.made_up and bool(offset.any()):
+            offset = offset if outputs is None or _is_transposed(consumer.layer) else offset[list(outputs)]
+            norm = norms.get(site)
+            if not _put(slim, site, None if norm is None else gated_name(norm, gated), offset):
+                told = Compensation(
+                    site, told.channels, 0, "none", "it has no bias, and not one BatchNorm alone reads its output"
+                )
+        done.append(told)
+    return tuple(done)
 
 
 def silence(model: nn.Module, plan: PruningPlan) -> nn.Module:
@@ -117,146 +139,211 @@ def silence(model: nn.Module, plan: PruningPlan) -> nn.Module:
     return model
 
 
-def _losing(model: nn.Module, plan: PruningPlan) -> Iterator[tuple[str, nn.Module, list[int]]]:
-    """Yield the layers that lose inputs, and which positions of the weight's input side."""
+# -- what layers lose --------------------------------------------------------------------------------------------------
+
+
+def _losing(model: nn.Module, plan: PruningPlan) -> Iterator[tuple[str, _Consumer]]:
+    """Yield the layers that lose inputs."""
     modules = walk(model)
     for cut in plan.cuts:
         for name, dim in cut.at:
             site, _, leaf = name.rpartition(".")
             layer = modules.get(site)
-            transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
-            if leaf == "weight" and dim == (0 if transposed else 1) and isinstance(layer, nn.Linear | _CONV):
-                yield site, layer, cut.removed
+            inner = 0 if _is_transposed(layer) else 1
+            if leaf == "weight" and dim == inner and isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+                groups = 1 if _is_transposed(layer) else getattr(layer, "groups", 1)
+                removed = [group * cut.size + position for group in range(groups) for position in cut.removed]
+                yield site, _Consumer(layer, removed)
 
 
-_CONV = nn.modules.conv._ConvNd
+def _is_transposed(layer: nn.Module | None) -> bool:
+    return isinstance(layer, nn.modules.conv._ConvTransposeNd)
+
+
+def _shared(model: nn.Module) -> set[str]:
+    """Name the modules that share a weight or bias with another."""
+    modules = walk(model)
+    owners = Counter(id(tensor) for module in modules.values() for tensor in module._parameters.values())
+    return {
+        name
+        for name, module in modules.items()
+        if any(tensor is not None and owners[id(tensor)] > 1 for tensor in module._parameters.values())
+    }
+
+
+def _without_data(silenced: nn.Module, inputs: Inputs, consumers: Mapping[str, _Consumer]) -> None:
+    """Run twice, on different inputs, to see what is the same; then see what it adds to each layer."""
+    ran: list[Inputs] = []
+    reason = ""
+    for fed in _different(inputs):
+        try:
+            with _hooked(consumers, _compare if ran else _remember):
+                _run(silenced, fed)
+            ran.append(fed)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the network's own
+            reason = first_line(error)
+            for consumer in consumers.values() if not ran else ():
+                consumer.seen.clear()
+        if len(ran) == 2:
+            break
+    else:
+        raise ForwardError(
+            f"compensation needs two inputs on which the network works, noise or those given ({reason}). "
+            "Give batches, or leave it out."
+        )
+    with _hooked(consumers, _subtract):
+        _run(silenced, ran[-1])
+
+
+def _run(model: nn.Module, inputs: Inputs) -> None:
+    run(model, inputs, 0, lambda func, args, kwargs, output: output)
+
+
+def _different(inputs: Inputs) -> Iterator[Inputs]:
+    """Yield inputs that differ from each other: of integers alone, such as tokens, other orders."""
+    if any(tensor.is_floating_point() for tensor in tensors(inputs)):
+        yield from feeds(inputs, seed=0)
+        return
+    generator = torch.Generator().manual_seed(0)
+
+    def shuffled(tensor: torch.Tensor) -> torch.Tensor:
+        order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+        values = torch.randint(int(tensor.max()) + 1, tensor.shape, generator=generator).to(tensor)
+        return values if tensor.numel() and tensor.min() >= 0 else tensor.flatten()[order].view(tensor.shape)
+
+    yield inputs
+    yield map_tensors(shuffled, inputs)
+
+
+_Hook = Callable[[_Consumer, torch.Tensor, torch.Tensor], None]
 
 
 @contextmanager
-def _reading(model: nn.Module, readings: Mapping[str, _Reading], *, summed: bool = False) -> Iterator[None]:
-    """Note what layers are given, and which BatchNorm takes their output."""
-    names = {id(module): name for name, module in walk(model).items()}
-    outputs: dict[int, tuple[torch.Tensor, str]] = {}
+def _hooked(consumers: Mapping[str, _Consumer], hook: _Hook) -> Iterator[None]:
+    """Call a function with every call of the consumers: its input and its output."""
     hooks = []
+    for consumer in consumers.values():
 
-    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
-        reading = readings[names[id(module)]]
-        taken = _channels(reading.layer, args[0], reading.removed)
-        if summed:
-            taken = torch.stack([taken.sum(1), torch.full_like(taken[:, 0], taken.shape[1])], 1)
-        reading.values.append(taken)
+        def behind(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, consumer: _Consumer = consumer
+        ) -> None:
+            hook(consumer, args[0] if args else kwargs["input"], output)
 
-    def behind(module: nn.Module, _: Any, output: torch.Tensor) -> None:
-        outputs[id(output)] = output, names[id(module)]
-
-    def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
-        _, site = outputs.get(id(args[0]), (None, ""))
-        if site in readings and getattr(module, "running_mean", None) is not None:
-            readings[site].follower = names[id(module)]
-
-    for module in walk(model).values():
-        if names[id(module)] in readings:
-            hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(behind)]
-        elif hasattr(module, "running_mean"):
-            hooks.append(module.register_forward_pre_hook(enter))
+        consumer.calls = 0
+        hooks.append(consumer.layer.register_forward_hook(behind, with_kwargs=True))
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in hooks:
+            handle.remove()
 
 
-def _channels(layer: nn.Module, x: torch.Tensor, removed: Sequence[int]) -> torch.Tensor:
-    """Return what arrives in removed channels, shape (channels, positions), every group of a grouped layer included."""
-    rows = x.reshape(-1, x.shape[-1]).t() if isinstance(layer, nn.Linear) else x.transpose(0, 1).flatten(1)
-    return rows[_everywhere(layer, removed)].detach().double()
+def _channel(layer: nn.Module, x: torch.Tensor) -> int:
+    """Return the dimension of channels."""
+    return x.dim() - 1 if isinstance(layer, nn.Linear) else 1
 
 
-def _everywhere(layer: nn.Module, removed: Sequence[int]) -> list[int]:
-    """Input channels of all groups whose position in the group is removed."""
-    groups = getattr(layer, "groups", 1)
-    each = getattr(layer, "in_channels", 0) // groups
-    return [group * each + position for group in range(groups) for position in removed]
+def _arriving(consumer: _Consumer, x: torch.Tensor) -> torch.Tensor:
+    """Return what arrives in removed channels, channels first."""
+    return x.detach().movedim(_channel(consumer.layer, x), 0)[consumer.removed]
 
 
-def _forward(model: nn.Module, batches: Iterable[Any]) -> None:
-    with still(model):
+def _remember(consumer: _Consumer, x: torch.Tensor, _: torch.Tensor) -> None:
+    consumer.seen.append(_arriving(consumer, x))
+
+
+def _compare(consumer: _Consumer, x: torch.Tensor, _: torch.Tensor) -> None:
+    now = _arriving(consumer, x)
+    same = torch.zeros(len(now), dtype=torch.bool, device=now.device)
+    if consumer.calls < len(consumer.seen) and (then := consumer.seen[consumer.calls]).shape == now.shape:
+        same = _near(then, now).flatten(1).all(1)
+    consumer.steady = same if consumer.steady is None else consumer.steady & same
+    consumer.calls += 1
+
+
+def _near(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return (left - right).abs() <= _EQUAL * left.abs().clamp(min=1)
+
+
+def _subtract(consumer: _Consumer, x: torch.Tensor, output: torch.Tensor) -> None:
+    """Note what the steady ones among the removed channels add, at every position."""
+    if consumer.steady is None:
+        return
+    steady = [channel for channel, same in zip(consumer.removed, consumer.steady.tolist(), strict=True) if same]
+    maps = _added(consumer, x, output, steady)
+    consumer.lost += list(maps.movedim(_channel(consumer.layer, output), 1).flatten(2) if maps.dim() > 2 else
+                          maps[..., None])  # fmt: skip
+
+
+def _sum_up(consumer: _Consumer, x: torch.Tensor, output: torch.Tensor) -> None:
+    """Note what the removed channels add on average."""
+    added = _added(consumer, x, output, consumer.removed).movedim(_channel(consumer.layer, output), 0).flatten(1)
+    total = torch.stack([added.sum(1), torch.full_like(added[:, 0], added.shape[1])])
+    consumer.lost = [total + consumer.lost[0]] if consumer.lost else [total]
+
+
+def _added(consumer: _Consumer, x: torch.Tensor, output: torch.Tensor, channels: Sequence[int]) -> torch.Tensor:
+    without = x.detach().clone()
+    without.movedim(_channel(consumer.layer, x), 0)[list(channels)] = 0
+    difference: torch.Tensor = output.detach() - consumer.layer.forward(without)
+    return difference
+
+
+def _with_data(model: nn.Module, batches: Iterable[Any], consumers: Mapping[str, _Consumer]) -> None:
+    count = 0
+    with still(model), _hooked(consumers, _sum_up):
         set_mode(model, training=False)
         for batch in batches:
-            inputs = batch[0] if isinstance(batch, tuple | list) else batch
-            model(inputs.double() if inputs.is_floating_point() else inputs)
+            inner = batch[0] if isinstance(batch, tuple | list) else batch
+            args, kwargs = map_tensors(lambda t: t.double() if t.is_floating_point() else t, as_inputs(inner))
+            model(*args, **kwargs)
+            count += 1
+    if not count:
+        raise ValueError("compensate: got no batches")
 
 
-def _make_up(
-    site: str, reading: _Reading, slim: nn.Module, gated: set[str], rows: Sequence[int] | None, *, exact: bool
-) -> Compensation:
-    lost = len(reading.removed)
-    layer = reading.layer
-    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
-        return Compensation(site, lost, 0, "none", "a transposed convolution adds another sum at every position")
-    if not reading.values:
-        return Compensation(site, lost, 0, "none", "it did not run as a layer")
-    values, steady, border = _constants(reading.values) if exact else _means(reading.values)
-    if not steady.any():
-        return Compensation(site, lost, 0, "none", "what it lost is not constant: it is multiplied by something")
-    offset = _offset(layer, reading.removed, torch.where(steady, values, 0.0))
-    offset = offset if rows is None else offset[list(rows)]
-    target = slim.get_submodule(gated_name(site, gated))
-    taker: Any = slim.get_submodule(gated_name(reading.follower, gated)) if reading.follower else None
-    tensor, sign = (target.bias, 1) if target.bias is not None else (getattr(taker, "running_mean", None), -1)
-    if isinstance(tensor, torch.Tensor):
-        with torch.no_grad():
-            tensor += sign * offset.to(tensor.device, tensor.dtype)
-    elif offset.any():
-        return Compensation(site, lost, 0, "none", "it has no bias, and no BatchNorm is right behind it")
-    made_up, whole = int(steady.sum()) // getattr(layer, "groups", 1), bool(steady.all())
-    if exact and whole and not values.any():
-        return Compensation(site, lost, made_up, "exact", "what it lost was zero")
-    return Compensation(site, lost, made_up, *_outcome(layer, whole=whole, border=border, exact=exact))
+# -- what is made up ---------------------------------------------------------------------------------------------------
 
 
-def _constants(calls: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, bool]:
-    """Return each channel's constant, whether it is one, and whether some of them are another number at borders."""
-    seen = torch.cat(list(calls), 1)
-    middle = seen.median(1).values
-    near = (seen - middle[:, None]).abs() <= _EQUAL * middle.abs().clamp(min=1.0)[:, None]
-    per_call = torch.stack([part.double().mean(1) for part in near.split([call.shape[1] for call in calls], 1)])
-    steady = (per_call > _MOST).all(0)
-    return middle, steady, bool((steady & ~near.all(1)).any())
+def _judge(site: str, consumer: _Consumer, *, data: bool) -> tuple[torch.Tensor, Compensation]:
+    """Return what to add to each output of the dense layer, and what that makes up for."""
+    channels = len(consumer.removed)
+    if not consumer.lost:
+        return torch.zeros(0), Compensation(site, channels, 0, "none", "it did not run as a layer")
+    if data:
+        total, count = consumer.lost[0]
+        return total / count, Compensation(site, channels, channels, "mean")
+    made_up = 0 if consumer.steady is None else int(consumer.steady.sum())
+    first = consumer.lost[0]
+    if not made_up:
+        return first, Compensation(site, channels, 0, "none", "what it loses depends on the input")
+    if not all(lost.shape == first.shape and _near(first, lost).all() for lost in consumer.lost):
+        return first, Compensation(
+            site, channels, 0, "none", "it runs more than once, and loses something else each time"
+        )
+    offset, outcome, reason = _spread(first)
+    if made_up < channels:
+        outcome, reason = "mean", "some of what it loses depends on the input"
+    return offset, Compensation(site, channels, made_up, outcome, reason)
 
 
-def _means(sums: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, bool]:
-    total = torch.stack(list(sums)).sum(0)
-    return total[:, 0] / total[:, 1], torch.ones(len(total), dtype=torch.bool), False
+def _spread(lost: torch.Tensor) -> tuple[torch.Tensor, Outcome, str]:
+    """Choose one number per output for what is lost over all positions; `lost` is (outputs, positions)."""
+    if _near(lost[:, :1], lost).all():
+        return lost[:, 0], "exact", ""
+    middle = lost.median(1).values
+    if float(_near(middle[:, None], lost).all(0).double().mean()) > _INTERIOR:
+        return middle, "interior", "at the border it loses something else (padding)"
+    return lost.mean(1), "mean", "it loses something else at most positions: padding on a small map, or a stride"
 
 
-def _offset(layer: nn.Module, removed: Sequence[int], constants: torch.Tensor) -> torch.Tensor:
-    """Return what constant inputs in removed channels add to each output, away from borders; shape (outputs,)."""
-    weight: torch.Tensor = layer.weight  # type: ignore[assignment]
-    if isinstance(layer, nn.Linear):
-        return weight.detach()[:, list(removed)] @ constants
-    assert isinstance(layer, _CONVOLUTIONS)
-    image = torch.zeros(layer.in_channels, dtype=torch.float64)
-    image[_everywhere(layer, removed)] = constants
-    extent = [dilation * (size - 1) + 1 for dilation, size in zip(layer.dilation, layer.kernel_size, strict=True)]
-    field_of_view = image.view(1, -1, *[1] * len(extent)).expand(1, -1, *extent)
-    convolve = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}[
-        next(kind for kind in _CONVOLUTIONS if isinstance(layer, kind))
-    ]
-    return convolve(field_of_view, weight.detach(), None, 1, 0, layer.dilation, layer.groups).flatten()
-
-
-def _outcome(layer: nn.Module, *, whole: bool, border: bool, exact: bool) -> tuple[Outcome, str]:
-    if not exact:
-        return "mean", ""
-    if not whole:
-        return "interior", "some of what it lost is not constant: it is multiplied by something"
-    if _pads_with_zeros(layer):
-        return "interior", "zero padding: at the border, fewer of the inputs it lost were not zero"
-    return ("interior", "a border before it changes the constant there") if border else ("exact", "")
-
-
-def _pads_with_zeros(layer: nn.Module) -> bool:
-    if not isinstance(layer, _CONVOLUTIONS) or layer.padding_mode != "zeros" or layer.padding == "valid":
+def _put(slim: nn.Module, site: str, norm: str | None, offset: torch.Tensor) -> bool:
+    """Add to the bias of a slim layer, or take off the running mean behind it; return whether there was either."""
+    bias = slim.get_submodule(site).bias
+    mean = None if norm is None else getattr(slim.get_submodule(norm), "running_mean", None)
+    target, sign = (bias, 1) if isinstance(bias, torch.Tensor) else (mean, -1)
+    if not isinstance(target, torch.Tensor):
         return False
-    return max(layer.kernel_size) > 1 if layer.padding == "same" else any(size != 0 for size in layer.padding)
+    with torch.no_grad():
+        target += sign * offset.to(target.device, target.dtype)
+    return True

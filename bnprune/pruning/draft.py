@@ -24,7 +24,7 @@ from bnprune.pruning.rehearsal import Rehearsal, rehearse
 from bnprune.pruning.request import Request, TargetKind
 from bnprune.pruning.score import CRITERIA, Scores, with_streams
 from bnprune.pruning.select import by_cost, by_ratio, refusals, require_prunable, shortfall
-from bnprune.pruning.steps import Candidates, Mask, candidates
+from bnprune.pruning.steps import Candidates, Mask, candidates, own_ratios
 from bnprune.pruning.surgery import carve, fill, named_tensors
 from bnprune.pruning.tally import Tally
 
@@ -79,11 +79,33 @@ class Draft:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is worth knowing about how the target was met."""
+        """What is worth knowing about how the request was met."""
         kind, requested, realised = self.target.kind, self.target.requested, self.target.realised
+        notes = []
+        own = self._own_ratios()
         if kind in ("macs", "params") and requested - realised > _COARSE:
-            return (f"{kind} {realised:.3f} instead of {requested:g}: the next channels to go cost that much together",)
-        return ()
+            why = "layer_ratios alone take that much" if own and self._is_least else "channels go in sets"
+            notes.append(f"{kind} {realised:.3f} instead of {requested:g}: {why}")
+        if kind == "ratio" and own and self._is_least and realised - requested > _COARSE:
+            notes.append(f"ratio {realised:.3f} instead of {requested:g}: layer_ratios alone take that much")
+        for name, (asked, got, width) in own.items():
+            if abs(asked - got) * width >= 1:
+                notes.append(
+                    f"layer_ratios: {name}: {got:.3f} of it went, asked {asked:g}: other constraints forbid more"
+                )
+        return tuple(notes)
+
+    @property
+    def _is_least(self) -> bool:
+        """Whether nothing went but what goes in any case."""
+        return not (self.chosen.step_of[self.removed] >= self.chosen.least).any()
+
+    def _own_ratios(self) -> dict[str, tuple[float, float, int]]:
+        """Asked and realised ratio and width of layers with a ratio of their own."""
+        graph = self.survey.graph
+        wanted = own_ratios(graph, self.survey.request.constraints.layer_ratios)
+        layers = {layer.name: graph.units(layer.ids) for layer in graph.layers if layer.name in wanted}
+        return {name: (wanted[name], float(self.removed[units].mean()), len(units)) for name, units in layers.items()}
 
     @property
     def channels(self) -> tuple[int, int]:
@@ -145,29 +167,36 @@ def draft(model: nn.Module, example_inputs: Any, found: Survey) -> Draft:
     return replace(best, seconds=time.perf_counter() - started)
 
 
-_AIMS = 6
+_AIMS = 10
 """How often a cost target is corrected by what the rehearsal has counted."""
 _NEAR = 0.01
 """Undershoot, as a share of the whole cost, that is not worth another correction."""
+_FINE = 0.002
+"""Difference of aims, as a share of the whole cost, that is not worth a try."""
 
 
 def _to_cost(course: _Course, kind: TargetKind, share: float) -> Draft:
-    """Aim at a cost, and correct the aim by what the slim network really costs."""
+    """Aim at a cost, and correct the aim by what the slim network really costs; bisect where that leads astray."""
     graph, tally = course.found.graph, Tally(course.found.graph, course.model)
     estimate = tally.macs if kind == "macs" else tally.params
     whole = course.found.cost_of(kind)
     limit = aim = share * whole
+    low, high = 0.0, math.inf  # aims below which too much goes, above which too little
     best: Draft | None = None
     for _ in range(_AIMS):
         drafted = course.follow(partial(by_cost, graph, cost=estimate, target=aim))
         real = drafted.cost_of(kind)
         if best is None or (real <= limit and not real < best.cost_of(kind) <= limit):
             best = drafted
-        if limit - _NEAR * whole <= real <= limit or not drafted.removed.any():
+        if limit - _NEAR * whole <= real <= limit:
             break
-        correction = real - estimate(drafted.removed)
-        if aim == (aim := limit - correction):
+        low, high = (max(low, aim), high) if real <= limit else (low, min(high, aim))
+        corrected = limit - (real - estimate(drafted.removed))
+        if not low < corrected < high:
+            corrected = (low + min(high, whole)) / 2
+        if abs(corrected - aim) < _FINE * whole:
             break
+        aim = corrected
     assert best is not None
     if best.cost_of(kind) > limit and best.chosen.order.size:
         nearest = math.ceil(1000 * best.cost_of(kind) / whole) / 1000

@@ -21,7 +21,7 @@ from bnprune.channels.modules import module_stack, walk
 from bnprune.channels.trees import Inputs, operands
 from bnprune.pruning.gates import gated_name
 
-_LAYERS = ("aten::convolution", "aten::addmm")
+_LAYERS = ("aten::convolution", "aten::addmm", "aten::mm")
 _NORM = "batch_norm"
 
 
@@ -43,6 +43,9 @@ class _Watch(TorchDispatchMode):
         self.stack = [""]
         self.pairs: list[tuple[str, str]] = []
         self.spoiled: set[str] = set()
+        self.layers: Counter[str] = Counter()
+        """How often each layer and each BatchNorm ran."""
+        self.norms: Counter[str] = Counter()
         self._written: dict[int, tuple[torch.Tensor, str]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -53,28 +56,41 @@ class _Watch(TorchDispatchMode):
                 self.pairs.append((layer, self.stack[-1]))
             elif layer is not None:
                 self.spoiled.add(layer)
+        self.norms[self.stack[-1]] += _NORM in func.name()
         if func.name().startswith(_LAYERS):
+            self.layers[self.stack[-1]] += 1
             self._written[id(output)] = output, self.stack[-1]  # held, so that no other tensor gets its id
         return output
 
 
 def find_folds(model: nn.Module, inputs: Inputs) -> tuple[Fold, ...]:
-    """Find biases that nothing but one BatchNorm sees, in eval and in train mode. Errors of the network are its own."""
+    """Find biases that nothing but one BatchNorm sees. Errors of the network are its own."""
+    modules = walk(model)
+    owners = Counter(id(m.bias) for m in modules.values() if isinstance(getattr(m, "bias", None), torch.Tensor))
+    folds = []
+    for layer, norm in sole_norms(model, inputs).items():
+        bias, mean = getattr(modules[layer], "bias", None), getattr(modules[norm], "running_mean", None)
+        if isinstance(bias, nn.Parameter) and mean is not None and owners[id(bias)] == 1:
+            folds.append(Fold(f"{layer}.bias", norm))
+    return tuple(folds)
+
+
+def sole_norms(model: nn.Module, inputs: Inputs) -> dict[str, str]:
+    """Return the BatchNorm that alone reads what a layer writes, by layer; both run once, in eval and in train mode."""
     watched = [_watched(model, inputs, training=False)]
     with suppress(Exception):  # BatchNorm over a single value, missing targets: such a pass shows nothing more
         watched.append(_watched(model, inputs, training=True))
-    modules = walk(model)
-    owners = Counter(id(m.bias) for m in modules.values() if isinstance(getattr(m, "bias", None), torch.Tensor))
     spoiled = {layer for watch in watched for layer in watch.spoiled}
-    sides = [Counter(side) for side in zip(*watched[0].pairs, strict=True)] or [Counter(), Counter()]
-    folds = []
-    for layer, norm in dict.fromkeys(watched[0].pairs):
-        bias, mean = getattr(modules[layer], "bias", None), getattr(modules[norm], "running_mean", None)
-        alone = sides[0][layer] == sides[1][norm] == 1 and layer not in spoiled
-        agreed = all((layer, norm) in watch.pairs for watch in watched)
-        if alone and agreed and isinstance(bias, nn.Parameter) and mean is not None and owners[id(bias)] == 1:
-            folds.append(Fold(f"{layer}.bias", norm))
-    return tuple(folds)
+    pairs = [pair for pair in watched[0].pairs if all(pair in watch.pairs for watch in watched)]
+    layers, norms = (Counter(pair[side] for pair in watched[0].pairs) for side in (0, 1))
+    ran, modules = watched[0].norms, walk(model)
+    return {
+        layer: norm
+        for layer, norm in pairs
+        if isinstance(modules[layer], nn.Linear | nn.modules.conv._ConvNd)
+        and layer not in spoiled
+        and layers[layer] == norms[norm] == ran[norm] == watched[0].layers[layer] == 1
+    }
 
 
 def _watched(model: nn.Module, inputs: Inputs, *, training: bool) -> _Watch:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
-from bnprune.channels.trees import Inputs
+from bnprune.channels.trees import Inputs, tensors
 
 
 def latencies(models: Sequence[nn.Module], inputs: Inputs, runs: int = 20, warmup: int = 3) -> list[float]:
@@ -29,15 +28,15 @@ def latencies(models: Sequence[nn.Module], inputs: Inputs, runs: int = 20, warmu
     with torch.inference_mode():
         for turn in range(warmup + runs):
             for model, taken in zip(models, times, strict=True):
-                _wait(args)
+                _wait(inputs)
                 started = time.perf_counter()
                 model(*args, **kwargs)
-                _wait(args)
+                _wait(inputs)
                 if turn >= warmup:
                     taken.append(time.perf_counter() - started)
     return [statistics.median(taken) for taken in times]
 
 
-def _wait(inputs: tuple[Any, ...]) -> None:
-    if any(isinstance(value, torch.Tensor) and value.is_cuda for value in inputs):
+def _wait(inputs: Inputs) -> None:
+    if any(tensor.is_cuda for tensor in tensors(inputs)):
         torch.cuda.synchronize()

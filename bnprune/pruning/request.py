@@ -63,6 +63,8 @@ class Request:
             raise ConfigError(f"cap: must be above 0 and at most 1 (got {self.cap}). 0.5 keeps half of every layer.")
         if not all(isinstance(pattern, str) for pattern in self.exclude):
             raise ConfigError(f"exclude: must be a list of patterns (got {self.exclude!r}).")
+        if not isinstance(self.layer_ratios, Mapping | None):
+            raise ConfigError(f"layer_ratios: must map patterns to ratios (got {self.layer_ratios!r}).")
         for pattern, ratio in (self.layer_ratios or {}).items():
             _require_number(f"layer_ratios: {pattern}", ratio)
             if not 0 <= ratio <= 1:

@@ -86,6 +86,10 @@ def _filters(
         if layer.kind == "norm" or name not in tensors:
             continue
         weight = tensors[name].detach().double().cpu()
+        if not weight.isfinite().all():
+            raise PruningError(
+                f"{name}: not all weights are finite. Training has diverged: prune an earlier checkpoint."
+            )
         for dim in (0, 1):
             written = graph.axes.get((name, dim))
             if written is not None and np.array_equal(graph.units(written), graph.units(layer.ids)):

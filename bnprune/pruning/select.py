@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -23,11 +23,17 @@ def by_ratio(graph: ChannelGraph, chosen: Candidates, ratio: float) -> Mask:
     Returns:
         Whether each unit goes, shape (units,).
     """
-    removed_counts = np.concatenate([[0], np.cumsum(graph.gamma_count[chosen.order])[chosen.ends - 1]])
     target = ratio * int(graph.gamma_count[chosen.prunable].sum())
-    missed = np.abs(removed_counts - target)[chosen.least :]
-    nearest = np.flatnonzero(missed == missed.min())[-1]  # the last: what has no BatchNorm of its own comes free
-    return after(graph, chosen, chosen.least + int(nearest))
+
+    def gone(steps: int) -> int:
+        return int(graph.gamma_count[after(graph, chosen, steps)].sum())
+
+    steps = range(chosen.least, len(chosen.ends) + 1)
+    place = min(bisect_left(steps, target, key=gone), len(steps) - 1)
+    if place and target - gone(steps[place - 1]) < gone(steps[place]) - target:
+        place -= 1
+    last = bisect_right(steps, gone(steps[place]), key=gone) - 1  # what has no BatchNorm of its own comes free
+    return after(graph, chosen, steps[last])
 
 
 def by_cost(graph: ChannelGraph, chosen: Candidates, cost: Callable[[Mask], float], target: float) -> Mask:
@@ -66,7 +72,7 @@ def _refined(
             break
         further = trial.copy()
         further[chosen.order[chosen.ends[step - 1] : chosen.ends[step]]] = True
-        further = _without_orphans(graph, further)
+        further = _without_orphans(graph, chosen, further)
         reached = cost(further)
         if reached > target:
             trial = further
@@ -79,14 +85,14 @@ def after(graph: ChannelGraph, chosen: Candidates, steps: int) -> Mask:
     """Return whether each unit is gone after so many steps, shape (units,)."""
     removed = np.zeros(graph.unit_count, dtype=np.bool_)
     removed[chosen.order[: chosen.ends[steps - 1] if steps else 0]] = True
-    return _without_orphans(graph, removed)
+    return _without_orphans(graph, chosen, removed)
 
 
-def _without_orphans(graph: ChannelGraph, removed: Mask) -> Mask:
-    """Keep channels of a stream that a gated BatchNorm still writes or reads."""
+def _without_orphans(graph: ChannelGraph, chosen: Candidates, removed: Mask) -> Mask:
+    """Keep channels of a stream that a gated BatchNorm still writes or reads, and with them their whole step."""
     stream, own = graph.implied
     while (needed := stream[removed[stream] & ~removed[own]]).size:
-        removed[needed] = False
+        removed[np.isin(chosen.step_of, chosen.step_of[needed])] = False
     return removed
 
 
@@ -95,7 +101,7 @@ def shortfall(
 ) -> list[Refusal]:
     """Return which BatchNorms' constraints keep a selection from its ratio; nothing where it is reached."""
     missing = ratio * int(graph.gamma_count[chosen.prunable].sum()) - int(graph.gamma_count[removed].sum())
-    if missing < 0.5 or not removed[chosen.order].all():
+    if missing < 0.5 or (after(graph, chosen, len(chosen.ends)) & ~removed).any():
         return []
     stays = chosen.prunable & ~removed
     floor = constraints.min_channels
@@ -133,6 +139,10 @@ def require_prunable(graph: ChannelGraph, chosen: Candidates) -> None:
     raise PruningError(f"nothing can be pruned: every BatchNorm channel must stay.\n{listed}")
 
 
+_NO_GAMMA = "has no BatchNorm scale factor to rank its channels by"
+_NO_FILTER = "no convolution or linear layer writes its channels, and the criterion ranks filters", "rank by gamma"
+
+
 def refusals(
     graph: ChannelGraph, scores: Scores, kept: Mapping[int, Refusal]
 ) -> list[tuple[Refusal, NDArray[np.int64]]]:
@@ -150,7 +160,8 @@ def refusals(
         units = graph.units(layer.ids)
         loose = units[unscored[units]]
         if loose.size:
-            why = Refusal(layer.name, "has no BatchNorm scale factor to rank its channels by", "")
+            no_gamma = not graph.gamma_count[loose].any()
+            why = Refusal(layer.name, _NO_GAMMA, "") if no_gamma else Refusal(layer.name, *_NO_FILTER)
             by_reason.setdefault(why, []).extend(np.unique(loose).tolist())
     ranked = sorted(by_reason.items(), key=lambda item: -int(graph.gamma_count[item[1]].sum()))
     return [(why, np.array(units)) for why, units in ranked]

@@ -45,6 +45,8 @@ class Candidates:
     """Prunable units that nothing protects, those that go first in front."""
     ends: Ids
     """How many units of `order` are gone after each step, ascending; shape (steps,)."""
+    step_of: Ids
+    """The step in which each unit goes, -1 for those that stay; shape (units,)."""
     least: int
     """Steps that are taken whatever the target: those of layers with a ratio of their own."""
     unfilled: tuple[str, ...]
@@ -72,7 +74,9 @@ def candidates(
     free = order[(prunable & ~protected)[order]]
     order, ends = _portions(graph, free[np.argsort(rank[free])], constraints.round_to)
     least = _count_leading(first[order], ends)
-    return Candidates(prunable, order, ends, least, _unfilled(graph, free, order), excluded)
+    step_of = np.full(graph.unit_count, -1, dtype=np.int64)
+    step_of[order] = np.arange(len(ends)).repeat(np.diff(ends, prepend=0))
+    return Candidates(prunable, order, ends, step_of, least, _unfilled(graph, free, order), excluded)
 
 
 def ranking(graph: ChannelGraph, scores: Scores) -> Ids:
@@ -91,7 +95,8 @@ def ranking(graph: ChannelGraph, scores: Scores) -> Ids:
 def _by_layer(graph: ChannelGraph, rank: Ids, prunable: Mask, constraints: Constraints) -> tuple[Mask, Mask]:
     """Return which units every layer keeps, and which go in any case; shapes (units,)."""
     protected, first = (np.zeros(graph.unit_count, dtype=np.bool_) for _ in range(2))
-    wanted = _own_ratios(graph, constraints.layer_ratios)
+    wanted = own_ratios(graph, constraints.layer_ratios)
+    _, portion = _interchangeable(graph, constraints.round_to)
     for layer in graph.layers:
         units = graph.units(layer.ids)
         floor = max(constraints.min_channels, math.ceil(len(units) * (1 - constraints.cap) - 1e-9))
@@ -100,14 +105,18 @@ def _by_layer(graph: ChannelGraph, rank: Ids, prunable: Mask, constraints: Const
         if layer.name in wanted:
             mine = units[prunable[units]]
             mine = mine[np.argsort(rank[mine])]
-            count = round(wanted[layer.name] * len(units))
+            each = int(portion[mine].max(initial=1))
+            count = each * round(wanted[layer.name] * len(units) / each)
             first[mine[:count]] = True
             protected[mine[count:]] = True
     return protected, first & ~protected
 
 
-def _own_ratios(graph: ChannelGraph, ratios: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """Return the ratio of each layer that has one of its own; of several patterns, the last counts."""
+def own_ratios(graph: ChannelGraph, ratios: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Return the ratio of each layer that has one of its own.
+
+    Of several patterns that fit a layer, the last counts; of layers whose channels go together, the smallest ratio.
+    """
     return {layer.name: ratio for pattern, ratio in ratios for layer in _matching(graph, pattern, "layer_ratios")}
 
 

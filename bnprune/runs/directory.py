@@ -31,7 +31,7 @@ from bnprune.config import PipelineConfig
 from bnprune.errors import CheckpointError, ConfigError, DataError
 from bnprune.recipe import as_data
 from bnprune.runs.files import plain, require_free_folder, write_atomically, write_json, write_text
-from bnprune.runs.stages import KINDS, kind_of, order_of
+from bnprune.runs.stages import is_stage, order_of
 
 _PACKAGES = ("bnprune", "torch", "torchvision", "numpy", "safetensors", "pydantic", "timm", "onnx", "onnxruntime")
 
@@ -137,7 +137,7 @@ class RunDirectory:
             CheckpointError: There is none yet.
         """
         names = [path.stem for path in self.path.glob("checkpoints/*.safetensors")]
-        stages = sorted((name for name in names if kind_of(name) in KINDS), key=order_of)
+        stages = sorted(filter(is_stage, names), key=order_of)
         if stages or "last" in names:
             return self.checkpoint(stages[-1] if stages else "last")
         raise CheckpointError(

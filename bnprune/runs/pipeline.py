@@ -14,11 +14,13 @@ from bnprune.channels.trees import as_inputs
 from bnprune.config import FinetuneConfig, OptimisationConfig, PipelineConfig, PruneConfig, SparsityConfig, TrainConfig
 from bnprune.data import Splits
 from bnprune.data.splits import mixed
+from bnprune.errors import PruningError
 from bnprune.pruning.budget import solve
 from bnprune.pruning.cost import cost
 from bnprune.pruning.draft import survey
 from bnprune.pruning.latency import latencies
-from bnprune.pruning.prune import carry_out
+from bnprune.pruning.prune import PruningResult, carry_out
+from bnprune.pruning.request import Request
 from bnprune.recipe import as_data
 from bnprune.runs.checkpoint import Header, load_weights, save_checkpoint
 from bnprune.runs.directory import RunDirectory
@@ -158,16 +160,20 @@ def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, 
     run.directory.forget_unfinished()
     stages = run.directory.result().get("stages", {})
     earlier = [figures["pruned"] for figures in stages.values() if "pruned" in figures]
-    request = request_of(config, pass_of(stage), *([earlier[0], earlier[-1]] if earlier else []))
     extra: dict[str, Any] = {}
-    if config.ratio == "auto":
-        points = sweep(model, run.splits, run.device, request, config, run.config.data.batch_size)
-        best = recommend(points, config.tolerance)
-        extra["sweep"] = [asdict(point) for point in points]
-        request = request.aimed("ratio", best.asked)
-    run.display.begin(stage, 0, describe_request(request))
-    found = survey(model, run.splits.example, request)
-    outcome = carry_out(solve(model, run.splits.example, found), model, run.splits.example)
+    try:
+        request = request_of(config, pass_of(stage), *([earlier[0], earlier[-1]] if earlier else []))
+        if config.ratio == "auto":
+            points = sweep(model, run.splits, run.device, request, config, run.config.data.batch_size)
+            request = request.aimed("ratio", recommend(points, config.tolerance).asked)
+            extra["sweep"] = [asdict(point) for point in points]
+        run.display.begin(stage, 0, describe_request(request))
+        outcome = _cut(run, model, request)
+    except PruningError as error:
+        if not earlier:
+            raise
+        run.display.note(f"{stage}: the network stays as it is: {error}")
+        return _conclude(run, model, header, stage, {"skipped": str(error)})
     write_text(run.directory.plan_file(stage), outcome.plan.to_json())
     recovery = recover(
         model,
@@ -184,6 +190,13 @@ def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, 
     run.display.note(f"  validation after the cut: {tried}; kept: {recovery.chosen}")
     slim = Header(header.spec, (*header.plans, outcome.plan))
     return _conclude(run, recovery.model, slim, stage, {**describe(outcome.report), **extra})
+
+
+def _cut(run: Run, model: nn.Module, request: Request) -> PruningResult:
+    """Cut and prove, on the CPU; where time is asked for, on the device it is to be measured on."""
+    device = run.device if request.latency_ms is not None else torch.device("cpu")
+    example = run.splits.example.to(device)
+    return carry_out(solve(model.to(device), example, survey(model, example, request)), model, example)
 
 
 _KINDS: dict[str, Callable[[Run, nn.Module, Header, str], dict[str, Any]]] = {

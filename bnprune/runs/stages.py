@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from bnprune.config import PipelineConfig
 
 KINDS = ("baseline", "train", "prune", "finetune")
@@ -14,6 +16,11 @@ def stages_of(config: PipelineConfig) -> tuple[str, ...]:
     repeated = [kind for kind in first if kind in ("prune", "finetune")]
     passes = config.prune.passes if config.prune else 1
     return (*first, *(f"{kind}-{number}" for number in range(2, passes + 1) for kind in repeated))
+
+
+def is_stage(name: str) -> bool:
+    """Tell the name of a stage from others."""
+    return re.fullmatch(rf"({'|'.join(KINDS)})(-[1-9]\d*)?", name) is not None
 
 
 def kind_of(stage: str) -> str:

@@ -16,7 +16,7 @@ from bnprune.models.zoo import ModelSpec, build, set_gamma
 from bnprune.pruning.draft import draft, require_cut, survey
 from bnprune.runs.checkpoint import Header, fit_state, load_checkpoint, read_weights
 from bnprune.runs.passes import request_of
-from bnprune.runs.stages import kind_of
+from bnprune.runs.stages import kind_of, pass_of
 from bnprune.training.fit import require_fit
 from bnprune.training.sparsity import require_scale_factors
 
@@ -54,13 +54,16 @@ def prepare(config: PipelineConfig, stages: Sequence[str], network: Network | No
     require_fit(model, splits, "model", config.data.batch_size if trained else None)
     if "train" in stages and (config.train or TrainConfig()).sparsity.penalty != "none":
         require_scale_factors(model)
-    pruned = any(kind_of(stage) == "prune" for stage in stages)
-    return Start(device, network, splits, _prunable(model, splits, config.prune or PruneConfig()) if pruned else None)
+    cuts = [stage for stage in stages if kind_of(stage) == "prune"]
+    prunable = None
+    if cuts:
+        prunable = _prunable(model, splits, config.prune or PruneConfig(), whole=pass_of(cuts[0]) == 1)
+    return Start(device, network, splits, prunable)
 
 
-def _prunable(model: nn.Module, splits: Splits, config: PruneConfig) -> int:
+def _prunable(model: nn.Module, splits: Splits, config: PruneConfig, *, whole: bool) -> int:
     asked = request_of(config)
-    if asked.latency_ms is not None:  # of the trained network, later; for now, whether anything can go
+    if asked.latency_ms is not None or not whole:  # solved later; for now, whether anything can go
         asked = asked.aimed("ratio", 0.5)
     drafted = draft(model, splits.example, survey(model, splits.example, asked))
     require_cut(drafted)

@@ -24,8 +24,8 @@ class Score:
 
 
 def evaluate(model: nn.Module, split: Split, device: torch.device, batch_size: int = 256) -> Score:
-    """Evaluate in eval mode, every image once; the model's mode is restored."""
-    training = model.training
+    """Evaluate in eval mode, every image once; the modes of its modules are restored."""
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -36,7 +36,8 @@ def evaluate(model: nn.Module, split: Split, device: torch.device, batch_size: i
                 total += F.cross_entropy(logits, labels, reduction="sum")
                 correct += (logits.argmax(1) == labels).sum()
     finally:
-        model.train(training)
+        for module, mode in modes.items():  # some may be frozen in eval mode
+            module.training = mode
     count = len(split)
     return Score(float(total) / count, int(correct) / count, count)
 

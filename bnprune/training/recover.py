@@ -46,8 +46,8 @@ def recover(
     """Try what may help a network that has just been cut, and keep the best, so that it can only help.
 
     Args:
-        dense: The network before the cut.
-        slim: The network after it; left as it is.
+        dense: The network before the cut; left as it is, like the next.
+        slim: The network after it.
         plan: The cut.
         splits: Training images serve for means and statistics, without augmentation; validation images decide.
         device: Where to run.
@@ -75,12 +75,14 @@ def attempts(
     batch_size: int = 128,
 ) -> tuple[dict[str, nn.Module], tuple[Compensation, ...]]:
     """Return the cut network "plain", "compensated", "recalibrated" and with "both", and what compensation did."""
-    networks = {"plain": slim.to(device)}
+    networks = {"plain": copy.deepcopy(slim).to(device)}
     done: tuple[Compensation, ...] = ()
     if compensated:
-        networks["compensated"] = copy.deepcopy(slim)
+        networks["compensated"] = copy.deepcopy(networks["plain"])
         images = itertools.islice(_images(splits.train, device, batch_size), max(1, _IMAGES // batch_size))
-        done = compensate(dense.to(device), networks["compensated"], plan, splits.example.to(device), batches=images)
+        done = compensate(
+            copy.deepcopy(dense).to(device), networks["compensated"], plan, splits.example.to(device), batches=images
+        )
     for name, start in (("recalibrated", "plain"), ("both", "compensated")):
         if batches and start in networks and _has_statistics(slim):
             images = itertools.islice(_images(splits.train, device, batch_size), batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from bnprune.config import PruneConfig
 from bnprune.data.splits import Splits
 from bnprune.errors import PruningError
 from bnprune.pruning.draft import draft, require_cut, survey
+from bnprune.pruning.plan import Cut
 from bnprune.pruning.prune import carry_out
 from bnprune.pruning.request import Request
 from bnprune.training.evaluate import evaluate
@@ -66,18 +68,27 @@ def sweep(
 
     Returns:
         A point for the network as it is, and one per cut, from the mildest on.
+
+    Raises:
+        PruningError: Nothing can be cut.
     """
     example = splits.example
-    start = evaluate(model.to(device), splits.validation, device).top1
+    start = evaluate(copy.deepcopy(model).to(device), splits.validation, device).top1
     points = [Point(0.0 if by == "ratio" else 1.0, 0.0, 1.0, 1.0, start, start)]
     tried = sorted(values or (RATIOS if by == "ratio" else SHARES), reverse=by == "macs")
     found = survey(model, example, request)
+    before: tuple[Cut, ...] = ()
+    reason: PruningError | None = None
     for value in tried:
         try:
             drafted = draft(model, example, replace(found, request=request.aimed(by, value)))
             require_cut(drafted)
-        except PruningError:
+        except PruningError as error:
+            reason = error
             continue
+        if drafted.plan.cuts == before:  # constraints allow no more
+            continue
+        before = drafted.plan.cuts
         result = carry_out(drafted, model, example, proof=False)
         recovery = recover(
             model,
@@ -100,6 +111,8 @@ def sweep(
                 recovery.scores[recovery.chosen].top1,
             )
         )
+    if len(points) == 1 and reason is not None:
+        raise reason
     return points
 
 

@@ -84,11 +84,14 @@ def test_recovery_keeps_what_does_best(trained: Path) -> None:
     dense = bnprune.load(trained / "checkpoints" / "train.safetensors")
     result = bnprune.prune(dense, splits.example, ratio=0.6)
     before = {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
+    next(dense.train().children()).eval()  # a part that is frozen
+    modes = [module.training for module in (*dense.modules(), *result.model.modules())]
     found = recover(dense, result.model, result.plan, splits, CPU, batches=5)
     assert set(found.scores) == {"plain", "compensated", "recalibrated", "both"}
     assert found.scores[found.chosen].top1 == max(score.top1 for score in found.scores.values())
     assert evaluate(found.model, splits.validation, CPU).top1 == found.scores[found.chosen].top1
     assert all(torch.equal(tensor, before[name]) for name, tensor in result.model.state_dict().items())
+    assert modes == [module.training for module in (*dense.modules(), *result.model.modules())]
     bare = recover(dense, result.model, result.plan, splits, CPU, compensated=False, batches=0)
     assert set(bare.scores) == {"plain"}
 
@@ -134,3 +137,25 @@ def test_targets_of_passes() -> None:
         request_of(config, 2, first, {"channels": {"before": 52, "after": 20}})
     with pytest.raises(ValueError, match="'passes' goes with"):
         PruneConfig(latency_ms=5, passes=2)
+
+
+def test_a_pass_with_nothing_left_to_do_is_skipped(trained: Path, here: Path) -> None:
+    """The first pass did it all, because channels go in multiples."""
+    options = ("prune.ratio=null", "prune.params=0.9", "prune.passes=4", "prune.round_to=32", "train.epochs=1")
+    stages = document("run", trained.parent / "recipe.yaml", *options, "--out", here / "run")["stages"]
+    assert stages["finetune-4"]["params"] <= 0.9 * stages["train"]["params"]
+    assert any("skipped" in stages[name] for name in ("prune-2", "prune-3", "prune-4"))
+
+
+def test_other_files_among_checkpoints_are_left_alone(trained: Path) -> None:
+    other = trained / "checkpoints" / "train-backup.safetensors"
+    other.write_bytes((trained / "checkpoints" / "train.safetensors").read_bytes())
+    assert "accuracy" in document("evaluate", trained)
+    other.unlink()
+
+
+def test_a_sweep_of_nothing_says_why(trained: Path) -> None:
+    message = refusal(3, "sweep", trained, "--at", "0.00001")
+    assert "nothing is removed" in message
+    found = document("sweep", trained, "prune.cap=0.5", "--at", "0.5,0.7,0.9", "--tolerance", "0.99")
+    assert len(found["points"]) == 2

@@ -148,14 +148,18 @@ def test_attention_with_hard_coded_heads(style: str) -> None:
 
 @pytest.mark.parametrize(
     ("activation", "free"),
-    [(F.relu, True), (F.tanh, True), (lambda y: 2 * y, True), (torch.sigmoid, False), (lambda y: F.elu(y) + 1, False)],
+    [
+        *((F.relu, True), (F.tanh, True), (F.relu6, True), (lambda y: 2 * y, True), (lambda y: F.pad(y, (1, 1)), True)),
+        *((torch.sigmoid, False), (lambda y: F.elu(y) + 1, False), (lambda y: F.hardtanh(y, 0.2, 1.0), False)),
+        *((lambda y: F.pad(y, (1, 1), value=1.0), False), (lambda y: torch.empty_like(y).copy_(y.sigmoid()), False)),
+    ],
 )
 def test_a_product_of_activations_needs_zeros(activation, free: bool) -> None:
     """Linear attention: no weight is cut where q and k are summed over channels, so removed ones must be zero."""
 
     def forward(n, x):
         q, k = activation(n.q(x)).flatten(2), activation(n.k(x)).flatten(2)
-        return n.tail(n.stem(x) * (q.transpose(1, 2) @ k).mean(1).view(len(x), 1, 8, 8))
+        return n.tail(n.stem(x) * (q.transpose(1, 2) @ k).mean((1, 2)).view(len(x), 1, 1, 1))
 
     net = framed(forward, q=conv_bn(3, 16), k=conv_bn(3, 16), tail=tail(16))
     result = checked(net, free=None if free else 32)

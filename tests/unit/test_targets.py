@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import bnprune
@@ -14,6 +15,59 @@ from bnprune.pruning.request import Request
 from bnprune.pruning.tally import Tally
 from tests.nets import MOTIFS, Net, conv_bn, head, lively, norms
 from tests.unit.test_select import X, set_gammas, stack, widths
+
+
+def stream(width: int = 16, blocks: int = 3) -> nn.Module:
+    """Pre-activation blocks that read and write one stream, each with BatchNorms of its own."""
+
+    def forward(n: Net, x: torch.Tensor) -> torch.Tensor:
+        y = n.stem(x)
+        for index in range(blocks):
+            y = y + getattr(n, f"b{index}")(y)
+        return n.head(F.relu(n.norm(y)))
+
+    parts = {
+        f"b{index}": nn.Sequential(
+            nn.BatchNorm2d(width), nn.ReLU(), conv_bn(width, width), nn.Conv2d(width, width, 1, bias=False)
+        )
+        for index in range(blocks)
+    }
+    stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+    return Net(forward, stem=stem, norm=nn.BatchNorm2d(width), head=head(width), **parts)
+
+
+@pytest.mark.parametrize("options", [{"ratio": 0.3}, {"ratio": 0.5}, {"ratio": 0.7, "min_channels": 2}])
+def test_with_gates_a_ratio_counts_what_really_goes(options) -> None:
+    """Channels of the stream come back where a BatchNorm still reads them; the ratio is met all the same."""
+    report = bnprune.prune(lively(stream()), X, coupling="gates", **options).report
+    assert abs(report.ratio_realised - options["ratio"]) < 0.5 / report.channels_before + 1e-9
+
+
+def test_with_gates_a_ratio_out_of_reach_has_reasons() -> None:
+    report = bnprune.prune(lively(stream()), X, coupling="gates", ratio=0.9, cap=0.25).report
+    assert report.ratio_realised <= 0.25
+    assert any("cap" in why.reason for why in report.refusals)
+
+
+class OneHead(nn.Module):
+    """Attention whose MACs are no product of two widths that the tally knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (conv_bn(16, 32, 1) for _ in range(3))
+        self.a, self.head = conv_bn(3, 16), head(32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        q, k, v = (layer(y).flatten(2) for layer in (self.q, self.k, self.v))
+        return self.head(((q.transpose(1, 2) @ k) @ v.transpose(1, 2)).transpose(1, 2).view(len(x), -1, 8, 8))
+
+
+@pytest.mark.parametrize("share", [0.9, 0.8, 0.5, 0.3])
+def test_a_cost_the_tally_misjudges_is_corrected(share: float) -> None:
+    model = lively(OneHead())
+    kept = macs(bnprune.prune(model, X, macs=share).model) / macs(model)
+    assert share - 0.03 < kept <= share
 
 
 def macs(model: nn.Module, x: torch.Tensor = X) -> int:
@@ -68,11 +122,12 @@ def test_a_cost_out_of_reach_is_refused_with_the_nearest() -> None:
     assert bnprune.prune(model, X, macs=nearest, min_channels=8).report.channels_after == 16
 
 
-@pytest.mark.parametrize("motif", MOTIFS)
+@pytest.mark.parametrize("coupling", ["shared", "gates"])
+@pytest.mark.parametrize("motif", [*MOTIFS, "stream"])
 @pytest.mark.parametrize("multiple", [4, 8])
-def test_multiples_stay_multiples(motif: str, multiple: int) -> None:
-    build, shape = MOTIFS[motif]
-    result = bnprune.prune(lively(build()), torch.zeros(shape), ratio=0.5, round_to=multiple)
+def test_multiples_stay_multiples(motif: str, multiple: int, coupling: str) -> None:
+    build, shape = {**MOTIFS, "stream": (stream, (1, 3, 8, 8))}[motif]
+    result = bnprune.prune(lively(build()), torch.zeros(shape), ratio=0.5, round_to=multiple, coupling=coupling)
     assert result.report.max_relative_error < 1e-12
     for layer in result.report.layers:
         assert layer.before % multiple or layer.after % multiple == 0 < layer.after, layer
@@ -110,8 +165,20 @@ def test_layers_with_a_ratio_of_their_own() -> None:
     assert widths(result)[1:] == [6, 4]
     assert result.report.ratio_realised == 0.5
     assert widths(bnprune.prune(model, X, macs=0.9, layer_ratios={"1": 0}))[1] == 8
+    rounded = bnprune.prune(lively(stack(32, 32)), X, ratio=0.3, layer_ratios={"0": 15 / 32}, round_to=8)
+    assert widths(rounded)[0] == 16
+    with pytest.raises(bnprune.ConfigError, match="layer_ratios: must map patterns to ratios"):
+        bnprune.prune(model, X, ratio=0.5, layer_ratios=["1"])
     with pytest.raises(bnprune.ConfigError, match="layer_ratios: no layer matches 'fc'"):
         bnprune.prune(model, X, ratio=0.5, layer_ratios={"fc": 0.5})
+
+
+def test_ratios_that_cannot_be_had_are_noted() -> None:
+    capped = bnprune.prune(lively(stack(16, 16)), X, ratio=0.5, cap=0.5, layer_ratios={"0": 0.9}).report
+    assert any("layer_ratios: 0.0: 0.500 of it went, asked 0.9" in note for note in capped.notes)
+    alone = bnprune.prune(lively(stack(16, 16)), X, ratio=0.1, layer_ratios={"0": 0.75}).report
+    assert alone.ratio_realised == 0.375
+    assert alone.notes == ("ratio 0.375 instead of 0.1: layer_ratios alone take that much",)
 
 
 def test_a_latency_is_met_when_measured_again() -> None:
@@ -151,6 +218,14 @@ def test_criteria() -> None:
     assert ranked("random", model, ratio=0.5) == ranked("random", model, ratio=0.5)
     kept = bnprune.prune(model, X, ratio=0.5, criterion="uniform").model[0][1].weight
     assert torch.equal(kept, model[0][1].weight[4:])
+
+
+def test_filters_that_are_no_numbers_are_refused() -> None:
+    model = lively(stack(8, 8))
+    with torch.no_grad():
+        model[0][0].weight[0] = float("nan")
+    with pytest.raises(bnprune.PruningError, match=r"0\.0\.weight: not all weights are finite"):
+        bnprune.prune(model, X, ratio=0.5, criterion="l1")
 
 
 def test_gamma_per_mac_spares_cheap_layers() -> None:
