@@ -157,8 +157,8 @@ class PruneConfig(Section):
     """Share that goes of layers with a ratio of their own, by name, name of a parent, or glob."""
     exclude: tuple[str, ...] = ()
     """Layers whose width stays: module names, names of parents, or globs."""
-    criterion: Literal["gamma", "gamma-per-mac", "uniform", "random", "l1", "l2"] = "gamma"
-    """What ranks channels: γ as in the paper, γ per cost, or one of the control arms."""
+    criterion: str = "gamma"
+    """What ranks channels: `gamma` (the paper), `gamma-per-mac`, or a control arm: `uniform`, `random`, `l1`, `l2`."""
     reduce: Literal["max", "mean", "sum"] = "max"
     """How the scale factors of channels that must go together become one score."""
     coupling: Literal["shared", "gates"] = "shared"

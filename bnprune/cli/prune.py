@@ -76,7 +76,7 @@ Cap = Annotated[
     ),
 ]
 CriterionOption = Annotated[
-    Literal["gamma", "gamma-per-mac", "uniform", "random", "l1", "l2"] | None,
+    str | None,
     typer.Option(
         "--criterion",
         metavar="NAME",

@@ -9,10 +9,13 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import bnprune
+from bnprune.config import PruneConfig
 from bnprune.pruning.draft import draft, survey
 from bnprune.pruning.latency import latencies
 from bnprune.pruning.request import Request
+from bnprune.pruning.score import CRITERIA
 from bnprune.pruning.tally import Tally
+from bnprune.runs.passes import request_of
 from tests.nets import MOTIFS, Net, conv_bn, head, lively, norms
 from tests.unit.test_select import X, set_gammas, stack, widths
 
@@ -218,6 +221,20 @@ def test_criteria() -> None:
     assert ranked("random", model, ratio=0.5) == ranked("random", model, ratio=0.5)
     kept = bnprune.prune(model, X, ratio=0.5, criterion="uniform").model[0][1].weight
     assert torch.equal(kept, model[0][1].weight[4:])
+
+
+def test_a_new_criterion_is_one_function_in_a_table(monkeypatch) -> None:
+    """Python, recipes and the command line all look it up there."""
+    monkeypatch.setitem(
+        CRITERIA, "backwards", lambda graph, tensors, reduce: -CRITERIA["gamma"](graph, tensors, reduce)
+    )
+    model = set_gammas(stack(8, 8), torch.linspace(0.1, 0.2, 8), torch.linspace(1, 2, 8))
+    assert ranked("backwards", model, ratio=0.25) == [8, 4]
+    assert request_of(PruneConfig(criterion="backwards")).criterion == "backwards"
+    with pytest.raises(
+        bnprune.ConfigError, match="criterion: 'forwards' is unknown. Choose one of: gamma, gamma-per-mac"
+    ):
+        request_of(PruneConfig(criterion="forwards"))
 
 
 def test_filters_that_are_no_numbers_are_refused() -> None:
