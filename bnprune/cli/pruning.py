@@ -14,7 +14,7 @@ from torch import nn
 
 from bnprune.channels.ids import Refusal
 from bnprune.cli.display import count, print_json, show_rows
-from bnprune.errors import CheckpointError, ConfigError
+from bnprune.errors import CheckpointError, ConfigError, ForwardError
 from bnprune.pruning.budget import solve
 from bnprune.pruning.compensate import Compensation, Outcome, compensate
 from bnprune.pruning.draft import describe_plan, require_cut, survey
@@ -79,7 +79,10 @@ def run_prune(
         result = carry_out(drafted, source.model, source.inputs)
     done: tuple[Compensation, ...] = ()
     if request.compensate:
-        done = compensate(source.model, result.model, result.plan, source.inputs)
+        try:
+            done = compensate(source.model, result.model, result.plan, source.inputs)
+        except ForwardError as error:
+            Console(stderr=True, highlight=False).print(Text(f"note: not compensated: {error}"), soft_wrap=True)
     _save(request.out, source, result)
     _show(request, result.report, result.plan, done)
 

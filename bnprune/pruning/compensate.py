@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bnprune.channels.modules import set_mode, still, walk
+from bnprune.channels.modules import walk
 from bnprune.channels.trees import Inputs, as_inputs, map_tensors, tensors
 from bnprune.errors import ForwardError, first_line
 from bnprune.pruning.float64 import feeds, run
@@ -46,7 +46,8 @@ class Compensation:
     """Those whose contribution is in the bias now."""
     outcome: Outcome
     """What holds, were γ of the removed channels 0: "exact": the output is as it was; "interior": it is, but for a
-    border; "mean": it is on average over positions or, with data, over the batches given; "none": nothing was done."""
+    border; "mean": what is made up for is right on average over positions or, with data, over the batches given;
+    "none": nothing was done."""
     reason: str = ""
     """Why not, or not everywhere."""
 
@@ -61,8 +62,10 @@ class _Consumer:
     seen: list[torch.Tensor] = field(default_factory=list)
     """What arrived in them in the first pass, per call."""
     steady: torch.Tensor | None = None
-    """Whether each carried the same in both passes, shape (removed,)."""
+    """Whether each carried the same in all passes, shape (removed,)."""
     calls: int = 0
+    true: bool = True
+    """Whether a bias adds to the output one for one."""
     lost: list[torch.Tensor] = field(default_factory=list)
     """What the removed inputs add to the output, per call: maps (outputs, positions), or their sums and counts."""
 
@@ -96,35 +99,63 @@ def compensate(
         ForwardError: Without batches: the network runs on fewer than two of noise and the inputs given.
         ValueError: `batches` is empty.
     """
-    home = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
-    home = torch.device("cpu") if home.type == "mps" else home  # which has no float64
+    home = torch.device("cpu") if _home(model).type == "mps" else _home(model)  # which has no float64
     reference = copy.deepcopy(model).to(home).double()
     consumers = dict(_losing(reference, plan))
     inputs: Inputs = map_tensors(lambda tensor: tensor.to(home), as_inputs(example_inputs))
     if not consumers:
         return ()
     if batches is None:
-        _without_data(silence(reference, plan), inputs, consumers)
+        fed = _without_data(silence(reference, plan), inputs, consumers)
     else:
-        _with_data(reference, batches, consumers)
-    norms = sole_norms(model, inputs)
-    shared = _shared(model)
-    gated, rows = {gate.at for gate in plan.gates}, {n: cut.keep for cut in plan.cuts for n, dim in cut.at if dim == 0}
+        fed = []
+        _with_data(reference, batches, home, consumers)
+    norms, shared, gated = sole_norms(model, inputs), _shared(model), {gate.at for gate in plan.gates}
+    plain = copy.deepcopy(slim)
     done = []
     for site, consumer in consumers.items():
-        outputs = rows.get(f"{site}.weight".removeprefix("."))
         offset, told = _judge(site, consumer, data=batches is not None)
-        if site in shared and told.made_up:
-            told = Compensation(site, told.channels, 0, "none", "its weight or bias belongs to another layer, too")
-        elif told.made_up and bool(offset.any()):
-            offset = offset if outputs is None or _is_transposed(consumer.layer) else offset[list(outputs)]
-            norm = norms.get(site)
-            if not _put(slim, site, None if norm is None else gated_name(norm, gated), offset):
-                told = Compensation(
-                    site, told.channels, 0, "none", "it has no bias, and not one BatchNorm alone reads its output"
+        norm = norms.get(site)
+        if told.made_up and bool(offset.any()):
+            problem = (
+                _SHARED
+                if site in shared
+                else _put(
+                    slim,
+                    site,
+                    None if norm is None else gated_name(norm, gated),
+                    _kept(plan, site, consumer.layer, offset),
+                    true=consumer.true,
                 )
+            )
+            told = Compensation(site, told.channels, 0, "none", problem) if problem else told
         done.append(told)
+    if sum(_error(reference, slim, given) for given in fed) > sum(_error(reference, plain, given) for given in fed):
+        slim.load_state_dict(plain.state_dict())
+        done = [Compensation(told.site, told.channels, 0, "none", "the network came no nearer") for told in done]
     return tuple(done)
+
+
+_SHARED = "its weight or bias belongs to another layer, too"
+
+
+def _kept(plan: PruningPlan, site: str, layer: nn.Module, offset: torch.Tensor) -> torch.Tensor:
+    """Return what the outputs that stay lose."""
+    keeps = {at: cut.keep for cut in plan.cuts for at in cut.at}
+    outer = 1 if _is_transposed(layer) else 0
+    kept = keeps.get((f"{site}.bias", 0)) or keeps.get((f"{site}.weight", outer))
+    return offset if kept is None else offset[list(kept)]
+
+
+def _error(reference: nn.Module, slim: nn.Module, fed: Inputs) -> float:
+    """Return the mean square difference of the outputs of two networks in float64."""
+    expected, got = (_run(network, fed) for network in (reference, copy.deepcopy(slim).to(_home(reference)).double()))
+    pairs = [(a, b) for a, b in zip(expected, got, strict=False) if a.shape == b.shape and a.is_floating_point()]
+    return sum(float((a - b).square().nan_to_num(0, 0, 0).mean()) for a, b in pairs if a.numel())
+
+
+def _home(model: nn.Module) -> torch.device:
+    return next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
 
 
 def silence(model: nn.Module, plan: PruningPlan) -> nn.Module:
@@ -171,8 +202,8 @@ def _shared(model: nn.Module) -> set[str]:
     }
 
 
-def _without_data(silenced: nn.Module, inputs: Inputs, consumers: Mapping[str, _Consumer]) -> None:
-    """Run twice, on different inputs, to see what is the same; then see what it adds to each layer."""
+def _without_data(silenced: nn.Module, inputs: Inputs, consumers: Mapping[str, _Consumer]) -> list[Inputs]:
+    """Run on different inputs, to see what is the same; then see what it adds to each layer. Return two of them."""
     ran: list[Inputs] = []
     reason = ""
     for fed in _different(inputs):
@@ -184,35 +215,41 @@ def _without_data(silenced: nn.Module, inputs: Inputs, consumers: Mapping[str, _
             reason = first_line(error)
             for consumer in consumers.values() if not ran else ():
                 consumer.seen.clear()
-        if len(ran) == 2:
-            break
-    else:
+    if not any(_differ(ran[0], other) for other in ran[1:]):
         raise ForwardError(
-            f"compensation needs two inputs on which the network works, noise or those given ({reason}). "
+            f"compensation needs two different inputs on which the network works, noise or those given ({reason}). "
             "Give batches, or leave it out."
         )
     with _hooked(consumers, _subtract):
-        _run(silenced, ran[-1])
+        _run(silenced, ran[0])
+    return [ran[0], ran[-1]]
 
 
-def _run(model: nn.Module, inputs: Inputs) -> None:
-    run(model, inputs, 0, lambda func, args, kwargs, output: output)
+def _run(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
+    return run(model, inputs, 0, lambda func, args, kwargs, output: output)
+
+
+def _differ(left: Inputs, right: Inputs) -> bool:
+    pairs = zip(tensors(left), tensors(right), strict=True)
+    return any(not torch.equal(a, b) for a, b in pairs)
 
 
 def _different(inputs: Inputs) -> Iterator[Inputs]:
-    """Yield inputs that differ from each other: of integers alone, such as tokens, other orders."""
-    if any(tensor.is_floating_point() for tensor in tensors(inputs)):
-        yield from feeds(inputs, seed=0)
-        return
+    """Yield noise with other integers (tokens, classes) in the range of those given or next to it, and the inputs."""
     generator = torch.Generator().manual_seed(0)
 
-    def shuffled(tensor: torch.Tensor) -> torch.Tensor:
-        order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
-        values = torch.randint(int(tensor.max()) + 1, tensor.shape, generator=generator).to(tensor)
-        return values if tensor.numel() and tensor.min() >= 0 else tensor.flatten()[order].view(tensor.shape)
+    def others(tensor: torch.Tensor, beyond: int) -> torch.Tensor:
+        if tensor.is_floating_point() or tensor.dtype == torch.bool or not tensor.numel():
+            return tensor
+        low, high = int(tensor.min()), int(tensor.max())
+        return torch.randint(low, high + 1 + beyond, tensor.shape, generator=generator).to(tensor)
 
-    yield inputs
-    yield map_tensors(shuffled, inputs)
+    *noises, given = feeds(inputs, seed=0)
+    for noise in noises:
+        yield map_tensors(lambda tensor: others(tensor, 0), noise)
+    if any(not tensor.is_floating_point() for tensor in tensors(inputs)):
+        yield map_tensors(lambda tensor: others(tensor, 1), noises[0])
+    yield given
 
 
 _Hook = Callable[[_Consumer, torch.Tensor, torch.Tensor], None]
@@ -283,20 +320,26 @@ def _sum_up(consumer: _Consumer, x: torch.Tensor, output: torch.Tensor) -> None:
 
 
 def _added(consumer: _Consumer, x: torch.Tensor, output: torch.Tensor, channels: Sequence[int]) -> torch.Tensor:
+    bias = consumer.layer.bias
+    if isinstance(bias, torch.Tensor) and not consumer.lost:
+        bias += 1
+        consumer.true = bool(_near(output + 1, consumer.layer.forward(x)).all())
+        bias -= 1
     without = x.detach().clone()
     without.movedim(_channel(consumer.layer, x), 0)[list(channels)] = 0
     difference: torch.Tensor = output.detach() - consumer.layer.forward(without)
     return difference
 
 
-def _with_data(model: nn.Module, batches: Iterable[Any], consumers: Mapping[str, _Consumer]) -> None:
+def _with_data(
+    model: nn.Module, batches: Iterable[Any], home: torch.device, consumers: Mapping[str, _Consumer]
+) -> None:
     count = 0
-    with still(model), _hooked(consumers, _sum_up):
-        set_mode(model, training=False)
+    with _hooked(consumers, _sum_up):
         for batch in batches:
-            inner = batch[0] if isinstance(batch, tuple | list) else batch
-            args, kwargs = map_tensors(lambda t: t.double() if t.is_floating_point() else t, as_inputs(inner))
-            model(*args, **kwargs)
+            inner = as_inputs(batch[0] if isinstance(batch, tuple | list) else batch)
+            moved = map_tensors(lambda tensor: tensor.to(home), inner)
+            _run(model, map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, moved))
             count += 1
     if not count:
         raise ValueError("compensate: got no batches")
@@ -332,18 +375,21 @@ def _spread(lost: torch.Tensor) -> tuple[torch.Tensor, Outcome, str]:
     if _near(lost[:, :1], lost).all():
         return lost[:, 0], "exact", ""
     middle = lost.median(1).values
-    if float(_near(middle[:, None], lost).all(0).double().mean()) > _INTERIOR:
+    helps = (lost - middle[:, None]).square().sum() <= lost.square().sum()  # borders may outweigh the rest
+    if helps and float(_near(middle[:, None], lost).all(0).double().mean()) > _INTERIOR:
         return middle, "interior", "at the border it loses something else (padding)"
     return lost.mean(1), "mean", "it loses something else at most positions: padding on a small map, or a stride"
 
 
-def _put(slim: nn.Module, site: str, norm: str | None, offset: torch.Tensor) -> bool:
-    """Add to the bias of a slim layer, or take off the running mean behind it; return whether there was either."""
+def _put(slim: nn.Module, site: str, norm: str | None, offset: torch.Tensor, *, true: bool) -> str:
+    """Add to the bias of a slim layer, or take off the running mean behind it; return what stands in the way."""
     bias = slim.get_submodule(site).bias
     mean = None if norm is None else getattr(slim.get_submodule(norm), "running_mean", None)
     target, sign = (bias, 1) if isinstance(bias, torch.Tensor) else (mean, -1)
     if not isinstance(target, torch.Tensor):
-        return False
+        return "it has no bias, and not one BatchNorm alone reads its output"
+    if not true or target.shape != offset.shape:
+        return "its bias does not add to its output one for one"
     with torch.no_grad():
         target += sign * offset.to(target.device, target.dtype)
-    return True
+    return ""

@@ -186,7 +186,7 @@ def _to_cost(course: _Course, kind: TargetKind, share: float) -> Draft:
     for _ in range(_AIMS):
         drafted = course.follow(partial(by_cost, graph, cost=estimate, target=aim))
         real = drafted.cost_of(kind)
-        if best is None or (real <= limit and not real < best.cost_of(kind) <= limit):
+        if best is None or _nearer(real, best.cost_of(kind), limit):
             best = drafted
         if limit - _NEAR * whole <= real <= limit:
             break
@@ -194,7 +194,7 @@ def _to_cost(course: _Course, kind: TargetKind, share: float) -> Draft:
         corrected = limit - (real - estimate(drafted.removed))
         if not low < corrected < high:
             corrected = (low + min(high, whole)) / 2
-        if abs(corrected - aim) < _FINE * whole:
+        if abs(corrected - aim) < _FINE * whole and best.cost_of(kind) <= limit:
             break
         aim = corrected
     assert best is not None
@@ -205,6 +205,13 @@ def _to_cost(course: _Course, kind: TargetKind, share: float) -> Draft:
             f"Ask for {kind} {nearest:.3f} or more, or loosen min_channels, cap, round_to or exclude."
         )
     return best
+
+
+def _nearer(cost: int, best: int, limit: float) -> bool:
+    """Tell whether a cost is better: below the limit, as high as possible; else as low as possible."""
+    if best <= limit:
+        return best < cost <= limit
+    return cost < best
 
 
 class _Course:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnprune.channels.forward import forward, lightly
 from bnprune.channels.modules import module_stack, walk
-from bnprune.channels.trees import Inputs, operands
+from bnprune.channels.trees import Inputs, operands, tensors
 from bnprune.pruning.gates import gated_name
 
 _LAYERS = ("aten::convolution", "aten::addmm", "aten::mm")
@@ -62,6 +62,10 @@ class _Watch(TorchDispatchMode):
             self._written[id(output)] = output, self.stack[-1]  # held, so that no other tensor gets its id
         return output
 
+    def leave(self, output: Any) -> None:
+        """Note which layers' outputs the network returns."""
+        self.spoiled |= {self._written[id(tensor)][1] for tensor in tensors(output) if id(tensor) in self._written}
+
 
 def find_folds(model: nn.Module, inputs: Inputs) -> tuple[Fold, ...]:
     """Find biases that nothing but one BatchNorm sees. Errors of the network are its own."""
@@ -97,7 +101,8 @@ def _watched(model: nn.Module, inputs: Inputs, *, training: bool) -> _Watch:
     def run(device: str) -> _Watch:
         watch = _Watch()
         with module_stack(model) as watch.stack, watch:
-            forward(model, inputs, device=device, training=training)
+            output = forward(model, inputs, device=device, training=training)
+        watch.leave(output)
         return watch
 
     return lightly(run)

@@ -105,7 +105,8 @@ def _by_layer(graph: ChannelGraph, rank: Ids, prunable: Mask, constraints: Const
         if layer.name in wanted:
             mine = units[prunable[units]]
             mine = mine[np.argsort(rank[mine])]
-            each = int(portion[mine].max(initial=1))
+            times = np.unique(units, return_counts=True)[1].max()  # channels per unit
+            each = int(portion[mine].max(initial=1)) * (int(times) if constraints.round_to > 1 else 1)
             count = each * round(wanted[layer.name] * len(units) / each)
             first[mine[:count]] = True
             protected[mine[count:]] = True

@@ -66,7 +66,8 @@ def _prunable(model: nn.Module, splits: Splits, config: PruneConfig, *, whole: b
     if asked.latency_ms is not None or not whole:  # solved later; for now, whether anything can go
         asked = asked.aimed("ratio", 0.5)
     drafted = draft(model, splits.example, survey(model, splits.example, asked))
-    require_cut(drafted)
+    if whole:  # a later pass may find nothing to do
+        require_cut(drafted)
     return drafted.channels[0]
 
 

@@ -144,7 +144,15 @@ def test_a_pass_with_nothing_left_to_do_is_skipped(trained: Path, here: Path) ->
     options = ("prune.ratio=null", "prune.params=0.9", "prune.passes=4", "prune.round_to=32", "train.epochs=1")
     stages = document("run", trained.parent / "recipe.yaml", *options, "--out", here / "run")["stages"]
     assert stages["finetune-4"]["params"] <= 0.9 * stages["train"]["params"]
-    assert any("skipped" in stages[name] for name in ("prune-2", "prune-3", "prune-4"))
+    skipped = [name for name in ("prune-2", "prune-3", "prune-4") if "skipped" in stages[name]]
+    assert skipped
+    result = json.loads((here / "run" / "result.json").read_text())
+    for name in list(stages)[list(stages).index(skipped[-1]) :]:
+        del result["stages"][name]
+        (here / "run" / "checkpoints" / f"{name}.safetensors").unlink()
+    (here / "run" / "result.json").write_text(json.dumps(result))
+    again = document("run", trained.parent / "recipe.yaml", *options, "--out", here / "run", "--resume")["stages"]
+    assert list(again) == list(stages)
 
 
 def test_other_files_among_checkpoints_are_left_alone(trained: Path) -> None:

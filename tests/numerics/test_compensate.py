@@ -171,6 +171,13 @@ class Scaled(nn.Conv2d):
         return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight * 2, self.bias)
 
 
+class Gain(nn.Conv2d):
+    """A layer that scales everything, its bias included."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3 * super().forward(x)
+
+
 class Tied(nn.Module):
     """Two readers of different streams with one weight, and one bias or two."""
 
@@ -217,6 +224,17 @@ TREACHEROUS = {
     "pre-activation": lambda: Net(
         lambda n, x: n.h((y := n.s(n.a(x))) + n.c(n.n(y))), a=conv_bn(3, 16), s=conv(), n=bn(16), c=conv(), h=head(16)
     ),
+    "transposed before a BatchNorm": lambda: Net(
+        lambda n, x: n.h(n.n(n.c(n.a(x)))), a=conv_bn(3, 16), c=nn.ConvTranspose2d(16, 16, 2, 2), n=bn(16), h=head(16)
+    ),
+    "transposed, without a bias": lambda: Net(
+        lambda n, x: n.h(n.n(n.c(n.a(x)))),
+        a=conv_bn(3, 16), c=nn.ConvTranspose2d(16, 16, 3, bias=False), n=bn(16), h=head(16),
+    ),
+    "a bias that is scaled": lambda: Net(lambda n, x: n.c(n.a(x)), a=conv_bn(3, 16), c=Gain(16, 5, 1)),
+    "a layer whose output is returned": lambda: Net(
+        lambda n, x: n.h(n.n(y := n.c(n.a(x)))) + 0 * y.sum(), a=conv_bn(3, 16), c=conv(), n=bn(16), h=head(16)
+    ),
     "transposed": lambda: Net(lambda n, x: n.c(n.a(x)), a=conv_bn(3, 16), c=nn.ConvTranspose2d(16, 5, 2, 2)),
 }  # fmt: skip
 
@@ -260,6 +278,54 @@ def test_tokens_are_told_apart() -> None:
     result = bnprune.prune(model, x, ratio=0.5)
     done = {c.site: c.outcome for c in compensate(model, result.model, result.plan, x)}
     assert done["c"] == "none"
+
+
+@pytest.mark.parametrize("dummy", [torch.zeros(1, 12, dtype=torch.int64), torch.full((1, 12), 49)])
+def test_a_dummy_of_equal_tokens(dummy: torch.Tensor) -> None:
+    """Where the tokens given are all the same, others are tried; at the end of the table there are no more."""
+    net = Net(
+        lambda n, x: n.c(n.b(n.e(x).transpose(1, 2)).mean(2) * n.e(x).mean((1, 2))[:, None]),
+        e=nn.Embedding(50, 8), b=nn.Sequential(nn.Conv1d(8, 16, 1), nn.BatchNorm1d(16), nn.ReLU()), c=nn.Linear(16, 5),
+    )  # fmt: skip
+    model = lively(net).double()
+    with torch.no_grad():
+        model.b[1].bias.abs_()
+    result = bnprune.prune(model, dummy, ratio=0.5)
+    if dummy.max():
+        with pytest.raises(bnprune.ForwardError, match="needs two different inputs"):
+            compensate(model, result.model, result.plan, dummy)
+    else:
+        assert {c.site: c.outcome for c in compensate(model, result.model, result.plan, dummy)}["c"] == "none"
+
+
+def test_classes_vary_with_the_noise() -> None:
+    net = Net(
+        lambda n, x, y: n.c(n.a(x) * n.e(y)[..., None, None]), a=conv_bn(3, 16), e=nn.Embedding(9, 16), c=head(16)
+    )
+    model = lively(net).double()
+    with torch.no_grad():
+        model.a[1].bias.abs_()
+    inputs = {"x": X, "y": torch.tensor([2, 5])}
+    result = bnprune.prune(model, inputs, ratio=0.5)
+    done = {c.site: c.outcome for c in compensate(model, result.model, result.plan, inputs)}
+    assert done["c.2"] == "none"
+
+
+def test_literal_casts_do_not_matter_with_data() -> None:
+    model = lively(Net(lambda n, x: n.c(n.a(x.float())), a=conv_bn(3, 16), c=nn.Conv2d(16, 5, 1)))
+    result = bnprune.prune(model, X.float(), ratio=0.5)
+    done = compensate(model, result.model, result.plan, X.float(), batches=[X.float()])
+    assert [c.outcome for c in done] == ["mean"]
+
+
+def test_a_border_that_outweighs_the_rest_gets_the_mean() -> None:
+    """A Laplacian is zero inside: what it loses there says nothing about the border."""
+    net = Net(lambda n, x: n.c(n.a(x)), a=conv_bn(3, 16), c=nn.Conv2d(16, 5, 3, padding=1))
+    with torch.no_grad():
+        net.c.weight.copy_(-torch.ones(3, 3).expand(5, 16, 3, 3))
+        net.c.weight[..., 1, 1] = 7.5
+    _, _, done = compensated(net, x=noise(2, 3, 8, 8))
+    assert done["c"].outcome == "mean"
 
 
 def test_batches_of_other_kinds() -> None:

@@ -63,6 +63,7 @@ SEEN_ELSEWHERE = {
         lambda n, x: n.d(n.b(y := n.c(x)) + (y if n.training else 0)), c=conv(), b=bn(), d=head(8)
     ),
     "by two BatchNorms": lambda: Net(lambda n, x: n.d(n.b(y := n.c(x)) + n.e(y)), c=conv(), b=bn(), e=bn(), d=head(8)),
+    "by whoever calls the network": lambda: Net(lambda n, x: ((y := n.c(x)), n.d(n.b(y))), c=conv(), b=bn(), d=head(8)),
     "through a ReLU": lambda: nn.Sequential(conv(), nn.ReLU(), bn(), head(8)),
     "after a layer that runs twice": lambda: Net(
         lambda n, x: n.d(n.b(n.c(x)) + n.e(n.c(x + 1))), c=conv(), b=bn(), e=bn(), d=head(8)

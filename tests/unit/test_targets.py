@@ -176,6 +176,20 @@ def test_layers_with_a_ratio_of_their_own() -> None:
         bnprune.prune(model, X, ratio=0.5, layer_ratios={"fc": 0.5})
 
 
+def test_ratios_of_layers_over_passes_come_to_what_was_asked() -> None:
+    config = PruneConfig(ratio=0.5, passes=2, layer_ratios={"0": 0.36})
+    assert request_of(config).layer_ratios == {"0": pytest.approx(0.2)}
+
+
+def test_channels_that_count_twice_are_rounded_as_channels() -> None:
+    """A BatchNorm over two copies of one stream: every unit has two of its channels."""
+    model = Net(
+        lambda n, x: n.h(n.n(torch.cat([y := n.a(x), y], 1))), a=conv_bn(3, 32), n=nn.BatchNorm2d(64), h=head(64)
+    )
+    report = bnprune.prune(lively(model), X, ratio=0.3, round_to=8, layer_ratios={"n": 0.4}).report
+    assert next(layer.after for layer in report.layers if layer.name == "n") == 32
+
+
 def test_ratios_that_cannot_be_had_are_noted() -> None:
     capped = bnprune.prune(lively(stack(16, 16)), X, ratio=0.5, cap=0.5, layer_ratios={"0": 0.9}).report
     assert any("layer_ratios: 0.0: 0.500 of it went, asked 0.9" in note for note in capped.notes)
