@@ -167,6 +167,8 @@ def _interchangeable(graph: ChannelGraph, multiple: int) -> tuple[NDArray[np.uin
     """Return the kind of each unit (how often it counts in which layer), and how many of a kind go together."""
     kind = np.zeros(graph.unit_count, dtype=np.uint64)
     size = np.ones(graph.unit_count, dtype=np.int64)
+    if multiple == 1:
+        return kind, size
     salts = np.random.default_rng(0).integers(1, 2**62, len(graph.layers), dtype=np.uint64)
     for layer, salt in zip(graph.layers, salts, strict=True):
         if len(layer.ids) % multiple == 0:
