@@ -20,6 +20,18 @@ from bnprune.training.fit import require_fit
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What the command line says about a network and its data."""
+
+    path: Path | None
+    overrides: Sequence[str]
+    model: str | None
+    arguments: Sequence[str]
+    weights: Path | None
+    recipe: Path | None
+
+
+@dataclass(frozen=True)
 class Opened:
     """A network, and the data to evaluate it on."""
 
@@ -29,46 +41,29 @@ class Opened:
     device: torch.device
 
 
-def open_with_data(
-    path: Path | None,
-    overrides: Sequence[str],
-    *,
-    model: str | None,
-    arguments: Sequence[str],
-    weights: Path | None,
-    recipe: Path | None,
-) -> Opened:
-    """Open the network the command line names, and the data of its recipe or another.
+def open_with_data(subject: Subject) -> Opened:
+    """Open a network, and the data of its recipe or another.
 
     Raises:
         ConfigError: There is no recipe, or it does not fit.
     """
-    refuse_other_model(overrides)
-    source = open_source(path, model=model, arguments=arguments, weights=weights)
-    if recipe is not None:
-        config = load_recipe(recipe, overrides)
+    refuse_other_model(subject.overrides)
+    source = open_source(subject.path, model=subject.model, arguments=subject.arguments, weights=subject.weights)
+    if subject.recipe is not None:
+        config = load_recipe(subject.recipe, subject.overrides)
     elif source.header.config is None:
         raise ConfigError(f"{source.label}: no recipe is stored with it. Say which data: --config CONFIG.yaml")
     else:
-        config = amend(source.config(), overrides)
+        config = amend(source.config(), subject.overrides)
     device = choose_device(config.device)
     splits = load_data(config.data)
     require_fit(source.model, splits, source.label)
     return Opened(source, config, splits, device)
 
 
-def run_evaluate(
-    path: Path | None,
-    overrides: Sequence[str],
-    *,
-    model: str | None,
-    arguments: Sequence[str],
-    weights: Path | None,
-    recipe: Path | None,
-    as_json: bool,
-) -> None:
-    """Evaluate the network the command line names on the data of a recipe."""
-    opened = open_with_data(path, overrides, model=model, arguments=arguments, weights=weights, recipe=recipe)
+def run_evaluate(subject: Subject, *, as_json: bool) -> None:
+    """Evaluate a network on validation and test images."""
+    opened = open_with_data(subject)
     network, splits, device = opened.source.model.to(opened.device), opened.splits, opened.device
     scores = {
         "validation": evaluate(network, splits.validation, device),

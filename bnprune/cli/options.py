@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 _INPUT, _OUTPUT, _RUNTIME = "Input", "Output", "Runtime"
+
+
+def option(panel: str | None, flag: str, metavar: str, text: str) -> Any:
+    """Declare an option with a value; its default, if it has one that matters, is told in `text`."""
+    return typer.Option(flag, metavar=metavar, help=text, rich_help_panel=panel, show_default=False)
+
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="Recipe (YAML).", show_default=False)]
 Overrides = Annotated[
@@ -20,53 +26,27 @@ SourcePath = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option(
-        "--model",
-        metavar="NAME",
-        help="torchvision/NAME, timm/NAME, a zoo name, or package.module:factory.",
-        rich_help_panel=_INPUT,
-        show_default=False,
-    ),
+    option(_INPUT, "--model", "NAME", "torchvision/NAME, timm/NAME, a zoo name, or package.module:factory."),
 ]
 ModelArguments = Annotated[
     list[str] | None,
-    typer.Option(
-        "--model-arg",
-        metavar="KEY=VALUE",
-        help="Argument of the model; repeatable.",
-        rich_help_panel=_INPUT,
-        show_default=False,
-    ),
+    option(_INPUT, "--model-arg", "KEY=VALUE", "Argument of the model; repeatable."),
 ]
 Weights = Annotated[
     Path | None,
-    typer.Option(
-        "--weights",
-        metavar="FILE",
-        help="Weights of --model: .safetensors, or .pt with a state dict.",
-        rich_help_panel=_INPUT,
-        show_default=False,
-    ),
+    option(_INPUT, "--weights", "FILE", "Weights of --model: .safetensors, or .pt with a state dict."),
 ]
 InputShape = Annotated[
     str | None,
-    typer.Option(
-        "--input",
-        metavar="C,H,W",
-        help="Shape of one input, without the batch.",
-        rich_help_panel=_INPUT,
-        show_default=False,
-    ),
+    option(_INPUT, "--input", "C,H,W", "Shape of one input, without the batch."),
+]
+DataConfig = Annotated[
+    Path | None,
+    option(_INPUT, "--config", "CONFIG", "Recipe to use in place of the one in the checkpoint: its data, above all."),
 ]
 OutDirectory = Annotated[
     Path | None,
-    typer.Option(
-        "--out",
-        metavar="DIR",
-        help="Run directory. Default: runs/VERB-MODEL-TIME.",
-        rich_help_panel=_OUTPUT,
-        show_default=False,
-    ),
+    option(_OUTPUT, "--out", "DIR", "Run directory. Default: runs/VERB-MODEL-TIME."),
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the run in --out, exactly.", rich_help_panel=_RUNTIME)

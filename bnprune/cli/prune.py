@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from bnprune.cli.options import Force, InputShape, Json, Model, ModelArguments, SourcePath, Weights
+from bnprune.cli.options import Force, InputShape, Json, Model, ModelArguments, SourcePath, Weights, option
 
 _PRUNING = "Pruning"
 DEFAULT_RATIO, DEFAULT_FLOOR = 0.5, 1
@@ -16,105 +16,60 @@ DEFAULT_RATIO, DEFAULT_FLOOR = 0.5, 1
 
 Ratio = Annotated[
     float | None,
-    typer.Option(
+    option(
+        _PRUNING,
         "--ratio",
-        metavar="R",
-        help=f"Share of the prunable BatchNorm channels to remove, in (0, 1).  \\[default: {DEFAULT_RATIO}, "
+        "R",
+        f"Share of the prunable BatchNorm channels to remove, in (0, 1).  \\[default: {DEFAULT_RATIO}, "
         "unless another target is given]",
-        rich_help_panel=_PRUNING,
-        show_default=False,
     ),
 ]
 Macs = Annotated[
     float | None,
-    typer.Option(
-        "--macs",
-        metavar="F",
-        help="Share of the MACs to keep at most, in (0, 1).",
-        rich_help_panel=_PRUNING,
-        show_default=False,
-    ),
+    option(_PRUNING, "--macs", "F", "Share of the MACs to keep at most, in (0, 1)."),
 ]
 Params = Annotated[
     float | None,
-    typer.Option(
-        "--params",
-        metavar="F",
-        help="Share of the parameters to keep at most, in (0, 1).",
-        rich_help_panel=_PRUNING,
-        show_default=False,
-    ),
+    option(_PRUNING, "--params", "F", "Share of the parameters to keep at most, in (0, 1)."),
 ]
 Latency = Annotated[
     float | None,
-    typer.Option(
-        "--latency",
-        metavar="MS",
-        help="Milliseconds a forward pass of one input may take on this machine; measured.",
-        rich_help_panel=_PRUNING,
-        show_default=False,
-    ),
+    option(_PRUNING, "--latency", "MS", "Milliseconds a forward pass of one input may take on this machine; measured."),
 ]
 RoundTo = Annotated[
     int | None,
-    typer.Option(
-        "--round-to",
-        metavar="N",
-        help="Widths that are a multiple of N stay multiples of N.",
-        rich_help_panel=_PRUNING,
-        show_default=False,
-    ),
+    option(_PRUNING, "--round-to", "N", "Widths that are a multiple of N stay multiples of N."),
 ]
 Cap = Annotated[
     float | None,
-    typer.Option(
-        "--cap",
-        metavar="F",
-        help="Largest share of a layer's channels that goes.",
-        rich_help_panel=_PRUNING,
-        show_default=False,
-    ),
+    option(_PRUNING, "--cap", "F", "Largest share of a layer's channels that goes."),
 ]
 CriterionOption = Annotated[
     str | None,
-    typer.Option(
+    option(
+        _PRUNING,
         "--criterion",
-        metavar="NAME",
-        help="What ranks channels: gamma (the paper), gamma-per-mac, or a control arm: uniform, random, l1, l2.  "
+        "NAME",
+        "What ranks channels: gamma (the paper), gamma-per-mac, or a control arm: uniform, random, l1, l2.  "
         "\\[default: gamma]",
-        rich_help_panel=_PRUNING,
-        show_default=False,
     ),
 ]
 Floor = Annotated[
     int | None,
-    typer.Option(
-        "--min-channels",
-        metavar="N",
-        help=f"Channels every layer keeps.  \\[default: {DEFAULT_FLOOR}]",
-        rich_help_panel=_PRUNING,
-        show_default=False,
-    ),
+    option(_PRUNING, "--min-channels", "N", f"Channels every layer keeps.  \\[default: {DEFAULT_FLOOR}]"),
 ]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option(
-        "--exclude",
-        metavar="PATTERN",
-        help="Layers whose width stays; repeatable.",
-        rich_help_panel=_PRUNING,
-        show_default=False,
-    ),
+    option(_PRUNING, "--exclude", "PATTERN", "Layers whose width stays; repeatable."),
 ]
 CouplingOption = Annotated[
     Literal["shared", "gates"] | None,
-    typer.Option(
+    option(
+        _PRUNING,
         "--coupling",
-        metavar="HOW",
-        help="shared: layers that share a stream of channels lose the same ones; gates: each its own, behind gates.  "
+        "HOW",
+        "shared: layers that share a stream of channels lose the same ones; gates: each its own, behind gates.  "
         "\\[default: shared]",
-        rich_help_panel=_PRUNING,
-        show_default=False,
     ),
 ]
 Compensate = Annotated[
@@ -135,13 +90,7 @@ FoldBias = Annotated[
 ]
 PlanFile = Annotated[
     Path | None,
-    typer.Option(
-        "--plan",
-        metavar="FILE",
-        help="Replay a plan instead of making one.",
-        rich_help_panel=_PRUNING,
-        show_default=False,
-    ),
+    option(_PRUNING, "--plan", "FILE", "Replay a plan instead of making one."),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show the plan; cut and write nothing.", rich_help_panel=_PRUNING)

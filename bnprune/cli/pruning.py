@@ -139,7 +139,8 @@ def _show(
             ("MACs", *_change(report.macs_before, report.macs_after)),
         ],
     )
-    console.print(f"{_TARGETS[report.target.kind].format(report.target.requested, report.target.realised)}")
+    if report.target.requested == report.target.requested:  # not NaN: a plan may not say what it was made for
+        console.print(_TARGETS[report.target.kind].format(report.target.requested, report.target.realised))
     show_refusals(console, report.refusals)
     for note in report.notes:
         console.print(Text(f"note: {note}"), soft_wrap=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from bnprune.cli.options import Json, Model, ModelArguments, Overrides, SourcePath, Weights
+from bnprune.cli.options import DataConfig, Json, Model, ModelArguments, Overrides, SourcePath, Weights, option
 
 
 def register(app: typer.Typer) -> None:
@@ -21,41 +21,23 @@ def sweep(
     model: Model = None,
     model_arg: ModelArguments = None,
     weights: Weights = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            metavar="CONFIG",
-            help="Recipe whose data and constraints to use. Default: the one in the checkpoint.",
-            rich_help_panel="Input",
-            show_default=False,
-        ),
-    ] = None,
+    config: DataConfig = None,
     by: Annotated[
         Literal["ratio", "macs"],
         typer.Option("--by", help="Vary the share of channels that goes, or the share of MACs that stays."),
     ] = "ratio",
-    at: Annotated[
-        str | None,
-        typer.Option("--at", metavar="V,V,...", help="Values to try. Default: a dozen.", show_default=False),
-    ] = None,
+    at: Annotated[str | None, option(None, "--at", "V,V,...", "Values to try. Default: a dozen.")] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(
+        option(
+            None,
             "--tolerance",
-            help="Loss of validation accuracy that is allowed, as a share of all images.  \\[default: prune.tolerance]",
-            show_default=False,
+            "F",
+            "Loss of validation accuracy that is allowed, as a share of all images.  \\[default: prune.tolerance]",
         ),
     ] = None,
     plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot",
-            metavar="FILE",
-            help="Draw into a .png or .svg file (needs matplotlib).",
-            rich_help_panel="Output",
-            show_default=False,
-        ),
+        Path | None, option("Output", "--plot", "FILE", "Draw into a .png or .svg file (needs matplotlib).")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -64,18 +46,8 @@ def sweep(
     Every cut is compensated and recalibrated, then evaluated on validation images; nothing is fine-tuned or written.
     SOURCE is a run directory (its sparse-trained network) or a checkpoint.
     """
+    from bnprune.cli.evaluation import Subject
     from bnprune.cli.sweeping import run_sweep
 
-    run_sweep(
-        source,
-        overrides or (),
-        model=model,
-        arguments=model_arg or (),
-        weights=weights,
-        recipe=config,
-        by=by,
-        at=at,
-        tolerance=tolerance,
-        plot=plot,
-        as_json=json,
-    )
+    subject = Subject(source, overrides or (), model, model_arg or (), weights, config)
+    run_sweep(subject, by=by, at=at, tolerance=tolerance, plot=plot, as_json=json)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 
 from bnprune.cli.display import print_json, show_rows
-from bnprune.cli.evaluation import open_with_data
+from bnprune.cli.evaluation import Subject, open_with_data
 from bnprune.cli.plot import draw, save_plot
 from bnprune.config import PruneConfig
 from bnprune.errors import ConfigError, PruningError
@@ -22,13 +22,8 @@ SCHEMA = "bnprune.sweep/1"
 
 
 def run_sweep(
-    path: Path | None,
-    overrides: Sequence[str],
+    subject: Subject,
     *,
-    model: str | None,
-    arguments: Sequence[str],
-    weights: Path | None,
-    recipe: Path | None,
     by: Literal["ratio", "macs"],
     at: str | None,
     tolerance: float | None,
@@ -43,8 +38,7 @@ def run_sweep(
         raise ConfigError("--plot needs matplotlib: pip install 'bnprune[report]'")
     if tolerance is not None and not 0 <= tolerance < 1:
         raise ConfigError(f"--tolerance: must be at least 0 and below 1 (got {tolerance}). 0.01 is one point.")
-    path = _sparse(path)
-    opened = open_with_data(path, overrides, model=model, arguments=arguments, weights=weights, recipe=recipe)
+    opened = open_with_data(replace(subject, path=_sparse(subject.path)))
     config = opened.config.prune or PruneConfig()
     allowed = config.tolerance if tolerance is None else tolerance
     points = sweep(
@@ -62,8 +56,6 @@ def run_sweep(
         best = recommend(points, allowed)
     except PruningError as error:
         reason = str(error)
-    if plot is not None:
-        save_plot(plot, points, best)
     if as_json:
         print_json(
             {
@@ -75,8 +67,10 @@ def run_sweep(
                 "reason": reason,
             }
         )
-        return
-    _show(points, best, reason, by, allowed)
+    else:
+        _show(points, best, reason, by, allowed)
+    if plot is not None:  # after the figures: a disk that is full must not cost them
+        save_plot(plot, points, best)
 
 
 def _sparse(path: Path | None) -> Path | None:

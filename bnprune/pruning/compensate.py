@@ -29,7 +29,7 @@ from bnprune.pruning.surgery import named_tensors
 
 Outcome = Literal["exact", "interior", "mean", "none"]
 _EQUAL = 1e-9
-"""Difference, relative to 1 or the larger number, up to which numbers count as the same."""
+"""Difference, relative to the first number or to 1, up to which two count as the same."""
 _INTERIOR = 0.5
 """Share of positions that must lose the same for a map to have an interior."""
 
@@ -115,21 +115,12 @@ def compensate(
     done = []
     for site, consumer in consumers.items():
         offset, told = _judge(site, consumer, data=batches is not None)
-        norm = norms.get(site)
+        problem = ""
         if told.made_up and bool(offset.any()):
-            problem = (
-                _SHARED
-                if site in shared
-                else _put(
-                    slim,
-                    site,
-                    None if norm is None else gated_name(norm, gated),
-                    _kept(plan, site, consumer.layer, offset),
-                    true=consumer.true,
-                )
-            )
-            told = Compensation(site, told.channels, 0, "none", problem) if problem else told
-        done.append(told)
+            norm = gated_name(norms[site], gated) if site in norms else None
+            offset = _kept(plan, site, consumer.layer, offset)
+            problem = _SHARED if site in shared else _put(slim, site, norm, offset, true=consumer.true)
+        done.append(Compensation(site, told.channels, 0, "none", problem) if problem else told)
     if sum(_error(reference, slim, given) for given in fed) > sum(_error(reference, plain, given) for given in fed):
         slim.load_state_dict(plain.state_dict())
         done = [Compensation(told.site, told.channels, 0, "none", "the network came no nearer") for told in done]

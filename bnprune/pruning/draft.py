@@ -22,7 +22,7 @@ from bnprune.pruning.folding import find_folds
 from bnprune.pruning.plan import PruningPlan, make_plan
 from bnprune.pruning.rehearsal import Rehearsal, rehearse
 from bnprune.pruning.request import Request, TargetKind
-from bnprune.pruning.score import CRITERIA, Scores, with_streams
+from bnprune.pruning.score import CRITERIA, Scores, require_finite, with_streams
 from bnprune.pruning.select import by_cost, by_ratio, refusals, require_prunable, shortfall
 from bnprune.pruning.steps import Candidates, Mask, candidates, own_ratios
 from bnprune.pruning.surgery import carve, fill, named_tensors
@@ -143,7 +143,9 @@ def survey(model: nn.Module, example_inputs: Any, request: Request) -> Survey:
     """Trace and score a network. Errors as for `prune`."""
     started = time.perf_counter()
     graph = trace(model, example_inputs, coupling=request.coupling)
-    scores = CRITERIA[request.criterion](graph, dict(named_tensors(model)), request.reduce)
+    tensors = dict(named_tensors(model))
+    require_finite(graph, tensors)
+    scores = CRITERIA[request.criterion](graph, tensors, request.reduce)
     params = sum(parameter.numel() for parameter in model.parameters())
     return Survey(graph, with_streams(graph, scores), request, params, time.perf_counter() - started)
 

@@ -13,12 +13,12 @@ from bnprune.channels.ids import NO_CHANNEL, Refusal
 from bnprune.channels.trace import Coupling
 from bnprune.pruning.draft import Draft, draft, survey
 from bnprune.pruning.request import Request
+from bnprune.pruning.select import NO_GAMMA
 from bnprune.pruning.surgery import named_tensors
 
 _PROBE = 0.5
 """Hard-coded sizes show when something is removed; half of everything shows them all."""
 _FIXED = "its width is fixed"
-_NO_GAMMA = "has no BatchNorm scale factor to rank its channels by"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,4 +104,4 @@ def inspect(
 
 def _reason(drafted: Draft, unit: int) -> str:
     why = drafted.survey.graph.frozen[unit] or drafted.chosen.kept.get(unit)
-    return str(why) if why is not None and unit != NO_CHANNEL else _FIXED if unit == NO_CHANNEL else _NO_GAMMA
+    return str(why) if why is not None and unit != NO_CHANNEL else _FIXED if unit == NO_CHANNEL else NO_GAMMA

@@ -29,15 +29,14 @@ def gamma(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scor
 
     `max` never removes a channel of a residual stream that one live layer writes.
     """
-    values = [(units, _gamma_values(name, tensors[name])) for name, units in graph.gamma_units.items()]
+    values = [(units, _gamma_values(tensors[name])) for name, units in graph.gamma_units.items()]
     return reduce_by_unit(graph, values, reduce)
 
 
 def gamma_per_mac(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
     """Score a unit by |γ| over the square root of the MACs it costs.
 
-    |γ| alone empties cheap late layers first; over the full cost, the expensive first layers. The square root is
-    between the two, as a loss that grows with γ² per MAC would be.
+    That is the ranking of γ² per MAC.
     """
     cost = np.zeros(graph.unit_count)
     for work in graph.traces["eval"].work:
@@ -53,7 +52,7 @@ def uniform(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Sc
     """Score a unit by the rank of its |γ| within its layer: every layer loses the same share (uniform width)."""
     values = []
     for name, units in graph.gamma_units.items():
-        gammas = _gamma_values(name, tensors[name])
+        gammas = _gamma_values(tensors[name])
         place = np.empty(len(gammas))
         place[np.argsort(gammas, kind="stable")] = (np.arange(len(gammas)) + 0.5) / len(gammas)
         values.append((units, place))
@@ -99,15 +98,24 @@ def _filters(
     return np.where(graph.gamma_count > 0, scores, np.inf)
 
 
-def _gamma_values(name: str, tensor: torch.Tensor) -> NDArray[np.float64]:
+def _gamma_values(tensor: torch.Tensor) -> NDArray[np.float64]:
     values: NDArray[np.float64] = tensor.detach().abs().double().cpu().numpy()
-    bad = ~np.isfinite(values)
-    if bad.any():
-        raise PruningError(
-            f"{name}: {int(bad.sum())} of {values.size} scale factors are not finite. Training has diverged: "
-            "prune an earlier checkpoint."
-        )
     return values
+
+
+def require_finite(graph: ChannelGraph, tensors: Tensors) -> None:
+    """Refuse a network that has diverged, whatever ranks its channels.
+
+    Raises:
+        PruningError: A scale factor is NaN or infinite.
+    """
+    for name in graph.gamma_units:
+        bad = ~tensors[name].detach().isfinite()
+        if bad.any():
+            raise PruningError(
+                f"{name}: {int(bad.sum())} of {bad.numel()} scale factors are not finite. Training has diverged: "
+                "prune an earlier checkpoint."
+            )
 
 
 def reduce_by_unit(graph: ChannelGraph, values: Iterable[tuple[Ids, NDArray[np.float64]]], reduce: Reduce) -> Scores:

@@ -139,7 +139,7 @@ def require_prunable(graph: ChannelGraph, chosen: Candidates) -> None:
     raise PruningError(f"nothing can be pruned: every BatchNorm channel must stay.\n{listed}")
 
 
-_NO_GAMMA = "has no BatchNorm scale factor to rank its channels by"
+NO_GAMMA = "has no BatchNorm scale factor to rank its channels by"
 _NO_FILTER = "no convolution or linear layer writes its channels, and the criterion ranks filters", "rank by gamma"
 
 
@@ -161,7 +161,7 @@ def refusals(
         loose = units[unscored[units]]
         if loose.size:
             no_gamma = not graph.gamma_count[loose].any()
-            why = Refusal(layer.name, _NO_GAMMA, "") if no_gamma else Refusal(layer.name, *_NO_FILTER)
+            why = Refusal(layer.name, NO_GAMMA, "") if no_gamma else Refusal(layer.name, *_NO_FILTER)
             by_reason.setdefault(why, []).extend(np.unique(loose).tolist())
     ranked = sorted(by_reason.items(), key=lambda item: -int(graph.gamma_count[item[1]].sum()))
     return [(why, np.array(units)) for why, units in ranked]

@@ -34,10 +34,10 @@ def request_of(
     data = {key: value for key, value in config.model_dump().items() if key in _FIELDS}
     if config.ratio == "auto" or not config.targets:
         data["ratio"] = DEFAULT_RATIO
+    if config.passes == 1:
+        return Request(**data)
     own = {pattern: 1 - (1 - ratio) ** (1 / config.passes) for pattern, ratio in config.layer_ratios.items()}
     request = Request(**data | {"layer_ratios": own})
-    if config.passes == 1:
-        return request
     kind, value = request.target
     share = (1 - value if kind == "ratio" else value) ** (number / config.passes)
     if first is not None and last is not None:

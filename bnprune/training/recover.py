@@ -17,19 +17,28 @@ from bnprune.training.evaluate import Score, evaluate
 from bnprune.training.recalibrate import recalibrate
 
 _IMAGES = 512
-"""Images whose mean activations compensation takes; more change little."""
+"""Images whose mean activations compensation takes."""
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """The network that did best on validation, and what the others did."""
+    """What was tried after a cut, and what did best on validation."""
 
-    model: nn.Module
-    chosen: str
-    """"plain", "compensated", "recalibrated" or "both"."""
+    networks: dict[str, nn.Module]
+    """"plain" and, as far as they were tried, "compensated", "recalibrated" and with "both"."""
     scores: dict[str, Score]
-    """On validation, of every network that was tried."""
+    """Of each, on validation."""
     compensation: tuple[Compensation, ...]
+
+    @property
+    def chosen(self) -> str:
+        """The name of the network that did best; of equals, by loss."""
+        return max(self.scores, key=lambda name: (self.scores[name].top1, -self.scores[name].loss))
+
+    @property
+    def model(self) -> nn.Module:
+        """That network."""
+        return self.networks[self.chosen]
 
 
 def recover(
@@ -55,26 +64,6 @@ def recover(
         batches: Batches to recalibrate BatchNorms with (`bnprune.recalibrate`); 0 not to try it.
         batch_size: Images per batch.
     """
-    networks, done = attempts(
-        dense, slim, plan, splits, device, compensated=compensated, batches=batches, batch_size=batch_size
-    )
-    scores = {name: evaluate(network, splits.validation, device) for name, network in networks.items()}
-    chosen = max(scores, key=lambda name: (scores[name].top1, -scores[name].loss))
-    return Recovery(networks[chosen], chosen, scores, done)
-
-
-def attempts(
-    dense: nn.Module,
-    slim: nn.Module,
-    plan: PruningPlan,
-    splits: Splits,
-    device: torch.device,
-    *,
-    compensated: bool = True,
-    batches: int = 100,
-    batch_size: int = 128,
-) -> tuple[dict[str, nn.Module], tuple[Compensation, ...]]:
-    """Return the cut network "plain", "compensated", "recalibrated" and with "both", and what compensation did."""
     networks = {"plain": copy.deepcopy(slim).to(device)}
     done: tuple[Compensation, ...] = ()
     if compensated:
@@ -87,7 +76,8 @@ def attempts(
         if batches and start in networks and _has_statistics(slim):
             images = itertools.islice(_images(splits.train, device, batch_size), batches)
             networks[name] = recalibrate(copy.deepcopy(networks[start]), images)
-    return networks, done
+    scores = {name: evaluate(network, splits.validation, device) for name, network in networks.items()}
+    return Recovery(networks, scores, done)
 
 
 def _has_statistics(model: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from bnprune.data.splits import Splits
 from bnprune.errors import PruningError
 from bnprune.pruning.draft import draft, require_cut, survey
 from bnprune.pruning.plan import Cut
-from bnprune.pruning.prune import carry_out
+from bnprune.pruning.prune import PruningResult, carry_out
 from bnprune.pruning.request import Request
 from bnprune.training.evaluate import evaluate
 from bnprune.training.recover import recover
@@ -90,30 +90,40 @@ def sweep(
             continue
         before = drafted.plan.cuts
         result = carry_out(drafted, model, example, proof=False)
-        recovery = recover(
-            model,
-            result.model,
-            result.plan,
-            splits,
-            device,
-            compensated=config.compensate,
-            batches=config.recalibrate,
-            batch_size=batch_size,
-        )
-        report = result.report
-        points.append(
-            Point(
-                value,
-                report.ratio_realised,
-                report.macs_after / max(report.macs_before, 1),
-                report.params_after / report.params_before,
-                recovery.scores["plain"].top1,
-                recovery.scores[recovery.chosen].top1,
-            )
-        )
+        points.append(_point(value, model, result, splits, device, config, batch_size))
     if len(points) == 1 and reason is not None:
         raise reason
     return points
+
+
+def _point(
+    asked: float,
+    model: nn.Module,
+    cut: PruningResult,
+    splits: Splits,
+    device: torch.device,
+    config: PruneConfig,
+    batch_size: int,
+) -> Point:
+    found = recover(
+        model,
+        cut.model,
+        cut.plan,
+        splits,
+        device,
+        compensated=config.compensate,
+        batches=config.recalibrate,
+        batch_size=batch_size,
+    )
+    report = cut.report
+    return Point(
+        asked=asked,
+        ratio=report.ratio_realised,
+        macs=report.macs_after / max(report.macs_before, 1),
+        params=report.params_after / report.params_before,
+        plain=found.scores["plain"].top1,
+        accuracy=found.scores[found.chosen].top1,
+    )
 
 
 def recommend(points: Sequence[Point], tolerance: float) -> Point:

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 import bnprune
-from bnprune.config import PruneConfig
+from bnprune.config import DataConfig, PruneConfig
 from bnprune.data import load_data
 from bnprune.errors import PruningError
-from bnprune.recipe import check
 from bnprune.runs.passes import request_of
 from bnprune.training.evaluate import evaluate
 from bnprune.training.recover import recover
 from bnprune.training.sweep import Point, recommend
 from tests.cli.harness import document, done, refusal
 
+DIGITS = load_data(DataConfig(name="digits"))
 CPU = torch.device("cpu")
 RECIPE = """
 seed: 0
@@ -39,12 +39,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+def count(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def test_a_sweep_tries_and_recommends(trained: Path, here: Path) -> None:
     found = document("sweep", trained, "--at", "0.8,0.3", "--tolerance", "0.9")
     start, *points = found["points"]
     assert [point["asked"] for point in points] == [0.3, 0.8]
     assert start["macs"] == 1 > points[0]["macs"] > points[1]["macs"]
-    assert all(point["accuracy"] >= point["plain"] for point in points)
+    dense = bnprune.load(trained / "checkpoints" / "train.safetensors")
+    plain = bnprune.prune(dense, DIGITS.example, ratio=0.3).model
+    assert points[0]["plain"] == evaluate(plain, DIGITS.validation, CPU).top1
+    assert points[0]["params"] == pytest.approx(count(plain) / count(dense))
     assert found["recommended"] == points[1]
     text = done("sweep", trained, "--at", "0.5", "--by", "macs", "--tolerance", "0.9", "--plot", here / "s.svg").stdout
     assert "recommended: macs 0.5" in text
@@ -80,13 +87,14 @@ def test_the_knee_comes_before_the_first_fall() -> None:
 
 
 def test_recovery_keeps_what_does_best(trained: Path) -> None:
-    splits = load_data(check({"model": {"name": "mlp"}, "data": {"name": "digits"}}, {}).data)
+    splits = DIGITS
     dense = bnprune.load(trained / "checkpoints" / "train.safetensors")
     result = bnprune.prune(dense, splits.example, ratio=0.6)
     before = {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
     next(dense.train().children()).eval()  # a part that is frozen
     modes = [module.training for module in (*dense.modules(), *result.model.modules())]
     found = recover(dense, result.model, result.plan, splits, CPU, batches=5)
+    assert found.scores["plain"].top1 == evaluate(result.model, splits.validation, CPU).top1
     assert set(found.scores) == {"plain", "compensated", "recalibrated", "both"}
     assert found.scores[found.chosen].top1 == max(score.top1 for score in found.scores.values())
     assert evaluate(found.model, splits.validation, CPU).top1 == found.scores[found.chosen].top1
@@ -103,7 +111,10 @@ def test_ratio_auto(trained: Path, here: Path) -> None:
     asked = [point["asked"] for point in cut["sweep"]]
     assert asked[0] == 0
     assert cut["target"]["requested"] in asked[1:]
-    assert cut["recovery"]["chosen"] in cut["recovery"]["validation"]
+    fits = [point["accuracy"] >= cut["sweep"][0]["accuracy"] - 0.5 for point in cut["sweep"]]
+    assert cut["target"]["requested"] == asked[fits.index(False) - 1 if False in fits else -1]
+    validation = cut["recovery"]["validation"]
+    assert validation[cut["recovery"]["chosen"]] == max(validation.values()) == cut["validation_accuracy"]
 
 
 def test_passes_together_do_what_was_asked(trained: Path, here: Path) -> None:

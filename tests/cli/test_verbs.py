@@ -388,3 +388,12 @@ def test_doctor_explains_a_torchvision_that_does_not_match(monkeypatch: pytest.M
     monkeypatch.setattr(diagnosis, "_torchvision", lambda problems: problems.append(diagnosis.explain(error)))
     [problem] = document("doctor", exit_code=5)["problems"]
     assert "pip install --upgrade --force-reinstall torch torchvision" in problem
+
+
+def test_a_plan_that_does_not_say_what_it_was_made_for() -> None:
+    plan = document("prune", *CHAIN, "--ratio", "0.5", "--dry-run")["plan"]
+    plan["requested"] = {}
+    Path("plan.json").write_text(json.dumps(plan))
+    text = done("prune", *CHAIN, "--plan", "plan.json", "--dry-run").stdout
+    assert "nan" not in text
+    assert document("prune", *CHAIN, "--plan", "plan.json", "--dry-run")["target"]["requested"] is None

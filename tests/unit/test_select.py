@@ -115,11 +115,12 @@ def test_norm_without_affine_is_cut_but_not_ranked() -> None:
     assert slim[1].num_features == slim[1].running_mean.numel() == 4
 
 
+@pytest.mark.parametrize("criterion", ["gamma", "random", "l1"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_diverged_scale_factors_are_refused(bad: float) -> None:
+def test_diverged_scale_factors_are_refused(bad: float, criterion: str) -> None:
     model = set_gammas(stack(4, 4), torch.ones(4), torch.tensor([1, bad, 1, 1]))
     with pytest.raises(bnprune.PruningError, match=r"1\.1\.weight: 1 of 4 scale factors are not finite"):
-        bnprune.prune(model, X, ratio=0.5)
+        bnprune.prune(model, X, ratio=0.5, criterion=criterion)
 
 
 @pytest.mark.parametrize("ratio", [0, 1, -0.5, 1.5, float("nan")])
