@@ -116,6 +116,8 @@ class OptimisationConfig(Section):
     """Largest gradient norm."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: Switch = False
+    sync_bn: Switch = False
+    """With several processes: BatchNorm over the batches of all of them, for small batches per process."""
 
     @model_validator(mode="after")
     def _leaves_the_warmup(self) -> Self:

@@ -11,7 +11,8 @@
     ├── DataError           5  data, checkpoint or disk
     │   └── CheckpointError 5  a file that is not a checkpoint of ours, or cannot be read or written
     ├── TrainingError       5  training cannot go on (NaN loss); checkpoints of finished epochs stay
-    └── Interrupted       130  stopped by the user; a checkpoint was written
+    ├── Interrupted       130  stopped by the user; a checkpoint was written
+    └── PeerFailed         as the process of this run that failed, and said why
 """
 
 from __future__ import annotations
@@ -89,6 +90,16 @@ class Interrupted(BnpruneError):
 
     exit_code = 130
     code = "interrupted"
+
+
+class PeerFailed(BnpruneError):
+    """Another process of this run failed and told the user: this one ends in silence, with the same exit code."""
+
+    code = "peer"
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process of this run failed.")
+        self.exit_code = exit_code
 
 
 def first_line(error: BaseException) -> str:

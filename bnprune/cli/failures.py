@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import typer
 
-from bnprune.errors import BnpruneError, ConfigError, DataError, Interrupted
+from bnprune.errors import BnpruneError, ConfigError, DataError, Interrupted, PeerFailed
 
 
 @contextmanager
@@ -18,6 +18,8 @@ def reporting(*, json_wanted: bool, debug: bool) -> Iterator[None]:
         yield
     except (typer.Exit, typer.Abort):
         raise
+    except PeerFailed as peer:
+        raise typer.Exit(peer.exit_code) from None
     except KeyboardInterrupt:
         if json_wanted:
             _print_document(Interrupted("interrupted"))

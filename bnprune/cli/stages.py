@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from bnprune.cli.display import RichDisplay, print_json, show_result
 from bnprune.config import PipelineConfig
@@ -17,8 +19,27 @@ from bnprune.runs.signals import stop_requests
 from bnprune.runs.source import open_source, refuse_other_model
 from bnprune.runs.stages import stages_of
 from bnprune.runs.start import Network, about, spec_of
+from bnprune.runs.training import follow
+from bnprune.training.world import World, open_world
 
 
+def _together(verb: Callable[..., None]) -> Callable[..., None]:
+    """Run a verb in the leading process; the others, where `torchrun` started some, take part in what it trains."""
+
+    @functools.wraps(verb)
+    def run(*args: Any, **options: Any) -> None:
+        with open_world() as world:
+            if world.leads:
+                verb(*args, **options, world=world)
+                world.send(None)
+                return
+            with stop_requests() as stopping:
+                follow(world, stopping)
+
+    return run
+
+
+@_together
 def run_recipe(
     path: Path,
     overrides: Sequence[str],
@@ -29,6 +50,7 @@ def run_recipe(
     resume: bool,
     force: bool,
     as_json: bool,
+    world: World,
 ) -> None:
     """Run stages of a recipe; None for every stage it has."""
     config = load_recipe(path, overrides)
@@ -36,9 +58,10 @@ def run_recipe(
         stages = stages_of(config)
         if not stages:
             raise ConfigError(f"{path}: has no stage. Add one of: train, prune, finetune.")
-    _run(config, verb, stages, None, out=out, resume=resume, force=force, as_json=as_json)
+    _run(config, verb, stages, None, out=out, resume=resume, force=force, as_json=as_json, world=world)
 
 
+@_together
 def run_finetune(
     pruned: Path,
     rest: Sequence[str],
@@ -49,6 +72,7 @@ def run_finetune(
     resume: bool,
     force: bool,
     as_json: bool,
+    world: World,
 ) -> None:
     """Fine-tune a checkpoint, with the recipe it carries or one that is given."""
     recipes = [Path(text) for text in rest if "=" not in text]
@@ -61,7 +85,7 @@ def run_finetune(
     source = open_source(pruned, model=model, arguments=arguments, recipe=recipe)
     config = about(given or amend(source.config(), overrides), source.header.spec)
     network = source.model, source.header
-    _run(config, "finetune", ("finetune",), network, out=out, resume=resume, force=force, as_json=as_json)
+    _run(config, "finetune", ("finetune",), network, out=out, resume=resume, force=force, as_json=as_json, world=world)
 
 
 def _run(
@@ -74,13 +98,15 @@ def _run(
     resume: bool,
     force: bool,
     as_json: bool,
+    world: World,
 ) -> None:
     if resume and out is None:
         raise ConfigError("--resume: say which run with --out DIR.")
     path = out or _default_directory(verb, config)
-    directory = RunDirectory.resume(path, config) if resume else RunDirectory.new(path, force=force)
+    again = world.restarted and RunDirectory(path).config_file.exists()
+    directory = RunDirectory.resume(path, config) if resume or again else RunDirectory.new(path, force=force)
     with RichDisplay() as display, stop_requests() as stopping:
-        result = execute(config, directory, display, stopping, stages, network)
+        result = execute(config, directory, display, stopping, stages, network, world)
     if as_json:
         print_json(result)
     else:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -46,23 +48,36 @@ class MemorySplit:
         for indices in batches:
             images = self.images[indices]
             if seed is not None and self.augmentation is not None:
-                generator = torch.Generator().manual_seed(mixed(seed, int(indices[0]), len(indices)))
-                images = augment(images, self.augmentation, generator)
+                images = augment(images, self.augmentation, uniforms(seed, indices, 3))
             yield (images.to(device).float() - mean) * scale, self.labels[indices].to(device)
 
 
-def augment(images: torch.Tensor, change: Augmentation, generator: torch.Generator) -> torch.Tensor:
-    """Shift and mirror each image of a batch (N, C, H, W) by its own random amounts."""
+def uniforms(seed: int, indices: torch.Tensor, count: int) -> torch.Tensor:
+    """Return random numbers in [0, 1), (N, count), that depend on the seed and each sample's index only.
+
+    So a sample is augmented alike whatever batch and process it falls to. SplitMix64 (Steele, Lea & Flood, OOPSLA
+    2014): hashed counters, all samples at once.
+    """
+    counters = indices.numpy().astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
+    state: Any = np.uint64(mixed(seed)) + (counters + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    state ^= state >> np.uint64(31)
+    return torch.from_numpy((state >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def augment(images: torch.Tensor, change: Augmentation, drawn: torch.Tensor) -> torch.Tensor:
+    """Shift and mirror each image of a batch (N, C, H, W) by its own random amounts, from `uniforms` (N, 3)."""
     count, _, height, width = images.shape
     if change.flip:
-        mirrored = torch.rand(count, generator=generator) < 0.5
+        mirrored = drawn[:, 0] < 0.5
         images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
     if not change.shift:
         return images
     padded = F.pad(images, [change.shift] * 4)
-    down, right = torch.randint(0, 2 * change.shift + 1, (2, count, 1), generator=generator)
-    rows = down + torch.arange(height)
-    columns = right + torch.arange(width)
+    down, right = (drawn[:, 1:] * (2 * change.shift + 1)).long().T
+    rows = down[:, None] + torch.arange(height)
+    columns = right[:, None] + torch.arange(width)
     picked = padded.transpose(0, 1)[:, torch.arange(count).view(-1, 1, 1), rows[:, :, None], columns[:, None, :]]
     return picked.transpose(0, 1)
 

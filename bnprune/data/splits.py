@@ -25,7 +25,7 @@ class Split(Protocol):
         Args:
             batches: Sample indices of each batch.
             device: Where to put images and labels.
-            seed: Augment, with randomness that depends on this number and each batch's indices only; None does not.
+            seed: Augment, with randomness that depends on this number and each sample's index only; None does not.
         """
         ...
 

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from bnprune.channels.trees import as_inputs
-from bnprune.config import FinetuneConfig, OptimisationConfig, PipelineConfig, PruneConfig, SparsityConfig, TrainConfig
+from bnprune.config import PipelineConfig, PruneConfig, TrainConfig
 from bnprune.data import Splits
-from bnprune.data.splits import mixed
 from bnprune.errors import PruningError
 from bnprune.pruning.budget import solve
 from bnprune.pruning.cost import cost
@@ -26,15 +25,17 @@ from bnprune.runs.checkpoint import Header, load_weights, save_checkpoint
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.files import write_text
 from bnprune.runs.passes import request_of
-from bnprune.runs.stages import KINDS, kind_of, order_of, pass_of
+from bnprune.runs.stages import kind_of, order_of, pass_of
 from bnprune.runs.start import Network, initial, load_stage, prepare
 from bnprune.runs.summary import describe, describe_recovery, describe_request
 from bnprune.runs.tracker import Display, Tracker
+from bnprune.runs.training import hand_out, set_up
 from bnprune.training.evaluate import evaluate
-from bnprune.training.loop import Task, begin, train
-from bnprune.training.penalty import advice, make_penalty
+from bnprune.training.loop import train
+from bnprune.training.penalty import advice
 from bnprune.training.recover import recover
 from bnprune.training.sweep import recommend, sweep
+from bnprune.training.world import ALONE, World
 
 RESULT_SCHEMA = "bnprune.run/1"
 
@@ -49,6 +50,7 @@ class Run:
     stopping: Callable[[], bool]
     device: torch.device
     splits: Splits
+    world: World
 
 
 def execute(
@@ -58,6 +60,7 @@ def execute(
     stopping: Callable[[], bool],
     stages: Sequence[str],
     network: Network | None = None,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Run stages one after the other, skipping those that are finished, and return the result.
 
@@ -69,6 +72,7 @@ def execute(
         stopping: Whether the user has asked to stop.
         stages: Names of stages, in order.
         network: What the first stage starts from; default: built from the recipe.
+        world: The processes that train together; the others are in `follow`.
 
     Raises:
         BnpruneError: Whatever goes wrong; finished stages and checkpoints stay.
@@ -81,11 +85,11 @@ def execute(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     before = _left_behind(config, directory, result, todo[0]) if todo else None
-    start = prepare(config, todo, before or network)
+    start = prepare(config, todo, before or network, world)
     for note in start.splits.notes:
         display.note(f"note: {note}")
     directory.begin(config)
-    run = Run(config, directory, display, stopping, start.device, start.splits)
+    run = Run(config, directory, display, stopping, start.device, start.splits, world)
     for stage in todo:
         started = time.perf_counter()
         first = start.network if stage == todo[0] else None
@@ -112,40 +116,21 @@ def _left_behind(
 # -- stages ----------------------------------------------------------------------------------------------------------
 
 
-def _baseline(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, Any]:
-    config = run.config.train or TrainConfig()
-    plain = config.model_copy(update={"sparsity": SparsityConfig(penalty="none")})
-    return _training(run, model, header, stage, plain)
-
-
-def _train(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, Any]:
-    return _training(run, model, header, stage, run.config.train or TrainConfig())
-
-
-def _finetune(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, Any]:
-    return _training(run, model, header, stage, run.config.finetune or FinetuneConfig())
-
-
-def _training(run: Run, model: nn.Module, header: Header, stage: str, config: OptimisationConfig) -> dict[str, Any]:
-    # A stage's randomness must not be that of another, but baseline and train are to be compared: same order, same
-    # augmentation.
-    same = "train" if stage == "baseline" else stage
-    seed = mixed(run.config.seed, KINDS.index(kind_of(same)), *([pass_of(stage)] if pass_of(stage) > 1 else []))
-    task = Task(run.splits, run.config.data.batch_size, config, run.device, seed)
-    state = begin(model, task)
-    sparsity = config.sparsity if isinstance(config, TrainConfig) else None
-    penalty, budget = make_penalty(model, config, sparsity, task.updates_per_epoch)
-    tracker = Tracker(run.directory, run.display, stage, config, _header(run, header, stage), sparsity)
+def _training(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, Any]:
     saved = run.directory.load_state(stage)
+    hand_out(run.world, run.config, stage, model, header, saved)
+    training = set_up(run.config, stage, model, run.splits, run.device, run.world, saved)
+    config, budget = training.task.config, training.budget
+    sparsity = config.sparsity if isinstance(config, TrainConfig) else None
+    tracker = Tracker(run.directory, run.display, stage, config, _header(run, header, stage), sparsity)
     if saved is not None:
-        state.restore(saved)
         tracker.seconds = saved["seconds"]
     run.display.begin(stage, config.epochs, str(budget) if budget else "")
     if budget and sparsity and budget.strength and not budget.enough:
         run.display.note(f"warning: {budget}. {advice(budget, config, sparsity)}")
     if run.config.data.batch_size < 8:
         run.display.note("warning: BatchNorm is unreliable with batches below 8; raise data.batch_size.")
-    train(state, task, penalty, tracker, run.stopping)
+    train(training.state, training.task, training.penalty, tracker, run.stopping)
     # Scale factors are sparsest at the end; elsewhere the epoch that did best on validation counts.
     choice = "last" if stage == "train" else "best"
     load_weights(run.directory.checkpoint(choice), model)
@@ -200,10 +185,10 @@ def _cut(run: Run, model: nn.Module, request: Request) -> PruningResult:
 
 
 _KINDS: dict[str, Callable[[Run, nn.Module, Header, str], dict[str, Any]]] = {
-    "baseline": _baseline,
-    "train": _train,
+    "baseline": _training,
+    "train": _training,
     "prune": _prune,
-    "finetune": _finetune,
+    "finetune": _training,
 }
 
 

@@ -19,6 +19,7 @@ from bnprune.runs.passes import request_of
 from bnprune.runs.stages import kind_of, pass_of
 from bnprune.training.fit import require_fit
 from bnprune.training.sparsity import require_scale_factors
+from bnprune.training.world import ALONE, World
 
 Network = tuple[nn.Module, Header]
 
@@ -34,24 +35,29 @@ class Start:
     """BatchNorm channels that the prune stage may remove; None where there is no such stage."""
 
 
-def prepare(config: PipelineConfig, stages: Sequence[str], network: Network | None = None) -> Start:
+def prepare(
+    config: PipelineConfig, stages: Sequence[str], network: Network | None = None, world: World = ALONE
+) -> Start:
     """Get ready for stages of a recipe, and find out what they would stumble over.
 
     Args:
         config: The recipe.
         stages: Names of the stages to run.
         network: What the first of them starts from; default: built from the recipe.
+        world: The processes that train together.
 
     Raises:
-        ConfigError: There is no such device, network or data set, or they do not fit each other.
+        ConfigError: There is no such device, network or data set, or they do not fit each other or the processes.
         DataError: Data or weights cannot be read.
         PruningError: The network has nothing to prune, or no scale factors for a penalty.
     """
-    device = choose_device(config.device)
+    device = device_of(config, world)
     network = network or initial(config)
     model, splits = network[0], load_data(config.data)
     trained = any(kind_of(stage) != "prune" for stage in stages)
     require_fit(model, splits, "model", config.data.batch_size if trained else None)
+    if trained:
+        _require_shares(config, splits, world)
     if "train" in stages and (config.train or TrainConfig()).sparsity.penalty != "none":
         require_scale_factors(model)
     cuts = [stage for stage in stages if kind_of(stage) == "prune"]
@@ -69,6 +75,35 @@ def _prunable(model: nn.Module, splits: Splits, config: PruneConfig, *, whole: b
     if whole:  # a later pass may find nothing to do
         require_cut(drafted)
     return drafted.channels[0]
+
+
+def _require_shares(config: PipelineConfig, splits: Splits, world: World) -> None:
+    size, count = config.data.batch_size, len(splits.train)
+    if size % world.size:
+        near = max(1, round(size / world.size)) * world.size
+        raise ConfigError(
+            f"data.batch_size: {size} images cannot be shared by {world.size} processes in equal parts. Use {near}: "
+            "the batch is that of all processes together."
+        )
+    if world.size > 1 and count < size:
+        raise ConfigError(
+            f"data.batch_size: with {world.size} processes there must be a whole batch (got {size}, and {count} "
+            "training images)."
+        )
+
+
+def device_of(config: PipelineConfig, world: World) -> torch.device:
+    """Return the device of this process: of several on one machine, each has an accelerator of its own.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    device = choose_device(config.device)
+    if world.size == 1 or device.type == "cpu":
+        return device
+    if device.index is not None and config.device != "auto":
+        raise ConfigError(f"device: '{config.device}' cannot be shared by {world.size} processes. Use {device.type}.")
+    return choose_device(f"{device.type}:{world.local_rank}")
 
 
 def choose_device(name: str) -> torch.device:

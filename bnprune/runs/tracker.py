@@ -67,13 +67,11 @@ class Tracker:
         self._saved = self._started
 
     def on_step(self, state: State, steps: int, loss: float) -> None:
-        """Show progress; save now and then within long epochs."""
+        """Show progress."""
         self.display.step(state.progress.epoch, state.progress.step, steps, loss)
-        if time.monotonic() - self._saved > _SAVE_EVERY_S:
-            self.on_stop(state)
 
     def on_epoch(self, record: EpochRecord, state: State) -> None:
-        """Write metrics and checkpoints; the state last, so that a crash in between repeats the epoch."""
+        """Write metrics and checkpoints; the state follows, so that a crash in between repeats the epoch."""
         gamma = self._gamma(state.model)
         metrics = {"top1": record.validation.top1, "loss": record.validation.loss, "epoch": record.epoch}
         self.directory.append_metrics(self._line(record, gamma))
@@ -81,14 +79,17 @@ class Tracker:
         save_checkpoint(self.directory.checkpoint("last"), state.model, header)
         if record.is_best:
             save_checkpoint(self.directory.checkpoint("best"), state.model, header)
-        self.on_stop(state)
         self.display.epoch(record, self.config.epochs, gamma)
 
-    def on_stop(self, state: State) -> None:
+    def wants_state(self) -> bool:
+        """Save now and then within long epochs."""
+        return time.monotonic() - self._saved > _SAVE_EVERY_S
+
+    def on_state(self, saved: dict[str, Any]) -> None:
         """Save what it takes to go on exactly from here."""
         self._saved = time.monotonic()
         spent = self.seconds + self._saved - self._started
-        self.directory.save_state(self.stage, {**state.to_dict(), "seconds": spent})
+        self.directory.save_state(self.stage, {**saved, "seconds": spent})
 
     def gamma_figures(self, model: nn.Module) -> dict[str, Any]:
         """Return what has become of the scale factors, for the result."""

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bnprune.data.splits import Split
+from bnprune.training.world import ALONE, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,21 +24,28 @@ class Score:
     """Images evaluated."""
 
 
-def evaluate(model: nn.Module, split: Split, device: torch.device, batch_size: int = 256) -> Score:
-    """Evaluate in eval mode, every image once; the modes of its modules are restored."""
+def evaluate(
+    model: nn.Module, split: Split, device: torch.device, batch_size: int = 256, world: World = ALONE
+) -> Score:
+    """Evaluate in eval mode, every image once; the modes of its modules are restored.
+
+    With several processes, each takes a part of the images, not necessarily as many as others, and all get the score.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     try:
         with torch.no_grad():
-            for images, labels in split.serve(torch.arange(len(split)).split(batch_size), device):
+            own = torch.arange(len(split))[world.rank :: world.size]
+            for images, labels in split.serve(own.split(batch_size) if len(own) else (), device):
                 logits = logits_of(model(images)).float()
                 total += F.cross_entropy(logits, labels, reduction="sum")
                 correct += (logits.argmax(1) == labels).sum()
     finally:
         for module, mode in modes.items():  # some may be frozen in eval mode
             module.training = mode
+    world.add(total, correct)
     count = len(split)
     return Score(float(total) / count, int(correct) / count, count)
 

@@ -2,6 +2,9 @@
 
 Randomness (order, augmentation, dropout) is a function of the seed, the epoch and the step, never of what ran before.
 So a run that was killed at any step and resumed gives the same bits as one that was not.
+
+With several processes (see `World`), each runs this loop on its share of every batch; what they decide, they decide
+together, between two optimizer steps: whether the loss is still finite, whether to save, whether to stop.
 """
 
 from __future__ import annotations
@@ -18,10 +21,13 @@ from torch.nn import functional as F
 
 from bnprune.config import OptimisationConfig
 from bnprune.data.splits import Split, Splits, mixed
-from bnprune.errors import DataError, Interrupted, TrainingError
+from bnprune.errors import ConfigError, DataError, Interrupted, TrainingError
 from bnprune.training.evaluate import Score, evaluate, logits_of
+from bnprune.training.parallel import accumulating, average_statistics, wrap
 from bnprune.training.schedule import learning_rate
 from bnprune.training.sparsity import Penalty
+from bnprune.training.syncbn import SyncedBatchNorm
+from bnprune.training.world import ALONE, World
 
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -68,26 +74,35 @@ class State:
     scaler: torch.amp.GradScaler
     progress: Progress = field(default_factory=Progress)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain containers of tensors and numbers."""
-        named = self.model.named_parameters()
+    def to_dict(self, world: World = ALONE) -> dict[str, Any]:
+        """Return plain containers of tensors and numbers, the same ones in every process. Between optimizer steps."""
+        own = {"buffers": dict(self.model.named_buffers()), "progress": vars(self.progress).copy()}
         return {
             "model": self.model.state_dict(),
-            "gradients": {name: p.grad for name, p in named if p.grad is not None},  # of an accumulation under way
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "progress": vars(self.progress).copy(),
+            "own": world.gather(own),  # what differs between processes
         }
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Take over what `to_dict` returned."""
+    def restore(self, saved: dict[str, Any], world: World = ALONE) -> None:
+        """Take over what `to_dict` returned.
+
+        Raises:
+            ConfigError: It was saved by another number of processes.
+        """
+        if len(saved["own"]) != world.size:
+            raise ConfigError(
+                f"--resume: the run was stopped with {len(saved['own'])} processes, and can only go on exactly with as "
+                f"many (got {world.size})."
+            )
+        own = saved["own"][world.rank]
         self.model.load_state_dict(saved["model"])
-        for name, parameter in self.model.named_parameters():
-            gradient = saved["gradients"].get(name)
-            parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        buffers = dict(self.model.named_buffers())
+        for name, value in own["buffers"].items():
+            buffers[name].copy_(value)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
-        self.progress = Progress(**saved["progress"])
+        self.progress = Progress(**own["progress"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +119,7 @@ class EpochRecord:
 
 
 class Log(Protocol):
-    """What training tells the outside world."""
+    """What training tells the outside world; only the leader of several processes has one that does anything."""
 
     def on_step(self, state: State, steps: int, loss: float) -> None:
         """Report progress within an epoch: micro-batches per epoch and the mean loss so far."""
@@ -114,8 +129,12 @@ class Log(Protocol):
         """Report a finished epoch; write checkpoints here."""
         ...
 
-    def on_stop(self, state: State) -> None:
-        """Save the state of an interrupted training."""
+    def wants_state(self) -> bool:
+        """Tell whether it is time to save the state within an epoch."""
+        ...
+
+    def on_state(self, saved: dict[str, Any]) -> None:
+        """Save the state: after every epoch, when it is wanted, and when training is stopped."""
         ...
 
 
@@ -125,10 +144,12 @@ class Task:
 
     splits: Splits
     batch_size: int
+    """Of all processes together."""
     config: OptimisationConfig
     device: torch.device
     seed: int
     """Of this stage; stages of one run use different ones."""
+    world: World = ALONE
 
     @property
     def steps_per_epoch(self) -> int:
@@ -183,27 +204,23 @@ def train(state: State, task: Task, penalty: Penalty | None, log: Log, stopping:
         Interrupted: The user asked to stop; the state was saved.
     """
     config = task.config
+    network = _parallel(state, task)
     while state.progress.epoch < config.epochs:
         progress = state.progress
         state.model.train()
         for images, labels in _batches(task, progress):
-            torch.manual_seed(mixed(task.seed, progress.epoch, progress.step))
+            torch.manual_seed(mixed(task.seed, progress.epoch, progress.step, *task.world.tag))
             lr = _set_rate(state, task)
-            with _precision(task):
-                logits = logits_of(state.model(images))
-                loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-            state.scaler.scale(loss / _window(task, progress.step)).backward()
-            if _completes_update(task, progress.step):
-                update(state, task, penalty, lr)
+            completes = _completes_update(task, progress.step)
+            with accumulating(network, completes), _synced(task):
+                with _precision(task):
+                    logits = logits_of(network(images))
+                    loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+                state.scaler.scale(loss / _window(task, progress.step)).backward()
             progress.count(loss, logits, labels)
-            if _reads_loss(task, progress.step):
-                _require_finite(task, progress)
-                log.on_step(state, task.steps_per_epoch, progress.loss)
-            if stopping():
-                _require_finite(task, progress)  # what is saved now replaces the last good state
-                log.on_stop(state)
-                where = f"epoch {progress.epoch + 1}, step {progress.step} of {task.steps_per_epoch}"
-                raise Interrupted(f"stopped in {where}. Go on with --resume.")
+            if completes:
+                update(state, task, penalty, lr)
+                _look_up(state, task, log, stopping)
         _finish_epoch(state, task, log)
 
 
@@ -223,6 +240,26 @@ def update(state: State, task: Task, penalty: Penalty | None, lr: float) -> None
     state.optimizer.zero_grad(set_to_none=True)
 
 
+def _look_up(state: State, task: Task, log: Log, stopping: Callable[[], bool]) -> None:
+    """Between two optimizer steps: is the loss finite, is the state to be saved, has the user asked to stop?"""
+    progress, steps = state.progress, task.steps_per_epoch
+    # Reading the loss makes the host wait for an accelerator, and asking the others takes time: not in every step.
+    regular = task.device.type == "cpu" or progress.step // task.config.accumulate % 20 == 0 or progress.step == steps
+    if not (regular or (task.world.size == 1 and stopping())):
+        return
+    broken, stop, save = task.world.any(not math.isfinite(progress.loss), stopping(), log.wants_state())
+    where = f"epoch {progress.epoch + 1}, step {progress.step} of {steps}"
+    if broken:  # what would be saved now would replace the last good state
+        kept = "The last good checkpoint is kept. " if progress.epoch else ""
+        fix = "Lower the learning rate (lr), or set clip_norm."
+        raise TrainingError(f"the loss is not finite in {where}. {kept}{fix}")
+    log.on_step(state, steps, progress.loss)
+    if stop or save:
+        log.on_state(state.to_dict(task.world))
+    if stop:
+        raise Interrupted(f"stopped in {where}. Go on with --resume.")
+
+
 def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> list[torch.Tensor]:
     """Return the sample indices of every micro-batch of an epoch, shuffled by seed and epoch."""
     generator = torch.Generator().manual_seed(mixed(seed, epoch))
@@ -234,6 +271,7 @@ def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> list[torc
 def _batches(task: Task, progress: Progress) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     split: Split = task.splits.train
     order = epoch_order(len(split), task.batch_size, task.seed, progress.epoch)[progress.step :]
+    order = [batch.tensor_split(task.world.size)[task.world.rank] for batch in order]
     layout = torch.channels_last if task.config.channels_last else torch.preserve_format
     for images, labels in split.serve(order, task.device, seed=mixed(task.seed, progress.epoch)):
         yield images.contiguous(memory_format=layout) if task.config.channels_last else images, labels
@@ -258,9 +296,13 @@ def _completes_update(task: Task, step: int) -> bool:
     return (step + 1) % task.config.accumulate == 0 or step + 1 == task.steps_per_epoch
 
 
-def _reads_loss(task: Task, done: int) -> bool:
-    """Reading the loss makes the host wait for an accelerator, so there only every 20th step."""
-    return task.device.type == "cpu" or done % 20 == 0 or done == task.steps_per_epoch
+def _parallel(state: State, task: Task) -> nn.Module:
+    return wrap(state.model, task.world, torch.zeros(2, *task.splits.shape, device=task.device))
+
+
+def _synced(task: Task) -> contextlib.AbstractContextManager[Any]:
+    shared = task.config.sync_bn and task.world.size > 1
+    return SyncedBatchNorm(task.world) if shared else contextlib.nullcontext()
 
 
 def _precision(task: Task) -> contextlib.AbstractContextManager[Any]:
@@ -268,22 +310,13 @@ def _precision(task: Task) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if dtype is None else torch.autocast(task.device.type, dtype=dtype)
 
 
-def _require_finite(task: Task, progress: Progress) -> None:
-    if math.isfinite(progress.loss):
-        return
-    kept = "The last good checkpoint is kept. " if progress.epoch else ""
-    raise TrainingError(
-        f"the loss is not finite in epoch {progress.epoch + 1}, step {progress.step} of {task.steps_per_epoch}. "
-        f"{kept}Lower the learning rate (lr), or set clip_norm."
-    )
-
-
 def _finish_epoch(state: State, task: Task, log: Log) -> None:
     progress = state.progress
     if not progress.seen:
         raise DataError("the training split holds no images.")
-    fitted = Score(progress.loss, progress.top1, progress.seen)
-    held = evaluate(state.model, task.splits.validation, task.device, max(task.batch_size, 256))
+    fitted = _fitted(progress, task.world)
+    average_statistics(state.model, task.world)
+    held = evaluate(state.model, task.splits.validation, task.device, max(task.batch_size, 256), task.world)
     is_best = held.top1 > progress.best
     lr = state.optimizer.param_groups[0]["lr"]
     record = EpochRecord(progress.epoch + 1, lr, fitted, held, is_best)
@@ -293,3 +326,11 @@ def _finish_epoch(state: State, task: Task, log: Log) -> None:
         best_epoch=progress.epoch if is_best else progress.best_epoch,
     )
     log.on_epoch(record, state)
+    log.on_state(state.to_dict(task.world))
+
+
+def _fitted(progress: Progress, world: World) -> Score:
+    seen = torch.tensor(progress.seen, device=progress.correct.device)
+    world.add(progress.loss_sum, progress.correct, seen)
+    count = int(seen)
+    return Score(float(progress.loss_sum) / count, int(progress.correct) / count, count)

@@ -1,0 +1,59 @@
+"""Gradients averaged over processes: torch's DistributedDataParallel, as far as training here needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnprune.training.evaluate import logits_of
+from bnprune.training.world import World
+
+
+def wrap(model: nn.Module, world: World, example: torch.Tensor) -> nn.Module:
+    """Return what to call in training: the network itself, or one that averages gradients over the processes.
+
+    Args:
+        model: On its device; its weights become those of the leader.
+        world: The processes.
+        example: A batch of inputs, to find out whether every parameter takes part in the scores.
+    """
+    if world.size == 1:
+        return model
+    parallel: Any = nn.parallel.DistributedDataParallel
+    # Running statistics stay those of each process; they are averaged before they are used.
+    known = inspect.signature(parallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch before 2.13
+    wrapped: nn.Module = parallel(
+        model,
+        device_ids=[example.device] if example.device.type == "cuda" else None,
+        find_unused_parameters=_has_idle_parameters(model, example),
+        **{buffers: False},
+    )
+    return wrapped
+
+
+def _has_idle_parameters(model: nn.Module, example: torch.Tensor) -> bool:
+    """Whether some parameter gets no gradient from the scores: an auxiliary head's, or one that is never used."""
+    trial = copy.deepcopy(model).train()
+    logits_of(trial(example)).sum().backward()
+    return any(parameter.requires_grad and parameter.grad is None for parameter in trial.parameters())
+
+
+def accumulating(network: nn.Module, completes: bool) -> contextlib.AbstractContextManager[Any]:
+    """Return a context for a micro-batch: only the one that completes an optimizer step averages gradients."""
+    if completes or not isinstance(network, nn.parallel.DistributedDataParallel):
+        return contextlib.nullcontext()
+    waiting: contextlib.AbstractContextManager[Any] = network.no_sync()
+    return waiting
+
+
+def average_statistics(model: nn.Module, world: World) -> None:
+    """Make the running statistics of every process the mean over all of them; each has seen other batches."""
+    if world.size > 1:
+        names = ("running_mean", "running_var")
+        world.average([buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] in names])

@@ -1,0 +1,154 @@
+"""The processes that train one network together: `torchrun --nproc-per-node N -m bnprune ...`.
+
+Process 0 leads: it alone reads recipes and checkpoints, writes files, prunes and talks to the user. The others wait
+for it to hand out a training (`send`, `receive`), take part in that, and wait again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed
+
+from bnprune.errors import BnpruneError, PeerFailed
+
+_PATIENCE = datetime.timedelta(days=7)
+"""How long a process waits for the leader, which may be pruning. One that dies closes its connections at once."""
+_FAILED = "bnprune/failed"
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of a run; alone by default."""
+
+    rank: int = 0
+    local_rank: int = 0
+    """Among the processes of this machine; also the number of its accelerator."""
+    size: int = 1
+    control: Any = None
+    """Process group (gloo) for decisions and small objects."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that decides and writes."""
+        return self.rank == 0
+
+    @property
+    def tag(self) -> tuple[int, ...]:
+        """What sets this process's random numbers apart; nothing for the leader, which draws as if it were alone."""
+        return (self.rank,) if self.rank else ()
+
+    @property
+    def restarted(self) -> bool:
+        """Whether `torchrun --max-restarts` started these processes again, with the same arguments as before."""
+        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Return, for each flag, whether it is set in any process. All must ask."""
+        if self.size == 1:
+            return flags
+        found = torch.tensor(flags, dtype=torch.uint8)
+        distributed.all_reduce(found, distributed.ReduceOp.MAX, group=self.control)
+        return tuple(bool(flag) for flag in found)
+
+    def add(self, *tensors: torch.Tensor) -> None:
+        """Replace tensors by their sums over all processes, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                distributed.all_reduce(tensor)
+
+    def average(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace tensors of floating point by their means over all processes, in place, in one message a dtype."""
+        if self.size == 1:
+            return
+        for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+            alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+            flat = torch.cat([tensor.flatten() for tensor in alike])
+            distributed.all_reduce(flat)
+            parts = (flat / self.size).split([tensor.numel() for tensor in alike])
+            for tensor, part in zip(alike, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, in the order of their ranks, to all of them."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        distributed.all_gather_object(found, value, group=self.control)
+        return found
+
+    def send(self, value: Any) -> None:
+        """Leader: hand something to the other processes."""
+        if self.size > 1:
+            distributed.broadcast_object_list([value], src=0, group=self.control)
+
+    def receive(self) -> Any:
+        """Others: wait for what the leader sends."""
+        box: list[Any] = [None]
+        distributed.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+
+ALONE = World()
+"""One process."""
+
+
+@contextmanager
+def open_world() -> Iterator[World]:
+    """Join the processes that `torchrun` started; alone where it did not.
+
+    Raises:
+        PeerFailed: Another process failed: this one has nothing to say, and ends with the same exit code.
+    """
+    if processes() == 1:
+        yield ALONE
+        return
+    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"
+    distributed.init_process_group(backend)
+    control: Any = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    with _failing_together(rank):
+        yield World(rank, local, processes(), control)
+        distributed.barrier(group=control)
+    distributed.destroy_process_group()  # not after a failure: it would wait for those that are gone
+
+
+def processes() -> int:
+    """Return how many processes this run has."""
+    return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else 1
+
+
+@contextmanager
+def _failing_together(rank: int) -> Iterator[None]:
+    """Leave a note for the others before failing; where another's end is what made this one fail, end like it."""
+    store = distributed.distributed_c10d._get_default_store()
+    try:
+        yield
+    except PeerFailed:
+        raise
+    except BaseException as error:
+        if isinstance(error, RuntimeError) and not isinstance(error, BnpruneError):
+            _blame(store, error)
+        with contextlib.suppress(RuntimeError):  # the process that held the notes is gone
+            store.set(_FAILED, str(error.exit_code if isinstance(error, BnpruneError) else 1))
+        raise
+
+
+def _blame(store: Any, error: RuntimeError) -> None:
+    """Raise `PeerFailed` if an error is but the echo of another process's failure."""
+    try:
+        noted = store.check([_FAILED])
+    except RuntimeError:  # so is the leader, which has told the user
+        raise PeerFailed(BnpruneError.exit_code) from error
+    if noted:
+        raise PeerFailed(int(store.get(_FAILED))) from error
