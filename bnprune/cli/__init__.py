@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from bnprune import __version__
 from bnprune.cli import doctor, evaluate, finetune, init, inspect, prune, run, sweep, train, validate
 from bnprune.cli.failures import reporting
+from bnprune.cli.processes import require_alone
 from bnprune.errors import ConfigError
 
 
@@ -54,12 +55,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Options that stand before the verb; they are read by `_Verbs`."""
+    require_alone(context.invoked_subcommand or "")
 
 
 for verb in (run, train, prune, finetune, sweep, evaluate, inspect, validate, init, doctor):

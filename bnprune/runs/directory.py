@@ -19,10 +19,11 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import yaml
@@ -42,6 +43,7 @@ class RunDirectory:
     def __init__(self, path: Path, *, begun: bool = True) -> None:
         self.path = path
         self._begun = begun
+        self._claim_on: BinaryIO | None = None
         self.config_file = path / "config.yaml"
         self.metrics_file = path / "metrics.jsonl"
         self.result_file = path / "result.json"
@@ -54,6 +56,37 @@ class RunDirectory:
     def checkpoint(self, name: str) -> Path:
         """Return the path of a checkpoint: "last", "best", or a stage."""
         return self.path / "checkpoints" / f"{name}.safetensors"
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes out of a run that goes on, until the end of a `with`; one that is new, from `begin` on.
+
+        Raises:
+            DataError: Another process works on this run.
+        """
+        try:
+            if self._begun:
+                self._claim()
+            yield
+        finally:
+            if self._claim_on is not None:
+                self._claim_on.close()
+                self._claim_on = None
+
+    def _claim(self) -> None:
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            return
+        self._claim_on = self.config_file.open("rb")
+        try:
+            fcntl.flock(self._claim_on, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"'{self.path}' is in use: another process works on this run. Wait for it, or choose another --out."
+            ) from error
+        except OSError:  # the file system knows no locks
+            return
 
     # -- beginning and resuming ------------------------------------------------------------------------------------
 
@@ -82,6 +115,7 @@ class RunDirectory:
         self._clear()
         write_json(self.path / "env.json", environment())
         write_text(self.config_file, dump_config(config))  # the last: where it is, the run can be resumed
+        self._claim()
 
     @classmethod
     def resume(cls, path: Path, config: PipelineConfig) -> RunDirectory:

@@ -77,6 +77,19 @@ def execute(
     Raises:
         BnpruneError: Whatever goes wrong; finished stages and checkpoints stay.
     """
+    with directory.claimed():
+        return _execute(config, directory, display, stopping, stages, network, world)
+
+
+def _execute(
+    config: PipelineConfig,
+    directory: RunDirectory,
+    display: Display,
+    stopping: Callable[[], bool],
+    stages: Sequence[str],
+    network: Network | None,
+    world: World,
+) -> dict[str, Any]:
     result = directory.result() or {"schema": RESULT_SCHEMA, "seed": config.seed, "stages": {}}
     todo = [stage for stage in stages if stage not in result["stages"]]
     if not todo and all("latency_ms" in result["stages"][stage] for stage in stages):

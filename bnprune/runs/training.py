@@ -116,6 +116,17 @@ def follow(world: World, stopping: Callable[[], bool]) -> None:
         PeerFailed: Training ended early for a reason that all processes have, and the leader tells.
         BnpruneError: Something is wrong in this process alone.
     """
+    try:
+        _follow(world, stopping)
+    except (Interrupted, TrainingError) as error:  # what all agreed on
+        raise PeerFailed(error.exit_code) from error
+    except PeerFailed:
+        raise
+    except BnpruneError as error:
+        raise type(error)(f"process {world.rank}: {error}") from error
+
+
+def _follow(world: World, stopping: Callable[[], bool]) -> None:
     splits: Splits | None = None
     while (assignment := world.receive()) is not None:
         config = assignment.config
@@ -125,10 +136,7 @@ def follow(world: World, stopping: Callable[[], bool]) -> None:
         _require_equal(world, model, assignment.plans)
         splits = splits or load_data(config.data)
         training = set_up(config, assignment.stage, model, splits, device_of(config, world), world, assignment.saved)
-        try:
-            train(training.state, training.task, training.penalty, _Silence(), stopping)
-        except (Interrupted, TrainingError) as error:
-            raise PeerFailed(error.exit_code) from error
+        train(training.state, training.task, training.penalty, _Silence(), stopping)
 
 
 def _rebuilt(assignment: Assignment) -> nn.Module:

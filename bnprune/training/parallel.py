@@ -18,7 +18,7 @@ def wrap(model: nn.Module, world: World, example: torch.Tensor) -> nn.Module:
     """Return what to call in training: the network itself, or one that averages gradients over the processes.
 
     Args:
-        model: On its device; its weights become those of the leader.
+        model: On its device; with the same weights in every process.
         world: The processes.
         example: A batch of inputs, to find out whether every parameter takes part in the scores.
     """
@@ -31,6 +31,7 @@ def wrap(model: nn.Module, world: World, example: torch.Tensor) -> nn.Module:
     wrapped: nn.Module = parallel(
         model,
         device_ids=[example.device] if example.device.type == "cuda" else None,
+        init_sync=False,  # it would also make running statistics the leader's
         find_unused_parameters=_has_idle_parameters(model, example),
         **{buffers: False},
     )

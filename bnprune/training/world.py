@@ -107,7 +107,7 @@ def open_world() -> Iterator[World]:
     Raises:
         PeerFailed: Another process failed: this one has nothing to say, and ends with the same exit code.
     """
-    if processes() == 1:
+    if _processes() == 1:
         yield ALONE
         return
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
@@ -118,13 +118,12 @@ def open_world() -> Iterator[World]:
     distributed.init_process_group(backend)
     control: Any = distributed.new_group(backend="gloo", timeout=_PATIENCE)
     with _failing_together(rank):
-        yield World(rank, local, processes(), control)
+        yield World(rank, local, _processes(), control)
         distributed.barrier(group=control)
     distributed.destroy_process_group()  # not after a failure: it would wait for those that are gone
 
 
-def processes() -> int:
-    """Return how many processes this run has."""
+def _processes() -> int:
     return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else 1
 
 

@@ -1,0 +1,147 @@
+"""Runs in several processes: one network, one voice, one exit code."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import bnprune
+from bnprune.runs.directory import RunDirectory
+from tests.cli.harness import RECIPE, done, read_json, refusal, tensor_bytes, write
+from tests.cli.test_accidents import BROKEN_DATA, same_run, wait_for
+from tests.ranks import ended, environments, spawn
+
+
+@pytest.fixture
+def pair(here: Path) -> Path:
+    """A recipe whose batches two processes can share, with images that are augmented and a network that is not tiny."""
+    return write("pair.yaml", RECIPE.replace("augment: false", "augment: true, batch_size: 64"))
+
+
+def images(folder: Path) -> None:
+    """An ImageFolder of 3 classes, 8 images each to train on and 3 to test."""
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 8), ("val", 3)):
+        for label in range(3):
+            target = folder / split / f"class{label}"
+            target.mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(0, 80, (40, 48, 3), dtype=torch.uint8, generator=generator)
+                pixels[..., label] += 150
+                Image.fromarray(pixels.numpy()).save(target / f"{number}.png")
+
+
+FOLDER = """\
+model: {name: vgg11, kwargs: {num_classes: 3, width: 0.125}}
+data: {name: imagefolder, root: images, image_size: 32, in_memory: false, batch_size: 8, workers: 1}
+train: {epochs: 2, lr: 0.05, sync_bn: true, sparsity: {lambda: 1e-3}}
+prune: {ratio: 0.4}
+finetune: {epochs: 1, lr: 0.01}
+"""
+
+
+def test_torchrun_runs_a_whole_recipe_on_images_from_disk(here: Path) -> None:
+    """The ImageNet recipe in small: streamed images, BatchNorm over all processes, train, prune, fine-tune."""
+    images(here / "images")
+    write("folder.yaml", FOLDER)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "bnprune"]
+    line = [*torchrun, "run", "folder.yaml", "threads=1", "--out", "run", "--json"]
+    first = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+    assert first.returncode == 0, first.stderr
+    result = read_json(first.stdout)
+    assert list(result["stages"]) == ["train", "prune", "finetune"]
+    assert result["stages"]["prune"]["verification"]["passed"]
+    assert first.stderr.count("epoch 1/2") == 1
+    slim = bnprune.load(here / "run" / "checkpoints" / "finetune.safetensors")
+    assert slim(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+    again = subprocess.run([*line, "--resume"], capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "Nothing to do" in again.stderr
+    assert read_json(again.stdout) == result
+
+
+def test_a_signal_to_any_of_them_stops_all_and_they_go_on_exactly(pair: Path, here: Path) -> None:
+    line = ["run", pair, "train.epochs=12", "threads=1", "--out"]
+    processes = spawn(*line, "run")
+    wait_for(here / "run" / "metrics.jsonl", processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    (code, _, told), (other, _, silent) = ended(processes)
+    assert (code, other) == (130, 130), told + silent
+    assert "Go on with --resume." in told
+    assert "error" not in silent
+    saved = RunDirectory(here / "run")._state()
+    assert saved is not None
+    assert len(saved["own"]) == 2
+    message = refusal(2, *line, "run", "--resume")
+    assert "stopped with 2 processes" in message
+    for folder, resume in (("run", ["--resume"]), ("whole", [])):
+        outcome = ended(spawn(*line, folder, *resume))
+        assert [code for code, *_ in outcome] == [0, 0], outcome
+    same_run(here / "run", here / "whole")
+
+
+FOLLOWER_FAILS = BROKEN_DATA.replace(
+    "        for indices in batches:",
+    """        for indices in batches:
+            import os
+            if self.epoch == 2 and os.environ["RANK"] == "1":
+                from bnprune.errors import DataError
+                raise DataError("the second machine has lost its disk.")""",
+).replace("self.epoch == 2 else", "False else")
+
+
+def failing(*args: object) -> tuple[list[int], str]:
+    """Run in two processes; return the exit codes and the only message."""
+    outcome = ended(spawn(*args))
+    told = [stderr for *_, stderr in outcome if "error:" in stderr]
+    assert len(told) == 1, outcome
+    assert "Traceback" not in told[0]
+    return [code for code, *_ in outcome], told[0]
+
+
+def test_one_that_fails_ends_all_with_one_message(pair: Path, here: Path) -> None:
+    write("own.py", FOLLOWER_FAILS)
+    own = ("data.name=", "data.factory=own:build", "data.batch_size=8", "train.epochs=3", "--out")
+    codes, message = failing("train", pair, *own, "lost")
+    assert codes == [5, 5]
+    assert "process 1: the second machine has lost its disk." in message
+    assert all(tensor for tensor in tensor_bytes(here / "lost" / "checkpoints" / "last.safetensors").values())
+
+    write("own.py", BROKEN_DATA)
+    codes, message = failing("train", pair, *own, "nan")
+    assert codes == [5, 5]
+    assert "the loss is not finite in epoch 2, step 1 of 5. The last good checkpoint is kept." in message
+
+
+def test_what_is_wrong_with_a_recipe_is_told_once(pair: Path, here: Path) -> None:
+    codes, message = failing("train", pair, "data.batch_size=63", "train.lrr=1", "--out", "run")
+    assert codes == [2, 2]
+    assert "Did you mean 'lr'?" in message
+    codes, message = failing("train", pair, "data.batch_size=63", "--out", "run")
+    assert codes == [2, 2]
+    assert "63 images cannot be shared by 2 processes in equal parts. Use 64" in message
+    assert not (here / "run").exists()
+
+
+def test_verbs_that_do_not_train_run_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = environments(2)
+    for environment, message in ((first, "`bnprune doctor` runs in one process"), (second, "")):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        assert message in refusal(2, "doctor")
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(pair: Path, here: Path) -> None:
+    done("train", pair, "--out", "run")
+    config = RunDirectory(here / "run")
+    with config.claimed():
+        assert "'run' is in use: another process works on this run." in refusal(
+            5, "train", pair, "--out", "run", "--resume"
+        )
+    done("train", pair, "--out", "run", "--resume")
