@@ -22,14 +22,20 @@ from bnprune.pruning.latency import latencies
 from bnprune.pruning.prune import PruningResult, carry_out
 from bnprune.pruning.request import Request
 from bnprune.recipe import as_data
+from bnprune.runs.board import open_board
 from bnprune.runs.checkpoint import Header, load_weights, save_checkpoint
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.files import write_text
 from bnprune.runs.passes import request_of
-from bnprune.runs.stages import KINDS, kind_of, order_of, pass_of
+from bnprune.runs.scratch import scratch_network, scratch_training
+from bnprune.runs.stages import CONTROLS, KINDS, kind_of, order_of, pass_of
 from bnprune.runs.start import Network, initial, load_stage, prepare
 from bnprune.runs.summary import describe, describe_recovery, describe_request
+from bnprune.runs.teacher import find_teacher, require_teacher
+from bnprune.runs.tools import require_tools
 from bnprune.runs.tracker import Display, Tracker
+from bnprune.training.alarms import collapse, small_batches
+from bnprune.training.distill import Teacher
 from bnprune.training.evaluate import evaluate
 from bnprune.training.loop import Task, begin, train
 from bnprune.training.penalty import advice, make_penalty
@@ -82,6 +88,8 @@ def execute(
         torch.set_num_threads(config.threads)
     before = _left_behind(config, directory, result, todo[0]) if todo else None
     start = prepare(config, todo, before or network)
+    require_teacher(config, stages, start.splits)
+    require_tools(config, todo, start.device)
     for note in start.splits.notes:
         display.note(f"note: {note}")
     directory.begin(config)
@@ -105,7 +113,7 @@ def _left_behind(
     config: PipelineConfig, directory: RunDirectory, result: Mapping[str, Any], stage: str
 ) -> Network | None:
     """The network that the stages before one have left; None where it starts from the beginning."""
-    before = [name for name in result["stages"] if order_of(name) < order_of(stage) and name != "baseline"]
+    before = [name for name in result["stages"] if order_of(name) < order_of(stage) and kind_of(name) not in CONTROLS]
     return load_stage(config, directory.checkpoint(max(before, key=order_of))) if before else None
 
 
@@ -123,19 +131,34 @@ def _train(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, 
 
 
 def _finetune(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, Any]:
-    return _training(run, model, header, stage, run.config.finetune or FinetuneConfig())
+    config = run.config.finetune or FinetuneConfig()
+    return _training(run, model, header, stage, config, find_teacher(run.config, run.directory, run.device))
 
 
-def _training(run: Run, model: nn.Module, header: Header, stage: str, config: OptimisationConfig) -> dict[str, Any]:
+def _scratch(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, Any]:
+    model, header = scratch_network(run.config, run.directory)
+    return _training(run, model, header, stage, scratch_training(run.config, run.directory.result()["stages"]))
+
+
+def _training(
+    run: Run,
+    model: nn.Module,
+    header: Header,
+    stage: str,
+    config: OptimisationConfig,
+    teacher: Teacher | None = None,
+) -> dict[str, Any]:
     # A stage's randomness must not be that of another, but baseline and train are to be compared: same order, same
     # augmentation.
     same = "train" if stage == "baseline" else stage
     seed = mixed(run.config.seed, KINDS.index(kind_of(same)), *([pass_of(stage)] if pass_of(stage) > 1 else []))
-    task = Task(run.splits, run.config.data.batch_size, config, run.device, seed)
+    task = Task(run.splits, run.config.data.batch_size, config, run.device, seed, teacher)
     state = begin(model, task)
     sparsity = config.sparsity if isinstance(config, TrainConfig) else None
     penalty, budget = make_penalty(model, config, sparsity, task.updates_per_epoch)
-    tracker = Tracker(run.directory, run.display, stage, config, _header(run, header, stage), sparsity)
+    tracker = Tracker(
+        run.directory, run.display, stage, config, _header(run, header, stage), sparsity, run.splits.classes
+    )
     saved = run.directory.load_state(stage)
     if saved is not None:
         state.restore(saved)
@@ -143,9 +166,10 @@ def _training(run: Run, model: nn.Module, header: Header, stage: str, config: Op
     run.display.begin(stage, config.epochs, str(budget) if budget else "")
     if budget and sparsity and budget.strength and not budget.enough:
         run.display.note(f"warning: {budget}. {advice(budget, config, sparsity)}")
-    if run.config.data.batch_size < 8:
-        run.display.note("warning: BatchNorm is unreliable with batches below 8; raise data.batch_size.")
-    train(state, task, penalty, tracker, run.stopping)
+    if problem := small_batches(min(run.config.data.batch_size, len(run.splits.train))):
+        run.display.note(f"warning: {problem}")
+    with open_board(run.config, run.directory, stage, state.progress.epoch) as tracker.board:
+        train(state, task, penalty, tracker, run.stopping)
     # Scale factors are sparsest at the end; elsewhere the epoch that did best on validation counts.
     choice = "last" if stage == "train" else "best"
     load_weights(run.directory.checkpoint(choice), model)
@@ -188,8 +212,15 @@ def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, 
     extra["recovery"] = describe_recovery(recovery)
     tried = ", ".join(f"{name} {score.top1:.2%}" for name, score in recovery.scores.items())
     run.display.note(f"  validation after the cut: {tried}; kept: {recovery.chosen}")
+    before = [figures["validation_accuracy"] for figures in stages.values()][-1:]
+    left = recovery.scores[recovery.chosen].top1
+    if before and (problem := collapse(before[0], left, run.splits.classes)):
+        run.display.note(f"  warning: {problem} with the cut. {_LESS}")
     slim = Header(header.spec, (*header.plans, outcome.plan))
     return _conclude(run, recovery.model, slim, stage, {**describe(outcome.report), **extra})
+
+
+_LESS = "Cut less (prune.ratio: auto finds how much), train with more sparsity, or fine-tune longer."
 
 
 def _cut(run: Run, model: nn.Module, request: Request) -> PruningResult:
@@ -204,6 +235,7 @@ _KINDS: dict[str, Callable[[Run, nn.Module, Header, str], dict[str, Any]]] = {
     "train": _train,
     "prune": _prune,
     "finetune": _finetune,
+    "scratch": _scratch,
 }
 
 

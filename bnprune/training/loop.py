@@ -19,7 +19,10 @@ from torch.nn import functional as F
 from bnprune.config import OptimisationConfig
 from bnprune.data.splits import Split, Splits, mixed
 from bnprune.errors import DataError, Interrupted, TrainingError
+from bnprune.training.distill import Teacher
+from bnprune.training.ema import Average
 from bnprune.training.evaluate import Score, evaluate, logits_of
+from bnprune.training.mix import make_mix
 from bnprune.training.schedule import learning_rate
 from bnprune.training.sparsity import Penalty
 
@@ -42,7 +45,9 @@ class Progress:
     correct: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
     def count(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add a micro-batch; the sums stay on the device."""
+        """Add a micro-batch; the sums stay on the device. Of a mixed image, the class with the larger share counts."""
+        if labels.dim() > 1:
+            labels = labels.argmax(1)
         self.loss_sum = self.loss_sum.to(loss.device) + loss.detach() * len(labels)
         self.correct = self.correct.to(loss.device) + (logits.detach().argmax(1) == labels).sum()
         self.seen += len(labels)
@@ -66,7 +71,13 @@ class State:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    average: Average | None = None
     progress: Progress = field(default_factory=Progress)
+
+    @property
+    def network(self) -> nn.Module:
+        """What is validated and saved: the average of the weights where there is one."""
+        return self.model if self.average is None else self.average.network
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers of tensors and numbers."""
@@ -76,6 +87,7 @@ class State:
             "gradients": {name: p.grad for name, p in named if p.grad is not None},  # of an accumulation under way
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "progress": vars(self.progress).copy(),
         }
 
@@ -87,6 +99,8 @@ class State:
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
         self.progress = Progress(**saved["progress"])
 
 
@@ -129,6 +143,7 @@ class Task:
     device: torch.device
     seed: int
     """Of this stage; stages of one run use different ones."""
+    teacher: Teacher | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -148,7 +163,8 @@ def begin(model: nn.Module, task: Task) -> State:
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     scaler = torch.amp.GradScaler(task.device.type, enabled=config.precision == "fp16")
-    return State(model, make_optimizer(model, config), scaler)
+    average = Average(model, config.ema) if config.ema else None
+    return State(model, make_optimizer(model, config), scaler, average)
 
 
 def make_optimizer(model: nn.Module, config: OptimisationConfig) -> torch.optim.Optimizer:
@@ -183,19 +199,22 @@ def train(state: State, task: Task, penalty: Penalty | None, log: Log, stopping:
         Interrupted: The user asked to stop; the state was saved.
     """
     config = task.config
+    mix = make_mix(config, task.splits.classes)
+    forward = torch.compile(state.model) if config.compile else state.model
     while state.progress.epoch < config.epochs:
         progress = state.progress
         state.model.train()
         for images, labels in _batches(task, progress):
             torch.manual_seed(mixed(task.seed, progress.epoch, progress.step))
             lr = _set_rate(state, task)
+            images, targets = mix(images, labels)
             with _precision(task):
-                logits = logits_of(state.model(images))
-                loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+                logits = logits_of(forward(images))
+                loss = _loss(task, logits, targets, images)
             state.scaler.scale(loss / _window(task, progress.step)).backward()
             if _completes_update(task, progress.step):
                 update(state, task, penalty, lr)
-            progress.count(loss, logits, labels)
+            progress.count(loss, logits, targets)
             if _reads_loss(task, progress.step):
                 _require_finite(task, progress)
                 log.on_step(state, task.steps_per_epoch, progress.loss)
@@ -208,7 +227,10 @@ def train(state: State, task: Task, penalty: Penalty | None, log: Log, stopping:
 
 
 def update(state: State, task: Task, penalty: Penalty | None, lr: float) -> None:
-    """Take one optimizer step: unscale, clip, add the penalty, step, shrink. In fp16, an overflow skips all of it."""
+    """Take one optimizer step: unscale, clip, add the penalty, step, shrink, average.
+
+    In fp16, an overflow skips all of it.
+    """
     state.scaler.unscale_(state.optimizer)
     if task.config.clip_norm is not None:
         nn.utils.clip_grad_norm_(state.model.parameters(), task.config.clip_norm)
@@ -220,6 +242,8 @@ def update(state: State, task: Task, penalty: Penalty | None, lr: float) -> None
     skipped = state.scaler.get_scale() < scale
     if penalty is not None and not skipped:
         penalty.shrink(lr)
+    if state.average is not None and not skipped:
+        state.average.update(state.model)
     state.optimizer.zero_grad(set_to_none=True)
 
 
@@ -246,6 +270,13 @@ def _set_rate(state: State, task: Task) -> float:
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     return lr
+
+
+def _loss(task: Task, logits: torch.Tensor, targets: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    if targets.dim() > 1:  # shares of the classes of the data; a network may have scores for more
+        targets = F.pad(targets, (0, logits.shape[1] - targets.shape[1]))
+    loss = F.cross_entropy(logits, targets, label_smoothing=task.config.label_smoothing)
+    return loss if task.teacher is None else task.teacher.add_to(loss, logits, images)
 
 
 def _window(task: Task, step: int) -> int:
@@ -283,7 +314,7 @@ def _finish_epoch(state: State, task: Task, log: Log) -> None:
     if not progress.seen:
         raise DataError("the training split holds no images.")
     fitted = Score(progress.loss, progress.top1, progress.seen)
-    held = evaluate(state.model, task.splits.validation, task.device, max(task.batch_size, 256))
+    held = evaluate(state.network, task.splits.validation, task.device, max(task.batch_size, 256))
     is_best = held.top1 > progress.best
     lr = state.optimizer.param_groups[0]["lr"]
     record = EpochRecord(progress.epoch + 1, lr, fitted, held, is_best)
