@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from bnprune.config import DataConfig
 from bnprune.data.splits import Batch, Splits, evenly, mixed, stratified
 
+_CARRIED = 2**31
+"""Bytes of images up to which an epoch's images are carried to an accelerator at once."""
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -43,28 +46,30 @@ class MemorySplit:
         """Yield normalised batches; see `Split.serve`."""
         mean = (self.mean * 255).view(-1, 1, 1).to(device)
         scale = (1 / (self.std * 255)).view(-1, 1, 1).to(device)
+        near = device if self.images.nbytes <= _CARRIED else self.images.device
+        images, labels = self.images.to(near), self.labels.to(near)
         for indices in batches:
-            images = self.images[indices]
+            place = indices.to(near)
+            chosen = images[place].to(device)
             if seed is not None and self.augmentation is not None:
                 generator = torch.Generator().manual_seed(mixed(seed, int(indices[0]), len(indices)))
-                images = augment(images, self.augmentation, generator)
-            yield (images.to(device).float() - mean) * scale, self.labels[indices].to(device)
+                chosen = augment(chosen, self.augmentation, generator)
+            yield (chosen.float() - mean) * scale, labels[place].to(device)
 
 
 def augment(images: torch.Tensor, change: Augmentation, generator: torch.Generator) -> torch.Tensor:
-    """Shift and mirror each image of a batch (N, C, H, W) by its own random amounts."""
+    """Shift and mirror each image of a batch (N, C, H, W) by its own random amounts, drawn on the CPU."""
     count, _, height, width = images.shape
+    device = images.device
     if change.flip:
-        mirrored = torch.rand(count, generator=generator) < 0.5
+        mirrored = (torch.rand(count, generator=generator) < 0.5).to(device)
         images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
     if not change.shift:
         return images
     padded = F.pad(images, [change.shift] * 4)
-    down, right = torch.randint(0, 2 * change.shift + 1, (2, count, 1), generator=generator)
-    rows = down + torch.arange(height)
-    columns = right + torch.arange(width)
-    picked = padded.transpose(0, 1)[:, torch.arange(count).view(-1, 1, 1), rows[:, :, None], columns[:, None, :]]
-    return picked.transpose(0, 1)
+    down, right = torch.randint(0, 2 * change.shift + 1, (2, count), generator=generator).to(device)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, shifts, shifts, H, W), a view
+    return windows[torch.arange(count, device=device), :, down, right]
 
 
 def statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

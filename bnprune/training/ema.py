@@ -10,17 +10,17 @@ from torch.optim.swa_utils import AveragedModel
 
 from bnprune.training.sparsity import scale_factors
 
-
 _Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 
 class Average:
-    """An exponential moving average of weights and BatchNorm statistics: a ← d·a + (1-d)·w after every update.
+    """An exponential moving average of the weights: a ← d·a + (1-d)·w after every update.
 
     The first average is the network after the first update. The decay d rises as (1 + n) / (10 + n) with the number of
     updates n until it reaches the given one, so that short trainings do not end with an average of their first steps.
-    Counters are copied. A scale factor that is exactly zero in the network is zero in the average, too: a proximal
-    penalty has decided about that channel, and an average of earlier values would bring it back.
+    Buffers are copied; statistics of BatchNorms do not fit averaged weights: `recalibrate` them before the average is
+    used (Izmailov et al. 2018, section 3.2). A scale factor that is exactly zero in the network is zero in the average,
+    too: a proximal penalty has decided about that channel, and an average of earlier values would bring it back.
 
     Args:
         model: The network as it is before training.
@@ -29,7 +29,7 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._averaged = AveragedModel(model, multi_avg_fn=self._blend, use_buffers=True)
+        self._averaged = AveragedModel(model, multi_avg_fn=self._blend)
         self._gammas: list[torch.Tensor] = [*scale_factors(model)]
         self._averaged_gammas: list[torch.Tensor] = [*scale_factors(self.network)]
 
@@ -56,9 +56,6 @@ class Average:
         self._averaged.load_state_dict(saved)
 
     def _blend(self, averaged: _Tensors, current: _Tensors, _: Any) -> None:
+        updates = int(self._averaged.n_averaged)  # on the CPU, wherever the network is
         with torch.no_grad():
-            if averaged[0].is_floating_point():
-                updates = int(self._averaged.n_averaged)  # on the CPU, wherever the network is
-                torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + updates) / (10 + updates)))
-            else:
-                torch._foreach_copy_(averaged, current)
+            torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + updates) / (10 + updates)))

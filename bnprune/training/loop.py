@@ -23,10 +23,14 @@ from bnprune.training.distill import Teacher
 from bnprune.training.ema import Average
 from bnprune.training.evaluate import Score, evaluate, logits_of
 from bnprune.training.mix import make_mix
+from bnprune.training.recalibrate import recalibrate
 from bnprune.training.schedule import learning_rate
 from bnprune.training.sparsity import Penalty
 
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_RECALIBRATED = 20
+"""Batches that statistics of averaged weights are taken over."""
 
 
 @dataclass
@@ -255,9 +259,9 @@ def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> list[torc
     return batches[:-1] if len(batches) > 1 and len(batches[-1]) < batch_size else batches
 
 
-def _batches(task: Task, progress: Progress) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(task: Task, progress: Progress, most: int | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     split: Split = task.splits.train
-    order = epoch_order(len(split), task.batch_size, task.seed, progress.epoch)[progress.step :]
+    order = epoch_order(len(split), task.batch_size, task.seed, progress.epoch)[progress.step :][:most]
     layout = torch.channels_last if task.config.channels_last else torch.preserve_format
     for images, labels in split.serve(order, task.device, seed=mixed(task.seed, progress.epoch)):
         yield images.contiguous(memory_format=layout) if task.config.channels_last else images, labels
@@ -314,6 +318,10 @@ def _finish_epoch(state: State, task: Task, log: Log) -> None:
     if not progress.seen:
         raise DataError("the training split holds no images.")
     fitted = Score(progress.loss, progress.top1, progress.seen)
+    if state.average is not None:
+        with _precision(task):
+            again = _batches(task, Progress(progress.epoch), _RECALIBRATED)
+            recalibrate(state.network, (images for images, _ in again))
     held = evaluate(state.network, task.splits.validation, task.device, max(task.batch_size, 256))
     is_best = held.top1 > progress.best
     lr = state.optimizer.param_groups[0]["lr"]
