@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bnprune.cli.display import RichDisplay
+from bnprune.errors import Interrupted
 from bnprune.models.zoo import build
 from bnprune.pruning.surgery import apply
 from bnprune.recipe import load_recipe
 from bnprune.runs.checkpoint import read_header
 from bnprune.runs.directory import RunDirectory
+from bnprune.runs.pipeline import execute
 from bnprune.runs.scratch import scratch_network
 from bnprune.runs.stages import stages_of
 from bnprune.runs.start import initial, spec_of
@@ -169,6 +173,37 @@ def test_distillation_is_a_switch_or_a_section(recipe: Path) -> None:
     assert load_recipe(recipe, ["finetune.distill=false"]).finetune.distill is None
     message = refusal(2, "validate", recipe, "finetune.distill.wieght=1")
     assert "finetune.distill.wieght: unknown key (got 1). Did you mean 'weight'?" in message
+
+
+# -- resuming ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [12, 25, 47], ids=["average", "distillation", "scratch"])
+def test_an_interrupted_run_goes_on_exactly(strong, here: Path, steps: int) -> None:
+    """10 steps per epoch: 20 in training, 10 in fine-tuning, 50 from scratch."""
+    whole, config = strong[0], config_of(strong[0])
+    seen = iter(range(1, 1000))
+    directory = RunDirectory.new(here / "run", force=False)
+    with RichDisplay() as display, pytest.raises(Interrupted):
+        execute(config, directory, display, lambda: next(seen) == steps, stages_of(config))
+    done("run", whole / "config.yaml", "--out", "run", "--resume")
+    for stage in stages_of(config):
+        assert tensor_bytes(checkpoint(here / "run", stage)) == tensor_bytes(checkpoint(whole, stage)), stage
+    for stage in ("train", "finetune", "scratch"):
+        curves = [EventAccumulator(str(run / "tensorboard" / stage)).Reload() for run in (here / "run", whole)]
+        ours, theirs = ([(e.step, e.value) for e in c.Scalars("loss/train")] for c in curves)
+        assert ours == theirs
+
+
+# -- torch.compile -----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_compiler_nothing_is_started(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/absent/g++"))
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    message = refusal(2, "train", recipe, "train.compile=true", "--out", "run")
+    assert "train.compile: torch.compile does not work here: " in message
+    assert "needs a C++ compiler (g++ or clang++); install it, or set train.compile=false" in message
 
 
 # -- tensorboard -------------------------------------------------------------------------------------------------------
