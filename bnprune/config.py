@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -110,6 +110,13 @@ class OptimisationConfig(Section):
     warmup_epochs: NonNegative = 0
     """Epochs, out of `epochs`, in which the learning rate rises to `lr`."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mixup: NonNegative = 0.0
+    """Blend pairs of images and their labels, by shares drawn from Beta(mixup, mixup); 0: do not. Usual: 0.2."""
+    cutmix: NonNegative = 0.0
+    """The same, by pasting a rectangle; usual: 1. Where both are given, each batch gets one of them at random."""
+    ema: Fraction | None = None
+    """Keep an exponential moving average of the weights, with this decay per optimizer step (usual: 0.999; shorter at
+    the start). It is what is validated and saved; the raw weights go on training."""
     accumulate: Count = 1
     """Micro-batches per optimizer step."""
     clip_norm: Positive | None = None
@@ -118,6 +125,15 @@ class OptimisationConfig(Section):
     channels_last: Switch = False
     sync_bn: Switch = False
     """With several processes: BatchNorm over the batches of all of them, for small batches per process."""
+    compile: Switch = False
+    """Train through `torch.compile`; a minute or more at the start, faster steps after it. Evaluation is not compiled.
+    """
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        if self.compile and self.sync_bn:
+            raise ValueError("'compile' and 'sync_bn' do not go together: choose one")
+        return self
 
     @model_validator(mode="after")
     def _leaves_the_warmup(self) -> Self:
@@ -191,11 +207,28 @@ class PruneConfig(Section):
 _TARGETS = ("ratio", "macs", "params", "latency_ms")
 
 
+class DistillConfig(Section):
+    """Learning from the network before the cut as well as from the labels (Hinton et al. 2015)."""
+
+    temperature: Positive = 4.0
+    """What the scores of both networks are divided by before they are compared."""
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of the teacher in the loss; the rest is that of the labels."""
+    teacher: Path | None = None
+    """A checkpoint; default: the network before the cut, where the run has it."""
+
+
+def _section_or_switch(value: Any) -> Any:
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
 class FinetuneConfig(OptimisationConfig):
     """Recovering accuracy after the cut."""
 
     epochs: Count = 15
     lr: Positive = 0.05
+    distill: Annotated[DistillConfig | None, BeforeValidator(_section_or_switch)] = None
+    """Learn from the network before the cut, too: `true`, or a section."""
 
 
 class PipelineConfig(Section):
@@ -213,3 +246,16 @@ class PipelineConfig(Section):
     train: TrainConfig | None = None
     prune: PruneConfig | None = None
     finetune: FinetuneConfig | None = None
+    scratch: Literal["epochs", "compute"] | None = None
+    """Control arm: also train the slim architecture from new weights, without a penalty, for as many `epochs` as the
+    pruned network had in all, or for as many as cost the same `compute` (Liu et al. 2019)."""
+    tensorboard: Switch = False
+    """Write curves and histograms of γ for TensorBoard too, into `tensorboard/` of the run directory."""
+
+    @field_validator("scratch")
+    @classmethod
+    def _has_something_to_compare(cls, value: str | None, info: ValidationInfo) -> str | None:
+        for stage in ("train", "prune"):
+            if value is not None and info.data.get(stage, ...) is None:
+                raise ValueError(f"trains the architecture that 'prune' finds as long as 'train': add '{stage}'")
+        return value

@@ -47,16 +47,20 @@ class RichDisplay:
         self.note(f"{stage}: {note}" if note else stage, style="bold")
         self._epochs = epochs
         if epochs and self.console.is_terminal:
-            epoch, loss = TextColumn("  epoch {task.fields[epoch]}"), TextColumn("loss {task.fields[loss]:.3f}")
-            self._bar = Progress(epoch, BarColumn(), loss, TimeRemainingColumn(), console=self.console, transient=True)
-            self._task = self._bar.add_task("", total=None, epoch=f"1/{epochs}", loss=0.0)
+            texts = ("  epoch {task.fields[epoch]}", "loss {task.fields[loss]:.3f}", "{task.fields[gamma]}")
+            epoch, loss, gamma = (TextColumn(text) for text in texts)
+            columns = (epoch, BarColumn(20), loss, TimeRemainingColumn(), gamma)
+            self._bar = Progress(*columns, console=self.console, transient=True)
+            self._task = self._bar.add_task("", total=None, epoch=f"1/{epochs}", loss=0.0, gamma="")
             self._bar.start()
 
-    def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+    def step(self, epoch: int, step: int, steps: int, loss: float, gamma: GammaStatistics | None) -> None:
         """Move the bar."""
         if self._bar is not None and self._task is not None:
             done, total = epoch * steps + step, self._epochs * steps
-            self._bar.update(self._task, completed=done, total=total, epoch=f"{epoch + 1}/{self._epochs}", loss=loss)
+            shown = f"{epoch + 1}/{self._epochs}"
+            text = "" if gamma is None else describe_gamma(gamma)
+            self._bar.update(self._task, completed=done, total=total, epoch=shown, loss=loss, gamma=text)
 
     def epoch(self, record: EpochRecord, epochs: int, gamma: GammaStatistics | None) -> None:
         """Print a line per epoch."""
@@ -66,8 +70,7 @@ class RichDisplay:
             f"  validation {record.validation.top1:6.2%}{' *' if record.is_best else '  '}"
         )
         if gamma is not None:
-            state = "split" if gamma.split else "not split yet"
-            line += f"  γ median {gamma.quantiles[2]:.2g}, {gamma.below:.0%} near zero, {state}"
+            line += f"  {describe_gamma(gamma)}"
         self.note(line.rstrip())
 
     def end(self, stage: str, figures: Mapping[str, Any]) -> None:
@@ -83,6 +86,12 @@ class RichDisplay:
         if self._bar is not None:
             self._bar.stop()
         self._bar = self._task = None
+
+
+def describe_gamma(gamma: GammaStatistics) -> str:
+    """Say in a line how the scale factors are spread: minimum, quartiles and maximum of |γ|, and what is near zero."""
+    marks = " ".join(f"{mark:.2g}" if mark >= 0.001 else "0" for mark in gamma.quantiles)
+    return f"γ quartiles {marks}, {gamma.below:.0%} near zero, {'split' if gamma.split else 'not split yet'}"
 
 
 def show_result(result: Mapping[str, Any], path: Path) -> None:

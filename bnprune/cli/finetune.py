@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bnprune.cli.options import Force, Json, Model, ModelArguments, OutDirectory, Overrides, Resume
+from bnprune.cli.options import Force, Json, Model, ModelArguments, OutDirectory, Overrides, Resume, Teacher
 
 
 def register(app: typer.Typer) -> None:
@@ -20,6 +20,7 @@ def finetune(
     config: Overrides = None,
     model: Model = None,
     model_arg: ModelArguments = None,
+    teacher: Teacher = None,
     out: OutDirectory = None,
     resume: Resume = False,
     force: Force = False,
@@ -28,7 +29,8 @@ def finetune(
     """Recover the accuracy of a pruned checkpoint.
 
     The checkpoint knows its network, its plan and its data. A recipe (CONFIG.yaml) may follow, for a checkpoint that
-    comes from none; KEY=VALUE overrides either.
+    comes from none; KEY=VALUE overrides either. With finetune.distill=true it learns from the network before the cut,
+    too, which a run directory holds; elsewhere --teacher names it.
     """
     from bnprune.cli.stages import run_finetune
 
@@ -37,6 +39,7 @@ def finetune(
         config or (),
         model=model,
         arguments=model_arg or (),
+        teacher=teacher,
         out=out,
         resume=resume,
         force=force,

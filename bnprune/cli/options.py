@@ -36,6 +36,10 @@ Weights = Annotated[
     Path | None,
     option(_INPUT, "--weights", "FILE", "Weights of --model: .safetensors, or .pt with a state dict."),
 ]
+Teacher = Annotated[
+    Path | None,
+    option(_INPUT, "--teacher", "FILE", "Checkpoint of the network before the cut, to learn from (distillation)."),
+]
 InputShape = Annotated[
     str | None,
     option(_INPUT, "--input", "C,H,W", "Shape of one input, without the batch."),

@@ -19,6 +19,7 @@ from bnprune.runs.signals import stop_requests
 from bnprune.runs.source import open_source, refuse_other_model
 from bnprune.runs.stages import stages_of
 from bnprune.runs.start import Network, about, spec_of
+from bnprune.runs.teacher import taught_by, teacher_beside
 from bnprune.runs.training import follow
 from bnprune.training.world import World, open_world
 
@@ -68,6 +69,7 @@ def run_finetune(
     *,
     model: str | None,
     arguments: Sequence[str],
+    teacher: Path | None,
     out: Path | None,
     resume: bool,
     force: bool,
@@ -84,6 +86,7 @@ def run_finetune(
     recipe = None if given is None else spec_of(given)
     source = open_source(pruned, model=model, arguments=arguments, recipe=recipe)
     config = about(given or amend(source.config(), overrides), source.header.spec)
+    config = taught_by(config, teacher or teacher_beside(pruned), asked=teacher is not None)
     network = source.model, source.header
     _run(config, "finetune", ("finetune",), network, out=out, resume=resume, force=force, as_json=as_json, world=world)
 

@@ -13,6 +13,9 @@ from torch.nn import functional as F
 from bnprune.config import DataConfig
 from bnprune.data.splits import Batch, Splits, evenly, mixed, stratified
 
+_CARRIED = 2**31
+"""Bytes of images up to which an epoch's images are carried to an accelerator at once."""
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -45,11 +48,14 @@ class MemorySplit:
         """Yield normalised batches; see `Split.serve`."""
         mean = (self.mean * 255).view(-1, 1, 1).to(device)
         scale = (1 / (self.std * 255)).view(-1, 1, 1).to(device)
+        near = device if self.images.nbytes <= _CARRIED else self.images.device
+        images, labels = self.images.to(near), self.labels.to(near)
         for indices in batches:
-            images = self.images[indices]
+            place = indices.to(near)
+            chosen = images[place].to(device)
             if seed is not None and self.augmentation is not None:
-                images = augment(images, self.augmentation, uniforms(seed, indices, 3))
-            yield (images.to(device).float() - mean) * scale, self.labels[indices].to(device)
+                chosen = augment(chosen, self.augmentation, uniforms(seed, indices, 3).to(device))
+            yield (chosen.float() - mean) * scale, labels[place].to(device)
 
 
 def uniforms(seed: int, indices: torch.Tensor, count: int) -> torch.Tensor:
@@ -63,12 +69,13 @@ def uniforms(seed: int, indices: torch.Tensor, count: int) -> torch.Tensor:
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     state ^= state >> np.uint64(31)
-    return torch.from_numpy((state >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+    return torch.from_numpy((state >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24))
 
 
 def augment(images: torch.Tensor, change: Augmentation, drawn: torch.Tensor) -> torch.Tensor:
     """Shift and mirror each image of a batch (N, C, H, W) by its own random amounts, from `uniforms` (N, 3)."""
     count, _, height, width = images.shape
+    device = images.device
     if change.flip:
         mirrored = drawn[:, 0] < 0.5
         images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
@@ -76,10 +83,8 @@ def augment(images: torch.Tensor, change: Augmentation, drawn: torch.Tensor) -> 
         return images
     padded = F.pad(images, [change.shift] * 4)
     down, right = (drawn[:, 1:] * (2 * change.shift + 1)).long().T
-    rows = down[:, None] + torch.arange(height)
-    columns = right[:, None] + torch.arange(width)
-    picked = padded.transpose(0, 1)[:, torch.arange(count).view(-1, 1, 1), rows[:, :, None], columns[:, None, :]]
-    return picked.transpose(0, 1)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, shifts, shifts, H, W), a view
+    return windows[torch.arange(count, device=device), :, down, right]
 
 
 def statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

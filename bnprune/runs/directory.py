@@ -8,6 +8,7 @@
     plan.json        what was pruned (plan-2.json in the second pass)
     result.json      the figures of every finished stage
     checkpoints/     last and best of the stage that runs, and one file per finished stage
+    tensorboard/     curves of every stage, where the recipe asks for them
 """
 
 from __future__ import annotations
@@ -88,6 +89,10 @@ class RunDirectory:
         except OSError:  # the file system knows no locks
             return
 
+    def board(self, stage: str) -> Path:
+        """Return the folder of a stage's curves for TensorBoard."""
+        return self.path / "tensorboard" / stage
+
     # -- beginning and resuming ------------------------------------------------------------------------------------
 
     @classmethod
@@ -141,7 +146,8 @@ class RunDirectory:
     def _clear(self) -> None:
         """Remove what an earlier run left, and nothing else."""
         leftovers = [self.config_file, self.metrics_file, self.result_file, self.state_file]
-        for file in [*leftovers, *self.path.glob("plan*.json"), *self.path.glob("checkpoints/*.safetensors")]:
+        patterns = ("plan*.json", "checkpoints/*.safetensors", "tensorboard/*/events.out.tfevents.*")
+        for file in [*leftovers, *(file for pattern in patterns for file in self.path.glob(pattern))]:
             file.unlink(missing_ok=True)
 
     # -- results ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bnprune.channels.trees import as_inputs
-from bnprune.config import PipelineConfig, PruneConfig, TrainConfig
+from bnprune.config import OptimisationConfig, PipelineConfig, PruneConfig, TrainConfig
 from bnprune.data import Splits
 from bnprune.errors import PruningError
 from bnprune.pruning.budget import solve
@@ -21,15 +21,20 @@ from bnprune.pruning.latency import latencies
 from bnprune.pruning.prune import PruningResult, carry_out
 from bnprune.pruning.request import Request
 from bnprune.recipe import as_data
+from bnprune.runs.board import open_board
 from bnprune.runs.checkpoint import Header, load_weights, save_checkpoint
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.files import write_text
 from bnprune.runs.passes import request_of
-from bnprune.runs.stages import kind_of, order_of, pass_of
+from bnprune.runs.scratch import scratch_network, scratch_training
+from bnprune.runs.stages import CONTROLS, kind_of, order_of, pass_of
 from bnprune.runs.start import Network, initial, load_stage, prepare
 from bnprune.runs.summary import describe, describe_recovery, describe_request
+from bnprune.runs.teacher import find_teacher, require_teacher
+from bnprune.runs.tools import require_tools
 from bnprune.runs.tracker import Display, Tracker
-from bnprune.runs.training import hand_out, set_up
+from bnprune.runs.training import Lesson, hand_out, set_up, settings_of
+from bnprune.training.alarms import collapse, small_batches
 from bnprune.training.evaluate import evaluate
 from bnprune.training.loop import train
 from bnprune.training.penalty import advice
@@ -99,6 +104,8 @@ def _execute(
         torch.set_num_threads(config.threads)
     before = _left_behind(config, directory, result, todo[0]) if todo else None
     start = prepare(config, todo, before or network, world)
+    require_teacher(config, stages, start.splits)
+    require_tools(config, todo, start.device)
     for note in start.splits.notes:
         display.note(f"note: {note}")
     directory.begin(config)
@@ -122,28 +129,41 @@ def _left_behind(
     config: PipelineConfig, directory: RunDirectory, result: Mapping[str, Any], stage: str
 ) -> Network | None:
     """The network that the stages before one have left; None where it starts from the beginning."""
-    before = [name for name in result["stages"] if order_of(name) < order_of(stage) and name != "baseline"]
+    before = [name for name in result["stages"] if order_of(name) < order_of(stage) and kind_of(name) not in CONTROLS]
     return load_stage(config, directory.checkpoint(max(before, key=order_of))) if before else None
 
 
 # -- stages ----------------------------------------------------------------------------------------------------------
 
 
-def _training(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, Any]:
+def _scratch(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, Any]:
+    model, header = scratch_network(run.config, run.directory)
+    return _training(run, model, header, stage, scratch_training(run.config, run.directory.result()["stages"]))
+
+
+def _training(
+    run: Run, model: nn.Module, header: Header, stage: str, settings: OptimisationConfig | None = None
+) -> dict[str, Any]:
+    teacher = find_teacher(run.config, run.directory) if kind_of(stage) == "finetune" else None
     saved = run.directory.load_state(stage)
-    hand_out(run.world, run.config, stage, model, header, saved)
-    training = set_up(run.config, stage, model, run.splits, run.device, run.world, saved)
+    lesson = Lesson(run.config, stage, settings or settings_of(run.config, stage), saved)
+    hand_out(run.world, lesson, (model, header), teacher)
+    training = set_up(lesson, model, teacher and teacher[0], run.splits, run.device, run.world)
     config, budget = training.task.config, training.budget
     sparsity = config.sparsity if isinstance(config, TrainConfig) else None
-    tracker = Tracker(run.directory, run.display, stage, config, _header(run, header, stage), sparsity)
+    tracker = Tracker(
+        run.directory, run.display, stage, config, _header(run, header, stage), sparsity, run.splits.classes
+    )
     if saved is not None:
         tracker.seconds = saved["seconds"]
     run.display.begin(stage, config.epochs, str(budget) if budget else "")
     if budget and sparsity and budget.strength and not budget.enough:
         run.display.note(f"warning: {budget}. {advice(budget, config, sparsity)}")
-    if run.config.data.batch_size < 8:
-        run.display.note("warning: BatchNorm is unreliable with batches below 8; raise data.batch_size.")
-    train(training.state, training.task, training.penalty, tracker, run.stopping)
+    per_process = min(run.config.data.batch_size, len(run.splits.train)) // run.world.size
+    if problem := small_batches(per_process):
+        run.display.note(f"warning: {problem}")
+    with open_board(run.config, run.directory, stage, training.state.progress.epoch) as tracker.board:
+        train(training.state, training.task, training.penalty, tracker, run.stopping)
     # Scale factors are sparsest at the end; elsewhere the epoch that did best on validation counts.
     choice = "last" if stage == "train" else "best"
     load_weights(run.directory.checkpoint(choice), model)
@@ -186,8 +206,15 @@ def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, 
     extra["recovery"] = describe_recovery(recovery)
     tried = ", ".join(f"{name} {score.top1:.2%}" for name, score in recovery.scores.items())
     run.display.note(f"  validation after the cut: {tried}; kept: {recovery.chosen}")
+    before = [figures["validation_accuracy"] for figures in stages.values()][-1:]
+    left = recovery.scores[recovery.chosen].top1
+    if before and (problem := collapse(before[0], left, run.splits.classes)):
+        run.display.note(f"  warning: {problem} with the cut. {_LESS}")
     slim = Header(header.spec, (*header.plans, outcome.plan))
     return _conclude(run, recovery.model, slim, stage, {**describe(outcome.report), **extra})
+
+
+_LESS = "Cut less (prune.ratio: auto finds how much), train with more sparsity, or fine-tune longer."
 
 
 def _cut(run: Run, model: nn.Module, request: Request) -> PruningResult:
@@ -202,6 +229,7 @@ _KINDS: dict[str, Callable[[Run, nn.Module, Header, str], dict[str, Any]]] = {
     "train": _training,
     "prune": _prune,
     "finetune": _training,
+    "scratch": _scratch,
 }
 
 

@@ -6,16 +6,20 @@ import re
 
 from bnprune.config import PipelineConfig
 
-KINDS = ("baseline", "train", "prune", "finetune")
+KINDS = ("baseline", "train", "prune", "finetune", "scratch")
 """What a stage does, in the order of a single pass."""
+CONTROLS = ("baseline", "scratch")
+"""Stages whose networks are for comparison: no other stage starts from them."""
 
 
 def stages_of(config: PipelineConfig) -> tuple[str, ...]:
     """Return the stages a recipe has, in the order they run."""
-    first = tuple(kind for kind in KINDS if getattr(config, kind))
+    first = [kind for kind in KINDS if getattr(config, kind)]
     repeated = [kind for kind in first if kind in ("prune", "finetune")]
     passes = config.prune.passes if config.prune else 1
-    return (*first, *(f"{kind}-{number}" for number in range(2, passes + 1) for kind in repeated))
+    again = [f"{kind}-{number}" for number in range(2, passes + 1) for kind in repeated]
+    last = [kind for kind in first if kind == "scratch"]
+    return (*(kind for kind in first if kind not in last), *again, *last)
 
 
 def is_stage(name: str) -> bool:
@@ -34,8 +38,9 @@ def pass_of(stage: str) -> int:
 
 
 def order_of(stage: str) -> tuple[int, int]:
-    """Return what stages are sorted by."""
-    return pass_of(stage), KINDS.index(kind_of(stage))
+    """Return what stages are sorted by: those that stages start from by what came after what, behind the controls."""
+    kind = kind_of(stage)
+    return 0 if kind in CONTROLS else pass_of(stage), KINDS.index(kind)
 
 
 def title_of(stage: str) -> str:
@@ -44,4 +49,10 @@ def title_of(stage: str) -> str:
     return _TITLES[kind_of(stage)] + (f" {number}" if number > 1 else "")
 
 
-_TITLES = {"baseline": "dense", "train": "sparse-trained", "prune": "cut", "finetune": "fine-tuned"}
+_TITLES = {
+    "baseline": "dense",
+    "train": "sparse-trained",
+    "prune": "cut",
+    "finetune": "fine-tuned",
+    "scratch": "from scratch",
+}

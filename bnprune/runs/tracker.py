@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,11 +11,15 @@ from typing import Any, Protocol
 from torch import nn
 
 from bnprune.config import OptimisationConfig, SparsityConfig
+from bnprune.runs.board import Board
 from bnprune.runs.checkpoint import Header, save_checkpoint
 from bnprune.runs.directory import RunDirectory
+from bnprune.training.alarms import collapse
 from bnprune.training.loop import EpochRecord, State
 from bnprune.training.sparsity import GammaStatistics, gamma_statistics, scale_factors
 
+_LOOK_EVERY_S = 1.0
+"""Scale factors are looked at this often."""
 _SAVE_EVERY_S = 600.0
 """Within an epoch, the state is saved this often."""
 
@@ -26,8 +31,8 @@ class Display(Protocol):
         """Open a stage; 0 epochs where it is not a training."""
         ...
 
-    def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
-        """Show progress within an epoch."""
+    def step(self, epoch: int, step: int, steps: int, loss: float, gamma: GammaStatistics | None) -> None:
+        """Show progress within an epoch, with scale factors as they were a moment ago."""
         ...
 
     def epoch(self, record: EpochRecord, epochs: int, gamma: GammaStatistics | None) -> None:
@@ -54,6 +59,7 @@ class Tracker:
         config: OptimisationConfig,
         header: Header,
         sparsity: SparsityConfig | None,
+        classes: int,
     ) -> None:
         self.directory = directory
         self.display = display
@@ -61,25 +67,36 @@ class Tracker:
         self.config = config
         self.header = header
         self.sparsity = sparsity if sparsity and sparsity.penalty != "none" else None
+        self.classes = classes
+        self.board: Board | None = None
         self.seconds = 0.0
         """Spent in this stage by earlier, interrupted runs."""
         self._started = time.monotonic()
         self._saved = self._started
+        self._looked = -math.inf
+        self._seen: GammaStatistics | None = None
+        self._collapsed = False
 
     def on_step(self, state: State, steps: int, loss: float) -> None:
         """Show progress."""
-        self.display.step(state.progress.epoch, state.progress.step, steps, loss)
+        if time.monotonic() - self._looked > _LOOK_EVERY_S:
+            self._seen = self._gamma(state.network)
+            self._looked = time.monotonic()
+        self.display.step(state.progress.epoch, state.progress.step, steps, loss, self._seen)
 
     def on_epoch(self, record: EpochRecord, state: State) -> None:
         """Write metrics and checkpoints; the state follows, so that a crash in between repeats the epoch."""
-        gamma = self._gamma(state.model)
+        gamma = self._gamma(state.network)
         metrics = {"top1": record.validation.top1, "loss": record.validation.loss, "epoch": record.epoch}
         self.directory.append_metrics(self._line(record, gamma))
         header = replace(self.header, metrics=metrics)
-        save_checkpoint(self.directory.checkpoint("last"), state.model, header)
+        save_checkpoint(self.directory.checkpoint("last"), state.network, header)
         if record.is_best:
-            save_checkpoint(self.directory.checkpoint("best"), state.model, header)
+            save_checkpoint(self.directory.checkpoint("best"), state.network, header)
         self.display.epoch(record, self.config.epochs, gamma)
+        if self.board is not None:
+            self.board.epoch(record, gamma, state.network)
+        self._warn(record, state)
 
     def wants_state(self) -> bool:
         """Save now and then within long epochs."""
@@ -90,6 +107,19 @@ class Tracker:
         self._saved = time.monotonic()
         spent = self.seconds + self._saved - self._started
         self.directory.save_state(self.stage, {**saved, "seconds": spent})
+
+    def _warn(self, record: EpochRecord, state: State) -> None:
+        """Say once when accuracy collapses: from what to what, and what may help."""
+        problem = collapse(state.progress.best, record.validation.top1, self.classes)
+        if problem and not self._collapsed:
+            causes = "the learning rate may be too high: lower lr, set clip_norm, or add warmup_epochs"
+            if self.sparsity:
+                causes += "; or the penalty too strong: lower sparsity.travel or sparsity.lambda"
+            self.display.note(
+                f"  warning: {problem} (epochs {state.progress.best_epoch + 1} and {record.epoch}). If it stays there, "
+                f"{causes}. The better network is in {self.directory.checkpoint('best')}."
+            )
+        self._collapsed = problem is not None
 
     def gamma_figures(self, model: nn.Module) -> dict[str, Any]:
         """Return what has become of the scale factors, for the result."""

@@ -21,13 +21,25 @@ from bnprune.errors import BnpruneError, Interrupted, PeerFailed, TrainingError
 from bnprune.models.zoo import ModelSpec, build
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.surgery import apply
-from bnprune.runs.checkpoint import Header, fit_state
+from bnprune.runs.checkpoint import fit_state
 from bnprune.runs.stages import KINDS, kind_of, pass_of
-from bnprune.runs.start import device_of
+from bnprune.runs.start import Network, device_of
+from bnprune.training.distill import as_teacher
 from bnprune.training.loop import EpochRecord, State, Task, begin, train
 from bnprune.training.penalty import make_penalty
 from bnprune.training.sparsity import Budget, Penalty
 from bnprune.training.world import World
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a training stage is to do."""
+
+    config: PipelineConfig
+    stage: str
+    settings: OptimisationConfig
+    saved: dict[str, Any] | None
+    """The state of an interrupted training."""
 
 
 @dataclass(frozen=True)
@@ -50,36 +62,31 @@ def settings_of(config: PipelineConfig, stage: str) -> OptimisationConfig:
 
 
 def set_up(
-    config: PipelineConfig,
-    stage: str,
-    model: nn.Module,
-    splits: Splits,
-    device: torch.device,
-    world: World,
-    saved: dict[str, Any] | None,
+    lesson: Lesson, model: nn.Module, teacher: nn.Module | None, splits: Splits, device: torch.device, world: World
 ) -> Training:
     """Get a stage ready; the same in every process.
 
     Args:
-        config: The recipe.
-        stage: Its name.
+        lesson: What is to be done.
         model: What it starts from; trained in place.
+        teacher: A network it learns from.
         splits: The data.
         device: Of this process.
         world: The processes.
-        saved: The state of an interrupted training.
     """
-    settings = settings_of(config, stage)
+    config, stage, settings = lesson.config, lesson.stage, lesson.settings
     # A stage's randomness must not be that of another, but baseline and train are to be compared: same order, same
     # augmentation.
     same = "train" if stage == "baseline" else stage
     seed = mixed(config.seed, KINDS.index(kind_of(same)), *([pass_of(stage)] if pass_of(stage) > 1 else []))
-    task = Task(splits, config.data.batch_size, settings, device, seed, world)
+    distill = config.finetune.distill if config.finetune else None
+    taught = as_teacher(teacher, device, distill.temperature, distill.weight) if teacher and distill else None
+    task = Task(splits, config.data.batch_size, settings, device, seed, world, taught)
     state = begin(model, task)
     sparsity = settings.sparsity if isinstance(settings, TrainConfig) else None
     penalty, budget = make_penalty(model, settings, sparsity, task.updates_per_epoch)
-    if saved is not None:
-        state.restore(saved, world)
+    if lesson.saved is not None:
+        state.restore(lesson.saved, world)
     return Training(task, state, penalty, budget)
 
 
@@ -87,26 +94,33 @@ def set_up(
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """What the leader hands out."""
+class _Packed:
+    """A network on its way to another process, which builds it anew."""
 
-    config: PipelineConfig
-    stage: str
     spec: ModelSpec
     plans: tuple[PruningPlan, ...]
     weights: dict[str, torch.Tensor]
-    saved: dict[str, Any] | None
 
 
-def hand_out(
-    world: World, config: PipelineConfig, stage: str, model: nn.Module, header: Header, saved: dict[str, Any] | None
-) -> None:
-    """Leader: let the other processes take part in a training."""
-    if world.size == 1:
-        return
+def _packed(network: Network) -> _Packed:
+    model, header = network
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    world.send(Assignment(config, stage, header.spec, header.plans, weights, saved))
-    _require_equal(world, model, header.plans)
+    return _Packed(header.spec, header.plans, weights)
+
+
+def _unpacked(packed: _Packed) -> nn.Module:
+    model = build(packed.spec)
+    for plan in packed.plans:
+        model = apply(plan, model)
+    fit_state(model, packed.weights, "what the leading process sent")
+    return model
+
+
+def hand_out(world: World, lesson: Lesson, network: Network, teacher: Network | None) -> None:
+    """Leader: let the other processes take part in a training."""
+    if world.size > 1:
+        world.send((lesson, _packed(network), teacher and _packed(teacher)))
+        _require_equal(world, network[0], network[1].plans)
 
 
 def follow(world: World, stopping: Callable[[], bool]) -> None:
@@ -129,22 +143,15 @@ def follow(world: World, stopping: Callable[[], bool]) -> None:
 def _follow(world: World, stopping: Callable[[], bool]) -> None:
     splits: Splits | None = None
     while (assignment := world.receive()) is not None:
-        config = assignment.config
+        lesson, network, teacher = assignment
+        config = lesson.config
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        model = _rebuilt(assignment)
-        _require_equal(world, model, assignment.plans)
+        model = _unpacked(network)
+        _require_equal(world, model, network.plans)
         splits = splits or load_data(config.data)
-        training = set_up(config, assignment.stage, model, splits, device_of(config, world), world, assignment.saved)
+        training = set_up(lesson, model, teacher and _unpacked(teacher), splits, device_of(config, world), world)
         train(training.state, training.task, training.penalty, _Silence(), stopping)
-
-
-def _rebuilt(assignment: Assignment) -> nn.Module:
-    model = build(assignment.spec)
-    for plan in assignment.plans:
-        model = apply(plan, model)
-    fit_state(model, assignment.weights, "what the leading process sent")
-    return model
 
 
 def _require_equal(world: World, model: nn.Module, plans: tuple[PruningPlan, ...]) -> None:

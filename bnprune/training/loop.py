@@ -22,14 +22,21 @@ from torch.nn import functional as F
 from bnprune.config import OptimisationConfig
 from bnprune.data.splits import Split, Splits, mixed
 from bnprune.errors import ConfigError, DataError, Interrupted, TrainingError
+from bnprune.training.distill import Teacher
+from bnprune.training.ema import Average
 from bnprune.training.evaluate import Score, evaluate, logits_of
+from bnprune.training.mix import make_mix
 from bnprune.training.parallel import accumulating, average_statistics, wrap
+from bnprune.training.recalibrate import recalibrate
 from bnprune.training.schedule import learning_rate
 from bnprune.training.sparsity import Penalty
 from bnprune.training.syncbn import SyncedBatchNorm
 from bnprune.training.world import ALONE, World
 
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_RECALIBRATED = 20
+"""Batches that statistics of averaged weights are taken over."""
 
 
 @dataclass
@@ -48,7 +55,9 @@ class Progress:
     correct: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
     def count(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add a micro-batch; the sums stay on the device."""
+        """Add a micro-batch; the sums stay on the device. Of a mixed image, the class with the larger share counts."""
+        if labels.dim() > 1:
+            labels = labels.argmax(1)
         self.loss_sum = self.loss_sum.to(loss.device) + loss.detach() * len(labels)
         self.correct = self.correct.to(loss.device) + (logits.detach().argmax(1) == labels).sum()
         self.seen += len(labels)
@@ -72,7 +81,13 @@ class State:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    average: Average | None = None
     progress: Progress = field(default_factory=Progress)
+
+    @property
+    def network(self) -> nn.Module:
+        """What is validated and saved: the average of the weights where there is one."""
+        return self.model if self.average is None else self.average.network
 
     def to_dict(self, world: World = ALONE) -> dict[str, Any]:
         """Return plain containers of tensors and numbers, the same ones in every process. Between optimizer steps."""
@@ -81,6 +96,7 @@ class State:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "own": world.gather(own),  # what differs between processes
         }
 
@@ -102,6 +118,8 @@ class State:
             buffers[name].copy_(value)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
         self.progress = Progress(**own["progress"])
 
 
@@ -150,6 +168,7 @@ class Task:
     seed: int
     """Of this stage; stages of one run use different ones."""
     world: World = ALONE
+    teacher: Teacher | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -169,7 +188,8 @@ def begin(model: nn.Module, task: Task) -> State:
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     scaler = torch.amp.GradScaler(task.device.type, enabled=config.precision == "fp16")
-    return State(model, make_optimizer(model, config), scaler)
+    average = Average(model, config.ema) if config.ema else None
+    return State(model, make_optimizer(model, config), scaler, average)
 
 
 def make_optimizer(model: nn.Module, config: OptimisationConfig) -> torch.optim.Optimizer:
@@ -204,7 +224,9 @@ def train(state: State, task: Task, penalty: Penalty | None, log: Log, stopping:
         Interrupted: The user asked to stop; the state was saved.
     """
     config = task.config
+    mix = make_mix(config, task.splits.classes)
     network = _parallel(state, task)
+    forward = torch.compile(network) if config.compile else network
     while state.progress.epoch < config.epochs:
         progress = state.progress
         state.model.train()
@@ -212,12 +234,13 @@ def train(state: State, task: Task, penalty: Penalty | None, log: Log, stopping:
             torch.manual_seed(mixed(task.seed, progress.epoch, progress.step, *task.world.tag))
             lr = _set_rate(state, task)
             completes = _completes_update(task, progress.step)
+            images, targets = mix(images, labels)
             with accumulating(network, completes), _synced(task):
                 with _precision(task):
-                    logits = logits_of(network(images))
-                    loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+                    logits = logits_of(forward(images))
+                    loss = _loss(task, logits, targets, images)
                 state.scaler.scale(loss / _window(task, progress.step)).backward()
-            progress.count(loss, logits, labels)
+            progress.count(loss, logits, targets)
             if completes:
                 update(state, task, penalty, lr)
                 _look_up(state, task, log, stopping)
@@ -225,7 +248,10 @@ def train(state: State, task: Task, penalty: Penalty | None, log: Log, stopping:
 
 
 def update(state: State, task: Task, penalty: Penalty | None, lr: float) -> None:
-    """Take one optimizer step: unscale, clip, add the penalty, step, shrink. In fp16, an overflow skips all of it."""
+    """Take one optimizer step: unscale, clip, add the penalty, step, shrink, average.
+
+    In fp16, an overflow skips all of it.
+    """
     state.scaler.unscale_(state.optimizer)
     if task.config.clip_norm is not None:
         nn.utils.clip_grad_norm_(state.model.parameters(), task.config.clip_norm)
@@ -237,6 +263,8 @@ def update(state: State, task: Task, penalty: Penalty | None, lr: float) -> None
     skipped = state.scaler.get_scale() < scale
     if penalty is not None and not skipped:
         penalty.shrink(lr)
+    if state.average is not None and not skipped:
+        state.average.update(state.model)
     state.optimizer.zero_grad(set_to_none=True)
 
 
@@ -268,9 +296,9 @@ def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> list[torc
     return batches[:-1] if len(batches) > 1 and len(batches[-1]) < batch_size else batches
 
 
-def _batches(task: Task, progress: Progress) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(task: Task, progress: Progress, most: int | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     split: Split = task.splits.train
-    order = epoch_order(len(split), task.batch_size, task.seed, progress.epoch)[progress.step :]
+    order = epoch_order(len(split), task.batch_size, task.seed, progress.epoch)[progress.step :][:most]
     order = [batch.tensor_split(task.world.size)[task.world.rank] for batch in order]
     layout = torch.channels_last if task.config.channels_last else torch.preserve_format
     for images, labels in split.serve(order, task.device, seed=mixed(task.seed, progress.epoch)):
@@ -284,6 +312,13 @@ def _set_rate(state: State, task: Task) -> float:
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     return lr
+
+
+def _loss(task: Task, logits: torch.Tensor, targets: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    if targets.dim() > 1:  # shares of the classes of the data; a network may have scores for more
+        targets = F.pad(targets, (0, logits.shape[1] - targets.shape[1]))
+    loss = F.cross_entropy(logits, targets, label_smoothing=task.config.label_smoothing)
+    return loss if task.teacher is None else task.teacher.add_to(loss, logits, images)
 
 
 def _window(task: Task, step: int) -> int:
@@ -316,7 +351,12 @@ def _finish_epoch(state: State, task: Task, log: Log) -> None:
         raise DataError("the training split holds no images.")
     fitted = _fitted(progress, task.world)
     average_statistics(state.model, task.world)
-    held = evaluate(state.model, task.splits.validation, task.device, max(task.batch_size, 256), task.world)
+    if state.average is not None:
+        with _precision(task):
+            again = _batches(task, Progress(progress.epoch), _RECALIBRATED)
+            recalibrate(state.network, (images for images, _ in again))
+        average_statistics(state.network, task.world)
+    held = evaluate(state.network, task.splits.validation, task.device, max(task.batch_size, 256), task.world)
     is_best = held.top1 > progress.best
     lr = state.optimizer.param_groups[0]["lr"]
     record = EpochRecord(progress.epoch + 1, lr, fitted, held, is_best)

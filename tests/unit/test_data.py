@@ -74,7 +74,7 @@ def test_normalised_images_have_mean_zero_and_deviation_one() -> None:
 
 def test_draws_are_uniform_and_independent() -> None:
     """Against the moments of the uniform distribution; 100,000 draws of three, standard error 1e-3."""
-    drawn = uniforms(3, torch.arange(100_000), 3)
+    drawn = uniforms(3, torch.arange(100_000), 3).double()
     assert drawn.min() >= 0
     assert drawn.max() < 1
     torch.testing.assert_close(drawn.mean(0), torch.full((3,), 0.5).double(), atol=5e-3, rtol=0)

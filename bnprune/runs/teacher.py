@@ -1,0 +1,83 @@
+"""Which network the fine-tuned one learns from: the one named, or else the one before the cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bnprune.config import DistillConfig, FinetuneConfig, PipelineConfig
+from bnprune.data import Splits
+from bnprune.errors import CheckpointError, ConfigError
+from bnprune.runs.directory import RunDirectory
+from bnprune.runs.stages import kind_of
+from bnprune.runs.start import Network, initial, load_stage
+from bnprune.training.fit import require_fit
+
+
+def require_teacher(config: PipelineConfig, stages: Sequence[str], splits: Splits) -> None:
+    """Make sure that there will be a teacher where one is asked for.
+
+    Args:
+        config: The recipe.
+        stages: The stages of the run.
+        splits: What the teacher must fit.
+
+    Raises:
+        ConfigError: None is named, and no stage cuts a network; or it does not fit the data.
+        CheckpointError: It cannot be read.
+    """
+    distill = config.finetune.distill if config.finetune else None
+    if distill is None or not any(kind_of(stage) == "finetune" for stage in stages):
+        return
+    if distill.teacher is not None:
+        require_fit(_named(config, distill.teacher)[0], splits, "finetune.distill.teacher")
+    elif "prune" not in stages:
+        raise ConfigError(
+            "finetune.distill: the network before the cut is not known. Name its checkpoint: --teacher FILE "
+            "(finetune.distill.teacher), or fine-tune the run directory that has both."
+        )
+
+
+def find_teacher(config: PipelineConfig, directory: RunDirectory) -> Network | None:
+    """Return the teacher of a fine-tuning; None where none is asked for.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    distill = config.finetune.distill if config.finetune else None
+    if distill is None:
+        return None
+    if distill.teacher is not None:
+        return _named(config, distill.teacher)
+    if "train" in directory.result()["stages"]:
+        return load_stage(config, directory.checkpoint("train"))
+    return initial(config)  # the first pass has cut the network as it was given
+
+
+def teacher_beside(pruned: Path) -> Path | None:
+    """Return the checkpoint of the network before the cut, where a run has both it and the pruned one."""
+    folder = pruned / "checkpoints" if pruned.is_dir() else pruned.parent
+    dense = folder / "train.safetensors"
+    return dense if dense.is_file() and dense != pruned else None
+
+
+def taught_by(config: PipelineConfig, teacher: Path | None, *, asked: bool) -> PipelineConfig:
+    """Return a recipe with a teacher of its own in place of "the network before the cut".
+
+    Args:
+        config: The recipe.
+        teacher: A checkpoint; one that the recipe names is kept unless this one is asked for.
+        asked: Whether the user named it, so that a recipe without distillation gets it.
+    """
+    tuning = config.finetune or FinetuneConfig()
+    if teacher is None or not (asked or (tuning.distill and tuning.distill.teacher is None)):
+        return config
+    distill = (tuning.distill or DistillConfig()).model_copy(update={"teacher": teacher})
+    return config.model_copy(update={"finetune": tuning.model_copy(update={"distill": distill})})
+
+
+def _named(config: PipelineConfig, path: Path) -> Network:
+    try:
+        return load_stage(config, path)
+    except CheckpointError as error:
+        raise CheckpointError(f"finetune.distill.teacher: {error}") from error

@@ -1,0 +1,46 @@
+"""Distillation: what the scores of a teacher add to the loss.
+
+Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bnprune.training.evaluate import logits_of
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained network that another one learns from; it stays as it is."""
+
+    network: nn.Module
+    """In eval mode, on the device of the training."""
+    temperature: float
+    weight: float
+    """Share of the teacher in the loss."""
+
+    def add_to(self, loss: torch.Tensor, logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """Return (1-weight)·loss + weight·T²·KL(teacher ‖ student), of scores divided by T, over the batch's mean.
+
+        T² keeps the gradient's size where T changes (section 2.1). The teacher sees the very images the student saw.
+        """
+        with torch.no_grad():
+            taught = logits_of(self.network(images))
+        return (1 - self.weight) * loss + self.weight * divergence(logits, taught, self.temperature)
+
+
+def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return T²·KL(softmax(teacher / T) ‖ softmax(student / T)) of scores (N, K), the mean over N."""
+    expected = F.log_softmax(teacher.float() / temperature, 1)
+    found = F.log_softmax(student.float() / temperature, 1)
+    return temperature**2 * F.kl_div(found, expected, reduction="batchmean", log_target=True)
+
+
+def as_teacher(network: nn.Module, device: torch.device, temperature: float, weight: float) -> Teacher:
+    """Make a teacher of a network, in place."""
+    return Teacher(network.to(device).eval().requires_grad_(False), temperature, weight)
