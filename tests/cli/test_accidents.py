@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import resource
 import signal
 import time
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from bnprune.errors import CheckpointError
 from bnprune.pruning.surgery import fill
 from bnprune.runs.directory import RunDirectory
-from tests.cli.harness import CHAIN, bnprune, document, done, read_json, refusal, spawn, tensor_bytes, write
+from tests.cli.harness import CHAIN, bnprune, document, done, read_json, refusal, spawn, squeezed, tensor_bytes, write
 
 # -- a full disk ------------------------------------------------------------------------------------------------------
 
@@ -257,6 +258,82 @@ def test_a_run_that_is_killed_at_random_goes_on_to_the_same_bits(recipe: Path, h
 def metrics_size(folder: Path) -> int:
     path = folder / "metrics.jsonl"
     return path.stat().st_size if path.exists() else 0
+
+
+# -- things that go away while they are used --------------------------------------------------------------------------
+
+VANISHING = """\
+import os, shutil
+from pathlib import Path
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+RUN = Path("run")
+
+
+class Images(Dataset):
+    targets = [index % 10 for index in range(40)]
+
+    def __init__(self, what, calm):
+        self.what = None if calm else what
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        if (RUN / "metrics.jsonl").exists() and self.what and Path("armed").exists():
+            getattr(self, self.what)()
+        generator = torch.Generator().manual_seed(index)
+        return torch.randn(1, 16, 16, generator=generator), index % 10
+
+    def data(self):
+        raise FileNotFoundError(2, "No such file or directory", "images/7.png")
+
+    def worker(self):
+        assert get_worker_info() is not None
+        os._exit(9)
+
+    def folder(self):
+        if (RUN / "checkpoints").is_dir():
+            (RUN / "checkpoints").rename(RUN / "kept")
+            (RUN / "checkpoints").write_text("a file where a folder was")
+
+
+def build(what):
+    return Images(what, False), Images(what, True), Images(what, True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("data", "data: sample .* cannot be read: FileNotFoundError: .*images/7.png"),
+        ("worker", "a loader process failed: .*exited unexpectedly"),
+        ("folder", "'run/checkpoints/last.safetensors' cannot be written: Not a directory."),
+    ],
+)
+def test_what_goes_away_in_the_second_epoch_leaves_a_run_to_go_on_with(
+    what: str, said: str, recipe: Path, here: Path
+) -> None:
+    write("vanishing.py", VANISHING)
+    own = f"data={{factory: vanishing:build, kwargs: {{what: {what}}}, batch_size: 8, workers: 1}}"
+    recipe.write_text(recipe.read_text().replace("data: {name: digits, augment: false}\n", ""))
+    line = ("train", recipe, own, "train.epochs=3", "--out")
+    whole = done(*line, "whole")
+    armed = write("armed", "")
+    result = bnprune(*line, "run")
+    assert result.exit_code == 5, result.output
+    assert re.search(said, squeezed(result.stderr)), result.stderr
+    assert "Traceback" not in result.stderr
+    armed.unlink()
+    if what == "folder":
+        (here / "run" / "checkpoints").unlink()
+        (here / "run" / "kept").rename(here / "run" / "checkpoints")
+    resumed = done(*line, "run", "--resume")
+    assert "epoch 1/3" in whole.stderr
+    assert "epoch 1/3" not in resumed.stderr
+    left, right = (tensor_bytes(here / name / "checkpoints" / "train.safetensors") for name in ("run", "whole"))
+    assert left == right
 
 
 # -- our own mistakes -------------------------------------------------------------------------------------------------
