@@ -25,6 +25,7 @@ from bnprune.recipe import as_data
 from bnprune.runs.checkpoint import Header, load_weights, save_checkpoint
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.files import write_text
+from bnprune.runs.gammas import save_gammas
 from bnprune.runs.passes import request_of
 from bnprune.runs.stages import KINDS, kind_of, order_of, pass_of
 from bnprune.runs.start import Network, initial, load_stage, prepare
@@ -85,6 +86,8 @@ def execute(
     for note in start.splits.notes:
         display.note(f"note: {note}")
     directory.begin(config)
+    if not result["stages"] and not directory.gamma_file.exists():
+        save_gammas(directory.gamma_file, start.network[0])
     run = Run(config, directory, display, stopping, start.device, start.splits)
     for stage in todo:
         started = time.perf_counter()
