@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from bnprune.report.numbers import count as count
 from bnprune.runs.files import plain
 from bnprune.runs.stages import title_of
 from bnprune.training.loop import EpochRecord
@@ -114,14 +115,6 @@ def make_table(*columns: str) -> Table:
     for position, column in enumerate(columns):
         table.add_column(column, justify="right" if position else "left", overflow="fold")
     return table
-
-
-def count(number: float) -> str:
-    """Write a count as people read it: 853.0k, 20.04M, 4.09G."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.2f}{unit}"
-    return f"{number:.0f}"
 
 
 def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bnprune.cli.display import RichDisplay, print_json, show_result
+from bnprune.cli.reporting import report_of_run
 from bnprune.config import PipelineConfig
 from bnprune.errors import ConfigError
 from bnprune.recipe import amend, load_recipe
@@ -81,6 +82,7 @@ def _run(
     directory = RunDirectory.resume(path, config) if resume else RunDirectory.new(path, force=force)
     with RichDisplay() as display, stop_requests() as stopping:
         result = execute(config, directory, display, stopping, stages, network)
+        display.note(report_of_run(path))
     if as_json:
         print_json(result)
     else:

@@ -166,6 +166,13 @@ def loss_curves(story: Story) -> Chart | None:
     return _curves(story, "Training loss", lambda curve: curve.train_loss, lambda value: f"{value:g}", limit=1e9)
 
 
+def last_trainings(stories: Sequence[Story]) -> Chart | None:
+    """Validation accuracy over the last training of several runs."""
+    lasts = [(story.name, story.curves[-1], n) for n, story in enumerate(stories) if story.curves]
+    lines = [_line(name, number, curve, curve.validation_top1) for name, curve, number in lasts]
+    return _trained("Validation accuracy", lines, [curve for _, curve, _ in lasts], _whole_percent, 1.0)
+
+
 def _curves(
     story: Story,
     title: str,
@@ -173,18 +180,27 @@ def _curves(
     write: Callable[[float], str],
     limit: float,
 ) -> Chart | None:
-    series = []
-    for curve in story.curves:
-        points = tuple((e, v) for e, v in zip(curve.epochs, values_of(curve), strict=True) if v is not None)
-        if points:
-            series.append(Series(curve.title, points, colour_of(curve.stage)))
+    lines = [_line(curve.title, colour_of(curve.stage), curve, values_of(curve)) for curve in story.curves]
+    return _trained(title, lines, story.curves, write, limit)
+
+
+def _line(label: str, colour: int, curve: Curve, values: Sequence[float | None]) -> Series:
+    points = tuple((e, v) for e, v in zip(curve.epochs, values, strict=True) if v is not None)
+    return Series(label, points, colour)
+
+
+def _trained(
+    title: str, lines: Sequence[Series], curves: Sequence[Curve], write: Callable[[float], str], limit: float
+) -> Chart | None:
+    """Values over epochs; a single epoch is no curve."""
+    series = tuple(line for line in lines if line.points)
     values = [value for one in series for _, value in one.points]
     if not values or max(len(one.points) for one in series) < 2:
         return None
     high = min(max(values) + 0.03 * (max(values) - min(values) or 1.0), limit * 1.005)
     axis = Axis(title, 0.0 if limit > 1 else max(min(values) - 0.02, 0.0), high, write)
     legend: tuple[tuple[Mark, str, int], ...] = tuple(("line", one.label, one.colour) for one in series)
-    return Chart(title, tuple(series), _epoch_axis(story.curves), axis, legend)
+    return Chart(title, series, _epoch_axis(curves), axis, legend)
 
 
 def _epoch_axis(curves: Sequence[Curve]) -> Axis:

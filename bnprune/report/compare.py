@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -21,11 +22,14 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 def comparison(stories: Sequence[Story]) -> str:
     """Return the part of the page about all runs together."""
     names = " · ".join(escape(story.name) for story in stories)
-    figure = charts.accuracy_of_runs(stories)
+    cards = [
+        sections.card("Test accuracy against MACs", charts.accuracy_of_runs(stories)),
+        sections.card("Validation accuracy in the last training", charts.last_trainings(stories)),
+    ]
     return (
         f'<header><p class="eyebrow">bnprune, {len(stories)} runs</p><h1>{names}</h1></header>'
         + sections.section("Side by side", _table(stories), "Each run's last network; below it, what it was cut from.")
-        + sections.section("Accuracy against MACs", f'<div class="grid">{sections.card("Test images", figure)}</div>')
+        + sections.section("Accuracy", sections.grid(cards))
         + sections.section("What differs in their recipes", _differences(stories))
     )
 
@@ -41,20 +45,24 @@ def _table(stories: Sequence[Story]) -> str:
 
 def _row(number: int, story: Story) -> str:
     final, reference = story.final, story.reference
-    title = f'<th scope="row"><i class="dot c{number % 6}"></i>{escape(story.name)}'
+    head = f'<th scope="row"><i class="dot c{number % 6}"></i>{escape(story.name)}'
     if final is None:
-        return f'<tr>{title}</th><td colspan="{len(_COLUMNS)}">no stage is finished yet</td></tr>'
-    cells = "".join(_cell(story, final, reference, key, write) for _, key, write in _COLUMNS)
-    return f"<tr>{title}<small>{escape(final.title)}</small></th>{cells}</tr>"
+        return f'<tr>{head}</th><td colspan="{len(_COLUMNS)}">no stage is finished yet</td></tr>'
+    cells = "".join(_cell(story, final, reference, title, key, write) for title, key, write in _COLUMNS)
+    return f"<tr>{head}<small>{escape(final.title)}</small></th>{cells}</tr>"
 
 
-def _cell(story: Story, final: Stage, reference: Stage | None, key: str, write: Callable[[float], str]) -> str:
+def _cell(
+    story: Story, final: Stage, reference: Stage | None, title: str, key: str, write: Callable[[float], str]
+) -> str:
     value, was = getattr(final, key), getattr(reference, key, None)
     change = ""
     if value is not None and was is not None and reference is not final:
         said = points(value - was) if key == "accuracy" else factor(was, value)
         change = f"<small>{escape(said)} from {escape(write(was))}</small>"
-    return f"<td>{sections.datum(sections.at(story, final, key), value, write)}{change}</td>"
+    return (
+        f'<td data-label="{escape(title)}">{sections.datum(sections.at(story, final, key), value, write)}{change}</td>'
+    )
 
 
 def _differences(stories: Sequence[Story]) -> str:
@@ -83,5 +91,5 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping) and value:
             found |= _flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = str(value)
+            found[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, bool) else str(value)
     return found

@@ -24,10 +24,19 @@ class Axis:
     def ticks(self) -> list[float]:
         """Return round values within the axis."""
         if self.root:
-            return [value for value in _ROOT_TICKS if value <= self.high]
-        step = _step((self.high - self.low) / 4)
+            return self._root_ticks()
+        step = _step((self.high - self.low) / 4.5)
         first = math.ceil(self.low / step - 1e-9)
         return [step * n for n in range(first, first + 12) if step * n <= self.high + step * 1e-9]
+
+    def _root_ticks(self) -> list[float]:
+        """Return round values from the top downwards, as far as there is room for them."""
+        chosen: list[float] = []
+        for value in reversed(_ROOT_TICKS):
+            room = math.sqrt(chosen[-1]) - math.sqrt(value) if chosen else math.inf
+            if value <= self.high and (room >= 0.09 * math.sqrt(self.high)):
+                chosen.append(value)
+        return chosen
 
     def place(self, value: float, start: float, end: float) -> float:
         """Return where a value is between two coordinates."""

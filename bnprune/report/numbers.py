@@ -43,4 +43,4 @@ def factor(before: float, after: float) -> str:
 
 def points(change: float) -> str:
     """Write a difference of accuracies in percentage points: +0.28 points."""
-    return f"{100 * change + 0.0:+.2f} points" if abs(change) >= 5e-5 else "±0.00 points"
+    return f"{100 * change:+.2f} points".replace("-", "−") if abs(change) >= 5e-5 else "±0.00 points"

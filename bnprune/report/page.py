@@ -43,7 +43,7 @@ def _header(story: Story) -> str:
     device = story.environment.get("accelerators") or [story.environment.get("processor", "")]
     about = " · ".join(
         escape(part)
-        for part in (story.model, f"on {story.data}", str(story.environment.get("time", ""))[:10], str(device[0]))
+        for part in (f"{story.model} on {story.data}", str(story.environment.get("time", ""))[:10], str(device[0]))
         if part
     )
     return (
@@ -67,7 +67,7 @@ def _run(story: Story) -> str:
 
 
 _GAMMAS = (
-    "A channel whose scale factor γ is near zero says almost nothing. Channels are ranked by |γ|, and the smallest go. "
+    "A channel whose scale factor γ is near zero says almost nothing. Channels are ranked by it, and the smallest go. "
     "Heights are square roots of counts."
 )
 

@@ -53,51 +53,43 @@ def headline(story: Story) -> str:
     final, reference = story.final, story.reference
     if final is None:
         return "No stage of this run is finished yet."
-    if not story.cuts or reference is None or final.accuracy is None or reference.accuracy is None:
-        return (
-            f"{escape(final.title.capitalize())}: nothing to compare with yet."
-            if story.cuts
-            else "Nothing was cut yet."
-        )
-    gone = f"{1 - final.macs / reference.macs:.0%} of the MACs and {1 - final.params / reference.params:.0%} of the parameters"
+    if not story.cuts:
+        return "Nothing was cut yet."
+    if reference is None or final.accuracy is None or reference.accuracy is None:
+        return f"There is nothing to compare the {escape(final.title)} network with."
+    macs, params = 1 - final.macs / reference.macs, 1 - final.params / reference.params
     change = final.accuracy - reference.accuracy
     return (
-        f"{gone} are gone. The {escape(final.title)} network classifies <b>{percent(final.accuracy)}</b> of the test "
-        f"images correctly, the {escape(reference.title)} one {percent(reference.accuracy)} ({points(change)})."
+        f"{macs:.0%} of the MACs and {params:.0%} of the parameters are gone. The {escape(final.title)} network "
+        f"classifies <b>{percent(final.accuracy)}</b> of the test images correctly, the {escape(reference.title)} one "
+        f"{percent(reference.accuracy)} ({points(change)})."
     )
 
 
 def tiles(story: Story) -> str:
     """The slim network in five figures, each beside what it was."""
+    return "" if story.final is None else f'<div class="tiles">{"".join(_tile(story, *tile) for tile in _TILES)}</div>'
+
+
+_TILES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("Test accuracy", "accuracy", percent),
+    ("MACs", "macs", count),
+    ("Parameters", "params", count),
+    ("Latency, batch 1", "latency_ms", milliseconds),
+    ("File", "file_bytes", megabytes),
+)
+
+
+def _tile(story: Story, name: str, key: str, write: Callable[[float], str]) -> str:
     final, reference = story.final, story.reference
-    if final is None:
-        return ""
-    before = reference if reference is not final else None
-    shown = [
-        ("Test accuracy", "accuracy", final.accuracy, percent),
-        ("MACs", "macs", final.macs, count),
-        ("Parameters", "params", final.params, count),
-        ("Latency, batch 1", "latency_ms", final.latency_ms, milliseconds),
-        ("File", "file_bytes", final.file_bytes, megabytes),
-    ]
-    return '<div class="tiles">' + "".join(_tile(story, final, before, *tile) for tile in shown) + "</div>"
-
-
-def _tile(
-    story: Story,
-    final: Stage,
-    before: Stage | None,
-    name: str,
-    key: str,
-    value: float | None,
-    write: Callable[[float], str],
-) -> str:
-    was = getattr(before, key) if before is not None else None
+    assert final is not None
+    value, was = getattr(final, key), getattr(reference, key, None)
     compared = ""
-    if value is not None and was is not None:
+    if value is not None and was is not None and reference is not final:
         change = points(value - was) if key == "accuracy" else factor(was, value)
         compared = f"<small><b>{escape(change)}</b> from {escape(write(was))}</small>"
-    return f'<div class="tile"><span>{escape(name)}</span><strong>{datum(at(story, final, key), value, write)}</strong>{compared}</div>'
+    figure = datum(at(story, final, key), value, write)
+    return f'<div class="tile"><span>{escape(name)}</span><strong>{figure}</strong>{compared}</div>'
 
 
 def proof(story: Story) -> str:
@@ -134,7 +126,7 @@ def stage_table(story: Story) -> str:
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title, _, _ in _COLUMNS)
     rows = "".join(
         f'<tr><th scope="row"><i class="dot c{charts.colour_of(stage.name)}"></i>{escape(stage.title)}</th>'
-        + "".join(_cell(story, stage, key, write, largest[key]) for _, key, write in _COLUMNS)
+        + "".join(_cell(story, stage, title, key, write, largest[key]) for title, key, write in _COLUMNS)
         + "</tr>"
         for stage in story.stages
     )
@@ -150,12 +142,12 @@ def _value(stage: Stage, key: str) -> float | None:
     return value
 
 
-def _cell(story: Story, stage: Stage, key: str, write: Callable[[float], str], largest: float) -> str:
+def _cell(story: Story, stage: Stage, title: str, key: str, write: Callable[[float], str], largest: float) -> str:
     value = _value(stage, key)
     bar = ""
     if key in _BARS and value is not None and largest:
-        bar = f'<span class="bar"><i style="width:{100 * value / largest:.1f}%"></i></span>'
-    return f"<td>{datum(at(story, stage, key), value, write)}{bar}</td>"
+        bar = _bar(value, largest)
+    return f'<td data-label="{escape(title)}">{datum(at(story, stage, key), value, write)}{bar}</td>'
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------
@@ -173,7 +165,7 @@ def training(story: Story) -> str:
         card("Training loss", charts.loss_curves(story)),
         card("Scale factors while training", charts.gamma_over_time(story)),
     ]
-    return _grid(cards)
+    return grid(cards)
 
 
 def gammas(story: Story) -> str:
@@ -185,10 +177,11 @@ def gammas(story: Story) -> str:
         f'<p class="note">{escape(g.title.capitalize())}, every |γ| was {float(g.values[0]):g}.</p>' for g in flat
     )
     keys = '<ul class="legend"><li><i class="box stay"></i>kept</li><li><i class="box gone"></i>removed</li></ul>'
-    return (keys + _grid(cards) if cards else "") + said
+    return (keys + grid(cards) if cards else "") + said
 
 
-def _grid(cards: Sequence[str]) -> str:
+def grid(cards: Sequence[str]) -> str:
+    """Return cards side by side where there is room."""
     body = "".join(cards)
     return f'<div class="grid">{body}</div>' if body else ""
 
@@ -202,17 +195,16 @@ def layers(story: Story) -> str:
     if figure is None:
         return ""
     rows = "".join(
-        f'<li><span class="name">{escape(name)}</span><span class="bar"><i style="width:{100 * after / max(before, 1):.1f}%">'
-        f'</i></span><span class="num">{before} → <b>{after}</b></span></li>'
+        f'<li><span class="name">{escape(name)}</span>{_bar(after, before)}'
+        f'<span class="num">{before} → <b>{after}</b></span></li>'
         for name, before, after in figure.layers
     )
     opened = " open" if len(figure.layers) <= _FEW_LAYERS else ""
     keys = '<ul class="legend"><li><i class="box stay"></i>kept</li><li><i class="box whole"></i>removed</li></ul>'
-    return (
-        f'<figure class="card">{keys}{draw(figure)}<p class="note ends"><span>input</span><span>output</span></p>'
-        f'<details{opened}><summary>Layer by layer ({len(figure.layers)})</summary><ul class="layers">{rows}</ul></details>'
-        "</figure>"
-    )
+    ends = '<p class="note ends"><span>input</span><span>output</span></p>'
+    named = f"<summary>Layer by layer ({len(figure.layers)})</summary>"
+    listed = f'<details{opened}>{named}<ul class="layers">{rows}</ul></details>'
+    return f'<figure class="card">{keys}{draw(figure)}{ends}{listed}</figure>'
 
 
 # -- the cut ---------------------------------------------------------------------------------------------------------
@@ -227,7 +219,7 @@ _ASKED: dict[str, Callable[[float], str]] = {
 
 def cuts(story: Story) -> str:
     """What was asked of each cut, what came of it, and what was tried afterwards."""
-    return _grid([_cut(stage, stage.cutting) for stage in story.stages if stage.cutting is not None])
+    return grid([_cut(stage, stage.cutting) for stage in story.stages if stage.cutting is not None])
 
 
 def _cut(stage: Stage, cut: Cutting) -> str:
@@ -235,19 +227,36 @@ def _cut(stage: Stage, cut: Cutting) -> str:
     facts = [
         ("asked for", MISSING if cut.requested is None else write(cut.requested)),
         ("realised", MISSING if cut.realised is None else write(cut.realised)),
-        ("prunable channels", f"{cut.channels[0]} → {cut.channels[1]}"),
+        *((title, f"{write(before)} → {write(after)}") for title, (before, after), write in _changes(cut)),
     ]
-    body = definitions(facts)
-    if cut.tried:
-        best = max(cut.tried.values()) or 1.0
-        body += "<h4>Validation accuracy right after the cut</h4><ul class='layers one'>" + "".join(
-            f'<li{" class=chosen" if name == cut.chosen else ""}><span class="name">{escape(name)}</span>'
-            f'<span class="bar"><i style="width:{100 * top1 / best:.1f}%"></i></span>'
-            f'<span class="num">{percent(top1)}</span></li>'
-            for name, top1 in cut.tried.items()
-        )
-        body += f'</ul><p class="note">Kept: {escape(cut.chosen)}.</p>'
-    return f'<div class="card"><h3>{escape(stage.title)}</h3>{body}</div>'
+    return f'<div class="card"><h3>{escape(stage.title.capitalize())}</h3>{definitions(facts)}</div>{_recovery(cut)}'
+
+
+def _changes(cut: Cutting) -> list[tuple[str, tuple[int, int], Callable[[float], str]]]:
+    return [
+        ("prunable channels", cut.channels, lambda value: f"{value:.0f}"),
+        ("parameters", cut.params, count),
+        ("MACs", cut.macs, count),
+    ]
+
+
+def _recovery(cut: Cutting) -> str:
+    if not cut.tried:
+        return ""
+    best = max(cut.tried.values()) or 1.0
+    rows = "".join(
+        f'<li{" class=chosen" if name == cut.chosen else ""}><span class="name">{escape(name)}</span>'
+        f'{_bar(top1, best)}<span class="num">{percent(top1)}</span></li>'
+        for name, top1 in cut.tried.items()
+    )
+    return (
+        f'<div class="card"><h3>Validation accuracy right after it</h3><ul class="layers one">{rows}</ul>'
+        f'<p class="note">Kept: {escape(cut.chosen)}.</p></div>'
+    )
+
+
+def _bar(part: float, whole: float) -> str:
+    return f'<span class="bar"><i style="width:{100 * part / (whole or 1):.1f}%"></i></span>'
 
 
 def refusals(story: Story) -> str:
@@ -298,10 +307,12 @@ def provenance(story: Story) -> str:
         ("git", str(environment.get("git") or MISSING)),
     ]
     told = definitions(facts) if environment else '<p class="note">env.json is not there.</p>'
-    return (
-        f'<div class="grid"><details class="card"><summary>Configuration</summary><pre>{escape(story.config_text)}</pre>'
-        f'</details><details class="card"><summary>Environment</summary>{told}</details></div>'
-    )
+    recipe = f"<pre>{escape(story.config_text)}</pre>"
+    return grid([_folded("Configuration", recipe), _folded("Environment", told)])
+
+
+def _folded(title: str, body: str) -> str:
+    return f'<details class="card"><summary>{title}</summary>{body}</details>'
 
 
 def _versions(environment: Any) -> list[tuple[str, Any]]:

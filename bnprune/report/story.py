@@ -130,6 +130,8 @@ class Story:
     stages: tuple[Stage, ...]
     curves: tuple[Curve, ...]
     gammas: tuple[Gammas, ...]
+    gated: bool = False
+    """Whether the first cut put gates in."""
     notes: tuple[str, ...] = field(default=())
     """What is missing, and why."""
 
@@ -152,17 +154,15 @@ class Story:
 
     @property
     def layers(self) -> list[Layer]:
-        """Widths before the first cut and after the last, without BatchNorms that only repeat the layer before them."""
+        """Widths before the first cut and after the last: of convolutions and linear layers, or behind gates of norms.
+
+        A BatchNorm repeats the width of the layer before it, unless gates stand between them.
+        """
         if not self.cuts:
             return []
         after = {layer.name: layer.after for cut in self.cuts for layer in cut.layers}
-        found: list[Layer] = []
-        for first in self.cuts[0].layers:
-            layer = Layer(first.name, first.kind, first.before, after[first.name])
-            same = found and (found[-1].before, found[-1].after) == (layer.before, layer.after)
-            if not (layer.kind == "norm" and same):
-                found.append(layer)
-        return found
+        first = [layer for layer in self.cuts[0].layers if (layer.kind == "norm") == self.gated]
+        return [Layer(layer.name, layer.kind, layer.before, after[layer.name]) for layer in first]
 
 
 def read_story(path: Path) -> Story:
@@ -183,6 +183,7 @@ def read_story(path: Path) -> Story:
     result = _json(directory.result_file, notes)
     stages = _checked(directory.result_file, lambda: tuple(_stage(*item) for item in result.get("stages", {}).items()))
     curves = _checked(directory.metrics_file, lambda: _curves(directory, notes))
+    plan = _plan(directory.plan_file("prune"))
     return Story(
         path=path,
         name=path.resolve().name,
@@ -193,7 +194,8 @@ def read_story(path: Path) -> Story:
         environment=environment,
         stages=stages,
         curves=curves,
-        gammas=tuple(_gammas(directory, notes)),
+        gammas=tuple(_gammas(directory, plan, notes)),
+        gated=plan is not None and bool(plan.gates),
         notes=tuple(notes),
     )
 
@@ -219,6 +221,15 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
         )
         return {}
     return _checked(path, lambda: dict(json.loads(_text(path))))
+
+
+def _plan(path: Path) -> PruningPlan | None:
+    if not path.is_file():
+        return None
+    try:
+        return PruningPlan.from_json(_text(path))
+    except CheckpointError as error:
+        raise CheckpointError(f"'{path}' is damaged: {error}") from error
 
 
 def _named(section: Any) -> str:
@@ -313,7 +324,7 @@ def _curve(stage: str, records: list[dict[str, Any]]) -> Curve:
 # -- scale factors ---------------------------------------------------------------------------------------------------
 
 
-def _gammas(directory: RunDirectory, notes: list[str]) -> list[Gammas]:
+def _gammas(directory: RunDirectory, plan: PruningPlan | None, notes: list[str]) -> list[Gammas]:
     """Scale factors before training, trained without the penalty, and with it: as far as there are such networks."""
     if not directory.gamma_file.is_file():
         notes.append("gamma.safetensors is not there: no histograms of the scale factors.")
@@ -326,8 +337,7 @@ def _gammas(directory: RunDirectory, notes: list[str]) -> list[Gammas]:
         there = read_gammas(path, names) if path.is_file() else {}
         if there.keys() == start.keys() and all(there[name].shape == start[name].shape for name in names):
             found.append(Gammas(title, _joined(there, names)))
-    plan = directory.plan_file("prune")
-    if plan.is_file():
+    if plan is not None:
         removed = _removed(plan, start, names)
         found[-1] = Gammas(found[-1].title, found[-1].values, removed)
     return found
@@ -337,9 +347,9 @@ def _joined(gammas: Mapping[str, torch.Tensor], names: list[str]) -> torch.Tenso
     return torch.cat([gammas[name].flatten() for name in names])
 
 
-def _removed(path: Path, gammas: Mapping[str, torch.Tensor], names: list[str]) -> torch.Tensor | None:
+def _removed(plan: PruningPlan, gammas: Mapping[str, torch.Tensor], names: list[str]) -> torch.Tensor | None:
     """Whether the plan removes each scale factor; None where it was made for a network of other sizes."""
-    cuts = {place: cut for cut in PruningPlan.from_json(_text(path)).cuts for place in cut.at}
+    cuts = {place: cut for cut in plan.cuts for place in cut.at}
     gone = []
     for name in names:
         mask = torch.zeros(gammas[name].numel(), dtype=torch.bool)

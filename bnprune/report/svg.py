@@ -99,10 +99,10 @@ def _threshold(figure: Histogram) -> str:
     if figure.threshold is None:
         return ""
     at = _x(figure.x, figure.threshold)
-    anchor, shift = ("end", -5) if at > _WIDTH * 0.6 else ("start", 5)
+    anchor, shift = ("end", -6) if at > _WIDTH * 0.6 else ("start", 14)
     return (
         f'<line class="threshold" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP:g}" y2="{_HEIGHT - _BOTTOM:g}"/>'
-        f'<text class="said" x="{at + shift:.1f}" y="{_TOP + 8:g}" text-anchor="{anchor}">'
+        f'<text class="said" x="{at + shift:.1f}" y="{_TOP + 9:g}" text-anchor="{anchor}">'
         f"threshold {figure.threshold:.3g}</text>"
     )
 
