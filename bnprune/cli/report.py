@@ -33,6 +33,6 @@ def report(
     One file that needs no network and no script: stages, accuracy, cost, scale factors, layers, what had to stay and
     why, recipe and environment.
     """
-    from bnprune.cli.reporting import run_report
+    from bnprune.cli.reports import run_report
 
     run_report(runs, out=out, plots=plots, force=force, as_json=json)

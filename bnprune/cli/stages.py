@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bnprune.cli.display import RichDisplay, print_json, show_result
-from bnprune.cli.reporting import report_of_run
+from bnprune.cli.reports import report_of_run
 from bnprune.config import PipelineConfig
 from bnprune.errors import ConfigError
 from bnprune.recipe import amend, load_recipe

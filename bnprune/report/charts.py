@@ -108,7 +108,7 @@ def gamma_histograms(story: Story) -> list[Histogram]:
     section = story.config.get("prune")
     by_gamma = isinstance(section, dict) and section.get("criterion", "gamma") == "gamma"
     return [
-        Histogram(gammas.title, edges, kept, gone, x, y, gammas.threshold if by_gamma else None)
+        Histogram(f"|γ| {gammas.title}", edges, kept, gone, x, y, gammas.threshold if by_gamma else None)
         for gammas, (kept, gone) in zip(shown, counted, strict=True)
     ]
 

@@ -171,7 +171,7 @@ def training(story: Story) -> str:
 def gammas(story: Story) -> str:
     """Histograms of |γ|."""
     figures = charts.gamma_histograms(story)
-    cards = [card(f"|γ| {figure.title}", figure) for figure in figures]
+    cards = [card(figure.title, figure) for figure in figures]
     flat = [gammas for gammas in story.gammas if charts.constant(gammas)]
     said = "".join(
         f'<p class="note">{escape(g.title.capitalize())}, every |γ| was {float(g.values[0]):g}.</p>' for g in flat
