@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import re
 from importlib import metadata
 from typing import Any
 
 import typer
 
+from bnprune.cli.voice import say
+
 _CORE = ("bnprune", "torch", "torchvision", "numpy", "pydantic", "PyYAML", "rich", "safetensors", "typer")
-_EXTRAS = {"demo": "sklearn", "timm": "timm"}
+_EXTRAS = {"demo": "sklearn", "timm": "timm", "onnx": "onnxruntime", "report": "matplotlib"}
+_PIN = re.compile(r"torch\s*\(?==\s*([\d.]+)")
+_REINSTALL = "Install both from one index, in one command: pip install --upgrade --force-reinstall torch torchvision"
 _MISMATCH = "operator torchvision::nms does not exist"
 
 
@@ -69,6 +74,21 @@ def _torchvision(problems: list[str]) -> None:
         import torchvision  # noqa: F401
     except Exception as error:  # noqa: BLE001 - as above
         problems.append(explain(error))
+    else:
+        problems += _mismatch()
+
+
+def _mismatch() -> list[str]:
+    """Compare the torch there is with the one torchvision was built for."""
+    try:
+        built_for = [_PIN.match(need) for need in metadata.requires("torchvision") or ()]
+        there = metadata.version("torch").partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return []
+    wanted = next((found[1] for found in built_for if found), there)
+    if wanted == there:
+        return []
+    return [f"torchvision {metadata.version('torchvision')} was built for torch {wanted}, not {there}. {_REINSTALL}"]
 
 
 def explain(error: Exception) -> str:
@@ -77,8 +97,7 @@ def explain(error: Exception) -> str:
     if _MISMATCH in str(error):
         text += (
             ". Its binary was built for another torch: a CPU-only torch ('+cpu') beside a torchvision from PyPI, or "
-            "versions that were not released together. Install both from one index, in one command: "
-            "pip install --upgrade --force-reinstall torch torchvision"
+            f"versions that were not released together. {_REINSTALL}"
         )
     return text
 
@@ -92,6 +111,6 @@ def _show(report: dict[str, Any]) -> None:
     typer.echo(f"devices: {', '.join(report['devices'])} ({report['threads']} threads)")
     typer.echo(f"models: {', '.join(report['models'])}, torchvision/NAME, timm/NAME, package.module:factory")
     for problem in report["problems"]:
-        typer.secho(f"problem: {problem}", fg="red")
+        say(f"problem: {problem}", fg="red")
     if not report["problems"]:
         typer.echo("no problems found")
