@@ -14,7 +14,7 @@ from bnprune.cli.voice import say
 
 _CORE = ("bnprune", "torch", "torchvision", "numpy", "pydantic", "PyYAML", "rich", "safetensors", "typer")
 _EXTRAS = {"demo": "sklearn", "timm": "timm", "onnx": "onnxruntime", "report": "matplotlib"}
-_PIN = re.compile(r"torch\s*\(?==\s*([\d.]+)")
+_NEED = re.compile(r"torch\s*\(?(==|>=)\s*([\d.]+)")
 _REINSTALL = "Install both from one index, in one command: pip install --upgrade --force-reinstall torch torchvision"
 _MISMATCH = "operator torchvision::nms does not exist"
 
@@ -81,14 +81,20 @@ def _torchvision(problems: list[str]) -> None:
 def _mismatch() -> list[str]:
     """Compare the torch there is with the one torchvision was built for."""
     try:
-        built_for = [_PIN.match(need) for need in metadata.requires("torchvision") or ()]
+        needs = [_NEED.match(need) for need in metadata.requires("torchvision") or ()]
         there = metadata.version("torch").partition("+")[0]
     except metadata.PackageNotFoundError:
         return []
-    wanted = next((found[1] for found in built_for if found), there)
-    if wanted == there:
-        return []
-    return [f"torchvision {metadata.version('torchvision')} was built for torch {wanted}, not {there}. {_REINSTALL}"]
+    for need in filter(None, needs):
+        relation, wanted = need.groups()
+        if there != wanted if relation == "==" else _numbers(there) < _numbers(wanted):
+            name = f"torchvision {metadata.version('torchvision')}"
+            return [f"{name} was built for torch {relation} {wanted}, not {there}. {_REINSTALL}"]
+    return []
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]
 
 
 def explain(error: Exception) -> str:
