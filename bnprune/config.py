@@ -58,6 +58,7 @@ class DataConfig(Section):
     download: Switch = False
     """Fetch the data set if it is not there."""
     batch_size: Count = 128
+    """Images per step (per process)."""
     image_size: Count | None = None
     """Height and width images are resized to; default: as the data set has them (`imagefolder`: of its first image)."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -95,27 +96,34 @@ class OptimisationConfig(Section):
     """What training and fine-tuning have in common."""
 
     epochs: Count = 30
+    """Passes over the training images."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """The penalty of adaptive optimizers is decoupled: a term in the gradient would be normalised away."""
     lr: Positive = 0.1
     """Learning rate at the top of the schedule."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD momentum, or the first beta of Adam."""
     nesterov: Switch = True
     weight_decay: NonNegative = 5e-4
+    """L2, on weights of two or more dimensions only."""
     paper: Switch = False
     """Apply weight decay to γ, β and biases too, as the paper did; it shrinks every γ and selects none."""
     schedule: Literal["cosine", "step", "one-cycle", "constant"] = "cosine"
+    """How the learning rate falls, step by step."""
     milestones: tuple[Fraction, ...] = (0.5, 0.75)
     """With `schedule: step`: shares of the training after which the learning rate is divided by 10."""
     warmup_epochs: NonNegative = 0
     """Epochs, out of `epochs`, in which the learning rate rises to `lr`."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is spread over all classes."""
     accumulate: Count = 1
     """Micro-batches per optimizer step."""
     clip_norm: Positive | None = None
     """Largest gradient norm."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of autocast; weights and γ stay in fp32."""
     channels_last: Switch = False
+    """Memory format; often faster on GPUs with bf16 or fp16."""
 
     @model_validator(mode="after")
     def _leaves_the_warmup(self) -> Self:
@@ -200,6 +208,7 @@ class PipelineConfig(Section):
     """A recipe: every stage is optional, but there must be one."""
 
     seed: Whole = 0
+    """Of weights, order and augmentation: one seed, one device, the same bits."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     threads: Count | None = None
