@@ -10,19 +10,9 @@ from typing import Any
 
 import pytest
 
-from bnprune.runs.recipes import recipe_folder
 from tests.browser import Browser, find_browser
-from tests.cli.harness import done
 
-QUICK = ("model.kwargs.width=0.125", "train.epochs=3", "finetune.epochs=2", "data.batch_size=128")
 needs_browser = pytest.mark.skipif(find_browser() is None, reason="there is no Chromium here")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / 'digits "<script>alert(1)<'
-    done("run", recipe_folder() / "digits.yaml", *QUICK, "train.sparsity.lambda=0.01", "--out", path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -75,29 +65,29 @@ def as_written(key: str, value: float) -> str:
 @needs_browser
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_opens_quietly_and_fits(run: Path, browser: Browser, width: int, dark: bool) -> None:
-    browser.open(run / "report.html", width=width, dark=dark)
+def test_the_page_opens_quietly_and_fits(digits: Path, browser: Browser, width: int, dark: bool) -> None:
+    browser.open(digits / "report.html", width=width, dark=dark)
     assert browser.complaints() == []
-    assert browser.requests() == [(run / "report.html").resolve().as_uri()]
+    assert browser.requests() == [(digits / "report.html").resolve().as_uri()]
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     ground = browser.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (ground == "rgb(19, 20, 22)") is dark
     assert browser.evaluate("document.querySelectorAll('svg.chart').length") >= 5
-    assert browser.evaluate("document.querySelector('h1').textContent") == run.name
+    assert browser.evaluate("document.querySelector('h1').textContent") == digits.name
     assert browser.evaluate("document.scripts.length") == 0
 
 
 @needs_browser
-def test_its_figures_are_those_of_the_result(run: Path, browser: Browser) -> None:
-    browser.open(run / "report.html")
+def test_its_figures_are_those_of_the_result(digits: Path, browser: Browser) -> None:
+    browser.open(digits / "report.html")
     figures = Figures(browser.evaluate("document.documentElement.outerHTML")).found
     for at, value, written in figures:
-        assert value == look_up(run, at), at
+        assert value == look_up(digits, at), at
         expected = as_written(at.rpartition("/")[2], value)
         assert not expected or written == expected
-    stages = json.loads((run / "result.json").read_text())["stages"]
+    stages = json.loads((digits / "result.json").read_text())["stages"]
     keys = ("accuracy", "validation_accuracy", "params", "macs", "channels", "latency_ms", "file_bytes", "seconds")
-    assert {at for at, _, _ in figures} == {f"{run.name}/stages/{stage}/{key}" for stage in stages for key in keys}
+    assert {at for at, _, _ in figures} == {f"{digits.name}/stages/{stage}/{key}" for stage in stages for key in keys}
 
 
 @needs_browser
