@@ -58,7 +58,7 @@ class DataConfig(Section):
     download: Switch = False
     """Fetch the data set if it is not there."""
     batch_size: Count = 128
-    """Images per step (per process)."""
+    """Images per micro-batch."""
     image_size: Count | None = None
     """Height and width images are resized to; default: as the data set has them (`imagefolder`: of its first image)."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -105,7 +105,7 @@ class OptimisationConfig(Section):
     """SGD momentum, or the first beta of Adam."""
     nesterov: Switch = True
     weight_decay: NonNegative = 5e-4
-    """L2, on weights of two or more dimensions only."""
+    """Of convolutions and linear layers; γ, β and biases are left out, unless `paper`."""
     paper: Switch = False
     """Apply weight decay to γ, β and biases too, as the paper did; it shrinks every γ and selects none."""
     schedule: Literal["cosine", "step", "one-cycle", "constant"] = "cosine"
@@ -208,7 +208,7 @@ class PipelineConfig(Section):
     """A recipe: every stage is optional, but there must be one."""
 
     seed: Whole = 0
-    """Of weights, order and augmentation: one seed, one device, the same bits."""
+    """Of the initial weights, the order of images, and augmentation."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     threads: Count | None = None

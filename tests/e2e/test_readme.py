@@ -102,7 +102,7 @@ def test_every_recipe_is_valid(tmp_path: Path) -> None:
 
 
 def test_the_references_are_those_of_the_code() -> None:
-    command = [sys.executable, ROOT / "scripts" / "reference", "--check"]
+    command = [sys.executable, ROOT / "scripts" / "reference.py", "--check"]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
 
@@ -116,13 +116,13 @@ def test_the_references_are_complete_and_can_be_out_of_date(tmp_path: Path) -> N
         assert f"| `{command.name}` |" in README or f"`{command.name}`" in README.partition("## Reference")[0]
     for key in ("train.sparsity.lambda", "prune.layer_ratios", "finetune.lr", "data.root", "seed"):
         assert f"| `{key}` |" in README
-    copy = tmp_path / "scripts" / "reference"
+    copy = tmp_path / "scripts" / "reference.py"
     copy.parent.mkdir()
-    shutil.copy(ROOT / "scripts" / "reference", copy)
+    shutil.copy(ROOT / "scripts" / "reference.py", copy)
     (tmp_path / "README.md").write_text(README.replace("Recipe (YAML).", "Recipe.", 1), encoding="utf-8")
     checked = subprocess.run([sys.executable, copy, "--check"], capture_output=True, text=True, check=False)
     assert checked.returncode == 1
-    assert "README.md is out of date: run scripts/reference" in checked.stderr
+    assert "README.md is out of date: run scripts/reference.py" in checked.stderr
 
 
 def test_files_it_points_to_are_there() -> None:

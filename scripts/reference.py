@@ -1,7 +1,6 @@
-#!/usr/bin/env python
 """Writes the references in README.md from the code: every verb with its options, and every key of a recipe.
 
-Run it after changing an option or a key; `scripts/reference --check` only says whether that is due.
+Run it after changing an option or a key; `scripts/reference.py --check` only says whether that is due.
 """
 
 from __future__ import annotations
@@ -27,13 +26,15 @@ def main() -> None:
     for name, made in (("verbs", verbs()), ("keys", keys())):
         text = replaced(text, name, made)
     if "--check" in sys.argv[1:]:
-        sys.exit(0 if text == README.read_text(encoding="utf-8") else "README.md is out of date: run scripts/reference")
+        sys.exit(
+            0 if text == README.read_text(encoding="utf-8") else "README.md is out of date: run scripts/reference.py"
+        )
     README.write_text(text, encoding="utf-8")
 
 
 def replaced(text: str, name: str, made: str) -> str:
     """Put text between the markers of one reference."""
-    begin, end = f"<!-- {name}: made by scripts/reference -->\n", f"<!-- end of {name} -->"
+    begin, end = f"<!-- {name}: made by scripts/reference.py -->\n", f"<!-- end of {name} -->"
     before, found, rest = text.partition(begin)
     _, ended, after = rest.partition(end)
     if not found or not ended:
@@ -49,11 +50,15 @@ def verbs() -> str:
 
 
 def verb(name: str, function: Any) -> str:
-    parameters = [parameter(*item) for item in get_type_hints(function, include_extras=True).items() if item[0] != "return"]
+    parameters = [
+        parameter(*item) for item in get_type_hints(function, include_extras=True).items() if item[0] != "return"
+    ]
     defaults = {p.name: p.default for p in inspect.signature(function).parameters.values()}
     arguments = [info.metavar for _, kind, info in parameters if isinstance(info, ArgumentInfo)]
     usage = " ".join(["bnprune", name, *arguments, "[OPTIONS]"])
-    rows = "".join(f"| `{spelling(kind, info)}` | {told(kind, info, defaults[key])} |\n" for key, kind, info in parameters)
+    rows = "".join(
+        f"| `{spelling(kind, info)}` | {told(kind, info, defaults[key])} |\n" for key, kind, info in parameters
+    )
     return f"**`{usage}`** – {function.__doc__.strip().splitlines()[0]}\n\n| | |\n|---|---|\n{rows}"
 
 
@@ -89,18 +94,32 @@ def told(kind: Any, info: ArgumentInfo | OptionInfo, default: Any) -> str:
 
 
 def keys() -> str:
-    return "\n".join(["| key | value | default | |", "|---|---|---|---|", *section(PipelineConfig, ""), ""])
+    return "\n".join(["| key | value | default | |", "|---|---|---|---|", *section(PipelineConfig, "", set()), ""])
 
 
-def section(kind: type[Section], prefix: str) -> Iterator[str]:
+def section(kind: type[Section], prefix: str, listed: set[type]) -> Iterator[str]:
+    """Yield the rows of a section; keys it shares with one that is listed already are only mentioned."""
+    parent = kind.__mro__[1]
+    known = parent in listed
+    listed |= {kind, parent} - {Section}
     for name, field in kind.model_fields.items():
         inner = next((t for t in (field.annotation, *get_args(field.annotation)) if is_section(t)), None)
         path = f"{prefix}{field.alias or name}"
-        if inner is None:
-            yield f"| `{path}` | {value(field)} | {default(field)} | {cell(field.description or '')} |"
-        else:
-            yield f"| **`{path}`** | section | {'required' if field.is_required() else ''} | {cell(inner.__doc__ or '')} |"
-            yield from section(inner, f"{path}.")
+        if inner is not None:
+            required = "required" if field.is_required() else ""
+            yield f"| **`{path}`** | section | {required} | {cell(inner.__doc__ or '')} |"
+            yield from section(inner, f"{path}.", listed)
+        elif name in kind.__annotations__ or not known:
+            yield f"| `{path}` | {value(field)} | {default(field)} | {described(kind, name)} |"
+    if known:
+        shared = ", ".join(f"`{name}`" for name in parent.model_fields if name not in kind.__annotations__)
+        yield f"| {shared} | | | As in training. |"
+
+
+def described(kind: type[Section], name: str) -> str:
+    """Return what a key is for; one that only changes a default is told of by the section it is taken from."""
+    owners = (base.model_fields[name] for base in kind.__mro__ if name in getattr(base, "model_fields", {}))
+    return cell(next((field.description for field in owners if field.description), ""))
 
 
 def is_section(kind: Any) -> bool:
@@ -117,7 +136,14 @@ def limits(metadata: Any) -> list[str]:
     return [f"{sign} {bound:g}" for sign, bound in bounds if bound is not None]
 
 
-WORDS = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "Path": "path", "PathLike": "path"}
+WORDS = {
+    "int": "whole number",
+    "float": "number",
+    "str": "text",
+    "bool": "true or false",
+    "Path": "path",
+    "PathLike": "path",
+}
 
 
 def kind_of(kind: Any) -> str:
@@ -143,7 +169,8 @@ def default(field: FieldInfo) -> str:
     found = field.get_default(call_default_factory=True)
     if found is None or found in ({}, ()):
         return ""
-    return f"`{str(found).lower() if isinstance(found, bool) else list(found) if isinstance(found, tuple) else found}`"
+    shown = str(found).lower() if isinstance(found, bool) else list(found) if isinstance(found, tuple) else found
+    return f"`{shown}`"
 
 
 def cell(text: str) -> str:
