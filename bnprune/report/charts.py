@@ -186,7 +186,7 @@ def _curves(
 
 def _line(label: str, colour: int, curve: Curve, values: Sequence[float | None]) -> Series:
     points = tuple((e, v) for e, v in zip(curve.epochs, values, strict=True) if v is not None)
-    return Series(label, points, colour)
+    return Series(label, points, colour, "line" if len(points) > 1 else "dot")
 
 
 def _trained(
@@ -199,13 +199,13 @@ def _trained(
         return None
     high = min(max(values) + 0.03 * (max(values) - min(values) or 1.0), limit * 1.005)
     axis = Axis(title, 0.0 if limit > 1 else max(min(values) - 0.02, 0.0), high, write)
-    legend: tuple[tuple[Mark, str, int], ...] = tuple(("line", one.label, one.colour) for one in series)
+    legend: tuple[tuple[Mark, str, int], ...] = tuple((one.mark, one.label, one.colour) for one in series)
     return Chart(title, series, _epoch_axis(curves), axis, legend)
 
 
 def _epoch_axis(curves: Sequence[Curve]) -> Axis:
     last = max((max(curve.epochs) for curve in curves if curve.epochs), default=1)
-    return Axis("epoch", 1.0, max(float(last), 2.0), lambda value: f"{value:g}")
+    return Axis("epoch", 1.0, max(float(last), 2.0), lambda value: f"{value:g}", whole=True)
 
 
 # -- layers ----------------------------------------------------------------------------------------------------------

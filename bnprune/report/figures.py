@@ -20,12 +20,15 @@ class Axis:
     write: Callable[[float], str]
     root: bool = False
     """Whether lengths stand for square roots, so that small counts beside large ones can be seen."""
+    whole: bool = False
+    """Whether only whole numbers make sense."""
 
     def ticks(self) -> list[float]:
         """Return round values within the axis."""
         if self.root:
             return self._root_ticks()
         step = _step((self.high - self.low) / 4.5)
+        step = math.ceil(step) if self.whole else step
         first = math.ceil(self.low / step - 1e-9)
         return [step * n for n in range(first, first + 12) if step * n <= self.high + step * 1e-9]
 

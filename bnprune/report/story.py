@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -160,8 +160,9 @@ class Story:
         """
         if not self.cuts:
             return []
-        after = {layer.name: layer.after for cut in self.cuts for layer in cut.layers}
         first = [layer for layer in self.cuts[0].layers if (layer.kind == "norm") == self.gated]
+        known = {layer.name for layer in first}
+        after = {_ungated(layer.name, known): layer.after for cut in self.cuts for layer in cut.layers}
         return [Layer(layer.name, layer.kind, layer.before, after[layer.name]) for layer in first]
 
 
@@ -221,6 +222,13 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
         )
         return {}
     return _checked(path, lambda: dict(json.loads(_text(path))))
+
+
+def _ungated(name: str, known: Collection[str]) -> str:
+    """Return what a layer was called before a gate took its place and holds it as `norm`."""
+    while name not in known and name.endswith(".norm"):
+        name = name.removesuffix(".norm")
+    return name
 
 
 def _plan(path: Path) -> PruningPlan | None:

@@ -166,6 +166,19 @@ def test_gammas_and_what_went_of_them_are_those_of_the_checkpoints(run: Path) ->
     assert trained.threshold <= float(slim.abs().min())
 
 
+def test_widths_behind_gates_are_those_of_the_last_network(recipe: Path) -> None:
+    """In the second pass a gated BatchNorm has another name; its channels are counted all the same."""
+    net = ("model.name=resnet20", "model.kwargs={in_channels: 1}")
+    cut = ("prune.coupling=gates", "prune.passes=2", "prune.min_channels=4")
+    few = ("train.epochs=1", "data.limit=50", "data.batch_size=25", "prune.recalibrate=0")
+    done("run", recipe, *net, *cut, *few, "--out", "gated")
+    story = read_story(Path("gated"))
+    assert story.gated
+    assert story.final is not None
+    assert sum(layer.before for layer in story.layers) == story.stages[0].channels == 688
+    assert sum(layer.after for layer in story.layers) == story.final.channels
+
+
 def test_gammas_of_another_network_are_left_out(copy: Path) -> None:
     [name] = load_file(copy / "gamma.safetensors")
     save_file({name: torch.ones(7)}, copy / "gamma.safetensors")
@@ -205,10 +218,15 @@ def test_a_folder_that_cannot_be_written_is_named(run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(0, 1.04, [0, 0.25, 0.5, 0.75, 1]), (0.965, 1.005, [0.97, 0.98, 0.99, 1.0]), (1, 30, [10, 20, 30])],
+    [
+        (0, 1.04, [0, 0.25, 0.5, 0.75, 1]),
+        (0.965, 1.005, [0.97, 0.98, 0.99, 1.0]),
+        (1, 30, [10, 20, 30]),
+        (0, 3, [0, 1, 2, 3]),
+    ],
 )
 def test_ticks_are_round_and_within(low: float, high: float, expected: list[float]) -> None:
-    assert Axis("", low, high, str).ticks() == pytest.approx(expected)
+    assert Axis("", low, high, str, whole=high == 3).ticks() == pytest.approx(expected)
 
 
 def test_ticks_of_a_root_scale_have_room() -> None:
