@@ -58,6 +58,7 @@ class DataConfig(Section):
     download: Switch = False
     """Fetch the data set if it is not there."""
     batch_size: Count = 128
+    """Images per micro-batch."""
     image_size: Count | None = None
     """Height and width images are resized to; default: as the data set has them (`imagefolder`: of its first image)."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -95,21 +96,26 @@ class OptimisationConfig(Section):
     """What training and fine-tuning have in common."""
 
     epochs: Count = 30
+    """Passes over the training images."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """The penalty of adaptive optimizers is decoupled: a term in the gradient would be normalised away."""
     lr: Positive = 0.1
     """Learning rate at the top of the schedule."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD momentum, or the first beta of Adam."""
     nesterov: Switch = True
     weight_decay: NonNegative = 5e-4
+    """Of convolutions and linear layers; γ, β and biases are left out, unless `paper`."""
     paper: Switch = False
     """Apply weight decay to γ, β and biases too, as the paper did; it shrinks every γ and selects none."""
     schedule: Literal["cosine", "step", "one-cycle", "constant"] = "cosine"
+    """How the learning rate falls, step by step."""
     milestones: tuple[Fraction, ...] = (0.5, 0.75)
     """With `schedule: step`: shares of the training after which the learning rate is divided by 10."""
     warmup_epochs: NonNegative = 0
     """Epochs, out of `epochs`, in which the learning rate rises to `lr`."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is spread over all classes."""
     mixup: NonNegative = 0.0
     """Blend pairs of images and their labels, by shares drawn from Beta(mixup, mixup); 0: do not. Usual: 0.2."""
     cutmix: NonNegative = 0.0
@@ -122,7 +128,9 @@ class OptimisationConfig(Section):
     clip_norm: Positive | None = None
     """Largest gradient norm."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of autocast; weights and γ stay in fp32."""
     channels_last: Switch = False
+    """Memory format; often faster on GPUs with bf16 or fp16."""
     sync_bn: Switch = False
     """With several processes: BatchNorm over the batches of all of them, for small batches per process."""
     compile: Switch = False
@@ -235,6 +243,7 @@ class PipelineConfig(Section):
     """A recipe: every stage is optional, but there must be one."""
 
     seed: Whole = 0
+    """Of the initial weights, the order of images, and augmentation."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     threads: Count | None = None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from bnprune import __version__
-from bnprune.cli import doctor, evaluate, finetune, init, inspect, prune, run, sweep, train, validate
+from bnprune.cli import doctor, evaluate, finetune, init, inspect, prune, report, run, sweep, train, validate
 from bnprune.cli.failures import reporting
 from bnprune.cli.processes import require_alone
+from bnprune.cli.voice import VOICE, forward
 from bnprune.errors import ConfigError
 
 
@@ -25,11 +28,11 @@ class _Verbs(TyperGroup):
         super(TyperGroup, self).format_help(context, formatter)
 
     def parse_args(self, context: Any, args: list[str]) -> list[str]:
-        if not args:
+        if not args and not context.resilient_parsing:  # which completes half a line
             typer.echo(self.get_help(context), err=True)
             raise typer.Exit(ConfigError.exit_code)
         with reporting(json_wanted="--json" in args, debug=False):
-            return super().parse_args(context, args)
+            return super().parse_args(context, forward(args))
 
     def invoke(self, context: Any) -> Any:
         with reporting(json_wanted="--json" in context.args, debug=bool(context.params.get("debug"))):
@@ -59,16 +62,24 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results, warnings and errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Every detail: times, rates, all layers.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Options that stand before the verb; they are read by `_Verbs`."""
+    """Options of the program; `forward` lets them stand behind the verb, too."""
     require_alone(context.invoked_subcommand or "")
+    if quiet and verbose:
+        raise ConfigError("--quiet and --verbose: give one.")
+    VOICE.quiet, VOICE.verbose, VOICE.debug = quiet, verbose, debug
 
 
-for verb in (run, train, prune, finetune, sweep, evaluate, inspect, validate, init, doctor):
+for verb in (run, train, prune, finetune, sweep, evaluate, inspect, report, validate, init, doctor):
     verb.register(app)
 
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # γ and bars must not end a run where only ASCII can be shown
+            stream.reconfigure(errors="replace")
     app()

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import re
 from importlib import metadata
 from typing import Any
 
 import typer
 
+from bnprune.cli.voice import say
+
 _CORE = ("bnprune", "torch", "torchvision", "numpy", "pydantic", "PyYAML", "rich", "safetensors", "typer")
-_EXTRAS = {"demo": "sklearn", "timm": "timm", "tensorboard": "tensorboard"}
+_EXTRAS = {
+    "demo": "sklearn",
+    "timm": "timm",
+    "onnx": "onnxruntime",
+    "report": "matplotlib",
+    "tensorboard": "tensorboard",
+}
+_NEED = re.compile(r"torch\s*\(?(==|>=)\s*([\d.]+)")
+_REINSTALL = "Install both from one index, in one command: pip install --upgrade --force-reinstall torch torchvision"
 _MISMATCH = "operator torchvision::nms does not exist"
 
 
@@ -69,6 +80,27 @@ def _torchvision(problems: list[str]) -> None:
         import torchvision  # noqa: F401
     except Exception as error:  # noqa: BLE001 - as above
         problems.append(explain(error))
+    else:
+        problems += _mismatch()
+
+
+def _mismatch() -> list[str]:
+    """Compare the torch there is with the one torchvision was built for."""
+    try:
+        needs = [_NEED.match(need) for need in metadata.requires("torchvision") or ()]
+        there = metadata.version("torch").partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return []
+    for need in filter(None, needs):
+        relation, wanted = need.groups()
+        if there != wanted if relation == "==" else _numbers(there) < _numbers(wanted):
+            name = f"torchvision {metadata.version('torchvision')}"
+            return [f"{name} was built for torch {relation} {wanted}, not {there}. {_REINSTALL}"]
+    return []
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]
 
 
 def explain(error: Exception) -> str:
@@ -77,8 +109,7 @@ def explain(error: Exception) -> str:
     if _MISMATCH in str(error):
         text += (
             ". Its binary was built for another torch: a CPU-only torch ('+cpu') beside a torchvision from PyPI, or "
-            "versions that were not released together. Install both from one index, in one command: "
-            "pip install --upgrade --force-reinstall torch torchvision"
+            f"versions that were not released together. {_REINSTALL}"
         )
     return text
 
@@ -92,6 +123,6 @@ def _show(report: dict[str, Any]) -> None:
     typer.echo(f"devices: {', '.join(report['devices'])} ({report['threads']} threads)")
     typer.echo(f"models: {', '.join(report['models'])}, torchvision/NAME, timm/NAME, package.module:factory")
     for problem in report["problems"]:
-        typer.secho(f"problem: {problem}", fg="red")
+        say(f"problem: {problem}", fg="red")
     if not report["problems"]:
         typer.echo("no problems found")

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from bnprune.cli.voice import VOICE
+from bnprune.report.numbers import count as count
 from bnprune.runs.files import plain
 from bnprune.runs.stages import title_of
 from bnprune.training.loop import EpochRecord
@@ -30,6 +32,7 @@ class RichDisplay:
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
+        self.quiet, self.verbose = VOICE.quiet, VOICE.verbose
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._epochs = 0
@@ -46,7 +49,7 @@ class RichDisplay:
         """Open a stage."""
         self.note(f"{stage}: {note}" if note else stage, style="bold")
         self._epochs = epochs
-        if epochs and self.console.is_terminal:
+        if epochs and self.console.is_terminal and not self.quiet:
             texts = ("  epoch {task.fields[epoch]}", "loss {task.fields[loss]:.3f}", "{task.fields[gamma]}")
             epoch, loss, gamma = (TextColumn(text) for text in texts)
             columns = (epoch, BarColumn(20), loss, TimeRemainingColumn(), gamma)
@@ -71,6 +74,8 @@ class RichDisplay:
         )
         if gamma is not None:
             line += f"  {describe_gamma(gamma)}"
+        if self.verbose:
+            line += f"  validation loss {record.validation.loss:.3f}  lr {record.lr:.3g}"
         self.note(line.rstrip())
 
     def end(self, stage: str, figures: Mapping[str, Any]) -> None:
@@ -79,7 +84,9 @@ class RichDisplay:
         self.note(f"  {title_of(stage)}: test accuracy {figures['accuracy']:.2%}, {figures['seconds']:.1f} s")
 
     def note(self, text: str, style: str = "") -> None:
-        """Print a line."""
+        """Print a line; only warnings where quiet is asked for."""
+        if self.quiet and not text.startswith("warning"):
+            return
         self.console.print(Text(text, style=style), soft_wrap=True)
 
     def _close(self) -> None:
@@ -96,7 +103,7 @@ def describe_gamma(gamma: GammaStatistics) -> str:
 
 def show_result(result: Mapping[str, Any], path: Path) -> None:
     """Print the figures of every stage side by side, and where the files are."""
-    console = Console(highlight=False)
+    console = stdout()
     columns = ["network", "test accuracy", "parameters", "MACs", "BN channels", "file", "latency"]
     table = make_table(*columns)
     for stage, figures in result["stages"].items():
@@ -117,25 +124,38 @@ def show_result(result: Mapping[str, Any], path: Path) -> None:
     console.print(Text(f"Everything is in {path}"), soft_wrap=True)
 
 
+def stdout() -> Console:
+    """Return the console for results; where it is no terminal, lines are never broken."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+
+
 def make_table(*columns: str) -> Table:
-    """Return a table in the one style we use; all columns but the first are right-aligned."""
+    """Return a table in the one style we use: right-aligned but for the first column, and bars, which have no name."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for position, column in enumerate(columns):
-        table.add_column(column, justify="right" if position else "left", overflow="fold")
+        table.add_column(column, justify="right" if position and column else "left", overflow="fold")
     return table
 
 
-def count(number: float) -> str:
-    """Write a count as people read it: 853.0k, 20.04M, 4.09G."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.2f}{unit}"
-    return f"{number:.0f}"
-
-
-def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
     """Print a table on stdout."""
     table = make_table(*columns)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console(highlight=False).print(table)
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+    stdout().print(table)
+
+
+def bar(part: int, whole: int, longest: int | None = None, width: int = 20) -> Text:
+    """Draw a share as a bar, as long as `whole` is beside `longest`; what there is of it is never invisible."""
+    cells = max(round(width * whole / max(longest or whole, 1)), 1) if whole else 0
+    filled = max(round(cells * part / max(whole, 1)), 1) if part else 0
+    full, empty = ("█", "·") if _shows("█·") else ("#", ".")
+    return Text.assemble((full * filled, "cyan"), (empty * (cells - filled), "dim"))
+
+
+def _shows(text: str) -> bool:
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import typer
 
+from bnprune.cli.voice import say
 from bnprune.errors import BnpruneError, ConfigError, DataError, Interrupted, PeerFailed
 
 
@@ -51,7 +52,7 @@ _REPORT = "Please report it with the traceback that `bnprune --debug VERB ...` s
 def _tell(error: BnpruneError, json_wanted: bool) -> None:
     if json_wanted:
         _print_document(error)
-    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    say("error: ", fg="red", bold=True, nl=False, err=True)
     typer.echo(str(error), err=True)
 
 

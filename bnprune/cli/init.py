@@ -15,8 +15,17 @@ def register(app: typer.Typer) -> None:
     app.command("init", epilog="Example:  bnprune init cifar10-vgg11.yaml --out mine.yaml")(init)
 
 
+def _recipes(incomplete: str) -> list[tuple[str, str]]:
+    """Complete names of recipes, with what they are."""
+    from bnprune.runs.recipes import list_recipes
+
+    return [(name, summary) for name, summary in list_recipes() if name.startswith(incomplete)]
+
+
 def init(
-    recipe: Annotated[str, typer.Argument(metavar="[RECIPE]", help="Name of a recipe.")] = "digits.yaml",
+    recipe: Annotated[
+        str, typer.Argument(metavar="[RECIPE]", help="Name of a recipe.", autocompletion=_recipes)
+    ] = "digits.yaml",
     listed: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
     out: Annotated[
         Path | None,
@@ -28,8 +37,10 @@ def init(
     from bnprune.runs.recipes import copy_recipe, list_recipes
 
     if listed:
-        for name, summary in list_recipes():
-            typer.echo(f"{name:24} {summary}")
+        found = list_recipes()
+        width = max(len(name) for name, _ in found)
+        for name, summary in found:
+            typer.echo(f"{name:{width}}  {summary}")
         return
     path = copy_recipe(recipe, out, force=force)
     typer.echo(f"Wrote {path}. Edit it, then: bnprune run {path}")

@@ -13,7 +13,8 @@ from rich.text import Text
 from torch import nn
 
 from bnprune.channels.ids import Refusal
-from bnprune.cli.display import count, print_json, show_rows
+from bnprune.cli.display import bar, count, print_json, show_rows, stdout
+from bnprune.cli.voice import VOICE
 from bnprune.errors import CheckpointError, ConfigError, ForwardError
 from bnprune.pruning.budget import solve
 from bnprune.pruning.compensate import Compensation, Outcome, compensate
@@ -120,19 +121,10 @@ def _show(
             document["plan"] = plan.to_dict()
         print_json(document)
         return
-    console = Console(highlight=False)
-    if request.dry_run:
-        show_rows(
-            ["layer", "kind", "before", "after", ""],
-            [
-                (layer.name, layer.kind, str(layer.before), str(layer.after), bar(layer.after, layer.before))
-                for layer in report.layers
-                if layer.kind != "norm"
-            ],
-        )
-        console.print()
+    console = stdout()
+    _show_layers(console, report, every=request.dry_run)
     show_rows(
-        ["", "before", "after", "kept"],
+        ["", "before", "after", "kept", ""],
         [
             ("prunable BN channels", *_change(report.channels_before, report.channels_after)),
             ("parameters", *_change(report.params_before, report.params_after)),
@@ -146,6 +138,9 @@ def _show(
         console.print(Text(f"note: {note}"), soft_wrap=True)
     if report.max_relative_error is not None:
         console.print(f"proof: slim equals masked, relative error {report.max_relative_error:.1e} in float64")
+    if VOICE.verbose and report.seconds:
+        steps = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items())
+        console.print(f"took: {steps}")
     if compensation:
         console.print(Text(_summary(compensation)), soft_wrap=True)
     said = "dry run: nothing was written" if request.dry_run else f"wrote {request.out}"
@@ -160,6 +155,7 @@ def _summary(compensation: tuple[Compensation, ...]) -> str:
     return f"compensated, per layer that lost inputs: {told} (--json says why; --no-compensate leaves it out)"
 
 
+_MANY_LAYERS = 24
 _TARGETS = {
     "ratio": "ratio: asked {:.3g}, removed {:.3f}",
     "macs": "MACs: asked for {:.3g}, kept {:.3f}",
@@ -168,14 +164,25 @@ _TARGETS = {
 }
 
 
-def _change(before: int, after: int) -> tuple[str, str, str]:
-    return count(before), count(after), f"{after / max(before, 1):.1%}"
+def _change(before: int, after: int) -> tuple[str | Text, ...]:
+    return count(before), count(after), f"{after / max(before, 1):.1%}", bar(after, before)
 
 
-def bar(part: int, whole: int, width: int = 20) -> str:
-    """Draw a share as a bar."""
-    filled = round(width * part / max(whole, 1))
-    return "█" * filled + "·" * (width - filled)
+def _show_layers(console: Console, report: Report, *, every: bool) -> None:
+    """Print the width of every layer; of deep networks, where nobody asked, only how many there are."""
+    layers = [layer for layer in report.layers if layer.kind != "norm"]
+    if len(layers) > _MANY_LAYERS and not every and not VOICE.verbose:
+        console.print(f"{len(layers)} layers (--verbose lists them)\n")
+        return
+    longest = max((layer.before for layer in layers), default=1)
+    show_rows(
+        ["layer", "kind", "before", "after", ""],
+        [
+            (layer.name, layer.kind, str(layer.before), str(layer.after), bar(layer.after, layer.before, longest))
+            for layer in layers
+        ],
+    )
+    console.print()
 
 
 def show_refusals(console: Console, refusals: Iterable[Refusal]) -> None:
@@ -184,7 +191,8 @@ def show_refusals(console: Console, refusals: Iterable[Refusal]) -> None:
     for refusal in refusals:
         sites.setdefault((refusal.reason, refusal.fix), []).append(refusal.site)
     for (reason, fix), names in sites.items():
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        few = len(names) if VOICE.verbose else 3
+        shown = ", ".join(names[:few]) + (f" and {len(names) - few} more" if len(names) > few else "")
         console.print(Text(f"kept: {shown}: {reason}" + (f"\n      fix: {fix}" if fix else "")), soft_wrap=True)
 
 
@@ -205,7 +213,8 @@ def run_inspect(
     if as_json:
         print_json(_document(source, found))
         return
-    console = Console(highlight=False)
+    console = stdout()
+    longest = max((layer.width for layer in found.layers), default=1)
     show_rows(
         ["layer", "kind", "width", "prunable", "|γ| median", ""],
         [
@@ -215,7 +224,7 @@ def run_inspect(
                 str(layer.width),
                 str(layer.prunable),
                 "" if layer.gamma_median is None else f"{layer.gamma_median:.2g}",
-                bar(layer.prunable, layer.width, 10),
+                bar(layer.prunable, layer.width, longest),
             )
             for layer in found.layers
         ],

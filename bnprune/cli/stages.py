@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bnprune.cli.display import RichDisplay, print_json, show_result
+from bnprune.cli.reports import report_of_run
 from bnprune.config import PipelineConfig
 from bnprune.errors import ConfigError
 from bnprune.recipe import amend, load_recipe
@@ -110,6 +111,7 @@ def _run(
     directory = RunDirectory.resume(path, config) if resume or again else RunDirectory.new(path, force=force)
     with RichDisplay() as display, stop_requests() as stopping:
         result = execute(config, directory, display, stopping, stages, network, world)
+        display.note(report_of_run(path))
     if as_json:
         print_json(result)
     else:

@@ -8,9 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
-from bnprune.cli.display import print_json, show_rows
+from bnprune.cli.display import print_json, show_rows, stdout
 from bnprune.cli.evaluation import Subject, open_with_data
 from bnprune.cli.plot import draw, save_plot
 from bnprune.config import PruneConfig
@@ -103,7 +101,7 @@ def _show(points: Sequence[Point], best: Point | None, reason: str, by: str, tol
         for index, point in enumerate(points)
     ]
     show_rows(["", "channels gone", "MACs left", "parameters left", "plain cut", "recovered"], rows)
-    console = Console(highlight=False)
+    console = stdout()
     console.print("\n" + draw(points, best))
     if best is None:
         console.print(f"\n{reason}", soft_wrap=True)

@@ -7,6 +7,8 @@
     metrics.jsonl    one line per epoch and stage
     plan.json        what was pruned (plan-2.json in the second pass)
     result.json      the figures of every finished stage
+    report.html      all of it for people, in one file
+    gamma.safetensors  the scale factors the run started from
     checkpoints/     last and best of the stage that runs, and one file per finished stage
     tensorboard/     curves of every stage, where the recipe asks for them
 """
@@ -48,6 +50,8 @@ class RunDirectory:
         self.config_file = path / "config.yaml"
         self.metrics_file = path / "metrics.jsonl"
         self.result_file = path / "result.json"
+        self.report_file = path / "report.html"
+        self.gamma_file = path / "gamma.safetensors"
         self.state_file = path / "checkpoints" / "last.state.pt"
 
     def plan_file(self, stage: str) -> Path:
@@ -146,6 +150,7 @@ class RunDirectory:
     def _clear(self) -> None:
         """Remove what an earlier run left, and nothing else."""
         leftovers = [self.config_file, self.metrics_file, self.result_file, self.state_file]
+        leftovers += [self.report_file, self.gamma_file]
         patterns = ("plan*.json", "checkpoints/*.safetensors", "tensorboard/*/events.out.tfevents.*")
         for file in [*leftovers, *(file for pattern in patterns for file in self.path.glob(pattern))]:
             file.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from bnprune.runs.board import open_board
 from bnprune.runs.checkpoint import Header, load_weights, save_checkpoint
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.files import write_text
+from bnprune.runs.gammas import save_gammas
 from bnprune.runs.passes import request_of
 from bnprune.runs.scratch import scratch_network, scratch_training
 from bnprune.runs.stages import CONTROLS, kind_of, order_of, pass_of
@@ -109,6 +110,8 @@ def _execute(
     for note in start.splits.notes:
         display.note(f"note: {note}")
     directory.begin(config)
+    if not result["stages"] and not directory.gamma_file.exists():
+        save_gammas(directory.gamma_file, start.network[0])
     run = Run(config, directory, display, stopping, start.device, start.splits, world)
     for stage in todo:
         started = time.perf_counter()

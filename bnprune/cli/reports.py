@@ -1,0 +1,55 @@
+"""What `report` does, and the page that ends a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import typer
+
+from bnprune.cli.display import print_json
+from bnprune.errors import BnpruneError
+from bnprune.report.page import render
+from bnprune.report.plots import require_matplotlib, save_plots
+from bnprune.report.story import Story, read_story
+from bnprune.runs.directory import RunDirectory
+from bnprune.runs.files import require_free_file, write_text
+
+SCHEMA = "bnprune.report/1"
+
+
+def run_report(paths: Sequence[Path], *, out: Path | None, plots: Path | None, force: bool, as_json: bool) -> None:
+    """Write the page about runs, and pictures."""
+    if plots is not None:
+        require_matplotlib()
+    stories = _distinct([read_story(path) for path in dict.fromkeys(paths)])
+    own = out is None and len(stories) == 1
+    target = RunDirectory(stories[0].path).report_file if own else out or Path("report.html")
+    require_free_file(target, force=force or own)  # a run's own page is made anew
+    write_text(target, render(stories))
+    drawn = [] if plots is None else save_plots(stories, plots)
+    if as_json:
+        runs = {story.name: RunDirectory(story.path).result().get("stages", {}) for story in stories}
+        print_json({"schema": SCHEMA, "out": target, "plots": drawn, "runs": runs})
+        return
+    typer.echo(f"Wrote {target}. Open it in a browser.")
+    if drawn:
+        typer.echo(f"Wrote {len(drawn)} pictures into {plots}.")
+
+
+def _distinct(stories: list[Story]) -> list[Story]:
+    """Call runs by their paths where the names of their folders are not enough."""
+    times = Counter(story.name for story in stories)
+    return [replace(story, name=str(story.path)) if times[story.name] > 1 else story for story in stories]
+
+
+def report_of_run(path: Path) -> str:
+    """Write the page of a run that has ended; return a line about it. What fails here must not fail the run."""
+    try:
+        target = RunDirectory(path).report_file
+        write_text(target, render([read_story(path)]))
+    except BnpruneError as error:
+        return f"note: no report was written: {error}"
+    return f"The report is {target}"

@@ -1,0 +1,95 @@
+"""Several runs side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from bnprune.report import charts, sections
+from bnprune.report.numbers import MISSING, count, factor, milliseconds, percent, points
+from bnprune.report.story import Stage, Story
+
+_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("Test accuracy", "accuracy", percent),
+    ("MACs", "macs", count),
+    ("Parameters", "params", count),
+    ("Latency", "latency_ms", milliseconds),
+)
+
+
+def comparison(stories: Sequence[Story]) -> str:
+    """Return the part of the page about all runs together."""
+    names = " · ".join(escape(story.name) for story in stories)
+    cards = [
+        sections.card("Test accuracy against MACs", charts.accuracy_of_runs(stories)),
+        sections.card("Validation accuracy in the last training", charts.last_trainings(stories)),
+    ]
+    return (
+        f'<header><p class="eyebrow">bnprune, {len(stories)} runs</p><h1>{names}</h1></header>'
+        + sections.section("Side by side", _table(stories), "Each run's last network; below it, what it was cut from.")
+        + sections.section("Accuracy", sections.grid(cards))
+        + sections.section("What differs in their recipes", _differences(stories))
+    )
+
+
+def _table(stories: Sequence[Story]) -> str:
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title, _, _ in _COLUMNS)
+    rows = "".join(_row(number, story) for number, story in enumerate(stories))
+    return (
+        f'<div class="scroll card"><table class="stages"><thead><tr><th scope="col">Run</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _row(number: int, story: Story) -> str:
+    final, reference = story.final, story.reference
+    head = f'<th scope="row"><i class="dot c{number % 6}"></i>{escape(story.name)}'
+    if final is None:
+        return f'<tr>{head}</th><td colspan="{len(_COLUMNS)}">no stage is finished yet</td></tr>'
+    cells = "".join(_cell(story, final, reference, title, key, write) for title, key, write in _COLUMNS)
+    return f"<tr>{head}<small>{escape(final.title)}</small></th>{cells}</tr>"
+
+
+def _cell(
+    story: Story, final: Stage, reference: Stage | None, title: str, key: str, write: Callable[[float], str]
+) -> str:
+    value, was = getattr(final, key), getattr(reference, key, None)
+    change = ""
+    if value is not None and was is not None and reference is not final:
+        said = points(value - was) if key == "accuracy" else factor(was, value)
+        change = f"<small>{escape(said)} from {escape(write(was))}</small>"
+    return (
+        f'<td data-label="{escape(title)}">{sections.datum(sections.at(story, final, key), value, write)}{change}</td>'
+    )
+
+
+def _differences(stories: Sequence[Story]) -> str:
+    """The keys in which the recipes differ, with each run's value."""
+    flat = [_flat(story.config) for story in stories]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    differing = [key for key in keys if len({config.get(key, MISSING) for config in flat}) > 1]
+    if not differing:
+        return '<p class="note">Nothing: the recipes are the same.</p>'
+    head = "".join(f'<th scope="col">{escape(story.name)}</th>' for story in stories)
+    rows = "".join(
+        f'<tr><th scope="row"><code>{escape(key)}</code></th>'
+        + "".join(f"<td>{escape(config.get(key, MISSING))}</td>" for config in flat)
+        + "</tr>"
+        for key in differing
+    )
+    return (
+        f'<div class="scroll card"><table class="stages"><thead><tr><th scope="col">Key</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, bool) else str(value)
+    return found

@@ -1,0 +1,46 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+MISSING = "–"
+
+
+def count(number: float) -> str:
+    """Write a count: 853, 853.00k, 20.04M, 4.09G."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.2f}{unit}"
+    return f"{number:.0f}"
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """Write a share: 99.44%."""
+    return f"{share:.{digits}%}"
+
+
+def milliseconds(value: float) -> str:
+    """Write a latency: 0.93 ms, 12.4 ms, 230 ms."""
+    return f"{value:.2f} ms" if value < 10 else f"{value:.1f} ms" if value < 100 else f"{value:.0f} ms"
+
+
+def megabytes(size: float) -> str:
+    """Write the size of a file: 9.26 MB."""
+    return f"{size / 1e6:.2f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Write a duration: 4.2 s, 3 min 5 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def factor(before: float, after: float) -> str:
+    """Write how much less there is: 10.9× fewer is "÷ 10.9"."""
+    return f"÷ {before / after:.1f}" if after else MISSING
+
+
+def points(change: float) -> str:
+    """Write a difference of accuracies in percentage points: +0.28 points."""
+    return f"{100 * change:+.2f} points".replace("-", "−") if abs(change) >= 5e-5 else "±0.00 points"

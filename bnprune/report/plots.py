@@ -1,0 +1,183 @@
+"""The same figures as pictures, PNG and SVG, drawn by matplotlib."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bnprune.errors import ConfigError, DataError
+from bnprune.report import charts
+from bnprune.report.figures import Axis, Chart, Figure, Histogram, Widths
+from bnprune.report.story import Story
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS = ("#1f6fd6", "#c9621a", "#7a4fc4", "#1c8a6b", "#b8345f", "#7d7420")
+_GREY, _PALE, _STAY, _THRESHOLD = "#9a9ba1", "#dcdad4", "#1f6fd6", "#b4461f"
+_TEXT, _SOFT = "#1d1e20", "#63656b"
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": _SOFT,
+    "axes.labelcolor": _SOFT,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
+    "text.color": _TEXT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.axisbelow": True,
+    "ytick.left": False,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "text.parse_math": False,  # a $ in a name is a dollar
+    "svg.hashsalt": "bnprune",  # the same picture, the same bytes
+}
+
+
+def require_matplotlib() -> None:
+    """Refuse early where pictures cannot be drawn.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("--plots needs matplotlib: pip install 'bnprune[report]'")
+
+
+def save_plots(stories: Sequence[Story], folder: Path) -> list[Path]:
+    """Draw every figure of every run into a folder, each as PNG and SVG; return the files.
+
+    Raises:
+        DataError: A file cannot be written.
+    """
+    written = []
+    for name, panels in _pictures(stories).items():
+        written += _save(folder / name, panels)
+    return written
+
+
+def _pictures(stories: Sequence[Story]) -> dict[str, list[Figure]]:
+    """File names without ending -> the figures in them, side by side."""
+    found: dict[str, list[Figure | None]] = {}
+    for story in stories:
+        prefix = "" if len(stories) == 1 else f"{_file_name(story.name)}-"
+        histograms = charts.gamma_histograms(story)
+        accuracy, widths = charts.accuracy_against_macs(story), charts.layer_widths(story)
+        found |= {
+            f"{prefix}overview": [histograms[-1] if histograms else None, widths, accuracy],
+            f"{prefix}accuracy": [accuracy],
+            f"{prefix}gamma": [*histograms],
+            f"{prefix}layers": [widths],
+            f"{prefix}training": [
+                charts.accuracy_curves(story),
+                charts.loss_curves(story),
+                charts.gamma_over_time(story),
+            ],
+        }
+    if len(stories) > 1:
+        found["comparison"] = [charts.accuracy_of_runs(stories), charts.last_trainings(stories)]
+    drawable = {name: [panel for panel in panels if panel is not None] for name, panels in found.items()}
+    return {name: panels for name, panels in drawable.items() if panels}
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+
+
+def _save(stem: Path, panels: Sequence[Figure]) -> list[Path]:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure as Canvas
+
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "svg")]
+    with mpl.rc_context(_STYLE):
+        canvas = Canvas(figsize=(4.3 * len(panels), 3.0), layout="constrained")
+        for position, panel in enumerate(panels, 1):
+            _draw(panel, canvas.add_subplot(1, len(panels), position))
+        for path in paths:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                canvas.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+            except OSError as error:
+                raise DataError(f"--plots: '{path}' cannot be written: {error.strerror}.") from error
+    return paths
+
+
+def _draw(figure: Figure, axes: Axes) -> None:
+    match figure:
+        case Chart():
+            _chart(figure, axes)
+        case Histogram():
+            _histogram(figure, axes)
+        case Widths():
+            _widths(figure, axes)
+    axes.set_title(figure.title)
+
+
+def _colour(number: int) -> str:
+    return _GREY if number < 0 else _COLOURS[number % len(_COLOURS)]
+
+
+def _axes(axes: Axes, x: Axis, y: Axis) -> None:
+    if y.root:
+        axes.set_yscale("function", functions=(_root, _square))
+    axes.set(xlim=(x.low, x.high), ylim=(y.low, y.high), xlabel=x.label)
+    axes.set_xticks(x.ticks(), [x.write(tick) for tick in x.ticks()])
+    axes.set_yticks(y.ticks(), [y.write(tick) for tick in y.ticks()])
+    axes.grid(axis="y", color="#e3e1db", linewidth=0.8)
+
+
+def _root(value: Any) -> Any:
+    return abs(value) ** 0.5
+
+
+def _square(value: Any) -> Any:
+    return value**2
+
+
+def _chart(figure: Chart, axes: Axes) -> None:
+    styles: dict[str, dict[str, Any]] = {
+        "line": {"linestyle": "-", "linewidth": 1.6},
+        "dashes": {"linestyle": (0, (3, 3)), "linewidth": 1.1},
+        "dot": {"linestyle": "", "marker": "o", "markersize": 6},
+        "ring": {"linestyle": "", "marker": "o", "markersize": 11, "fillstyle": "none", "markeredgewidth": 1.8},
+        "small": {"linestyle": "", "marker": "o", "markersize": 3},
+    }
+    _axes(axes, figure.x, figure.y)
+    for series in figure.series:
+        xs, ys = [x for x, _ in series.points], [y for _, y in series.points]
+        axes.plot(xs, ys, color=_colour(series.colour), clip_on=False, **styles[series.mark])
+    handles = [
+        axes.plot([], [], color=_colour(colour), label=label, **styles[mark])[0]
+        for mark, label, colour in figure.legend
+    ]
+    axes.legend(handles=handles, loc="best")
+
+
+def _histogram(figure: Histogram, axes: Axes) -> None:
+    _axes(axes, figure.x, figure.y)
+    width = [0.92 * (right - left) for left, right in zip(figure.edges, figure.edges[1:], strict=False)]
+    left = figure.edges[:-1]
+    axes.bar(left, figure.removed, width, align="edge", color=_GREY, label="removed")
+    axes.bar(left, figure.kept, width, bottom=figure.removed, align="edge", color=_STAY, label="kept")
+    if figure.threshold is not None:
+        said = f"threshold {figure.threshold:.3g}"
+        axes.axvline(figure.threshold, color=_THRESHOLD, linestyle="--", linewidth=1.2, label=said)
+    if any(figure.removed):
+        axes.legend(loc="upper right")
+    axes.set_ylabel("channels (square-root scale)")
+
+
+def _widths(figure: Widths, axes: Axes) -> None:
+    places = range(len(figure.layers))
+    axes.bar(places, [before for _, before, _ in figure.layers], color=_PALE, label="removed")
+    axes.bar(places, [after for _, _, after in figure.layers], color=_STAY, label="kept")
+    axes.set(xlabel="layer, from input to output", ylabel="channels")
+    axes.set_xticks([])
+    axes.grid(axis="y", color="#e3e1db", linewidth=0.8)
+    axes.legend(loc="upper left")

@@ -1,0 +1,181 @@
+"""Writes the references in README.md from the code: every verb with its options, and every key of a recipe.
+
+Run it after changing an option or a key; `scripts/reference.py --check` only says whether that is due.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic.fields import FieldInfo
+from rich.text import Text
+from typer.models import ArgumentInfo, OptionInfo
+
+from bnprune.cli import app
+from bnprune.config import PipelineConfig, Section
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def main() -> None:
+    text = README.read_text(encoding="utf-8")
+    for name, made in (("verbs", verbs()), ("keys", keys())):
+        text = replaced(text, name, made)
+    if "--check" in sys.argv[1:]:
+        sys.exit(
+            0 if text == README.read_text(encoding="utf-8") else "README.md is out of date: run scripts/reference.py"
+        )
+    README.write_text(text, encoding="utf-8")
+
+
+def replaced(text: str, name: str, made: str) -> str:
+    """Put text between the markers of one reference."""
+    begin, end = f"<!-- {name}: made by scripts/reference.py -->\n", f"<!-- end of {name} -->"
+    before, found, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        sys.exit(f"README.md: the markers of '{name}' are missing")
+    return f"{before}{begin}\n{made}\n{end}{after}"
+
+
+# -- verbs -----------------------------------------------------------------------------------------------------------
+
+
+def verbs() -> str:
+    return "\n".join(verb(command.name, command.callback) for command in app.registered_commands)
+
+
+def verb(name: str, function: Any) -> str:
+    parameters = [
+        parameter(*item) for item in get_type_hints(function, include_extras=True).items() if item[0] != "return"
+    ]
+    defaults = {p.name: p.default for p in inspect.signature(function).parameters.values()}
+    arguments = [info.metavar for _, kind, info in parameters if isinstance(info, ArgumentInfo)]
+    usage = " ".join(["bnprune", name, *arguments, "[OPTIONS]"])
+    rows = "".join(
+        f"| `{spelling(kind, info)}` | {told(kind, info, defaults[key])} |\n" for key, kind, info in parameters
+    )
+    return f"**`{usage}`** – {function.__doc__.strip().splitlines()[0]}\n\n| | |\n|---|---|\n{rows}"
+
+
+def parameter(name: str, hint: Any) -> tuple[str, Any, ArgumentInfo | OptionInfo]:
+    """Take `Annotated[int | None, OptionInfo] | None` apart: name, int, OptionInfo."""
+    while not hasattr(hint, "__metadata__"):
+        hint = next(inner for inner in get_args(hint) if inner is not type(None))
+    kinds = [kind for kind in get_args(hint.__origin__) if kind is not type(None)]
+    kind = kinds[0] if kinds and get_origin(hint.__origin__) is not Literal else hint.__origin__
+    return name, kind, hint.__metadata__[0]
+
+
+def spelling(kind: Any, info: ArgumentInfo | OptionInfo) -> str:
+    if isinstance(info, ArgumentInfo):
+        return info.metavar or ""
+    names = ", ".join(name for name in (info.default, *(info.param_decls or ())) if isinstance(name, str))
+    return names if kind is bool else f"{names} {info.metavar or ','.join(choices(kind))}"
+
+
+def choices(kind: Any) -> list[str]:
+    return list(get_args(kind)) if get_origin(kind) is Literal else []
+
+
+def told(kind: Any, info: ArgumentInfo | OptionInfo, default: Any) -> str:
+    text = Text.from_markup(info.help or "").plain  # help is written in rich's markup
+    if info.metavar and choices(kind):
+        text += f"  One of: {', '.join(choices(kind))}."
+    shown = info.show_default and default not in (inspect.Parameter.empty, None, False, True) and "efault" not in text
+    return cell(f"{text}  [default: {default}]" if shown else text)
+
+
+# -- keys ------------------------------------------------------------------------------------------------------------
+
+
+def keys() -> str:
+    return "\n".join(["| key | value | default | |", "|---|---|---|---|", *section(PipelineConfig, "", set()), ""])
+
+
+def section(kind: type[Section], prefix: str, listed: set[type]) -> Iterator[str]:
+    """Yield the rows of a section; keys it shares with one that is listed already are only mentioned."""
+    parent = kind.__mro__[1]
+    known = parent in listed
+    listed |= {kind, parent} - {Section}
+    for name, field in kind.model_fields.items():
+        inner = next((t for t in (field.annotation, *get_args(field.annotation)) if is_section(t)), None)
+        path = f"{prefix}{field.alias or name}"
+        if inner is not None:
+            required = "required" if field.is_required() else ""
+            yield f"| **`{path}`** | section | {required} | {cell(inner.__doc__ or '')} |"
+            yield from section(inner, f"{path}.", listed)
+        elif name in kind.__annotations__ or not known:
+            yield f"| `{path}` | {value(field)} | {default(field)} | {described(kind, name)} |"
+    if known:
+        shared = ", ".join(f"`{name}`" for name in parent.model_fields if name not in kind.__annotations__)
+        yield f"| {shared} | | | As in training. |"
+
+
+def described(kind: type[Section], name: str) -> str:
+    """Return what a key is for; one that only changes a default is told of by the section it is taken from."""
+    owners = (base.model_fields[name] for base in kind.__mro__ if name in getattr(base, "model_fields", {}))
+    return cell(next((field.description for field in owners if field.description), ""))
+
+
+def is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def value(field: FieldInfo) -> str:
+    return cell(", ".join([kind_of(field.annotation), *limits(field.metadata)]))
+
+
+def limits(metadata: Any) -> list[str]:
+    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+    bounds = ((sign, getattr(m, name, None)) for m in metadata for name, sign in signs.items())
+    return [f"{sign} {bound:g}" for sign, bound in bounds if bound is not None]
+
+
+WORDS = {
+    "int": "whole number",
+    "float": "number",
+    "str": "text",
+    "bool": "true or false",
+    "Path": "path",
+    "PathLike": "path",
+}
+
+
+def kind_of(kind: Any) -> str:
+    """Say what a value may be, in words."""
+    origin, inner = get_origin(kind), [k for k in get_args(kind) if k is not type(None)]
+    if hasattr(kind, "__metadata__"):
+        found = [entry for m in kind.__metadata__ for entry in getattr(m, "metadata", ())]
+        return ", ".join([kind_of(inner[0]), *limits(found)])
+    if origin is None:
+        return WORDS.get(getattr(kind, "__name__", ""), "anything")
+    if origin is dict:
+        return "mapping"
+    if origin is tuple:
+        return f"list of {kind_of(inner[0])}"
+    if origin.__name__ == "Literal":
+        return ", ".join(f"`{word}`" for word in inner)
+    return " or ".join(dict.fromkeys(map(kind_of, inner)))
+
+
+def default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    found = field.get_default(call_default_factory=True)
+    if found is None or found in ({}, ()):
+        return ""
+    shown = str(found).lower() if isinstance(found, bool) else list(found) if isinstance(found, tuple) else found
+    return f"`{shown}`"
+
+
+def cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""`bnprune report`: the page and the pictures, of runs that are finished, unfinished, damaged, or oddly named."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bnprune.report.figures import Axis
+from bnprune.report.plots import save_plots
+from bnprune.report.story import read_story
+from tests.cli.harness import bnprune, contents, document, done, refusal, write
+
+HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>'
+
+
+@pytest.fixture
+def copy(run: Path, here: Path) -> Path:
+    """A finished run that a test may change."""
+    return Path(shutil.copytree(run, here / "copy"))
+
+
+def page(*args: object) -> str:
+    done("report", *args, "--out", "page.html", "--force")
+    return Path("page.html").read_text(encoding="utf-8")
+
+
+def test_a_run_ends_with_its_report(run: Path) -> None:
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert f"<h1>{run.name}</h1>" in text
+    for heading in ("Stage by stage", "Scale factors", "Channels per layer", "The cut", "Made with"):
+        assert f"<h2>{heading}</h2>" in text
+
+
+def test_the_page_of_a_run_goes_into_the_run_and_is_made_anew(copy: Path) -> None:
+    (copy / "report.html").write_text("old")
+    assert f"Wrote {copy / 'report.html'}" in done("report", copy).stdout
+    assert (copy / "report.html").read_text(encoding="utf-8") == page(copy)
+
+
+def test_the_page_asks_nothing_of_the_network_and_runs_nothing(run: Path) -> None:
+    text = page(run)
+    assert "<script" not in text
+    assert set(re.findall(r"""(?:src|href|url|import)\s*[=(]\s*["']?([^"'>]*)""", text)) == {"data:,"}
+    assert "default-src 'none'" in text.replace("&#x27;", "'")
+
+
+def test_names_are_escaped(copy: Path) -> None:
+    """Whatever a run may hold: its folder, its recipe, its layers, its refusals, its environment."""
+    evil = copy.rename(copy.with_name(HOSTILE.replace("/", "⁄")))
+    config = (evil / "config.yaml").read_text()
+    (evil / "config.yaml").write_text(config.replace("name: mlp", f"name: '{HOSTILE}'"))
+    result = json.loads((evil / "result.json").read_text())
+    cut = result["stages"]["prune"]
+    cut["layers"][0]["name"] = HOSTILE
+    cut["refusals"] = [{"site": HOSTILE, "reason": HOSTILE, "fix": HOSTILE}] * 9
+    cut["notes"], cut["target"]["kind"] = [HOSTILE], HOSTILE
+    cut["recovery"]["chosen"], cut["recovery"]["validation"] = HOSTILE, {HOSTILE: 0.5}
+    result["stages"][f'odd" {HOSTILE}'] = result["stages"]["finetune"]
+    (evil / "result.json").write_text(json.dumps(result))
+    environment = json.loads((evil / "env.json").read_text())
+    (evil / "env.json").write_text(
+        json.dumps({**environment, "argv": [HOSTILE], "processor": HOSTILE, "time": HOSTILE})
+    )
+    for text in (page(evil), page(evil, shutil.copytree(evil, "other"))):
+        assert "<script" not in text
+        assert "<img" not in text
+        assert text.count("&lt;script&gt;alert(&quot;x&quot;)") > 10
+
+
+def test_runs_are_compared(run: Path, recipe: Path, here: Path) -> None:
+    done("run", recipe, "prune.ratio=0.25", "train.epochs=1", "--out", "gentle")
+    text = page(run, "gentle")
+    assert "<h2>Side by side</h2>" in text
+    differing = re.findall(r"<code>([a-z._]+)</code></th><td>(.*?)</td><td>(.*?)</td>", text)
+    assert ("prune.ratio", "0.5", "0.25") in differing
+    assert ("train.epochs", "2", "1") in differing
+    assert len(differing) == 2
+    found = document("report", run, "gentle", "--force")
+    assert found["schema"] == "bnprune.report/1"
+    assert found["out"] == "report.html"
+    assert found["runs"]["gentle"] == json.loads((here / "gentle/result.json").read_text())["stages"]
+
+
+def test_several_runs_do_not_overwrite_a_file_unasked(run: Path, copy: Path) -> None:
+    write("report.html", "mine")
+    assert "'report.html' exists" in refusal(2, "report", run, copy)
+
+
+def test_runs_of_one_name_are_told_apart(run: Path, here: Path) -> None:
+    shutil.copytree(run, here / "a" / run.name)
+    assert document("report", run, f"a/{run.name}")["runs"].keys() == {str(run), f"a/{run.name}"}
+
+
+def test_an_unfinished_run_has_a_report(recipe: Path, here: Path) -> None:
+    done("train", recipe, "--out", "half")
+    text = page("half")
+    assert "Nothing was cut yet." in text
+    assert "Validation accuracy" in text
+    (here / "half/result.json").unlink()
+    with (here / "half/metrics.jsonl").open("a") as file:
+        file.write('{"stage": "train", "ep')
+    text = page("half")
+    assert "No stage of this run is finished yet." in text
+    assert "a line that is not complete" in text
+
+
+def test_a_run_without_a_baseline_or_sparsity_has_a_report(recipe: Path) -> None:
+    done("run", recipe, "train.sparsity.penalty=none", "baseline=true", "prune.passes=2", "--out", "two")
+    text = page("two")
+    assert "cut 2" in text
+    assert "dense" in text
+
+
+@pytest.mark.parametrize("name", ["result.json", "env.json", "config.yaml", "plan.json", "gamma.safetensors"])
+@pytest.mark.parametrize(
+    "content", ['{"stages": {"train": {}', '{"stages": {"train": {"accuracy": []}}}', "[1, 2]", "\x00"]
+)
+def test_a_damaged_file_is_named(copy: Path, name: str, content: str) -> None:
+    if name == "env.json" and content.startswith('{"stages": {"train": {"a'):
+        pytest.skip("valid, if useless")
+    if name == "config.yaml" and content.startswith('{"stages": {"train": {"a'):
+        pytest.skip("valid, if useless")
+    (copy / name).write_text(content)
+    assert f"'{copy / name}' is damaged" in refusal(5, "report", copy)
+
+
+def test_what_is_not_a_run_is_refused(here: Path) -> None:
+    assert "is not a run directory" in refusal(2, "report", "nowhere")
+    assert "is not a run directory" in refusal(2, "report", here)
+    assert "Missing argument 'RUN...'" in refusal(2, "report")
+
+
+def test_a_report_that_fails_does_not_fail_the_run(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnprune.cli import reports
+    from bnprune.errors import DataError
+
+    def full(path: Path, text: str) -> None:
+        raise DataError(f"'{path}' cannot be written: no space left on device.")
+
+    monkeypatch.setattr(reports, "write_text", full)
+    result = bnprune("run", recipe, "--out", "run")
+    assert result.exit_code == 0
+    assert "note: no report was written: 'run/report.html' cannot be written" in result.stderr
+
+
+def test_gammas_and_what_went_of_them_are_those_of_the_checkpoints(run: Path) -> None:
+    """Against the files: what the cut left of γ is what the story says was not removed."""
+    story = read_story(run)
+    before, trained = story.gammas
+    assert before.title == "before training"
+    assert bool((before.values == 1).all())
+    [name] = load_file(run / "gamma.safetensors")
+    dense, slim = (load_file(run / "checkpoints" / f"{stage}.safetensors")[name] for stage in ("train", "prune"))
+    assert torch.equal(trained.values, dense.abs().double())
+    assert trained.removed is not None
+    assert torch.equal(dense[~trained.removed], slim)
+    assert trained.threshold == float(dense.abs()[trained.removed].max())
+    assert trained.threshold <= float(slim.abs().min())
+
+
+def test_widths_behind_gates_are_those_of_the_last_network(recipe: Path) -> None:
+    """In the second pass a gated BatchNorm has another name; its channels are counted all the same."""
+    net = ("model.name=resnet20", "model.kwargs={in_channels: 1}")
+    cut = ("prune.coupling=gates", "prune.passes=2", "prune.min_channels=4")
+    few = ("train.epochs=1", "data.limit=50", "data.batch_size=25", "prune.recalibrate=0")
+    done("run", recipe, *net, *cut, *few, "--out", "gated")
+    story = read_story(Path("gated"))
+    assert story.gated
+    assert story.final is not None
+    assert sum(layer.before for layer in story.layers) == story.stages[0].channels == 688
+    assert sum(layer.after for layer in story.layers) == story.final.channels
+
+
+def test_gammas_of_another_network_are_left_out(copy: Path) -> None:
+    [name] = load_file(copy / "gamma.safetensors")
+    save_file({name: torch.ones(7)}, copy / "gamma.safetensors")
+    assert [gammas.removed for gammas in read_story(copy).gammas] == [None]
+
+
+def test_pictures(run: Path, here: Path) -> None:
+    found = document("report", run, "--plots", "plots", "--out", "page.html")
+    names = {
+        f"{name}.{ending}"
+        for name in ("overview", "accuracy", "gamma", "layers", "training")
+        for ending in ("png", "svg")
+    }
+    assert {path.removeprefix("plots/") for path in found["plots"]} == names
+    for name in names:
+        start = (here / "plots" / name).read_bytes()[:5]
+        assert start == (b"\x89PNG\r" if name.endswith("png") else b"<?xml")
+    before = contents(here / "plots")
+    done("report", run, "--plots", "plots", "--out", "page.html", "--force")
+    assert contents(here / "plots") == before
+
+
+def test_pictures_of_odd_names(run: Path, here: Path) -> None:
+    """A $ would start mathematics in matplotlib, a slash another folder."""
+    stories = [replace(read_story(run), name=name) for name in ("$x_{1$", "a/../b <i>")]
+    written = {path.name for path in save_plots(stories, here / "plots")}
+    assert {"_x__1_-overview.png", "a_.._b__i_-gamma.svg", "comparison.png"} <= written
+    assert written == {path.name for path in (here / "plots").iterdir()}
+
+
+def test_a_folder_that_cannot_be_written_is_named(run: Path) -> None:
+    write("file", "")
+    result = bnprune("report", run, "--out", "page.html", "--plots", "file")
+    assert result.exit_code == 5
+    assert "--plots: 'file/" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1.04, [0, 0.25, 0.5, 0.75, 1]),
+        (0.965, 1.005, [0.97, 0.98, 0.99, 1.0]),
+        (1, 30, [10, 20, 30]),
+        (0, 3, [0, 1, 2, 3]),
+    ],
+)
+def test_ticks_are_round_and_within(low: float, high: float, expected: list[float]) -> None:
+    assert Axis("", low, high, str, whole=high == 3).ticks() == pytest.approx(expected)
+
+
+def test_ticks_of_a_root_scale_have_room() -> None:
+    places = sorted(tick**0.5 for tick in Axis("", 0, 1500, str, root=True).ticks())
+    assert places[-1] == 1000**0.5
+    assert min(b - a for a, b in itertools.pairwise(places)) >= 0.09 * 1500**0.5

@@ -1,0 +1,134 @@
+"""The README keeps its word: its commands run, its code runs, its references are those of the code."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bnprune.pruning import score
+from bnprune.recipe import load_recipe
+from tests.cli.harness import bnprune
+from tests.e2e.conftest import QUICK
+from tests.nets import chain
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+NOT_RUN = {"scripts/demo", "scripts/test", "source", "pip", "torchrun"}
+"""What installs things, or takes another program; that the scripts are there is checked."""
+
+SMALLER = {"3,224,224": "3,64,64", "train.epochs=10": "train.epochs=1", "finetune.epochs=10": "finetune.epochs=1"}
+"""The same commands, in seconds."""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = (line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines())
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def cheaply(words: list[str]) -> list[str]:
+    """Make a command small; where a recipe is run, with a small network."""
+    words = [SMALLER.get(word, word) for word in words]
+    if words[1] in ("run", "train", "validate") and not any(word.startswith("model.") for word in words):
+        place = next(n for n, word in enumerate(words) if word.endswith(".yaml")) + 1
+        words[place:place] = [
+            *(extra for extra in (*QUICK, "baseline=false") if extra.split("=")[0] not in " ".join(words))
+        ]
+    return words
+
+
+@pytest.fixture
+def workshop(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the README takes for granted: a finished demo, and a network of one's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    shutil.copytree(digits, tmp_path / "runs" / "demo")
+    shutil.copy(digits / "checkpoints" / "train.safetensors", tmp_path / "trained.safetensors")
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "nets.py").write_text("from tests.nets import chain as build\n")
+    torch.save(chain().state_dict(), tmp_path / "trained.pt")
+    return tmp_path
+
+
+def test_every_command_runs(workshop: Path) -> None:
+    ran = 0
+    for words in commands():
+        if words[0] in NOT_RUN:
+            assert not words[0].startswith("scripts/") or os.access(ROOT / words[0], os.X_OK)
+            continue
+        assert words[0] == "bnprune", f"what is to be done with {shlex.join(words)}?"
+        for name in ("slim.safetensors", "digits.yaml"):  # every section starts afresh
+            if name in words and words[1] in ("prune", "init"):
+                (workshop / name).unlink(missing_ok=True)
+        result = bnprune(*cheaply(words)[1:])
+        already = "--latency" in words and "the network already runs in" in result.stderr  # so small a one does
+        assert result.exit_code == (3 if already else 0), f"{shlex.join(cheaply(words))}\n{result.output}"
+        ran += 1
+    assert ran > 12
+
+
+def test_every_piece_of_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(score.CRITERIA, "gamma-squared", score.gamma)  # so that it is gone afterwards
+    names: dict[str, Any] = {"build": chain, "example_inputs": torch.zeros(1, 3, 8, 8)}
+    found = blocks("python")
+    assert len(found) >= 4
+    for code in found:
+        model = chain()
+        loss = model(torch.rand(4, 3, 8, 8)).square().sum()
+        names |= {"model": model, "loss": loss, "optimizer": torch.optim.SGD(model.parameters(), 0.1)}
+        exec(compile(code, "README.md", "exec"), names)
+    assert score.CRITERIA["gamma-squared"] is names["gamma_squared"]
+    slim = names["bnprune"].prune(chain(), names["example_inputs"], ratio=0.5, criterion="gamma-squared")
+    assert slim.report.ratio_realised == pytest.approx(0.5)
+
+
+def test_every_recipe_is_valid(tmp_path: Path) -> None:
+    for text in blocks("yaml"):
+        (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+        load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_the_references_are_those_of_the_code() -> None:
+    command = [sys.executable, ROOT / "scripts" / "reference.py", "--check"]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_the_references_are_complete_and_can_be_out_of_date(tmp_path: Path) -> None:
+    """Every verb and key by another way; and a reference that differs by a word is found."""
+    from bnprune.cli import app
+
+    for command in app.registered_commands:
+        assert f"**`bnprune {command.name} " in README
+        assert f"| `{command.name}` |" in README or f"`{command.name}`" in README.partition("## Reference")[0]
+    for key in ("train.sparsity.lambda", "prune.layer_ratios", "finetune.lr", "data.root", "seed"):
+        assert f"| `{key}` |" in README
+    copy = tmp_path / "scripts" / "reference.py"
+    copy.parent.mkdir()
+    shutil.copy(ROOT / "scripts" / "reference.py", copy)
+    (tmp_path / "README.md").write_text(README.replace("Recipe (YAML).", "Recipe.", 1), encoding="utf-8")
+    checked = subprocess.run([sys.executable, copy, "--check"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 1
+    assert "README.md is out of date: run scripts/reference.py" in checked.stderr
+
+
+def test_files_it_points_to_are_there() -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    assert ".github/digits.png" in targets
+    for target in targets:
+        assert target.startswith("https://") or (ROOT / target).is_file(), target
+    for name in re.findall(r"`((?:scripts|configs|bnprune)/[\w./-]+)`", README):
+        assert (ROOT / name).exists(), name
