@@ -48,7 +48,7 @@ class World:
     @property
     def restarted(self) -> bool:
         """Whether `torchrun --max-restarts` started these processes again, with the same arguments as before."""
-        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        return _restarts() > 0
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Return, for each flag, whether it is set in any process. All must ask."""
@@ -115,12 +115,20 @@ def open_world() -> Iterator[World]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
-    distributed.init_process_group(backend)
+    c10d: Any = distributed  # these two are public, and not marked so
+    store, _, size = next(c10d.rendezvous("env://"))
+    # Where torchrun starts processes again, the store still holds what the ones before left in it.
+    store = c10d.PrefixStore(f"attempt {_restarts()}", store)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     control: Any = distributed.new_group(backend="gloo", timeout=_PATIENCE)
-    with _failing_together(rank):
-        yield World(rank, local, _processes(), control)
+    with _failing_together(rank, store):
+        yield World(rank, local, size, control)
         distributed.barrier(group=control)
     distributed.destroy_process_group()  # not after a failure: it would wait for those that are gone
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def _processes() -> int:
@@ -128,22 +136,21 @@ def _processes() -> int:
 
 
 @contextmanager
-def _failing_together(rank: int) -> Iterator[None]:
+def _failing_together(rank: int, store: Any) -> Iterator[None]:
     """Leave a note for the others before failing; where another's end is what made this one fail, end like it."""
-    store = distributed.distributed_c10d._get_default_store()
     try:
         yield
     except PeerFailed:
         raise
     except BaseException as error:
         if isinstance(error, RuntimeError) and not isinstance(error, BnpruneError):
-            _blame(store, error)
+            _blame(rank, store, error)
         with contextlib.suppress(RuntimeError):  # the process that held the notes is gone
             store.set(_FAILED, str(error.exit_code if isinstance(error, BnpruneError) else 1))
         raise
 
 
-def _blame(store: Any, error: RuntimeError) -> None:
+def _blame(rank: int, store: Any, error: RuntimeError) -> None:
     """Raise `PeerFailed` if an error is but the echo of another process's failure."""
     try:
         noted = store.check([_FAILED])
@@ -151,3 +158,8 @@ def _blame(store: Any, error: RuntimeError) -> None:
         raise PeerFailed(BnpruneError.exit_code) from error
     if noted:
         raise PeerFailed(int(store.get(_FAILED))) from error
+    if any(word in str(error) for word in ("peer", "gloo", "Gloo", "NCCL")):
+        raise BnpruneError(
+            f"process {rank}: another process of this run ended without a word (killed, or out of memory?). "
+            "Go on with --resume."
+        ) from error

@@ -96,6 +96,28 @@ FOLLOWER_FAILS = BROKEN_DATA.replace(
 ).replace("self.epoch == 2 else", "False else")
 
 
+DIES_ONCE = FOLLOWER_FAILS.replace(
+    'os.environ["RANK"] == "1":', 'os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":'
+).replace(
+    """                from bnprune.errors import DataError
+                raise DataError("the second machine has lost its disk.")""",
+    """                os.kill(os.getpid(), 9)""",
+)
+
+
+def test_torchrun_restarts_a_run_that_then_goes_on(pair: Path, here: Path) -> None:
+    """Killed in the second epoch, all are started again with the same arguments; epoch 1 is not repeated."""
+    write("own.py", DIES_ONCE)
+    own = ("data.name=", "data.factory=own:build", "data.batch_size=8", "train.epochs=2", "train.optimizer=sgd")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+    line = [*torchrun, "-m", "bnprune", "train", pair, *own, "threads=1", "--out", "run"]
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("epoch 1/2") == 1
+    assert ended.stderr.count("epoch 2/2") == 1
+    assert (here / "run" / "result.json").exists()
+
+
 def failing(*args: object) -> tuple[list[int], str]:
     """Run in two processes; return the exit codes and the only message."""
     outcome = ended(spawn(*args))
