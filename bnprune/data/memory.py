@@ -54,7 +54,7 @@ class MemorySplit:
             if seed is not None and self.augmentation is not None:
                 generator = torch.Generator().manual_seed(mixed(seed, int(indices[0]), len(indices)))
                 chosen = augment(chosen, self.augmentation, generator)
-            yield (chosen.float() - mean) * scale, labels[place].to(device)
+            yield chosen.float().sub_(mean).mul_(scale), labels[place].to(device)
 
 
 def augment(images: torch.Tensor, change: Augmentation, generator: torch.Generator) -> torch.Tensor:
