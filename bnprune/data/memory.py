@@ -55,7 +55,7 @@ class MemorySplit:
             chosen = images[place].to(device)
             if seed is not None and self.augmentation is not None:
                 chosen = augment(chosen, self.augmentation, uniforms(seed, indices, 3).to(device))
-            yield (chosen.float() - mean) * scale, labels[place].to(device)
+            yield chosen.float().sub_(mean).mul_(scale), labels[place].to(device)
 
 
 def uniforms(seed: int, indices: torch.Tensor, count: int) -> torch.Tensor:

@@ -231,7 +231,7 @@ def train(state: State, task: Task, penalty: Penalty | None, log: Log, stopping:
         progress = state.progress
         state.model.train()
         for images, labels in _batches(task, progress):
-            torch.manual_seed(mixed(task.seed, progress.epoch, progress.step, *task.world.tag))
+            _seed(task, mixed(task.seed, progress.epoch, progress.step, *task.world.tag))
             lr = _set_rate(state, task)
             completes = _completes_update(task, progress.step)
             images, targets = mix(images, labels)
@@ -300,9 +300,17 @@ def _batches(task: Task, progress: Progress, most: int | None = None) -> Iterato
     split: Split = task.splits.train
     order = epoch_order(len(split), task.batch_size, task.seed, progress.epoch)[progress.step :][:most]
     order = [batch.tensor_split(task.world.size)[task.world.rank] for batch in order]
-    layout = torch.channels_last if task.config.channels_last else torch.preserve_format
-    for images, labels in split.serve(order, task.device, seed=mixed(task.seed, progress.epoch)):
-        yield images.contiguous(memory_format=layout) if task.config.channels_last else images, labels
+    served = split.serve(order, task.device, seed=mixed(task.seed, progress.epoch))
+    if not task.config.channels_last:
+        return served
+    return ((images.contiguous(memory_format=torch.channels_last), labels) for images, labels in served)
+
+
+def _seed(task: Task, seed: int) -> None:
+    """Seed what a step draws from: not every kind of device, as `torch.manual_seed` does in half a millisecond."""
+    torch.default_generator.manual_seed(seed)
+    if task.device.type != "cpu":
+        torch.get_device_module(task.device).manual_seed(seed)
 
 
 def _set_rate(state: State, task: Task) -> float:

@@ -26,15 +26,17 @@ from tests.numerics.test_training import CPU, Recorder, data, run, same, task, t
 
 
 class Weights(Recorder):
-    """Keeps the raw weights after every step."""
+    """Keeps the raw and the averaged weights after every step."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weights: list[list[torch.Tensor]] = []
+        self.averages: list[list[torch.Tensor]] = []
 
     def on_step(self, state: State, steps: int, loss: float) -> None:
         super().on_step(state, steps, loss)
         self.weights.append([p.detach().clone() for p in state.model.parameters()])
+        self.averages.append([p.detach().clone() for p in state.network.parameters()])
 
 
 def test_the_average_is_that_of_a_hand_written_loop() -> None:
@@ -42,13 +44,13 @@ def test_the_average_is_that_of_a_hand_written_loop() -> None:
     model, work, log = tiny(), task(ema=0.4), Weights()
     state = begin(model, work)
     train(state, work, GammaL1(model, 1e-2), log, lambda: False)
-    average = log.weights[0]
-    for updates, weights in enumerate(log.weights[1:], 1):
-        decay = min(0.4, (1 + updates) / (10 + updates))
-        average = [decay * a + (1 - decay) * w for a, w in zip(average, weights, strict=True)]
     assert len(log.weights) == 15
-    for got, expected in zip(state.network.parameters(), average, strict=True):
-        torch.testing.assert_close(got.detach(), expected, rtol=1e-5, atol=1e-7)
+    average = log.weights[0]
+    for updates, (weights, averages) in enumerate(zip(log.weights, log.averages, strict=True)):
+        decay = min(0.4, (1 + updates) / (10 + updates)) if updates else 0.0
+        average = [decay * a + (1 - decay) * w for a, w in zip(average, weights, strict=True)]
+        for got, expected in zip(averages, average, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
     assert not same(state.network, state.model)
 
 
