@@ -63,7 +63,7 @@ def test_names_are_escaped(copy: Path) -> None:
     cut["refusals"] = [{"site": HOSTILE, "reason": HOSTILE, "fix": HOSTILE}] * 9
     cut["notes"], cut["target"]["kind"] = [HOSTILE], HOSTILE
     cut["recovery"]["chosen"], cut["recovery"]["validation"] = HOSTILE, {HOSTILE: 0.5}
-    result["stages"][f'odd" {HOSTILE}'] = result["stages"]["finetune"]
+    result["stages"][f'odd" {HOSTILE}'] = cut
     (evil / "result.json").write_text(json.dumps(result))
     environment = json.loads((evil / "env.json").read_text())
     (evil / "env.json").write_text(
