@@ -9,11 +9,14 @@ from typing import Any
 import typer
 
 from bnprune.cli.display import count, print_json
+from bnprune.config import PipelineConfig
 from bnprune.pruning.cost import cost
 from bnprune.recipe import as_data, load_recipe
 from bnprune.runs.directory import dump_config
 from bnprune.runs.stages import stages_of
-from bnprune.runs.start import prepare
+from bnprune.runs.start import Start, prepare
+from bnprune.training.loop import Task
+from bnprune.training.penalty import advice, make_penalty
 
 
 def run_validate(path: Path, overrides: Sequence[str], *, print_config: bool, as_json: bool) -> None:
@@ -31,13 +34,28 @@ def run_validate(path: Path, overrides: Sequence[str], *, print_config: bool, as
     }
     if start.prunable is not None:
         facts["prunable"] = start.prunable
+    warnings = _too_short(config, start)
     if as_json:
-        print_json({"schema": "bnprune.validate/1", "valid": True, **facts, "config": as_data(config)})
+        print_json(
+            {"schema": "bnprune.validate/1", "valid": True, **facts, "warnings": warnings, "config": as_data(config)}
+        )
         return
     if print_config:
         typer.echo(dump_config(config), nl=False)
-    notes = "".join(f"\nnote: {note}" for note in splits.notes)
+    notes = "".join(f"\nwarning: {text}" for text in warnings) + "".join(f"\nnote: {note}" for note in splits.notes)
     typer.echo(f"{path} is valid.\n{_told(facts)}{notes}", err=print_config)
+
+
+def _too_short(config: PipelineConfig, start: Start) -> list[str]:
+    """Warn of a training in which no scale factor can reach zero, before it is spent."""
+    if config.train is None:
+        return []
+    task = Task(start.splits, config.data.batch_size, config.train, start.device, config.seed)
+    sparsity = config.train.sparsity
+    _, budget = make_penalty(start.network[0], config.train, sparsity, task.updates_per_epoch)
+    if budget is None or not budget.strength or budget.enough:
+        return []
+    return [f"{budget}. {advice(budget, config.train, sparsity)}"]
 
 
 def _told(facts: Mapping[str, Any]) -> str:

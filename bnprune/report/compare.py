@@ -75,7 +75,10 @@ def _differences(stories: Sequence[Story]) -> str:
     head = "".join(f'<th scope="col">{escape(story.name)}</th>' for story in stories)
     rows = "".join(
         f'<tr><th scope="row"><code>{escape(key)}</code></th>'
-        + "".join(f"<td>{escape(config.get(key, MISSING))}</td>" for config in flat)
+        + "".join(
+            f'<td data-label="{escape(story.name)}">{escape(config.get(key, MISSING))}</td>'
+            for story, config in zip(stories, flat, strict=True)
+        )
         + "</tr>"
         for key in differing
     )

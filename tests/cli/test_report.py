@@ -63,7 +63,7 @@ def test_names_are_escaped(copy: Path) -> None:
     cut["refusals"] = [{"site": HOSTILE, "reason": HOSTILE, "fix": HOSTILE}] * 9
     cut["notes"], cut["target"]["kind"] = [HOSTILE], HOSTILE
     cut["recovery"]["chosen"], cut["recovery"]["validation"] = HOSTILE, {HOSTILE: 0.5}
-    result["stages"][f'odd" {HOSTILE}'] = result["stages"]["finetune"]
+    result["stages"][f'odd" {HOSTILE}'] = cut
     (evil / "result.json").write_text(json.dumps(result))
     environment = json.loads((evil / "env.json").read_text())
     (evil / "env.json").write_text(
@@ -79,7 +79,8 @@ def test_runs_are_compared(run: Path, recipe: Path, here: Path) -> None:
     done("run", recipe, "prune.ratio=0.25", "train.epochs=1", "--out", "gentle")
     text = page(run, "gentle")
     assert "<h2>Side by side</h2>" in text
-    differing = re.findall(r"<code>([a-z._]+)</code></th><td>(.*?)</td><td>(.*?)</td>", text)
+    cells = "".join(rf'<td data-label="{name}">(.*?)</td>' for name in (run.name, "gentle"))
+    differing = re.findall(rf"<code>([a-z._]+)</code></th>{cells}", text)
     assert ("prune.ratio", "0.5", "0.25") in differing
     assert ("train.epochs", "2", "1") in differing
     assert len(differing) == 2

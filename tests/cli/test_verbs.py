@@ -397,3 +397,14 @@ def test_a_plan_that_does_not_say_what_it_was_made_for() -> None:
     text = done("prune", *CHAIN, "--plan", "plan.json", "--dry-run").stdout
     assert "nan" not in text
     assert document("prune", *CHAIN, "--plan", "plan.json", "--dry-run")["target"]["requested"] is None
+
+
+def test_validate_warns_of_a_training_that_is_too_short(recipe: Path) -> None:
+    """One epoch with a tiny λ moves no scale factor to zero: said before the training, as in the training."""
+    weak = ("train.epochs=1", "train.sparsity.lambda=1e-6")
+    text = done("validate", recipe, *weak).stdout
+    assert "warning: λ = 1e-06 can move γ by" in text
+    assert "Train longer (train.epochs)" in text
+    [warning] = document("validate", recipe, *weak)["warnings"]
+    assert f"warning: {warning}" in done("train", recipe, *weak, "--out", "run").stderr
+    assert document("validate", recipe, "train.epochs=60")["warnings"] == []
