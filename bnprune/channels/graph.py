@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bnprune.channels.boundaries import GateKind
@@ -39,11 +41,28 @@ class Trace:
     decisions: Decisions
     """What its values decided; none on the meta device."""
     work: tuple[Work, ...]
+    macs_vary: bool = False
+    """Whether anything was multiplied after values had decided something, so that MACs may depend on data."""
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of the pass."""
         return sum(record.macs for record in self.records)
+
+
+class Known:
+    """An earlier forward pass, operator call by operator call."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.repetition = trace.decisions.repetition()
+        self._records = iter(trace.records)
+
+    def call(self, op: str, site: str, results: Sequence[torch.Tensor]) -> Record | None:
+        """Return the record of the next call, None if it was another one."""
+        record = next(self._records, None)
+        if record is None or (record.op, record.site) != (op, site):
+            return None
+        return record if [shape for shape, _ in record.outputs] == [tuple(r.shape) for r in results] else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,7 @@ class Draft:
 def survey(model: nn.Module, example_inputs: Any, request: Request) -> Survey:
     """Trace and score a network. Errors as for `prune`."""
     started = time.perf_counter()
-    graph = trace(model, example_inputs, coupling=request.coupling)
+    graph = trace(model, example_inputs, exact=request.macs is not None, coupling=request.coupling)
     tensors = dict(named_tensors(model))
     require_finite(graph, tensors)
     scores = CRITERIA[request.criterion](graph, tensors, request.reduce)
