@@ -268,8 +268,8 @@ class Call:
         They are the same unless the BatchNorm has a gate.
         """
         producer = self._producer_of(x)
-        if producer is not None and producer.gate is not None:
-            self.findings.boundaries.append(Boundary(self.site, producer.gate, _numpy(ids)))
+        if producer is not None:
+            self.findings.boundaries.append(Boundary(self.site, producer.gate, _numpy(ids), producer.grouped))
         kind = self.findings.gates.get(self.site)
         own = self.axis(weight, 0) if kind == "read" else ids
         if kind is None or own is None:

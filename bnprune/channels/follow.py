@@ -117,7 +117,7 @@ class Follower(TorchDispatchMode):
         sketched = self.values == "sketched" if sketched is None else sketched
         self._sketch = Sketch(self.model.parameters()) if sketched else None
         self._macs_vary = False
-        done = len(self.findings.work)
+        done = len(self.findings.work), len(self.findings.boundaries)
         why = Refusal("input", "is combined with an input of the network", "")
         for tensor in tensors((args, kwargs)):
             facets = constant(self.findings.ids, tensor, why)
@@ -146,7 +146,8 @@ class Follower(TorchDispatchMode):
         for tensor in leaving:
             for facet in self._facets_of(tensor):
                 self.findings.ids.freeze(facet.numpy(), _OUTPUT)
-        return Trace(tuple(self._records), self._decisions, tuple(self.findings.work[done:]), self._macs_vary)
+        work, boundaries = tuple(self.findings.work[done[0] :]), tuple(self.findings.boundaries[done[1] :])
+        return Trace(tuple(self._records), self._decisions, work, boundaries, self._macs_vary)
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -292,10 +293,14 @@ class Follower(TorchDispatchMode):
 
     # -- concluding ------------------------------------------------------------------------------------------------
 
-    def gates(self) -> dict[str, GateKind]:
+    def gates(self, passed: Trace) -> dict[str, GateKind]:
         """Choose the BatchNorms to set free, after a first forward pass."""
         self._settle_views()
-        return worth_a_gate(self.findings.boundaries, *self.findings.ids.units(), self.findings.modules)
+        unit_of, frozen = self.findings.ids.units()
+        stuck = np.array([why is not None for why in frozen])
+        stuck[NO_CHANNEL] = False
+        operators = passed.operators_in({boundary.site for boundary in passed.boundaries})
+        return worth_a_gate(passed.boundaries, unit_of, stuck, self.findings.modules, operators)
 
     def graph(self, traces: dict[str, Trace], notes: Sequence[str]) -> ChannelGraph:
         """Solve what the rules have said."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bnprune.channels.boundaries import GateKind
+from bnprune.channels.boundaries import Boundary, GateKind
 from bnprune.channels.call import Count, Work
 from bnprune.channels.decisions import Decisions
 from bnprune.channels.facets import Facets
@@ -41,13 +41,26 @@ class Trace:
     decisions: Decisions
     """What its values decided; none on the meta device."""
     work: tuple[Work, ...]
-    macs_vary: bool = False
+    boundaries: tuple[Boundary, ...]
+    """BatchNorm calls that could have a gate."""
+    macs_vary: bool
     """Whether anything was multiplied after values had decided something, so that MACs may depend on data."""
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of the pass."""
         return sum(record.macs for record in self.records)
+
+    def operators_in(self, sites: Collection[str]) -> dict[str, list[str]]:
+        """Return the operators that each of these modules calls, with its children."""
+        found: dict[str, list[str]] = {site: [] for site in sites}
+        for record in self.records:
+            site = record.site
+            while site:
+                if site in found:
+                    found[site].append(record.op)
+                site = site.rpartition(".")[0]
+        return found
 
 
 class Known:

@@ -31,6 +31,7 @@ def trace(
     real: bool = False,
     exact: bool = False,
     coupling: Coupling = "shared",
+    gates: Gates | None = None,
 ) -> ChannelGraph:
     """Follow the channels of a network through one forward pass.
 
@@ -42,6 +43,7 @@ def trace(
         exact: Compute real values in full, so that MACs that depend on data are those of these inputs. Otherwise
             values do no more than steer the control flow, and are sketched (`bnprune.channels.sketch`).
         coupling: "gates" sets BatchNorms free that share a stream of channels (`bnprune.channels.boundaries`).
+        gates: BatchNorms that are set free in any case.
 
     Raises:
         ForwardError: The forward pass fails on these inputs.
@@ -51,12 +53,12 @@ def trace(
     _require_traceable(model)
     for values in _ladder(model, real=real, exact=exact):
         try:
-            return _trace(model, inputs, coupling, values)
+            return _trace(model, inputs, coupling, values, gates or {})
         except TraceError:
             raise
         except Exception:  # noqa: BLE001 - whatever cheap values cannot do, real ones may
             pass
-    return _trace(model, inputs, coupling, "exact")
+    return _trace(model, inputs, coupling, "exact", gates or {})
 
 
 def _ladder(model: nn.Module, *, real: bool, exact: bool) -> Iterator[Values]:
@@ -74,12 +76,10 @@ def _require_traceable(model: nn.Module) -> None:
                 raise TraceError(f"{name}: the module is lazy and not yet built. Run one forward pass first.")
 
 
-def _trace(model: nn.Module, inputs: Inputs, coupling: Coupling, values: Values) -> ChannelGraph:
-    gates: Gates = {}
+def _trace(model: nn.Module, inputs: Inputs, coupling: Coupling, values: Values, gates: Gates) -> ChannelGraph:
     if coupling == "gates":
-        scout = Follower(model, values, {})
-        scout.run(inputs, training=False)
-        gates = scout.gates()
+        scout = Follower(model, values, gates)
+        gates = {**scout.gates(scout.run(inputs, training=False)), **gates}
     follower = Follower(model, values, gates)
     traces = {"eval": follower.run(inputs, training=False)}
     notes: list[str] = []
