@@ -113,7 +113,7 @@ def _detours(follower: Follower, inputs: Inputs, straight: Trace) -> dict[str, T
                 found[mode] = follower.run(inputs, training=False, detour=detour, after=straight, sketched=sketched)
                 break
             except Exception as error:  # noqa: BLE001 - see above
-                infinite = isinstance(error.__cause__, OverflowError)  # no integer can be made of either infinity
+                infinite = isinstance(error.__cause__ or error, OverflowError)  # neither infinity makes an integer
                 if detour.is_stuck or not follower.unused():
                     break
         if infinite or not detour.gave_number:
