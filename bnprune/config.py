@@ -58,7 +58,7 @@ class DataConfig(Section):
     download: Switch = False
     """Fetch the data set if it is not there."""
     batch_size: Count = 128
-    """Images per micro-batch."""
+    """Images per micro-batch, of all processes together."""
     image_size: Count | None = None
     """Height and width images are resized to; default: as the data set has them (`imagefolder`: of its first image)."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1

@@ -11,15 +11,17 @@ PreResNet and DenseNet with what is a read gate here):
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
-from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
+from bnprune.channels.ids import Ids
 from bnprune.channels.zeros import stays_zero
 
 GateKind = Literal["read", "write"]
@@ -46,10 +48,8 @@ class Producer:
         return cls(op, op.startswith("aten::convolution") and args[_GROUPS] != 1, stays_zero(op, zeros, args))
 
     @property
-    def gate(self) -> GateKind | None:
-        """The gate that a BatchNorm behind this operator can have; none behind a depthwise or grouped convolution."""
-        if self.grouped:
-            return None
+    def gate(self) -> GateKind:
+        """The gate that a BatchNorm behind this operator can have."""
         return "write" if self.op.startswith(_DENSE) else "read"
 
 
@@ -61,27 +61,55 @@ class Boundary:
     kind: GateKind
     ids: Ids
     """Channel ids of the stream, as far as the BatchNorm shares it; shape (C,)."""
+    grouped: bool
+    """Whether a depthwise or grouped convolution feeds it, whose inputs go when its outputs go."""
 
 
-def can_be_gated(module: nn.Module | None, kind: GateKind) -> bool:
-    """Tell whether a gate may take the place of a module: behind it nothing but the normalisation may have happened."""
-    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.weight is None or module.bias is None:
-        return False
-    return kind == "read" or type(module).forward in (nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward)
+Operators = Mapping[str, Sequence[str]]
+"""Operators that each module calls in a forward pass, with its children."""
+
+
+_HARMLESS = re.compile(r"aten::(empty\.|\w*batch_norm)")
+"""What PyTorch calls for a normalisation."""
 
 
 def worth_a_gate(
-    boundaries: Sequence[Boundary], unit_of: Ids, frozen: Sequence[Refusal | None], modules: Mapping[str, nn.Module]
+    boundaries: Sequence[Boundary],
+    unit_of: Ids,
+    stuck: NDArray[np.bool_],
+    modules: Mapping[str, nn.Module],
+    operators: Operators,
 ) -> dict[str, GateKind]:
-    """Choose the BatchNorms a gate sets free: those coupled with others, or with something that must stay.
-
-    A BatchNorm that runs more than once belongs to several streams, and stays as it is.
-    """
-    calls = Counter(boundary.site for boundary in boundaries)
-    able = [b for b in boundaries if calls[b.site] == 1 and can_be_gated(modules.get(b.site), b.kind)]
-    crowd = np.zeros(len(frozen), dtype=np.int64)
+    """Choose the BatchNorms a gate sets free: those coupled with others, or with something that must stay (`stuck`)."""
+    able = [b for b in _able(boundaries, modules, operators) if not b.grouped]
+    crowd = np.zeros(len(stuck), dtype=np.int64)
     for boundary in able:
         crowd[np.unique(unit_of[boundary.ids])] += 1
-    stuck = np.array([why is not None for why in frozen])
-    stuck[NO_CHANNEL] = False
     return {b.site: b.kind for b in able if ((crowd > 1) | stuck)[unit_of[b.ids]].any()}
+
+
+def untying(
+    boundaries: Sequence[Boundary],
+    unit_of: Ids,
+    stuck: NDArray[np.bool_],
+    modules: Mapping[str, nn.Module],
+    operators: Operators,
+) -> dict[str, GateKind]:
+    """Choose the BatchNorms where a gate takes a stream apart that must stay somewhere (`stuck`).
+
+    A grouped convolution ties the stream it reads to the one it writes, along the whole network perhaps.
+    """
+    able = [b for b in _able(boundaries, modules, operators) if b.grouped]
+    return {b.site: b.kind for b in able if stuck[unit_of[b.ids]].any()}
+
+
+def _able(boundaries: Sequence[Boundary], modules: Mapping[str, nn.Module], operators: Operators) -> Iterator[Boundary]:
+    """Yield those a gate can stand at. A BatchNorm that runs more than once belongs to several streams."""
+    calls = Counter(boundary.site for boundary in boundaries)
+    for boundary in boundaries:
+        module = modules.get(boundary.site)
+        whole = isinstance(module, nn.modules.batchnorm._BatchNorm) and None not in (module.weight, module.bias)
+        # behind a write gate nothing but the normalisation may have happened
+        plain = boundary.kind == "read" or all(_HARMLESS.match(op) for op in operators[boundary.site])
+        if calls[boundary.site] == 1 and whole and plain:
+            yield boundary

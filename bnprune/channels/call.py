@@ -68,6 +68,10 @@ class Findings:
     views: list[tuple[Facet, str]] = field(default_factory=list)
     """Facets that change along several dimensions at once, and where they arose."""
 
+    def is_zero(self, tensor: torch.Tensor, producer: Producer | None) -> bool:
+        """Tell whether removed channels of a tensor are zero: those of weights are, and what layers make of them."""
+        return id(tensor) in self.names if producer is None else producer.zero
+
 
 def _numpy(facet: torch.Tensor) -> Ids:
     array: Ids = facet.numpy()
@@ -250,8 +254,7 @@ class Call:
 
     def is_zero(self, tensor: torch.Tensor) -> bool:
         """Tell whether removed channels of a tensor are zero: those of weights are, and what layers make of them."""
-        producer = self._producer_of(tensor)
-        return id(tensor) in self.findings.names if producer is None else producer.zero
+        return self.findings.is_zero(tensor, self._producer_of(tensor))
 
     def gamma(self, tensor: torch.Tensor) -> None:
         """State that this parameter holds the scale factors of a BatchNorm."""
@@ -265,8 +268,8 @@ class Call:
         They are the same unless the BatchNorm has a gate.
         """
         producer = self._producer_of(x)
-        if producer is not None and producer.gate is not None:
-            self.findings.boundaries.append(Boundary(self.site, producer.gate, _numpy(ids)))
+        if producer is not None:
+            self.findings.boundaries.append(Boundary(self.site, producer.gate, _numpy(ids), producer.grouped))
         kind = self.findings.gates.get(self.site)
         own = self.axis(weight, 0) if kind == "read" else ids
         if kind is None or own is None:

@@ -39,6 +39,11 @@ class Decisions:
         """Whether Python code asked for a truth value, and may have taken a branch."""
 
     @property
+    def any(self) -> bool:
+        """Whether anything was decided."""
+        return bool(self._made)
+
+    @property
     def evidence(self) -> list[torch.Tensor]:
         """What the decisions were based on, as far as it was kept."""
         return [tensor for decision in self._made for tensor in decision.evidence]
@@ -119,12 +124,18 @@ class Detour:
     def __init__(self, number: float, limit: int = 100) -> None:
         self._number = number
         self._left = limit  # a loop until something holds would never end
+        self.is_stuck = False
+        """Whether nothing has run since an answer: code that fails there fails with any values."""
+        self.gave_number = False
+        """Whether an answer was a number: without, all detours are the same."""
 
     def turn(self, output: Any) -> Any:
         """Return the output of an operator call; a truth value or a real number for Python code is another one."""
-        if not isinstance(output, bool | float) or not self._left:
+        self.is_stuck = isinstance(output, bool | float) and self._left > 0
+        if not self.is_stuck:
             return output
         self._left -= 1
+        self.gave_number |= isinstance(output, float)
         return not output if isinstance(output, bool) else self._number
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from bnprune.channels.boundaries import GateKind
+from bnprune.channels.boundaries import Boundary, GateKind
 from bnprune.channels.call import Count, Work
 from bnprune.channels.decisions import Decisions
 from bnprune.channels.facets import Facets
@@ -39,11 +41,41 @@ class Trace:
     decisions: Decisions
     """What its values decided; none on the meta device."""
     work: tuple[Work, ...]
+    boundaries: tuple[Boundary, ...]
+    """BatchNorm calls that could have a gate."""
+    macs_vary: bool
+    """Whether anything was multiplied after values had decided something, so that MACs may depend on data."""
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of the pass."""
         return sum(record.macs for record in self.records)
+
+    def operators_in(self, sites: Collection[str]) -> dict[str, list[str]]:
+        """Return the operators that each of these modules calls, with its children."""
+        found: dict[str, list[str]] = {site: [] for site in sites}
+        for record in self.records:
+            site = record.site
+            while site:
+                if site in found:
+                    found[site].append(record.op)
+                site = site.rpartition(".")[0]
+        return found
+
+
+class Known:
+    """An earlier forward pass, operator call by operator call."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.repetition = trace.decisions.repetition()
+        self._records = iter(trace.records)
+
+    def call(self, op: str, site: str, results: Sequence[torch.Tensor]) -> Record | None:
+        """Return the record of the next call, None if it was another one."""
+        record = next(self._records, None)
+        if record is None or (record.op, record.site) != (op, site):
+            return None
+        return record if [shape for shape, _ in record.outputs] == [tuple(r.shape) for r in results] else None
 
 
 @dataclass(frozen=True, slots=True)

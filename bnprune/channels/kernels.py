@@ -22,7 +22,7 @@ def run_kernel(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[
     if not meta:
         return func(*args, **kwargs)
     short_cut = _SHORT_CUTS.get(func)
-    if short_cut is not None and not kwargs and all(tensor.is_meta for tensor in operands(args, kwargs)):
+    if short_cut is not None and not kwargs and any(tensor.is_meta for tensor in operands(args, kwargs)):
         output = short_cut(*args)
         if output is not None:
             return output
@@ -95,6 +95,18 @@ def _grid_sample(x: torch.Tensor, grid: torch.Tensor, *_: Any) -> Any:
     return _empty(x, [*x.shape[:2], *grid.shape[1:3]]) if fits else None
 
 
+def _upsample(x: torch.Tensor, size: Sequence[int], *_: Any) -> Any:
+    fits = x.dim() == len(size) + 2 and x.is_contiguous() and x.is_floating_point()
+    return _empty(x, [*x.shape[:2], *size]) if fits and min(size) > 0 else None
+
+
+def _index(x: torch.Tensor, indices: Sequence[torch.Tensor | None]) -> Any:
+    """Pick along the first dimension."""
+    first = indices[0]
+    fits = len(indices) == 1 and first is not None and first.dtype == torch.int64 and x.is_contiguous()
+    return _empty(x, [*first.shape, *x.shape[1:]]) if fits and first is not None else None
+
+
 def _like(x: torch.Tensor, *_: Any) -> Any:
     return _empty_like(x) if x.is_floating_point() else None
 
@@ -133,6 +145,10 @@ _SHORT_CUTS: dict[torch._ops.OpOverload, ShortCut] = {
     aten.mm.default: _product,
     aten.mean.dim: _mean,
     aten.grid_sampler_2d.default: _grid_sample,
+    aten.upsample_nearest2d.default: _upsample,
+    aten.upsample_bilinear2d.default: _upsample,
+    aten.upsample_bicubic2d.default: _upsample,
+    aten.index.Tensor: _index,
     **dict.fromkeys((aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor), _combined),
     **dict.fromkeys((aten.relu_.default, aten.hardtanh_.default, aten.silu_.default, aten.hardswish_.default), _itself),
     **dict.fromkeys(
@@ -145,6 +161,7 @@ _SHORT_CUTS: dict[torch._ops.OpOverload, ShortCut] = {
             aten.hardsigmoid.default,
             aten.hardtanh.default,
             aten.tanh.default,
+            aten.clamp.default,
         ),
         _like,
     ),

@@ -51,24 +51,33 @@ def still(model: nn.Module) -> Iterator[None]:
 
 def mode_matters(model: nn.Module) -> bool:
     """Tell whether code other than PyTorch's own layers asks for the mode, and so may do other things in train mode."""
+    return _own_code_mentions(model, frozenset({"training"}))
+
+
+def suppresses_boxes(model: nn.Module) -> bool:
+    """Tell whether code of the model's classes calls a non-maximum suppression, which no tensor without values can."""
+    return _own_code_mentions(model, frozenset({"nms", "batched_nms"}))
+
+
+def _own_code_mentions(model: nn.Module, names: frozenset[str]) -> bool:
     modules = walk(model).values()
     held = [value for module in modules for value in vars(module).values() if isinstance(value, FunctionType)]
     classes: set[type] = {type(module) for module in modules}
-    return any(_reads_mode(cls) for cls in classes) or any(map(_mentions_mode, held))
+    return any(_class_mentions(cls, names) for cls in classes) or any(_mentions(value, names) for value in held)
 
 
 @functools.cache
-def _reads_mode(cls: type) -> bool:
+def _class_mentions(cls: type, names: frozenset[str]) -> bool:
     own = (base for base in cls.__mro__ if not base.__module__.startswith(_LIBRARIES))
-    return any(_mentions_mode(value) for base in own for value in vars(base).values())
+    return any(_mentions(value, names) for base in own for value in vars(base).values())
 
 
 _LIBRARIES = ("builtins", "torch.nn.", "torchvision.ops.", "timm.layers.")
 """Packages of layers that do nothing else in train mode than draw masks and take statistics."""
 
 
-def _mentions_mode(function: Any) -> bool:
-    """Look for the name in a function, in those it defines, and in those it closes over."""
+def _mentions(function: Any, names: frozenset[str]) -> bool:
+    """Look for one of the names in a function, in those it defines, and in those it closes over."""
     queue, seen = [function], set()
     while queue:
         code = queue.pop()
@@ -76,7 +85,7 @@ def _mentions_mode(function: Any) -> bool:
             continue
         seen.add(id(code))
         if isinstance(code, CodeType):
-            if "training" in code.co_names:
+            if not names.isdisjoint(code.co_names):
                 return True
             queue += code.co_consts
         elif isinstance(code, FunctionType):

@@ -1,47 +1,38 @@
 """Run a network once and follow its channels.
 
-The forward pass runs on the meta device (no memory, no arithmetic) under a `TorchDispatchMode` that sees every ATen
-operator; beside each activation rides a facet, which says which channel each element belongs to (`facets`). What the
-operators say about channels is written by rules (`rules`); what follows from it is the `ChannelGraph`.
+The forward pass runs on the meta device: no memory, no arithmetic. Networks whose control flow depends on values run on
+real tensors, with values that are cheap to have (`sketch`) unless they are asked for in full.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from bnprune.channels.boundaries import GateKind, Gates, Producer, worth_a_gate
-from bnprune.channels.call import Call, Count, Findings, constant
-from bnprune.channels.decisions import DETOURS, Decisions, Detour
-from bnprune.channels.facets import NONE, Facet, Facets, along, varying
-from bnprune.channels.graph import ChannelGraph, GatedNorm, Layer, Record, Trace
-from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
-from bnprune.channels.kernels import run_kernel
-from bnprune.channels.macs import macs_of
-from bnprune.channels.modules import mode_matters, module_stack, set_mode, still, walk
-from bnprune.channels.rules import look_up
-from bnprune.channels.trees import Inputs, as_inputs, map_tensors, operands, tensors
-from bnprune.errors import ForwardError, TraceError
-
-_AS_ONE = (
-    "its channels are tied together and go all or not at all, and a layer keeps at least one",
-    "take apart what ties them: a shuffle, reshape or product across channels",
-)
-_OUTPUT = Refusal("output", "is an output of the network", "")
-
+from bnprune.channels.boundaries import Gates
+from bnprune.channels.decisions import DETOURS, Detour
+from bnprune.channels.follow import Follower, Values
+from bnprune.channels.graph import ChannelGraph, Trace
+from bnprune.channels.modules import mode_matters, suppresses_boxes, walk
+from bnprune.channels.sketch import LostError
+from bnprune.channels.trees import Inputs, as_inputs
+from bnprune.errors import TraceError
 
 Coupling = Literal["shared", "gates"]
 """Whether layers that share a stream of channels lose the same ones, or each its own behind gates."""
 
 
-def trace(model: nn.Module, example_inputs: Any, *, real: bool = False, coupling: Coupling = "shared") -> ChannelGraph:
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    real: bool = False,
+    exact: bool = False,
+    coupling: Coupling = "shared",
+    gates: Gates | None = None,
+) -> ChannelGraph:
     """Follow the channels of a network through one forward pass.
 
     Args:
@@ -49,7 +40,10 @@ def trace(model: nn.Module, example_inputs: Any, *, real: bool = False, coupling
         example_inputs: A tensor, a tuple of positional or a mapping of keyword arguments.
         real: Run on real tensors at once, for networks whose control flow depends on data. Otherwise they are the
             fallback where the meta device will not do.
+        exact: Compute real values in full, so that MACs that depend on data are those of these inputs. Otherwise
+            values do no more than steer the control flow, and are sketched (`bnprune.channels.sketch`).
         coupling: "gates" sets BatchNorms free that share a stream of channels (`bnprune.channels.boundaries`).
+        gates: BatchNorms that are set free in any case.
 
     Raises:
         ForwardError: The forward pass fails on these inputs.
@@ -57,29 +51,36 @@ def trace(model: nn.Module, example_inputs: Any, *, real: bool = False, coupling
     """
     inputs = as_inputs(example_inputs)
     _require_traceable(model)
-    if not real:
+    for values in _ladder(model, real=real, exact=exact):
         try:
-            return _trace(model, inputs, coupling, real=False)
+            return _trace(model, inputs, coupling, values, gates or {})
         except TraceError:
             raise
-        except Exception:  # noqa: BLE001 - whatever meta tensors cannot do, real ones may
+        except Exception:  # noqa: BLE001 - whatever cheap values cannot do, real ones may
             pass
-    return _trace(model, inputs, coupling, real=True)
+    return _trace(model, inputs, coupling, "exact", gates or {})
+
+
+def _ladder(model: nn.Module, *, real: bool, exact: bool) -> Iterator[Values]:
+    """Yield what to try before the exact values."""
+    if not real and not suppresses_boxes(model):
+        yield "none"
+    if not exact:
+        yield "sketched"
 
 
 def _require_traceable(model: nn.Module) -> None:
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
-            raise TraceError(f"{name}: the module is lazy and not yet built. Run one forward pass first.")
+    for name, module in walk(model).items():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+                raise TraceError(f"{name}: the module is lazy and not yet built. Run one forward pass first.")
 
 
-def _trace(model: nn.Module, inputs: Inputs, coupling: Coupling, *, real: bool) -> ChannelGraph:
-    gates: Gates = {}
+def _trace(model: nn.Module, inputs: Inputs, coupling: Coupling, values: Values, gates: Gates) -> ChannelGraph:
     if coupling == "gates":
-        scout = _Follower(model, real, {})
-        scout.run(inputs, training=False)
-        gates = scout.gates()
-    follower = _Follower(model, real, gates)
+        scout = Follower(model, values, gates)
+        gates = {**scout.gates(scout.run(inputs, training=False)), **gates}
+    follower = Follower(model, values, gates)
     traces = {"eval": follower.run(inputs, training=False)}
     notes: list[str] = []
     if follower.unused() or mode_matters(model):
@@ -89,300 +90,40 @@ def _trace(model: nn.Module, inputs: Inputs, coupling: Coupling, *, real: bool) 
             raise
         except Exception as error:  # noqa: BLE001 - e.g. BatchNorm over a single value, or missing targets
             notes.append(f"the forward pass in train mode was not followed: {type(error).__name__}: {error}")
-    for mode in DETOURS if real else ():
-        if follower.unused() or traces["eval"].decisions.asked:
-            # What fails here, say in an assertion about the data, is not a way the network goes.
-            with suppress(Exception):
-                traces[mode] = follower.run(inputs, training=False, detour=Detour(DETOURS[mode]))
-    unused = sorted({name.rpartition(".")[0] for name in follower.unused()}) if real else []
-    if unused:
-        notes.append(f"on these inputs the code, which depends on data, never came to: {', '.join(unused)}")
+    if values == "sketched" and follower.unused():
+        raise LostError("on sketched values the code never came to some layers")
+    if values != "none":
+        traces |= _detours(follower, inputs, traces["eval"])
+        notes += _remarks(follower, traces["eval"], values)
     return follower.graph(traces, notes)
 
 
-class _Follower(TorchDispatchMode):
-    """The dispatch mode that carries facets from operator to operator."""
+def _detours(follower: Follower, inputs: Inputs, straight: Trace) -> dict[str, Trace]:
+    """Follow the branches other inputs would have taken, on sketched values if they will do.
 
-    def __init__(self, model: nn.Module, real: bool, gates: Gates) -> None:
-        super().__init__()
-        self.model = model
-        self.real = real
-        self.findings = Findings(modules=walk(model), gates=gates)
-        self.aliases: dict[str, str] = {}
-        self.named = self._name_tensors()
-        self._used: set[str] = set()
-        self._facets: dict[int, tuple[weakref.ref[torch.Tensor], Facets]] = {}
-        self._producers: dict[int, tuple[weakref.ref[torch.Tensor], Producer]] = {}
-        self._records: list[Record] = []
-        self._decisions = Decisions(keep_evidence=False)
-        self._detour: Detour | None = None
-        self._stack: list[str] = [""]
-        self._failed_in = ""
-
-    def _name_tensors(self) -> dict[str, torch.Tensor]:
-        """Stand-ins for parameters and buffers, one per tensor: meta, or real with buffers copied."""
-        stand_ins: dict[int, tuple[str, torch.Tensor]] = {}
-        named: dict[str, torch.Tensor] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        for name, tensor in [*parameters.items(), *self.model.named_buffers(remove_duplicate=False)]:
-            if id(tensor) in stand_ins:
-                self.aliases[name], named[name] = stand_ins[id(tensor)]
-                continue
-            if not self.real:  # same requires_grad: matmul chooses its decomposition by it
-                stand_in = torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
-            else:
-                stand_in = tensor if name in parameters else tensor.detach().clone()
-            stand_ins[id(tensor)] = name, stand_in
-            named[name] = stand_in
-            self.findings.names[id(stand_in)] = name
-            self.shapes[name] = tuple(tensor.shape)
-        return named
-
-    def unused(self) -> set[str]:
-        """Names of parameters no operator has read."""
-        return {name for name, _ in self.model.named_parameters()} - self._used
-
-    # -- running ---------------------------------------------------------------------------------------------------
-
-    def run(self, inputs: Inputs, *, training: bool, detour: Detour | None = None) -> Trace:
-        """Run the forward pass once."""
-        args, kwargs = map_tensors(lambda t: t.detach() if self.real else t.to("meta"), inputs)
-        self._records, self._decisions, self._detour = [], Decisions(keep_evidence=False), detour
-        done = len(self.findings.work)
-        why = Refusal("input", "is combined with an input of the network", "")
-        for tensor in tensors((args, kwargs)):
-            facets = constant(self.findings.ids, tensor, why)
-            self._remember(tensor, tuple(facet for facet in facets if varying(facet) != (0,)))
-        with still(self.model), module_stack(self.model) as self._stack:
-            set_mode(self.model, training=training, norms=False)
+    What fails, say in an assertion about the data, is not a way the network goes.
+    """
+    found: dict[str, Trace] = {}
+    for mode, number in DETOURS.items():
+        if not follower.unused() and not straight.decisions.asked:
+            break
+        for sketched in (True, False):
+            detour, infinite = Detour(number), False
             try:
-                with self:
-                    output = torch.func.functional_call(self.model, self.named, args, kwargs)
-            except TraceError:
-                raise
-            except Exception as error:
-                if not self.real or training:
-                    raise
-                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-                where = self._failed_in or "forward()"
-                raise ForwardError(
-                    f"the forward pass of the network fails in {where}: {reason}. Check the shape of the input."
-                ) from error
-        leaving = list(tensors(output))
-        if not leaving and not training and detour is None:
-            raise TraceError(
-                f"the forward pass returns no tensor that could be followed (got {type(output).__name__}). "
-                "Return tensors, also inside lists, dictionaries or objects."
-            )
-        for tensor in leaving:
-            for facet in self._facets_of(tensor):
-                self.findings.ids.freeze(facet.numpy(), _OUTPUT)
-        return Trace(tuple(self._records), self._decisions, tuple(self.findings.work[done:]))
-
-    def __torch_dispatch__(
-        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        try:
-            output = run_kernel(func, args, kwargs, meta=not self.real)
-        except Exception:
-            self._failed_in = self._stack[-1]
-            raise
-        if self.real:
-            self._decisions.record(func, args, kwargs, output)
-        self._follow(func, args, kwargs, output)
-        return output if self._detour is None else self._detour.turn(output)
-
-    # -- following -------------------------------------------------------------------------------------------------
-
-    def _facets_of(self, tensor: torch.Tensor) -> Facets:
-        key = id(tensor)
-        known = self._facets.get(key)
-        if known is not None and known[0]() is tensor:
-            return known[1]
-        name = self.findings.names.get(key)
-        if name is not None:
-            facets = self._facets_of_named(name, tensor)
-        else:
-            why = Refusal(self._stack[-1], "is combined with a constant tensor", "register the tensor as a buffer")
-            facets = constant(self.findings.ids, tensor, why)
-        self._remember(tensor, facets)
-        return facets
-
-    def _facets_of_named(self, name: str, tensor: torch.Tensor) -> Facets:
-        facets = []
-        for dim, size in enumerate(tensor.shape):
-            if size > 1:
-                ids = self.findings.axes.get((name, dim))
-                if ids is None:
-                    ids = self.findings.axes[name, dim] = self.findings.ids.new(size)
-                facets.append(along(ids, dim, tensor.dim()))
-        return tuple(facets)
-
-    def _producer_of(self, tensor: torch.Tensor) -> Producer | None:
-        ref, producer = self._producers.get(id(tensor), (None, None))
-        return producer if ref is not None and ref() is tensor else None
-
-    def _remember(self, tensor: torch.Tensor, facets: Facets) -> None:
-        self._facets[id(tensor)] = weakref.ref(tensor), facets
-
-    def _follow(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        entering = operands(args, kwargs)
-        results = operands((output,), {})
-        for operand in entering:
-            name = self.findings.names.get(id(operand))
-            if name is not None:
-                self._used.add(name)
-        site = self._stack[-1]
-        call = Call(func.name(), site, output, self.findings, self._facets_of, self._producer_of)
-        try:
-            if torch.Tag.inplace_view in func.tags:
-                call.freeze(self._all_facets(entering), "is reshaped in place", "use the operator without underscore")
-                said: Facets | list[Facets] = NONE
-            else:
-                said = look_up(func)(call, *args, **kwargs)
-        except Exception as error:
-            raise TraceError(f"{site or 'the network'}: the rule of {func.name()} failed: {error}") from error
-        inputs = tuple(self._all_facets(entering))
-        per_output = said if isinstance(said, list) else [said]
-        outputs = []
-        producer = Producer.of(call.op, args, [call.is_zero(operand) for operand in entering])
-        for position, result in enumerate(results):
-            self._producers[id(result)] = weakref.ref(result), producer
-            facets = per_output[position] if position < len(per_output) else NONE
-            self._set(call, result, facets, mutated=any(result is operand for operand in entering))
-            outputs.append((tuple(result.shape), facets))
-        self._records.append(
-            Record(
-                op=func.name(),
-                site=site,
-                numbers=numbers_in(func, args, kwargs),
-                inputs=inputs,
-                outputs=tuple(outputs),
-                listed=isinstance(output, list | tuple),
-                macs=macs_of(func, args, kwargs, output),
-            )
-        )
-
-    def _all_facets(self, entering: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return [facet for operand in entering for facet in self._facets_of(operand)]
-
-    def _set(self, call: Call, result: torch.Tensor, facets: Facets, *, mutated: bool) -> None:
-        """Store an output's facets. What is written into a part of a larger tensor goes with what that holds."""
-        base = result._base if mutated else None
-        if base is not None:
-            before, held = self._facets_of(result), self._facets_of(base)
-            if [f.shape for f in before] == [f.shape for f in facets]:
-                facets = call.join([before, facets], result.dim())
-            elif not held and all(_spans(facet, result, base) for facet in facets):
-                self._remember(base, facets)
-            else:
-                why = "is written into a part of another tensor"
-                call.freeze([*before, *facets, *held], why, "use torch.cat")
-                facets = NONE
-        self._remember(result, facets)
-
-    # -- concluding ------------------------------------------------------------------------------------------------
-
-    def gates(self) -> dict[str, GateKind]:
-        """Choose the BatchNorms to set free, after a first forward pass."""
-        self._settle_views()
-        return worth_a_gate(self.findings.boundaries, *self.findings.ids.units(), self.findings.modules)
-
-    def graph(self, traces: dict[str, Trace], notes: Sequence[str]) -> ChannelGraph:
-        """Solve what the rules have said."""
-        ids = self.findings.ids
-        self._settle_views()
-        unit_of, frozen = ids.units()
-        layers = tuple(self._layers())
-        for layer in layers:
-            units = unit_of[layer.ids]
-            if frozen[units[0]] is None and (units == units[0]).all():
-                frozen[units[0]] = Refusal(layer.name, *_AS_ONE)
-        axes = {key: axis.numpy() for key, axis in self.findings.axes.items()}
-        return ChannelGraph(
-            unit_of=unit_of,
-            frozen=tuple(frozen),
-            axes=axes,
-            gammas={**self.findings.gammas, **self._buffer_gammas()},
-            layers=layers,
-            counts=self._counts(lambda ids: any(frozen[unit] is None for unit in unit_of[ids].tolist())),
-            shapes=self.shapes,
-            aliases=self.aliases,
-            traces=traces,
-            real=self.real,
-            notes=tuple(notes),
-            gates=tuple(
-                GatedNorm(site, self.findings.gates[site], stream.numpy(), own.numpy())
-                for site, (stream, own) in self.findings.implied.items()
-            ),
-        )
-
-    def _counts(self, is_free: Callable[[Ids], bool]) -> tuple[Count, ...]:
-        """One count per attribute and size; of several (a recurrent layer's input and state) one that may shrink."""
-        last = sorted(self.findings.counts, key=lambda count: is_free(count.ids))
-        return tuple({(count.module, count.attribute, len(count.ids)): count for count in last}.values())
-
-    def _settle_views(self) -> None:
-        """A dimension split in two loses the same positions in every part: only the innermost part shrinks."""
-        for facet, site in self.findings.views:
-            call = Call("view", site, None, self.findings, self._facets_of)
-            dims = varying(call.canonical(facet))
-            if len(dims) > 1:
-                call.merge(facet, dims[:-1])
-
-    def _buffer_gammas(self) -> dict[str, str]:
-        """Scale factors of BatchNorms that do not call a BatchNorm operator (frozen ones, with buffers only)."""
-        found = {}
-        for name, module in self.findings.modules.items():
-            if isinstance(module, nn.modules.instancenorm._InstanceNorm):
-                continue
-            statistics = [getattr(module, key, None) for key in ("weight", "running_mean", "running_var")]
-            weight = f"{name}.weight".removeprefix(".")
-            if all(isinstance(s, torch.Tensor) and s.dim() == 1 for s in statistics) and weight in self.shapes:
-                found[weight] = name
-        return found
-
-    def _layers(self) -> Iterator[Layer]:
-        seen: set[str] = set()
-        for work in self.findings.work:
-            if work.layer and work.site not in seen:
-                seen.add(work.site)
-                kind = "linear" if isinstance(self.model.get_submodule(work.site), nn.Linear) else "conv"
-                yield Layer(work.site, kind, _as_ids(work.outputs))
-        for name, module in self.findings.gammas.items():
-            ids = self.findings.axes.get((name, 0))
-            width = self.shapes[name][0]
-            yield Layer(module, "norm", _as_ids(width if ids is None else ids.numpy()))
+                found[mode] = follower.run(inputs, training=False, detour=detour, after=straight, sketched=sketched)
+                break
+            except Exception as error:  # noqa: BLE001 - see above
+                infinite = isinstance(error.__cause__ or error, OverflowError)  # neither infinity makes an integer
+                if detour.is_stuck or not follower.unused():
+                    break
+        if infinite or not detour.gave_number:
+            break
+    return found
 
 
-def _spans(facet: Facet, part: torch.Tensor, whole: torch.Tensor) -> bool:
-    """Tell whether the channels of a part (a slice) are those of the whole tensor, from end to end."""
-    same_order = part.stride() == whole.stride()
-    return same_order and all(part.shape[dim] == whole.shape[dim] for dim in varying(facet))
-
-
-def _as_ids(axis: Ids | int) -> Ids:
-    return np.full(axis, NO_CHANNEL, dtype=np.int64) if isinstance(axis, int) else axis
-
-
-def numbers_in(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[float, ...]:
-    """Return the numbers that go into an elementwise operator or a constant; they must not depend on a width."""
-    if torch.Tag.pointwise not in func.tags and func not in _CONSTANTS:
-        return ()
-    values = [
-        value.item() if isinstance(value, torch.Tensor) and func is _LIFT and value.numel() == 1 else value
-        for value in (*args, *kwargs.values())
-    ]
-    return tuple(float(value) for value in values if isinstance(value, int | float))
-
-
-_LIFT = torch.ops.aten.lift_fresh.default
-_CONSTANTS = {
-    _LIFT,
-    torch.ops.aten.full.default,
-    torch.ops.aten.full_like.default,
-    torch.ops.aten.scalar_tensor.default,
-    torch.ops.aten.fill_.Scalar,
-}
+def _remarks(follower: Follower, straight: Trace, values: Values) -> Iterator[str]:
+    unused = sorted({name.rpartition(".")[0] for name in follower.unused()})
+    if unused:
+        yield f"on these inputs the code, which depends on data, never came to: {', '.join(unused)}"
+    if values == "sketched" and straight.macs_vary:
+        yield "MACs depend on data (how many boxes, say): they are those of a made-up forward pass"

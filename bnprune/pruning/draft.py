@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from torch import nn
 
+from bnprune.channels.boundaries import GateKind, Gates, untying
 from bnprune.channels.call import Count
 from bnprune.channels.graph import ChannelGraph
-from bnprune.channels.ids import Refusal
+from bnprune.channels.ids import NO_CHANNEL, Refusal
 from bnprune.channels.modules import walk
 from bnprune.channels.trace import trace
 from bnprune.channels.trees import Inputs, as_inputs
@@ -50,6 +51,8 @@ class Survey:
     request: Request
     params: int
     seconds: float
+    untied: Gates = field(default_factory=dict)
+    """Gates without which nothing could go."""
 
     def cost_of(self, kind: TargetKind) -> int:
         """MACs or parameters of the network as it is."""
@@ -83,6 +86,10 @@ class Draft:
         kind, requested, realised = self.target.kind, self.target.requested, self.target.realised
         notes = []
         own = self._own_ratios()
+        if self.survey.untied:
+            notes.append(
+                "grouped convolutions tie all streams to one that must stay: gates behind them take these apart"
+            )
         if kind in ("macs", "params") and requested - realised > _COARSE:
             why = "layer_ratios alone take that much" if own and self._is_least else "channels go in sets"
             notes.append(f"{kind} {realised:.3f} instead of {requested:g}: {why}")
@@ -139,19 +146,22 @@ class Draft:
         return self.cost_of(kind) / max(self.survey.cost_of(kind), 1)
 
 
-def survey(model: nn.Module, example_inputs: Any, request: Request) -> Survey:
-    """Trace and score a network. Errors as for `prune`."""
+def survey(model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None = None) -> Survey:
+    """Trace and score a network, with `gates` in any case. Errors as for `prune`."""
     started = time.perf_counter()
-    graph = trace(model, example_inputs, coupling=request.coupling)
+    graph = trace(model, example_inputs, exact=request.macs is not None, coupling=request.coupling, gates=gates)
     tensors = dict(named_tensors(model))
     require_finite(graph, tensors)
     scores = CRITERIA[request.criterion](graph, tensors, request.reduce)
     params = sum(parameter.numel() for parameter in model.parameters())
-    return Survey(graph, with_streams(graph, scores), request, params, time.perf_counter() - started)
+    return Survey(graph, with_streams(graph, scores), request, params, time.perf_counter() - started, gates or {})
 
 
 def draft(model: nn.Module, example_inputs: Any, found: Survey) -> Draft:
     """Select and rehearse until the slim network runs as expected and costs what was asked; nothing is cut yet.
+
+    Where nothing can go because grouped convolutions tie everything to channels that must stay, gates behind them take
+    the streams apart.
 
     Where nothing can be pruned, nothing is selected (`Draft.chosen.prunable` is empty). A target in milliseconds needs
     measurements: see `bnprune.pruning.budget`.
@@ -160,13 +170,34 @@ def draft(model: nn.Module, example_inputs: Any, found: Survey) -> Draft:
         PruningError: The target cannot be reached; the message says how near one can get.
     """
     started = time.perf_counter()
-    kind, share = found.request.target
     course = _Course(model, as_inputs(example_inputs), found)
-    if kind == "ratio":
-        best = course.follow(lambda chosen: by_ratio(found.graph, chosen, share))
-    else:
-        best = _to_cost(course, kind, share)
+    best = _best(course)
+    if not best.removed.any() and not found.untied:
+        best = _untied(course, example_inputs) or best
     return replace(best, seconds=time.perf_counter() - started)
+
+
+def _untied(course: _Course, example_inputs: Any) -> Draft | None:
+    """Try with gates behind grouped convolutions, and then with those alone that are needed; None if they do not help.
+
+    A grouped convolution ties the stream it reads to the one it writes, and so, channels that must stay to all others.
+    """
+    freed, gates = None, course.untying()
+    while gates:
+        found = survey(course.model, example_inputs, course.found.request, gates)
+        course = _Course(course.model, course.inputs, found)
+        freed = _best(course)
+        gates, tried = course.dividing(), gates
+        if gates == tried:
+            break
+    return freed if freed is not None and freed.removed.any() else None
+
+
+def _best(course: _Course) -> Draft:
+    kind, share = course.found.request.target
+    if kind == "ratio":
+        return course.follow(lambda chosen: by_ratio(course.found.graph, chosen, share))
+    return _to_cost(course, kind, share)
 
 
 _AIMS = 10
@@ -245,6 +276,25 @@ class _Course:
                 plan, hollow = self._folded(plan, hollow)
                 return Draft(self.found, chosen, removed, plan, hollow, rehearsal.macs)
             self._learn(rehearsal)
+
+    def untying(self) -> dict[str, GateKind]:
+        """Return gates that would take apart streams in which something must stay."""
+        graph, passed = self.found.graph, self.found.graph.traces["eval"]
+        operators = passed.operators_in({boundary.site for boundary in passed.boundaries})
+        return untying(passed.boundaries, graph.unit_of, self._stuck(), walk(self.model), operators)
+
+    def dividing(self) -> dict[str, GateKind]:
+        """Return those gates that stand between a stream that must stay and channels that may go."""
+        graph, stuck = self.found.graph, self._stuck()
+        ends = {gate.site: (stuck[graph.units(gate.stream)], stuck[graph.units(gate.own)]) for gate in graph.gates}
+        return {g.site: g.kind for g in graph.gates if ends[g.site][0].any() and not ends[g.site][1].all()}
+
+    def _stuck(self) -> Mask:
+        """Whether each unit must stay, as far as it is known, shape (units,)."""
+        stuck = ~self.found.graph.free
+        stuck[[*self._kept]] = True
+        stuck[NO_CHANNEL] = False
+        return stuck
 
     def _folded(self, plan: PruningPlan, hollow: nn.Module) -> tuple[PruningPlan, nn.Module]:
         gated = {gate.at for gate in plan.gates}

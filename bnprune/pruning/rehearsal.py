@@ -23,12 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bnprune.channels.call import Count
 from bnprune.channels.decisions import DETOURS, Detour, is_real
 from bnprune.channels.facets import Facet, varying
+from bnprune.channels.follow import numbers_in
 from bnprune.channels.graph import ChannelGraph, Record, Trace
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 from bnprune.channels.kernels import run_kernel
 from bnprune.channels.macs import macs_of
 from bnprune.channels.modules import module_stack, set_mode, still
-from bnprune.channels.trace import numbers_in
 from bnprune.channels.trees import Inputs, map_tensors, operands, tensors
 from bnprune.errors import first_line
 from bnprune.pruning.attributes import Attributes
@@ -164,6 +164,7 @@ class _Stage(TorchDispatchMode):
         self._gates = {gate.site for gate in graph.gates}
         self._gated = {f"{site}.norm": site for site in self._gates}
         self._repetition = followed.decisions.repetition()
+        self._valueless: set[torch._ops.OpOverload] = set()  # operators that meta tensors cannot run
         self._records = followed.records
         for record in self._records:
             self._expected[record.site, _kind(record.op)].append(record)
@@ -195,11 +196,14 @@ class _Stage(TorchDispatchMode):
         """Run an operator, and decide as the trace did; on meta tensors, decisions are the only values there are."""
         if self.elsewhere and kwargs.get("device") and any(tensor.is_meta for tensor in operands(args, {})):
             kwargs = {**kwargs, "device": _META}
+        if func in self._valueless and self._repetition.recalls(func, args, kwargs):
+            return self._repetition.recall()
         try:
             output = run_kernel(func, args, kwargs, meta=not self.real)
         except Exception:
             if self.real or not self._repetition.recalls(func, args, kwargs):
                 raise
+            self._valueless.add(func)
             return self._repetition.recall()
         return self._repetition.repeat(func, args, kwargs, output)
 

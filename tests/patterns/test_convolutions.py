@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.nets import conv_bn, head, noise
-from tests.patterns.builder import X, checked, framed, tail, width
+import bnprune
+from tests.nets import Net, conv_bn, head, lively, noise
+from tests.patterns.builder import X, assert_trains, assert_unchanged, checked, framed, tail, width
 
 
 def test_depthwise() -> None:
@@ -118,3 +119,32 @@ def test_inception_like_branches_with_pooling() -> None:
 
     layers = {"a": conv_bn(16, 8, 1), "b": conv_bn(16, 12), "c": conv_bn(16, 4, 1), "head": head(24)}
     checked(framed(forward, **layers))
+
+
+def tied_to_what_stays() -> nn.Module:
+    """A grouped convolution with two outputs per input ties what it reads to a stream of a literal width."""
+
+    def forward(n: Net, x: torch.Tensor) -> torch.Tensor:
+        x = n.wide(n.stem(x))
+        return n.head(x + n.same(x.reshape(-1, 32, 64)).unflatten(2, (8, 8)))
+
+    wide = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(32))
+    return Net(forward, stem=conv_bn(3, 16), wide=wide, same=nn.Identity(), head=head(32))
+
+
+def test_a_gate_stands_behind_a_grouped_convolution_where_nothing_could_go_without() -> None:
+    net = lively(tied_to_what_stays())
+    with torch.no_grad():
+        for norm, dead in ((net.stem[1], 8), (net.wide[1], 16)):
+            norm.weight[:dead], norm.bias[:dead] = 0, 0.5 if norm is net.wide[1] else 0
+    result = bnprune.prune(net, X.float(), ratio=0.5)
+    assert [(gate.at, gate.kind, len(gate.keep)) for gate in result.plan.gates] == [("wide.1", "write", 16)]
+    assert result.model.wide[0].groups == width(result.model.stem) == 8
+    assert any("gates behind them" in note for note in result.report.notes)
+    assert_unchanged(net, result.model, X)
+    assert_trains(result.model, net, X)
+
+
+def test_no_gate_stands_behind_a_grouped_convolution_where_something_goes_anyway() -> None:
+    net = nn.Sequential(tied_to_what_stays().wide, tail(32))
+    assert not bnprune.prune(lively(nn.Sequential(conv_bn(3, 16), net)), X.float(), ratio=0.5).plan.gates

@@ -38,6 +38,11 @@ CALLS = [
     (aten.mm.default, (meta(2, 3), meta(3, 4))),
     (aten.native_layer_norm.default, (meta(2, 7, 5), [5], meta(5), meta(5), 1e-5)),
     (aten.grid_sampler_2d.default, (meta(2, 3, 4, 5), meta(2, 6, 7, 2), 0, 0, False)),
+    *((aten.upsample_bilinear2d.default, (x, [6, 7], False)) for x in SAMPLES[:3]),
+    (aten.upsample_nearest2d.default, (SAMPLES[0], [6, 7])),
+    *((aten.clamp.default, (x, 0, 1)) for x in SAMPLES),
+    *((aten.index.Tensor, (x, [torch.empty(6, 2, device="meta", dtype=torch.int64)])) for x in SAMPLES),
+    (aten.index.Tensor, (SAMPLES[0], [None, torch.empty(6, device="meta", dtype=torch.int64)])),
     (aten.native_batch_norm.default, (meta(2, 3, 4), meta(3), meta(3), meta(3), meta(3), False, 0.1, 1e-5)),
     (aten.native_batch_norm.default, (meta(2, 3, 4), meta(4), meta(4), meta(4), meta(4), False, 0.1, 1e-5)),
 ]
@@ -59,3 +64,9 @@ def test_a_short_cut_gives_what_the_operator_gives(func, args) -> None:
     got = described(run_kernel(func, args, {}, meta=True))
     count = 1 if "batch_norm" in func.name() else None  # statistics it saves for the backward pass are not used
     assert got[:count] == expected[:count]
+
+
+def test_short_cuts_take_indices_and_constants_of_other_devices() -> None:
+    x = meta(5, 3)
+    assert described(run_kernel(aten.index.Tensor, (x, [torch.tensor([1, 1])]), {}, meta=True)) == described(meta(2, 3))
+    assert described(run_kernel(aten.mul.Tensor, (x, torch.ones(3)), {}, meta=True)) == described(x)

@@ -1,0 +1,400 @@
+"""Follow channels from operator to operator: the dispatch mode that carries facets beside the tensors.
+
+A forward pass runs under a `TorchDispatchMode` that sees every ATen operator; beside each activation rides a facet,
+which says which channel each element belongs to (`facets`). What the operators say about channels is written by rules
+(`rules`); what follows from it is the `ChannelGraph`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bnprune.channels.boundaries import GateKind, Gates, Producer, worth_a_gate
+from bnprune.channels.call import Call, Count, Findings, constant
+from bnprune.channels.decisions import Decisions, Detour
+from bnprune.channels.facets import NONE, Facet, Facets, along, varying
+from bnprune.channels.graph import ChannelGraph, GatedNorm, Known, Layer, Record, Trace
+from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
+from bnprune.channels.kernels import run_kernel
+from bnprune.channels.macs import macs_of
+from bnprune.channels.modules import module_stack, set_mode, still, walk
+from bnprune.channels.rules import look_up
+from bnprune.channels.sketch import Sketch
+from bnprune.channels.trees import Inputs, map_tensors, operands, tensors
+from bnprune.errors import ForwardError, TraceError
+
+_AS_ONE = (
+    "its channels are tied together and go all or not at all, and a layer keeps at least one",
+    "take apart what ties them: a shuffle, reshape or product across channels",
+)
+_OUTPUT = Refusal("output", "is an output of the network", "")
+
+
+Values = Literal["none", "sketched", "exact"]
+"""What a forward pass computes: shapes alone, on the meta device; cheap values; or what the network computes."""
+
+
+class Follower(TorchDispatchMode):
+    """The dispatch mode that carries facets from operator to operator."""
+
+    def __init__(self, model: nn.Module, values: Values, gates: Gates) -> None:
+        super().__init__()
+        self.model = model
+        self.values = values
+        self.real = values != "none"
+        self.findings = Findings(modules=walk(model), gates=gates)
+        self.aliases: dict[str, str] = {}
+        self.named = self._name_tensors()
+        self._used: set[str] = set()
+        self._facets: dict[int, tuple[weakref.ref[torch.Tensor], Facets]] = {}
+        self._producers: dict[int, tuple[weakref.ref[torch.Tensor], Producer]] = {}
+        self._records: list[Record] = []
+        self._decisions = Decisions(keep_evidence=False)
+        self._detour: Detour | None = None
+        self._sketch: Sketch | None = None
+        self._known: Known | None = None
+        self._macs_vary = False
+        self._stack: list[str] = [""]
+        self._failed_in = ""
+
+    def _name_tensors(self) -> dict[str, torch.Tensor]:
+        """Stand-ins for parameters and buffers, one per tensor: meta, or real with buffers copied."""
+        stand_ins: dict[int, tuple[str, torch.Tensor]] = {}
+        named: dict[str, torch.Tensor] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        self._parameters: set[str] = set()
+        for name, tensor in [*parameters.items(), *self.model.named_buffers(remove_duplicate=False)]:
+            if id(tensor) in stand_ins:
+                self.aliases[name], named[name] = stand_ins[id(tensor)]
+                continue
+            if not self.real:  # same requires_grad: matmul chooses its decomposition by it
+                stand_in = torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
+            else:
+                stand_in = tensor if name in parameters else tensor.detach().clone()
+            stand_ins[id(tensor)] = name, stand_in
+            named[name] = stand_in
+            if name in parameters:
+                self._parameters.add(name)
+            self.findings.names[id(stand_in)] = name
+            self.shapes[name] = tuple(tensor.shape)
+        return named
+
+    def unused(self) -> set[str]:
+        """Names of parameters no operator has read."""
+        return self._parameters - self._used
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        inputs: Inputs,
+        *,
+        training: bool,
+        detour: Detour | None = None,
+        after: Trace | None = None,
+        sketched: bool | None = None,
+    ) -> Trace:
+        """Run the forward pass once.
+
+        Args:
+            inputs: Of the network.
+            training: In train mode.
+            detour: Answers what the code asks about values.
+            after: A forward pass that did the same until the detour's first answer: up to there, its facets are used.
+            sketched: Whether to sketch values, where that is not as in all other passes.
+        """
+        args, kwargs = map_tensors(lambda t: t.detach() if self.real else t.to("meta"), inputs)
+        self._records, self._decisions, self._detour = [], Decisions(keep_evidence=False), detour
+        self._known = None if after is None else Known(after)
+        sketched = self.values == "sketched" if sketched is None else sketched
+        self._sketch = Sketch(self.model.parameters()) if sketched else None
+        self._macs_vary = False
+        done = len(self.findings.work), len(self.findings.boundaries)
+        why = Refusal("input", "is combined with an input of the network", "")
+        for tensor in tensors((args, kwargs)):
+            facets = constant(self.findings.ids, tensor, why)
+            self._remember(tensor, tuple(facet for facet in facets if varying(facet) != (0,)))
+        with still(self.model), module_stack(self.model) as self._stack:
+            set_mode(self.model, training=training, norms=False)
+            try:
+                with self:
+                    output = torch.func.functional_call(self.model, self.named, args, kwargs)
+            except TraceError:
+                raise
+            except Exception as error:
+                if self.values != "exact" or training:
+                    raise
+                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+                where = self._failed_in or "forward()"
+                raise ForwardError(
+                    f"the forward pass of the network fails in {where}: {reason}. Check the shape of the input."
+                ) from error
+        leaving = list(tensors(output))
+        if not leaving and not training and detour is None:
+            raise TraceError(
+                f"the forward pass returns no tensor that could be followed (got {type(output).__name__}). "
+                "Return tensors, also inside lists, dictionaries or objects."
+            )
+        for tensor in leaving:
+            for facet in self._facets_of(tensor):
+                self.findings.ids.freeze(facet.numpy(), _OUTPUT)
+        work, boundaries = tuple(self.findings.work[done[0] :]), tuple(self.findings.boundaries[done[1] :])
+        return Trace(tuple(self._records), self._decisions, work, boundaries, self._macs_vary)
+
+    def __torch_dispatch__(
+        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        try:
+            output = self._run(func, args, kwargs)
+        except Exception:
+            self._failed_in = self._stack[-1]
+            raise
+        if self._known is not None:
+            output = self._known.repetition.repeat(func, args, kwargs, output)
+        if self.real:
+            self._decisions.record(func, args, kwargs, output)
+        if self._known is None or not self._resume(func, args, kwargs, output):
+            self._follow(func, args, kwargs, output)
+        if self._detour is None:
+            return output
+        answer = self._detour.turn(output)
+        if answer is not output:
+            self._known = None
+        return answer
+
+    def _run(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._sketch is None:
+            return run_kernel(func, args, kwargs, meta=not self.real)
+        output: Any = self._sketch.run(func, args)
+        if output is None:
+            output = func(*args, **kwargs)
+        self._sketch.see(output)
+        return output
+
+    def _resume(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> bool:
+        """Take what is known of an operator call from an earlier forward pass; False where the two part."""
+        assert self._known is not None
+        entering, results = operands(args, kwargs), operands((output,), {})
+        record = self._known.call(func.name(), self._stack[-1], results)
+        writes = any(result._base is not None for result in results if any(result is other for other in entering))
+        if record is None or writes:
+            self._known = None
+            return False
+        producer = self._producer(func.name(), args, entering)
+        for result, (_, facets) in zip(results, record.outputs, strict=True):
+            self._producers[id(result)] = weakref.ref(result), producer
+            self._remember(result, facets)
+        self._records.append(record)
+        return True
+
+    # -- following -------------------------------------------------------------------------------------------------
+
+    def _facets_of(self, tensor: torch.Tensor) -> Facets:
+        key = id(tensor)
+        known = self._facets.get(key)
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        name = self.findings.names.get(key)
+        if name is not None:
+            facets = self._facets_of_named(name, tensor)
+        else:
+            why = Refusal(self._stack[-1], "is combined with a constant tensor", "register the tensor as a buffer")
+            facets = constant(self.findings.ids, tensor, why)
+        self._remember(tensor, facets)
+        return facets
+
+    def _facets_of_named(self, name: str, tensor: torch.Tensor) -> Facets:
+        facets = []
+        for dim, size in enumerate(tensor.shape):
+            if size > 1:
+                ids = self.findings.axes.get((name, dim))
+                if ids is None:
+                    ids = self.findings.axes[name, dim] = self.findings.ids.new(size)
+                facets.append(along(ids, dim, tensor.dim()))
+        return tuple(facets)
+
+    def _producer_of(self, tensor: torch.Tensor) -> Producer | None:
+        ref, producer = self._producers.get(id(tensor), (None, None))
+        return producer if ref is not None and ref() is tensor else None
+
+    def _producer(self, op: str, args: tuple[Any, ...], entering: Sequence[torch.Tensor]) -> Producer:
+        zeros = [self.findings.is_zero(operand, self._producer_of(operand)) for operand in entering]
+        return Producer.of(op, args, zeros)
+
+    def _remember(self, tensor: torch.Tensor, facets: Facets) -> None:
+        self._facets[id(tensor)] = weakref.ref(tensor), facets
+
+    def _follow(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        entering = operands(args, kwargs)
+        results = operands((output,), {})
+        for operand in entering:
+            name = self.findings.names.get(id(operand))
+            if name is not None:
+                self._used.add(name)
+        site = self._stack[-1]
+        call = Call(func.name(), site, output, self.findings, self._facets_of, self._producer_of)
+        try:
+            if torch.Tag.inplace_view in func.tags:
+                call.freeze(self._all_facets(entering), "is reshaped in place", "use the operator without underscore")
+                said: Facets | list[Facets] = NONE
+            else:
+                said = look_up(func)(call, *args, **kwargs)
+        except Exception as error:
+            raise TraceError(f"{site or 'the network'}: the rule of {func.name()} failed: {error}") from error
+        inputs = tuple(self._all_facets(entering))
+        per_output = said if isinstance(said, list) else [said]
+        outputs = []
+        producer = self._producer(call.op, args, entering)
+        for position, result in enumerate(results):
+            self._producers[id(result)] = weakref.ref(result), producer
+            facets = per_output[position] if position < len(per_output) else NONE
+            self._set(call, result, facets, mutated=any(result is operand for operand in entering))
+            outputs.append((tuple(result.shape), facets))
+        macs = macs_of(func, args, kwargs, output)
+        self._macs_vary |= bool(macs) and self._decisions.any
+        self._records.append(
+            Record(
+                op=func.name(),
+                site=site,
+                numbers=numbers_in(func, args, kwargs),
+                inputs=inputs,
+                outputs=tuple(outputs),
+                listed=isinstance(output, list | tuple),
+                macs=macs,
+            )
+        )
+
+    def _all_facets(self, entering: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [facet for operand in entering for facet in self._facets_of(operand)]
+
+    def _set(self, call: Call, result: torch.Tensor, facets: Facets, *, mutated: bool) -> None:
+        """Store an output's facets. What is written into a part of a larger tensor goes with what that holds."""
+        base = result._base if mutated else None
+        if base is not None:
+            before, held = self._facets_of(result), self._facets_of(base)
+            if [f.shape for f in before] == [f.shape for f in facets]:
+                facets = call.join([before, facets], result.dim())
+            elif not held and all(_spans(facet, result, base) for facet in facets):
+                self._remember(base, facets)
+            else:
+                why = "is written into a part of another tensor"
+                call.freeze([*before, *facets, *held], why, "use torch.cat")
+                facets = NONE
+        self._remember(result, facets)
+
+    # -- concluding ------------------------------------------------------------------------------------------------
+
+    def gates(self, passed: Trace) -> dict[str, GateKind]:
+        """Choose the BatchNorms to set free, after a first forward pass."""
+        self._settle_views()
+        unit_of, frozen = self.findings.ids.units()
+        stuck = np.array([why is not None for why in frozen])
+        stuck[NO_CHANNEL] = False
+        operators = passed.operators_in({boundary.site for boundary in passed.boundaries})
+        return worth_a_gate(passed.boundaries, unit_of, stuck, self.findings.modules, operators)
+
+    def graph(self, traces: dict[str, Trace], notes: Sequence[str]) -> ChannelGraph:
+        """Solve what the rules have said."""
+        ids = self.findings.ids
+        self._settle_views()
+        unit_of, frozen = ids.units()
+        layers = tuple(self._layers())
+        for layer in layers:
+            units = unit_of[layer.ids]
+            if frozen[units[0]] is None and (units == units[0]).all():
+                frozen[units[0]] = Refusal(layer.name, *_AS_ONE)
+        axes = {key: axis.numpy() for key, axis in self.findings.axes.items()}
+        return ChannelGraph(
+            unit_of=unit_of,
+            frozen=tuple(frozen),
+            axes=axes,
+            gammas={**self.findings.gammas, **self._buffer_gammas()},
+            layers=layers,
+            counts=self._counts(lambda ids: any(frozen[unit] is None for unit in unit_of[ids].tolist())),
+            shapes=self.shapes,
+            aliases=self.aliases,
+            traces=traces,
+            real=self.real,
+            notes=tuple(notes),
+            gates=tuple(
+                GatedNorm(site, self.findings.gates[site], stream.numpy(), own.numpy())
+                for site, (stream, own) in self.findings.implied.items()
+            ),
+        )
+
+    def _counts(self, is_free: Callable[[Ids], bool]) -> tuple[Count, ...]:
+        """One count per attribute and size; of several (a recurrent layer's input and state) one that may shrink."""
+        last = sorted(self.findings.counts, key=lambda count: is_free(count.ids))
+        return tuple({(count.module, count.attribute, len(count.ids)): count for count in last}.values())
+
+    def _settle_views(self) -> None:
+        """A dimension split in two loses the same positions in every part: only the innermost part shrinks."""
+        for facet, site in self.findings.views:
+            call = Call("view", site, None, self.findings, self._facets_of)
+            dims = varying(call.canonical(facet))
+            if len(dims) > 1:
+                call.merge(facet, dims[:-1])
+
+    def _buffer_gammas(self) -> dict[str, str]:
+        """Scale factors of BatchNorms that do not call a BatchNorm operator (frozen ones, with buffers only)."""
+        found = {}
+        for name, module in self.findings.modules.items():
+            if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+                continue
+            statistics = [getattr(module, key, None) for key in ("weight", "running_mean", "running_var")]
+            weight = f"{name}.weight".removeprefix(".")
+            if all(isinstance(s, torch.Tensor) and s.dim() == 1 for s in statistics) and weight in self.shapes:
+                found[weight] = name
+        return found
+
+    def _layers(self) -> Iterator[Layer]:
+        seen: set[str] = set()
+        for work in self.findings.work:
+            if work.layer and work.site not in seen:
+                seen.add(work.site)
+                kind = "linear" if isinstance(self.model.get_submodule(work.site), nn.Linear) else "conv"
+                yield Layer(work.site, kind, _as_ids(work.outputs))
+        for name, module in self.findings.gammas.items():
+            ids = self.findings.axes.get((name, 0))
+            width = self.shapes[name][0]
+            yield Layer(module, "norm", _as_ids(width if ids is None else ids.numpy()))
+
+
+def _spans(facet: Facet, part: torch.Tensor, whole: torch.Tensor) -> bool:
+    """Tell whether the channels of a part (a slice) are those of the whole tensor, from end to end."""
+    same_order = part.stride() == whole.stride()
+    return same_order and all(part.shape[dim] == whole.shape[dim] for dim in varying(facet))
+
+
+def _as_ids(axis: Ids | int) -> Ids:
+    return np.full(axis, NO_CHANNEL, dtype=np.int64) if isinstance(axis, int) else axis
+
+
+def numbers_in(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return the numbers that go into an elementwise operator or a constant; they must not depend on a width."""
+    if torch.Tag.pointwise not in func.tags and func not in _CONSTANTS:
+        return ()
+    values = [
+        value.item() if isinstance(value, torch.Tensor) and func is _LIFT and value.numel() == 1 else value
+        for value in (*args, *kwargs.values())
+    ]
+    return tuple(float(value) for value in values if isinstance(value, int | float))
+
+
+_LIFT = torch.ops.aten.lift_fresh.default
+_CONSTANTS = {
+    _LIFT,
+    torch.ops.aten.full.default,
+    torch.ops.aten.full_like.default,
+    torch.ops.aten.scalar_tensor.default,
+    torch.ops.aten.fill_.Scalar,
+}
