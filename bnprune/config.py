@@ -196,6 +196,15 @@ class FinetuneConfig(OptimisationConfig):
     lr: Positive = 0.05
 
 
+class ExportConfig(Section):
+    """Formats that need nothing of bnprune; written into the run directory, below `exports/`."""
+
+    formats: Annotated[tuple[Literal["onnx", "pt2", "state-dict"], ...], Field(min_length=1)] = ("onnx",)
+    """`onnx`, `pt2` (torch.export), `state-dict` (plain weights, and a Python file with the architecture)."""
+    fold_bn: Switch = False
+    """Fold BatchNorms into the layers before them."""
+
+
 class PipelineConfig(Section):
     """A recipe: every stage is optional, but there must be one."""
 
@@ -211,3 +220,4 @@ class PipelineConfig(Section):
     train: TrainConfig | None = None
     prune: PruneConfig | None = None
     finetune: FinetuneConfig | None = None
+    export: ExportConfig | None = None

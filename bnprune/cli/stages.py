@@ -10,6 +10,7 @@ from pathlib import Path
 from bnprune.cli.display import RichDisplay, print_json, show_result
 from bnprune.config import PipelineConfig
 from bnprune.errors import ConfigError
+from bnprune.export.stage import export_run, wishes
 from bnprune.recipe import amend, load_recipe
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.pipeline import execute
@@ -77,10 +78,15 @@ def _run(
 ) -> None:
     if resume and out is None:
         raise ConfigError("--resume: say which run with --out DIR.")
+    if verb == "run" and config.export is not None:
+        wishes(config.export)  # what is missing is said before anything is spent
     path = out or _default_directory(verb, config)
     directory = RunDirectory.resume(path, config) if resume else RunDirectory.new(path, force=force)
     with RichDisplay() as display, stop_requests() as stopping:
         result = execute(config, directory, display, stopping, stages, network)
+        if verb == "run":
+            export_run(config, directory, display.note)
+            result = directory.result()
     if as_json:
         print_json(result)
     else:

@@ -8,6 +8,7 @@
     plan.json        what was pruned (plan-2.json in the second pass)
     result.json      the figures of every finished stage
     checkpoints/     last and best of the stage that runs, and one file per finished stage
+    exports/         the last network in the formats the recipe asks for
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ class RunDirectory:
         """Return the path of a checkpoint: "last", "best", or a stage."""
         return self.path / "checkpoints" / f"{name}.safetensors"
 
+    def export(self, suffix: str) -> Path:
+        """Return the path of an exported network."""
+        return self.path / "exports" / f"network{suffix}"
+
     # -- beginning and resuming ------------------------------------------------------------------------------------
 
     @classmethod
@@ -74,7 +79,9 @@ class RunDirectory:
         Raises:
             DataError: The directory cannot be written.
         """
-        for killed in (*self.path.glob(".*.tmp"), *self.path.glob("checkpoints/.*.tmp")):
+        for killed in (
+            found for folder in (".", "checkpoints", "exports") for found in self.path.glob(f"{folder}/.*.tmp")
+        ):
             killed.unlink(missing_ok=True)  # half of a file, of a run that was killed while it wrote
         if self._begun:
             return
@@ -107,7 +114,8 @@ class RunDirectory:
     def _clear(self) -> None:
         """Remove what an earlier run left, and nothing else."""
         leftovers = [self.config_file, self.metrics_file, self.result_file, self.state_file]
-        for file in [*leftovers, *self.path.glob("plan*.json"), *self.path.glob("checkpoints/*.safetensors")]:
+        patterns = ("plan*.json", "checkpoints/*.safetensors", "exports/network.*")
+        for file in [*leftovers, *(found for pattern in patterns for found in self.path.glob(pattern))]:
             file.unlink(missing_ok=True)
 
     # -- results ---------------------------------------------------------------------------------------------------

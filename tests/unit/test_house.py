@@ -13,7 +13,10 @@ import bnprune
 
 PACKAGE = Path(bnprune.__file__).parent
 # Lower floors first: a module imports from its own floor and those below. `data` and `models` stand beside training.
-FLOORS = ["errors", "config", "recipe", "factories", "channels", "pruning", "models", "data", "training", "runs", "cli"]
+FLOORS = [
+    *("errors", "config", "recipe", "factories", "channels", "pruning", "models", "data", "training", "runs", "export"),
+    "cli",
+]
 PURE = ("channels", "pruning")
 
 
