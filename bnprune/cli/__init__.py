@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from bnprune import __version__
-from bnprune.cli import doctor, evaluate, export, finetune, init, inspect, prune, run, sweep, train, validate
+from bnprune.cli import benchmark, doctor, evaluate, export, finetune, init, inspect, prune, run, sweep, train, validate
 from bnprune.cli.failures import reporting
 from bnprune.errors import ConfigError
 
@@ -62,7 +62,7 @@ def options(
     """Options that stand before the verb; they are read by `_Verbs`."""
 
 
-for verb in (run, train, prune, finetune, sweep, evaluate, inspect, export, validate, init, doctor):
+for verb in (run, train, prune, finetune, sweep, evaluate, inspect, benchmark, export, validate, init, doctor):
     verb.register(app)
 
 

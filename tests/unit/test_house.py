@@ -15,7 +15,7 @@ PACKAGE = Path(bnprune.__file__).parent
 # Lower floors first: a module imports from its own floor and those below. `data` and `models` stand beside training.
 FLOORS = [
     *("errors", "config", "recipe", "factories", "channels", "pruning", "models", "data", "training", "runs", "export"),
-    "cli",
+    *("benchmark", "cli"),
 ]
 PURE = ("channels", "pruning")
 

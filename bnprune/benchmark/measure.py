@@ -1,0 +1,95 @@
+"""Networks side by side: how long they take, in turn, and what they cost otherwise."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bnprune.benchmark.backends import Backend, Setting, forward_pass
+from bnprune.pruning.latency import in_turn
+
+_SECONDS = 10.0
+_ROUNDS = (15, 200)
+"""Rounds per setting: as many as take about that long, within these bounds."""
+_WARMUP = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A measured figure: its median, and the 10th and 90th percentile."""
+
+    median: float
+    p10: float
+    p90: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Summarise repeated measurements."""
+        ordered = torch.tensor(sorted(values), dtype=torch.float64)
+        p10, median, p90 = (float(torch.quantile(ordered, share)) for share in (0.1, 0.5, 0.9))
+        return cls(median, p10, p90)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long networks take for a batch on one backend."""
+
+    backend: Backend
+    batch: int
+    rounds: int
+    seconds: tuple[Spread, ...]
+    """Of a forward pass, per network."""
+    ratio: Spread | None
+    """The second network's time over the first's, round by round; None for a single network."""
+
+
+def measure(
+    models: Sequence[nn.Module], backend: Backend, setting: Setting, batch: int, rounds: int | None = None
+) -> Timing:
+    """Run networks in turn.
+
+    Args:
+        models: One or two networks; left untouched.
+        backend: What runs them.
+        setting: How.
+        batch: Inputs per pass.
+        rounds: Passes per network; None for about ten seconds' worth.
+
+    Raises:
+        BnpruneError: A network does not run.
+    """
+    if backend == "compiled":
+        torch._dynamo.reset()  # it keeps, and checks, whatever was compiled before
+    inputs = setting.inputs(batch)
+    passes = [forward_pass(model, backend, setting, inputs) for model in models]
+    cuda = setting.device.type == "cuda"
+    with torch.inference_mode():
+        warm = in_turn(passes, _WARMUP, cuda=cuda)
+        taken = in_turn(passes, rounds or _affordable(warm), cuda=cuda)
+    pairs = [second / first for first, second in zip(*taken, strict=True)] if len(taken) == 2 else None
+    return Timing(
+        backend, batch, len(taken[0]), tuple(map(Spread.of, taken)), None if pairs is None else Spread.of(pairs)
+    )
+
+
+def _affordable(warm: Sequence[Sequence[float]]) -> int:
+    round_s = sum(statistics.median(taken) for taken in warm)
+    low, high = _ROUNDS
+    return min(max(round(_SECONDS / max(round_s, 1e-9)), low), high)
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[int]:
+    """Use so many CPU threads in the block; None leaves PyTorch's choice. Yields how many there are."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
