@@ -26,11 +26,21 @@ _PLAIN = ("torch", "torchvision", "timm", "math", "operator", "builtins")
 """Packages that the file may import."""
 
 
-_LISTS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+class _OneInput(nn.Module):
+    """Calls a network with one input, whatever else it may take."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.network(x)
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name == "network":
+            return False
         return isinstance(m, ReadGate | WriteGate) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -49,11 +59,13 @@ def to_python(model: nn.Module, title: str, weights: str) -> str:
     with still(model):
         set_mode(model, training=False)
         try:
-            graph = tracer.trace(model)
+            graph = tracer.trace(_OneInput(model))
         except Exception as error:
             raise TraceError(f"torch.fx cannot follow the network: {first_line(error)}") from error
     for node in graph.nodes:
         node.type = None  # annotations mean something where the model was written
+        if node.op in ("call_module", "get_attr"):
+            node.target = str(node.target).removeprefix("network.")
     code = graph.python_code("self")
     layers = _Layers(model, tracer)
     forward = layers.named(ast.parse(textwrap.dedent(code.src)))
@@ -109,7 +121,8 @@ class _Layers:
         for name, module in model.named_modules(remove_duplicate=False):
             if any(name.startswith(f"{leaf}.") for leaf in _ancestors(name) if leaf in self.leaves):
                 continue
-            leaf = name and not isinstance(module, _LISTS) and tracer.is_leaf_module(module, name)
+            runs = type(module).forward is not nn.Module.forward  # lists and the like do not
+            leaf = name and runs and tracer.is_leaf_module(module, name)
             where = self.leaves if leaf else self.containers
             where[name] = module
 
