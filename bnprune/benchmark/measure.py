@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ _SECONDS = 10.0
 _ROUNDS = (15, 200)
 """Rounds per setting: as many as take about that long, within these bounds."""
 _WARMUP = 3
+_BLOCK_SECONDS, _BLOCKS = 0.1, 10
+"""Passes of either network that go into one ratio: so many seconds' worth, as long as that leaves so many ratios. What
+else the machine does comes in slices; passes shorter than those would escape it more often than longer ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ class Timing:
     seconds: tuple[Spread, ...]
     """Of a forward pass, per network."""
     ratio: Spread | None
-    """The second network's time over the first's, round by round; None for a single network."""
+    """The second network's time over the first's, of passes that ran in turn; None for a single network."""
 
 
 def measure(
@@ -71,10 +75,16 @@ def measure(
     with torch.inference_mode():
         warm = in_turn(passes, _WARMUP, cuda=cuda)
         taken = in_turn(passes, rounds or _affordable(warm), cuda=cuda)
-    pairs = [second / first for first, second in zip(*taken, strict=True)] if len(taken) == 2 else None
-    return Timing(
-        backend, batch, len(taken[0]), tuple(map(Spread.of, taken)), None if pairs is None else Spread.of(pairs)
-    )
+    ratio = Spread.of(ratios(*taken)) if len(taken) == 2 else None
+    return Timing(backend, batch, len(taken[0]), tuple(map(Spread.of, taken)), ratio)
+
+
+def ratios(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """Return the second network's time over the first's, for block after block of passes that ran in turn."""
+    quickest = max(min(map(statistics.median, (first, second))), 1e-9)
+    size = max(min(math.ceil(_BLOCK_SECONDS / quickest), len(first) // _BLOCKS), 1)
+    starts = range(0, len(first) - size + 1, size)
+    return [sum(second[start : start + size]) / sum(first[start : start + size]) for start in starts]
 
 
 def _affordable(warm: Sequence[Sequence[float]]) -> int:
