@@ -199,7 +199,7 @@ class FinetuneConfig(OptimisationConfig):
 class ExportConfig(Section):
     """Formats that need nothing of bnprune; written into the run directory, below `exports/`."""
 
-    formats: Annotated[tuple[Literal["onnx", "pt2", "state-dict"], ...], Field(min_length=1)] = ("onnx",)
+    formats: tuple[Literal["onnx", "pt2", "state-dict"], ...] = ("onnx",)
     """`onnx`, `pt2` (torch.export), `state-dict` (plain weights, and a Python file with the architecture)."""
     fold_bn: Switch = False
     """Fold BatchNorms into the layers before them."""

@@ -21,6 +21,7 @@ from bnprune.cli.display import count, print_json, show_rows
 from bnprune.errors import ConfigError
 from bnprune.models.zoo import build
 from bnprune.pruning.cost import Cost, cost
+from bnprune.runs.checkpoint import read_header
 from bnprune.runs.directory import RunDirectory, environment
 from bnprune.runs.source import Source, open_source
 
@@ -66,10 +67,14 @@ def open_subjects(
     """
     if dense and second is not None:
         raise ConfigError(f"--dense names the second network already; leave '{second}' out.")
-    source = open_source(first, model=model, arguments=arguments, weights=weights, shape=shape)
-    subjects = [_subject(source, first)]
-    if second is not None:
-        subjects.append(_subject(open_source(second, model=model, arguments=arguments, shape=shape), second))
+    if second is None:
+        source = open_source(first, model=model, arguments=arguments, weights=weights, shape=shape)
+        subjects = [_subject(source, first)]
+    else:
+        if weights is not None:
+            raise ConfigError("--weights goes with --model alone; checkpoints have their own weights.")
+        paths = [path for path in (first, second) if path is not None]
+        subjects = [_subject(_rebuilt(path, model, arguments, shape), path) for path in paths]
     if dense:
         subjects.insert(0, _dense(source))
     if len({subject.shape for subject in subjects}) > 1:
@@ -78,9 +83,19 @@ def open_subjects(
     return subjects
 
 
+def _rebuilt(path: Path, model: str | None, arguments: Sequence[str], shape: str | None) -> Source:
+    """Open one of two checkpoints; --model is for those that do not know how they are built."""
+    if model is not None and not read_header(_file(path)).spec.own:
+        return open_source(path, shape=shape)
+    return open_source(path, model=model, arguments=arguments, shape=shape)
+
+
+def _file(path: Path) -> Path:
+    return RunDirectory(path).network() if path.is_dir() else path
+
+
 def _subject(source: Source, path: Path | None) -> Subject:
-    file = RunDirectory(path).network() if path is not None and path.is_dir() else path
-    size = file.stat().st_size if file is not None else _weight_bytes(source.model)
+    size = _file(path).stat().st_size if path is not None else _weight_bytes(source.model)
     return Subject(source.label, source.model, tuple(source.inputs.shape[1:]), size)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 _CORE = ("bnprune", "torch", "torchvision", "numpy", "pydantic", "PyYAML", "rich", "safetensors", "typer")
-_EXTRAS = {"demo": "sklearn", "timm": "timm"}
+_EXTRAS = {"demo": "sklearn", "onnx": "onnxruntime", "timm": "timm"}
 _MISMATCH = "operator torchvision::nms does not exist"
 
 

@@ -58,8 +58,9 @@ def to_onnx(program: ExportedProgram) -> bytes:
     except Exception as error:
         raise TraceError(f"the network has no ONNX form: {first_line(error)}. Use --format pt2.") from error
     assert made is not None
-    _name_batch(made.model_proto)
-    content: bytes = made.model_proto.SerializeToString()
+    model = made.model_proto
+    _name_batch(model)
+    content: bytes = model.SerializeToString()
     try:
         onnx.checker.check_model(content, full_check=True)
     except Exception as error:
