@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from bnprune.benchmark.backends import Backend, Setting, forward_pass
+from bnprune.benchmark.backends import Backend, Pass, Setting, forward_pass
 from bnprune.pruning.latency import in_turn
 
-_SECONDS = 10.0
-_ROUNDS = (15, 200)
-"""Rounds per setting: as many as take about that long, within these bounds."""
+_SECONDS = 15.0
+_ROUNDS = (20, 500)
+"""Rounds per setting: as many as fit into that time, within these bounds."""
 _WARMUP = 3
 _BLOCK_SECONDS, _BLOCKS = 0.1, 10
 """Passes of either network that go into one ratio: so many seconds' worth, as long as that leaves so many ratios. What
@@ -62,7 +63,7 @@ def measure(
         backend: What runs them.
         setting: How.
         batch: Inputs per pass.
-        rounds: Passes per network; None for about ten seconds' worth.
+        rounds: Passes per network; None for fifteen seconds' worth.
 
     Raises:
         BnpruneError: A network does not run.
@@ -73,8 +74,8 @@ def measure(
     passes = [forward_pass(model, backend, setting, inputs) for model in models]
     cuda = setting.device.type == "cuda"
     with torch.inference_mode():
-        warm = in_turn(passes, _WARMUP, cuda=cuda)
-        taken = in_turn(passes, rounds or _affordable(warm), cuda=cuda)
+        in_turn(passes, _WARMUP, cuda=cuda)
+        taken = in_turn(passes, rounds, cuda=cuda) if rounds else _for_a_while(passes, cuda=cuda)
     ratio = Spread.of(ratios(*taken)) if len(taken) == 2 else None
     return Timing(backend, batch, len(taken[0]), tuple(map(Spread.of, taken)), ratio)
 
@@ -87,10 +88,14 @@ def ratios(first: Sequence[float], second: Sequence[float]) -> list[float]:
     return [sum(second[start : start + size]) / sum(first[start : start + size]) for start in starts]
 
 
-def _affordable(warm: Sequence[Sequence[float]]) -> int:
-    round_s = sum(statistics.median(taken) for taken in warm)
+def _for_a_while(passes: Sequence[Pass], *, cuda: bool) -> list[list[float]]:
+    taken: list[list[float]] = [[] for _ in passes]
     low, high = _ROUNDS
-    return min(max(round(_SECONDS / max(round_s, 1e-9)), low), high)
+    started = time.perf_counter()
+    while len(taken[0]) < low or (len(taken[0]) < high and time.perf_counter() - started < _SECONDS):
+        for times, one in zip(taken, in_turn(passes, 1, cuda=cuda), strict=True):
+            times += one
+    return taken
 
 
 @contextmanager

@@ -45,7 +45,7 @@ Rounds = Annotated[
         "--rounds",
         metavar="N",
         min=1,
-        help="Passes per network and setting. Default: about ten seconds' worth.",
+        help="Passes per network and setting. Default: fifteen seconds' worth.",
         rich_help_panel=_RUNNING,
         show_default=False,
     ),

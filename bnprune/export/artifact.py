@@ -14,7 +14,7 @@ from torch import nn
 from bnprune.errors import ConfigError, TraceError, VerificationError
 from bnprune.export.fold import fold_batchnorms
 from bnprune.export.onnx import onnx_runner, require_onnx, to_onnx
-from bnprune.export.parity import TOLERANCE, Parity, Runner, compare, eager
+from bnprune.export.parity import TOLERANCE, Parity, Runner, compare, dtype_of, eager
 from bnprune.export.program import pt2_runner, record, to_pt2
 from bnprune.export.source import to_python
 from bnprune.runs.checkpoint import stored
@@ -104,7 +104,7 @@ def make_artifact(
         random = found = None
         if wish.verify and runner is not None:
             random = _verified(compare(eager(model), runner, _noise(model, shape, wish.batch)), "random")
-            batches = [batch for batch in real if wish.batch in (None, len(batch))]
+            batches = [batch.to(dtype_of(model)) for batch in real if wish.batch in (None, len(batch))]
             found = _verified(compare(eager(model), runner, batches), "real") if batches else None
     finally:
         for module, training in mode.items():
@@ -117,6 +117,8 @@ def _written(
 ) -> tuple[dict[str, bytes], Runner | None, tuple[str, ...]]:
     if wish.format == "state-dict":
         return _state_dict(model, wish.suffix, title, stem)
+    if wish.format == "onnx" and dtype_of(model) == torch.bfloat16:
+        raise TraceError("ONNX Runtime is fed through NumPy, which has no bfloat16. Use --format pt2.")
     program = record(model, shape, wish.batch)
     content = to_onnx(program) if wish.format == "onnx" else to_pt2(program)
     if not wish.verify:
@@ -163,9 +165,8 @@ def source_runner(code: str, state: dict[str, torch.Tensor]) -> Runner:
 
 def _noise(model: nn.Module, shape: tuple[int, ...], batch: int | None) -> Iterator[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     for size in (batch,) if batch else (1, 3):
-        yield torch.randn(size, *shape, generator=generator).to(dtype)
+        yield torch.randn(size, *shape, generator=generator).to(dtype_of(model))
 
 
 def _verified(parity: Parity, kind: str) -> Parity:

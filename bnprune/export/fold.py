@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from bnprune.channels.modules import set_mode, walk
 from bnprune.channels.trees import as_inputs
 from bnprune.errors import VerificationError
+from bnprune.export.parity import dtype_of
 from bnprune.pruning.float64 import feeds, run
 from bnprune.pruning.folding import sole_norms
 from bnprune.pruning.verify import TOLERANCE
@@ -46,8 +47,7 @@ def fold_batchnorms(model: nn.Module, example: torch.Tensor) -> tuple[nn.Module,
             _replace(folded, modules[norm], nn.Identity())
             count += 1
     _prove(original, folded, example)
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return folded.to(dtype), count
+    return folded.to(dtype_of(model)), count
 
 
 def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module | None:

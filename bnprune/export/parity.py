@@ -35,6 +35,11 @@ class Parity:
         return self.max_relative_error <= TOLERANCE
 
 
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the type of a network's numbers, and so of its inputs."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
 def eager(model: nn.Module) -> Runner:
     """Run a network as it is, in eval mode, without gradients."""
     model.eval()

@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 from bnprune.channels.modules import set_mode, still
 from bnprune.channels.trees import tensors
 from bnprune.errors import ForwardError, TraceError, first_line
-from bnprune.export.parity import Runner
+from bnprune.export.parity import Runner, dtype_of
 
 _ANY = 2
 """Batch size of the example where the batch is to stay open; 1 would be taken for a constant."""
@@ -29,8 +29,7 @@ def record(model: nn.Module, shape: tuple[int, ...], batch: int | None = None) -
         ForwardError: The forward pass fails on inputs of that shape.
         TraceError: `torch.export` cannot follow the network, or only for one batch size.
     """
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    example = torch.zeros(batch or _ANY, *shape, dtype=dtype)
+    example = torch.zeros(batch or _ANY, *shape, dtype=dtype_of(model))
     dynamic = None if batch else ({0: Dim("batch")},)
     with still(model):
         set_mode(model, training=False)

@@ -19,6 +19,7 @@ from torch import fx, nn
 
 from bnprune.channels.modules import set_mode, still, walk
 from bnprune.errors import TraceError, first_line
+from bnprune.export.parity import dtype_of
 from bnprune.export.variables import reuse_names
 from bnprune.pruning.gates import ReadGate, WriteGate
 
@@ -68,7 +69,11 @@ def to_python(model: nn.Module, title: str, weights: str) -> str:
             node.target = str(node.target).removeprefix("network.")
     code = graph.python_code("self")
     layers = _Layers(model, tracer)
-    forward = layers.named(ast.parse(textwrap.dedent(code.src)))
+    try:
+        tree = ast.parse(textwrap.dedent(code.src))
+    except SyntaxError as error:
+        raise TraceError(f"a name in the network is a word of Python: {(error.text or '').strip()}") from error
+    forward = layers.named(tree)
     reuse_names(forward)
     parts = [
         _DOCSTRING.format(title=re.sub(r"[^\w .,:;()/+-]", "_", title), weights=re.sub(r"[^\w.+-]", "_", weights)),
@@ -148,6 +153,8 @@ class _Layers:
         yield from later
         for name, module in self.containers.items():
             yield from _tensors(module, self.reference(name))
+        if dtype_of(self.model) != torch.float32:
+            yield f"self.to({dtype_of(self.model)})"
 
     def _expression(self, name: str, shared: set[str], depth: int = 1) -> str:
         if name in self.leaves:
@@ -157,6 +164,9 @@ class _Layers:
             for child, module in self.containers[name]._modules.items()
             if module is not None and f"{name}.{child}" not in shared
         ]
+        for child, path in children:
+            if hasattr(nn.ModuleDict, child):
+                raise TraceError(f"'{path}' has a name that no ModuleDict can hold")
         lines = [
             f"{' ' * 4 * depth}{child!r}: {self._expression(path, shared, depth + 1)},\n" for child, path in children
         ]

@@ -170,6 +170,29 @@ def test_plain_python_knows_shared_layers_lists_and_tensors_of_containers() -> N
     assert made.again is made.layers["0"]
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("items", "'inner.items' has a name that no ModuleDict can hold"), ("lambda", "word of Python")]
+)
+def test_names_that_cannot_be_written_have_a_reason(name: str, told: str) -> None:
+    inner = nn.Module()
+    inner.add_module(name, nn.Linear(4, 4))
+    with pytest.raises(bnprune.TraceError, match=told):
+        to_python(Net(lambda n, x: getattr(n.inner, name)(x), inner=inner), "net", "net.pt")
+
+
+@pytest.mark.parametrize("format", ["pt2", "state-dict"])
+def test_networks_in_other_precision_keep_it(format: str) -> None:
+    net = lively(MOTIFS["chain"][0]()).bfloat16()
+    artifact = make_artifact(net, (3, 8, 8), Wish.of(format), real=[torch.randn(2, 3, 8, 8)])
+    assert artifact.random.inputs == 4
+    assert artifact.real.inputs == 2
+
+
+def test_onnx_has_no_bfloat16() -> None:
+    with pytest.raises(bnprune.TraceError, match="no bfloat16"):
+        make_artifact(MOTIFS["chain"][0]().bfloat16(), (3, 8, 8), Wish.of("onnx"))
+
+
 def test_a_title_cannot_become_code() -> None:
     code = to_python(MOTIFS["chain"][0](), 'x"""\nraise SystemExit(3)\n"""', '"""; import os; """.pt')
     tree = ast.parse(code)
