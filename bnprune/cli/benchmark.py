@@ -74,7 +74,7 @@ def benchmark(
     rounds: Rounds = None,
     json: Json = False,
 ) -> None:
-    """Measure latency, throughput, memory and size; of two networks, side by side.
+    """Measure latency, throughput, memory and size.
 
     Two networks run in turn, pass by pass, so that what else the machine does slows both down; their ratio is the
     median over such pairs.
