@@ -239,6 +239,15 @@ class FinetuneConfig(OptimisationConfig):
     """Learn from the network before the cut, too: `true`, or a section."""
 
 
+class ExportConfig(Section):
+    """Formats that need nothing of bnprune; written into the run directory, below `exports/`."""
+
+    formats: tuple[Literal["onnx", "pt2", "state-dict"], ...] = ("onnx",)
+    """`onnx`, `pt2` (torch.export), `state-dict` (plain weights, and a Python file with the architecture)."""
+    fold_bn: Switch = False
+    """Fold BatchNorms into the layers before them."""
+
+
 class PipelineConfig(Section):
     """A recipe: every stage is optional, but there must be one."""
 
@@ -255,6 +264,7 @@ class PipelineConfig(Section):
     train: TrainConfig | None = None
     prune: PruneConfig | None = None
     finetune: FinetuneConfig | None = None
+    export: ExportConfig | None = None
     scratch: Literal["epochs", "compute"] | None = None
     """Control arm: also train the slim architecture from new weights, without a penalty, for as many `epochs` as the
     pruned network had in all, or for as many as cost the same `compute` (Liu et al. 2019)."""

@@ -10,7 +10,21 @@ import typer
 from typer.core import TyperGroup
 
 from bnprune import __version__
-from bnprune.cli import doctor, evaluate, finetune, init, inspect, prune, report, run, sweep, train, validate
+from bnprune.cli import (
+    benchmark,
+    doctor,
+    evaluate,
+    export,
+    finetune,
+    init,
+    inspect,
+    prune,
+    report,
+    run,
+    sweep,
+    train,
+    validate,
+)
 from bnprune.cli.failures import reporting
 from bnprune.cli.processes import require_alone
 from bnprune.cli.voice import VOICE, forward
@@ -73,7 +87,11 @@ def options(
     VOICE.quiet, VOICE.verbose, VOICE.debug = quiet, verbose, debug
 
 
-for verb in (run, train, prune, finetune, sweep, evaluate, inspect, report, validate, init, doctor):
+_TRAINING = (run, train, prune, finetune)
+_LOOKING = (sweep, evaluate, inspect, benchmark, report, export)
+_STARTING = (validate, init, doctor)
+
+for verb in (*_TRAINING, *_LOOKING, *_STARTING):
     verb.register(app)
 
 

@@ -13,6 +13,7 @@ from bnprune.cli.display import RichDisplay, print_json, show_result
 from bnprune.cli.reports import report_of_run
 from bnprune.config import PipelineConfig
 from bnprune.errors import ConfigError
+from bnprune.export.stage import export_run, wishes
 from bnprune.recipe import amend, load_recipe
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.pipeline import execute
@@ -106,11 +107,16 @@ def _run(
 ) -> None:
     if resume and out is None:
         raise ConfigError("--resume: say which run with --out DIR.")
+    if verb == "run" and config.export is not None:
+        wishes(config.export)  # what is missing is said before anything is spent
     path = out or _default_directory(verb, config)
     again = world.restarted and RunDirectory(path).config_file.exists()
     directory = RunDirectory.resume(path, config) if resume or again else RunDirectory.new(path, force=force)
     with RichDisplay() as display, stop_requests() as stopping:
         result = execute(config, directory, display, stopping, stages, network, world)
+        if verb == "run":
+            export_run(config, directory, display.note)
+            result = directory.result()
         display.note(report_of_run(path))
     if as_json:
         print_json(result)

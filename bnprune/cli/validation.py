@@ -10,6 +10,7 @@ import typer
 
 from bnprune.cli.display import count, print_json
 from bnprune.config import PipelineConfig
+from bnprune.export.stage import wishes
 from bnprune.pruning.cost import cost
 from bnprune.recipe import as_data, load_recipe
 from bnprune.runs.directory import dump_config
@@ -22,6 +23,8 @@ from bnprune.training.penalty import advice, make_penalty
 def run_validate(path: Path, overrides: Sequence[str], *, print_config: bool, as_json: bool) -> None:
     """Check everything a run would stumble over, without running it."""
     config = load_recipe(path, overrides)
+    if config.export is not None:
+        wishes(config.export)
     start = prepare(config, stages_of(config))
     splits, counted = start.splits, cost(start.network[0], start.splits.example)
     facts = {

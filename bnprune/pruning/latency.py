@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -22,21 +22,30 @@ def latencies(models: Sequence[nn.Module], inputs: Inputs, runs: int = 20, warmu
         warmup: Passes before them that are not counted.
     """
     args, kwargs = inputs
-    times: list[list[float]] = [[] for _ in models]
     for model in models:
         model.eval()
+    passes = [lambda model=model: model(*args, **kwargs) for model in models]
+    cuda = any(tensor.is_cuda for tensor in tensors(inputs))
     with torch.inference_mode():
-        for turn in range(warmup + runs):
-            for model, taken in zip(models, times, strict=True):
-                _wait(inputs)
-                started = time.perf_counter()
-                model(*args, **kwargs)
-                _wait(inputs)
-                if turn >= warmup:
-                    taken.append(time.perf_counter() - started)
-    return [statistics.median(taken) for taken in times]
+        return [statistics.median(taken) for taken in in_turn(passes, runs, warmup, cuda=cuda)]
 
 
-def _wait(inputs: Inputs) -> None:
-    if any(tensor.is_cuda for tensor in tensors(inputs)):
+def in_turn(
+    passes: Sequence[Callable[[], object]], rounds: int, warmup: int = 0, *, cuda: bool = False
+) -> list[list[float]]:
+    """Return the seconds of every pass, (passes, rounds): in each round all of them run once, one after the other."""
+    times: list[list[float]] = [[] for _ in passes]
+    for turn in range(warmup + rounds):
+        for run, taken in zip(passes, times, strict=True):
+            _wait(cuda)
+            started = time.perf_counter()
+            run()
+            _wait(cuda)
+            if turn >= warmup:
+                taken.append(time.perf_counter() - started)
+    return times
+
+
+def _wait(cuda: bool) -> None:
+    if cuda:
         torch.cuda.synchronize()

@@ -52,13 +52,13 @@ def save_checkpoint(path: Path, model: nn.Module, header: Header) -> None:
     Raises:
         DataError: The file cannot be written; the one before is intact.
     """
-    tensors, aliases = _stored(model.state_dict())
+    tensors, aliases = stored(model.state_dict())
     metadata = {_KEY: json.dumps(plain(_header_dict(replace(header, aliases=aliases))))}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
-def _stored(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Each tensor once, contiguous, and the names of its copies."""
+def stored(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return each tensor of a state dict once, contiguous, and the names of its copies -> the names they are under."""
     first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}

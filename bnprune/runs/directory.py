@@ -11,6 +11,7 @@
     gamma.safetensors  the scale factors the run started from
     checkpoints/     last and best of the stage that runs, and one file per finished stage
     tensorboard/     curves of every stage, where the recipe asks for them
+    exports/         the last network in the formats the recipe asks for
 """
 
 from __future__ import annotations
@@ -97,6 +98,10 @@ class RunDirectory:
         """Return the folder of a stage's curves for TensorBoard."""
         return self.path / "tensorboard" / stage
 
+    def export(self, suffix: str) -> Path:
+        """Return the path of an exported network."""
+        return self.path / "exports" / f"network{suffix}"
+
     # -- beginning and resuming ------------------------------------------------------------------------------------
 
     @classmethod
@@ -116,7 +121,9 @@ class RunDirectory:
         Raises:
             DataError: The directory cannot be written.
         """
-        for killed in (*self.path.glob(".*.tmp"), *self.path.glob("checkpoints/.*.tmp")):
+        for killed in (
+            found for folder in (".", "checkpoints", "exports") for found in self.path.glob(f"{folder}/.*.tmp")
+        ):
             killed.unlink(missing_ok=True)  # half of a file, of a run that was killed while it wrote
         if self._begun:
             return
@@ -151,8 +158,13 @@ class RunDirectory:
         """Remove what an earlier run left, and nothing else."""
         leftovers = [self.config_file, self.metrics_file, self.result_file, self.state_file]
         leftovers += [self.report_file, self.gamma_file]
-        patterns = ("plan*.json", "checkpoints/*.safetensors", "tensorboard/*/events.out.tfevents.*")
-        for file in [*leftovers, *(file for pattern in patterns for file in self.path.glob(pattern))]:
+        patterns = (
+            "plan*.json",
+            "checkpoints/*.safetensors",
+            "exports/network.*",
+            "tensorboard/*/events.out.tfevents.*",
+        )
+        for file in [*leftovers, *(found for pattern in patterns for found in self.path.glob(pattern))]:
             file.unlink(missing_ok=True)
 
     # -- results ---------------------------------------------------------------------------------------------------

@@ -14,18 +14,9 @@ import bnprune
 PACKAGE = Path(bnprune.__file__).parent
 # Lower floors first: a module imports from its own floor and those below. `data` and `models` stand beside training.
 FLOORS = [
-    "errors",
-    "config",
-    "recipe",
-    "factories",
-    "channels",
-    "pruning",
-    "models",
-    "data",
-    "training",
-    "runs",
-    "report",
-    "cli",
+    *("errors", "config", "recipe", "factories"),
+    *("channels", "pruning", "models", "data", "training", "runs"),
+    *("export", "benchmark", "report", "cli"),
 ]
 PURE = ("channels", "pruning")
 

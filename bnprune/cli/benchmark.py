@@ -1,0 +1,92 @@
+"""`bnprune benchmark`: what one network costs on this machine, or two side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from bnprune.cli.options import InputShape, Json, Model, ModelArguments, SourcePath, Weights, option
+
+_RUNNING = "Running"
+
+Other = Annotated[
+    Path | None,
+    typer.Argument(metavar="[OTHER]", help="A second one, to compare with the first.", show_default=False),
+]
+Dense = Annotated[
+    bool,
+    typer.Option("--dense", help="Compare with the dense network that SOURCE was cut from.", rich_help_panel="Input"),
+]
+BackendOption = Annotated[
+    list[str] | None,
+    option(
+        _RUNNING, "--backend", "NAME", "eager, compiled or onnxruntime; several: repeat, or A,B.  \\[default: eager]"
+    ),
+]
+Batch = Annotated[
+    int, typer.Option("--batch", metavar="N", min=1, help="Batch size, besides 1.", rich_help_panel=_RUNNING)
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", metavar="N", min=1, help="CPU threads.", rich_help_panel=_RUNNING, show_default=False),
+]
+DtypeOption = Annotated[
+    Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="Number format.", rich_help_panel=_RUNNING)
+]
+ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Memory layout N,H,W,C.", rich_help_panel=_RUNNING)]
+Device = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or mps.", rich_help_panel=_RUNNING)
+]
+Rounds = Annotated[
+    int | None,
+    typer.Option(
+        "--rounds",
+        metavar="N",
+        min=1,
+        help="Passes per network and setting. Default: fifteen seconds' worth.",
+        rich_help_panel=_RUNNING,
+        show_default=False,
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("benchmark", epilog="Example:  bnprune benchmark slim.safetensors --dense --threads 1")(benchmark)
+
+
+def benchmark(
+    source: SourcePath = None,
+    other: Other = None,
+    model: Model = None,
+    model_arg: ModelArguments = None,
+    weights: Weights = None,
+    input: InputShape = None,
+    dense: Dense = False,
+    backend: BackendOption = None,
+    batch: Batch = 32,
+    threads: Threads = None,
+    dtype: DtypeOption = "float32",
+    channels_last: ChannelsLast = False,
+    device: Device = "auto",
+    rounds: Rounds = None,
+    json: Json = False,
+) -> None:
+    """Measure latency, throughput, memory and size.
+
+    Two networks run in turn, pass by pass, so that what else the machine does slows both down; their ratio is the
+    median over such pairs.
+    """
+    from bnprune.benchmark.backends import Setting, parse_backends
+    from bnprune.cli.benchmarking import Plan, open_subjects, run_benchmark
+    from bnprune.runs.start import choose_device
+
+    backends = parse_backends(backend or ["eager"])
+    subjects = open_subjects(
+        source, other, model=model, arguments=model_arg or (), weights=weights, shape=input, dense=dense
+    )
+    setting = Setting(subjects[0].shape, dtype, channels_last, choose_device(device))
+    plan = Plan(backends, tuple(dict.fromkeys((1, batch))), threads, rounds)
+    run_benchmark(subjects, setting, plan, as_json=json)

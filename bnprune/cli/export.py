@@ -1,0 +1,76 @@
+"""`bnprune export`: a network in a format that needs nothing of bnprune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from bnprune.cli.options import DataConfig, Force, InputShape, Json, Model, ModelArguments, SourcePath, Weights, option
+
+_EXPORT = "Export"
+
+FormatOption = Annotated[
+    Literal["onnx", "pt2", "state-dict"] | None,
+    option(
+        _EXPORT,
+        "--format",
+        "FORMAT",
+        "onnx; pt2 (torch.export); state-dict (plain weights, and a Python file with the slim architecture).  "
+        "\\[default: what --out ends in]",
+    ),
+]
+OutFile = Annotated[
+    Path | None,
+    option("Output", "--out", "FILE", "File to write.  \\[default: network.onnx, .pt2 or .safetensors]"),
+]
+FoldBn = Annotated[
+    bool,
+    typer.Option("--fold-bn", help="Fold BatchNorms into the layers before them.", rich_help_panel=_EXPORT),
+]
+Batch = Annotated[
+    int | None,
+    option(_EXPORT, "--batch", "N", "Fix the batch size. Default: any."),
+]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify",
+        help="Compare with the network in PyTorch on noise and, where a recipe tells the data, on real images.",
+        rich_help_panel=_EXPORT,
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("export", epilog="Example:  bnprune export runs/digits --format onnx --out digits.onnx")(export)
+
+
+def export(
+    source: SourcePath = None,
+    model: Model = None,
+    model_arg: ModelArguments = None,
+    weights: Weights = None,
+    input: InputShape = None,
+    config: DataConfig = None,
+    format: FormatOption = None,
+    fold_bn: FoldBn = False,
+    batch: Batch = None,
+    verify: Verify = True,
+    out: OutFile = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Write a network as ONNX, pt2, or plain weights.
+
+    What is written loads where bnprune is not installed, and has been compared with the network in PyTorch.
+    """
+    from bnprune.cli.exporting import Export, run_export
+    from bnprune.runs.source import open_source
+
+    request = Export(format, out, fold_bn=fold_bn, batch=batch, verify=verify, force=force, recipe=config)
+    request.check()
+    found = open_source(source, model=model, arguments=model_arg or (), weights=weights, shape=input)
+    run_export(found, request, as_json=json)

@@ -1,0 +1,65 @@
+"""The graph of a network as `torch.export` records it, and its file format, pt2."""
+
+from __future__ import annotations
+
+import io
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from bnprune.channels.modules import set_mode, still
+from bnprune.channels.trees import tensors
+from bnprune.errors import ForwardError, TraceError, first_line
+from bnprune.export.parity import Runner, dtype_of
+
+_ANY = 2
+"""Batch size of the example where the batch is to stay open; 1 would be taken for a constant."""
+
+
+def record(model: nn.Module, shape: tuple[int, ...], batch: int | None = None) -> ExportedProgram:
+    """Record the network in eval mode.
+
+    Args:
+        model: Any network; left untouched.
+        shape: Shape of one input, without the batch.
+        batch: Its only batch size; None for any.
+
+    Raises:
+        ForwardError: The forward pass fails on inputs of that shape.
+        TraceError: `torch.export` cannot follow the network, or only for one batch size.
+    """
+    example = torch.zeros(batch or _ANY, *shape, dtype=dtype_of(model))
+    dynamic = None if batch else ({0: Dim("batch")},)
+    with still(model):
+        set_mode(model, training=False)
+        try:
+            model(example)
+        except Exception as error:
+            raise ForwardError(
+                f"the forward pass fails on an input of shape {tuple(example.shape)}: {first_line(error)}. "
+                "Is --input the shape of one input?"
+            ) from error
+        try:
+            return torch.export.export(model, (example,), dynamic_shapes=dynamic)
+        except Exception as error:
+            fix = "" if batch else " If it is about the batch, export for one batch size: --batch 1."
+            raise TraceError(f"torch.export cannot follow the network: {first_line(error)}.{fix}") from error
+
+
+def to_pt2(program: ExportedProgram) -> bytes:
+    """Return the program as a pt2 archive; `torch.export.load` reads it, without bnprune."""
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    return file.getvalue()
+
+
+def pt2_runner(content: bytes) -> Runner:
+    """Load a pt2 archive and run it."""
+    module = torch.export.load(io.BytesIO(content)).module()
+
+    def run(batch: torch.Tensor) -> list[torch.Tensor]:
+        with torch.inference_mode():
+            return list(tensors(module(batch)))
+
+    return run

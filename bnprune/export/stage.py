@@ -1,0 +1,112 @@
+"""Exported networks on disk: written, described, and made at the end of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bnprune.config import ExportConfig, PipelineConfig
+from bnprune.data import Splits, load_data
+from bnprune.export.artifact import SUFFIXES, Artifact, Wish, make_artifact
+from bnprune.export.parity import TOLERANCE, Parity
+from bnprune.runs.checkpoint import Header
+from bnprune.runs.directory import RunDirectory
+from bnprune.runs.files import write_atomically
+from bnprune.runs.start import load_stage
+
+_IMAGES = 64
+"""Real images a network is compared on."""
+
+
+def real_batches(splits: Splits, batch: int | None = None) -> Iterator[torch.Tensor]:
+    """Yield some validation images, evenly chosen, in batches of a size (default: 16)."""
+    size = batch or 16
+    indices = torch.linspace(0, len(splits.validation) - 1, min(_IMAGES, len(splits.validation))).long().unique()
+    for images, _ in splits.validation.serve(indices.split(size), torch.device("cpu")):
+        yield images
+
+
+def files_of(artifact: Artifact, path: Path) -> dict[Path, bytes]:
+    """Return where each file of an artifact goes; `path` is the main one."""
+    return {path.with_suffix(suffix): content for suffix, content in artifact.files.items()}
+
+
+def write_artifact(artifact: Artifact, path: Path) -> None:
+    """Write every file, atomically.
+
+    Raises:
+        DataError: One cannot be written.
+    """
+    for file, content in files_of(artifact, path).items():
+        write_atomically(file, lambda temporary, content=content: _write(temporary, content))  # type: ignore[misc]
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def describe_artifact(artifact: Artifact, wish: Wish, path: Path) -> dict[str, Any]:
+    """Return the figures of an export as plain data."""
+    folded = None if artifact.folded is None else {"folded": artifact.folded, "batchnorms": artifact.batchnorms}
+    return {
+        "format": wish.format,
+        "batch": wish.batch or "any",
+        "fold_bn": folded,
+        "files": [{"path": str(file), "bytes": len(content)} for file, content in files_of(artifact, path).items()],
+        "verification": {
+            "passed": True if artifact.random else None,
+            "tolerance": TOLERANCE,
+            "random": _parity(artifact.random),
+            "real": _parity(artifact.real),
+        },
+        "notes": list(artifact.notes),
+    }
+
+
+def _parity(parity: Parity | None) -> dict[str, Any] | None:
+    return None if parity is None else asdict(parity)
+
+
+def title_of_network(header: Header) -> str:
+    """Return what a network is called in files for people."""
+    return f"{header.spec.label}, slim" if header.plans else header.spec.label
+
+
+def wishes(config: ExportConfig) -> list[Wish]:
+    """Return what a recipe asks for.
+
+    Raises:
+        ConfigError: A format needs an extra that is missing.
+    """
+    return [Wish.of(format, fold_bn=config.fold_bn) for format in dict.fromkeys(config.formats)]
+
+
+def export_run(config: PipelineConfig, directory: RunDirectory, note: Callable[[str], None]) -> None:
+    """Export the last network of a run as its recipe asks, and add the figures to the result.
+
+    Raises:
+        BnpruneError: A format cannot be made; those before it stay.
+    """
+    wanted = wishes(config.export) if config.export else []
+    result = directory.result()
+    done = [found["format"] for found in result.get("exports", [])]
+    todo = [wish for wish in wanted if wish.format not in done]
+    if not todo:
+        return
+    model, header = load_stage(config, directory.network())
+    splits = load_data(config.data)
+    for wish in todo:
+        path = directory.export(SUFFIXES[wish.format][0])
+        real = real_batches(splits, wish.batch)
+        title = title_of_network(header)
+        artifact = make_artifact(model, splits.shape, wish, title=title, stem=path.stem, real=real)
+        write_artifact(artifact, path)
+        figures = describe_artifact(artifact, wish, path.relative_to(directory.path))
+        result.setdefault("exports", []).append(figures)
+        directory.write_result(result)
+        error = artifact.random.max_relative_error if artifact.random else float("nan")
+        note(f"export: {path} ({wish.format}, relative error {error:.1e} to the eager network)")

@@ -1,0 +1,233 @@
+"""Exports: folding, parity, and networks as plain Python."""
+
+from __future__ import annotations
+
+import ast
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import bnprune
+from bnprune.export import fold
+from bnprune.export.artifact import Wish, make_artifact
+from bnprune.export.fold import fold_batchnorms
+from bnprune.export.parity import TOLERANCE, compare
+from bnprune.export.source import to_python
+from bnprune.export.variables import reuse_names
+from bnprune.pruning.gates import ReadGate, WriteGate
+from tests.nets import MOTIFS, Net, conv_bn, head, lively, noise, norms, outputs
+from tests.numerics.test_gates import postactivation, preactivation
+
+# -- folding BatchNorms ----------------------------------------------------------------------------------------------
+
+
+def test_folding_is_the_arithmetic_of_batchnorm() -> None:
+    net = lively(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    folded, count = fold_batchnorms(net, torch.zeros(2, 3, 6, 6))
+    conv, norm = net.requires_grad_(False)
+    assert count == 1
+    assert isinstance(folded[1], nn.Identity)
+    for channel in range(4):
+        scale = float(norm.weight[channel]) / math.sqrt(float(norm.running_var[channel]) + norm.eps)
+        torch.testing.assert_close(folded[0].weight[channel], conv.weight[channel] * scale)
+        shift = (conv.bias[channel] - norm.running_mean[channel]) * scale + norm.bias[channel]
+        torch.testing.assert_close(folded[0].bias[channel], shift)
+
+
+@pytest.mark.parametrize("motif", MOTIFS)
+def test_a_folded_network_computes_the_same_and_the_given_one_is_untouched(motif: str) -> None:
+    build, shape = MOTIFS[motif]
+    net = lively(build())
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    folded, count = fold_batchnorms(net, torch.zeros(2, *shape[1:]))
+    assert count == len(norms(net)) - len(norms(folded)) > 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    x = torch.randn(3, *shape[1:])
+    torch.testing.assert_close(folded(x), net.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_transposed_convolutions_fold_and_batchnorms_in_front_stay() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.ConvTranspose2d(3, 5, 3, groups=1), nn.BatchNorm2d(5), nn.ReLU())
+    folded, count = fold_batchnorms(lively(net), torch.zeros(2, 3, 6, 6))
+    assert count == 1
+    assert [type(module) for module in folded] == [nn.BatchNorm2d, nn.ConvTranspose2d, nn.Identity, nn.ReLU]
+
+
+def test_a_batchnorm_that_does_more_or_is_not_alone_is_left_alone() -> None:
+    class Activated(nn.BatchNorm2d):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return F.relu(super().forward(input))
+
+    assert fold_batchnorms(nn.Sequential(nn.Conv2d(3, 4, 3), Activated(4)), torch.zeros(2, 3, 6, 6))[1] == 0
+    shared = Net(lambda n, x: n.norm(n.conv(x)) + n.conv(x), conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4))
+    assert fold_batchnorms(lively(shared), torch.zeros(2, 3, 6, 6))[1] == 0
+    batch_statistics = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+    assert fold_batchnorms(batch_statistics, torch.zeros(2, 3, 6, 6))[1] == 0
+
+
+def test_a_wrong_fold_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = fold._fused
+
+    def wrong(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
+        made = right(layer, norm)
+        with torch.no_grad():
+            made.weight[0] *= 1 + 1e-7
+        return made
+
+    monkeypatch.setattr(fold, "_fused", wrong)
+    with pytest.raises(bnprune.VerificationError, match="folding BatchNorms changes"):
+        fold_batchnorms(lively(MOTIFS["chain"][0]()), torch.zeros(2, 3, 8, 8))
+
+
+# -- parity ----------------------------------------------------------------------------------------------------------
+
+REFERENCE = torch.tensor([[1.0, -4.0, 2.0], [0.5, 0.25, 0.0]])
+
+
+def parity(got: torch.Tensor, want: torch.Tensor = REFERENCE):
+    return compare(lambda _: [want], lambda _: [got], [torch.zeros(len(want), 1)])
+
+
+def test_parity_has_the_largest_difference_and_the_share_of_equal_classes() -> None:
+    found = parity(REFERENCE + torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.5, 0.0]]))
+    assert found.inputs == 2
+    assert found.max_absolute_error == 0.5
+    assert found.max_relative_error == 0.5 / 4
+    assert found.argmax_agreement == 0.5
+    assert not found.passed
+    assert parity(REFERENCE * (1 + 0.9 * TOLERANCE)).passed
+    assert not parity(REFERENCE * (1 + 1.1 * TOLERANCE)).passed
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_no_numbers_differ_from_numbers_and_equal_each_other(bad: float) -> None:
+    spoilt = REFERENCE.clone()
+    spoilt[0, 0] = bad
+    assert not parity(spoilt).passed
+    assert not parity(REFERENCE, spoilt).passed
+    assert parity(spoilt, spoilt.clone()).max_relative_error == 0
+
+
+def test_other_shapes_do_not_pass() -> None:
+    assert not parity(REFERENCE[:, :1]).passed
+
+
+# -- plain Python ----------------------------------------------------------------------------------------------------
+
+
+def rebuilt(net: nn.Module) -> nn.Module:
+    """The network that the Python file makes, with the weights of the given one."""
+    names: dict = {}
+    code = to_python(net, "net", "net.safetensors")
+    imported = [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Import | ast.ImportFrom)]
+    roots = {getattr(n, "module", None) or n.names[0].name for n in imported}
+    assert roots <= {"torch"}
+    exec(code, names)
+    made = names["Network"]()
+    made.load_state_dict(net.state_dict())
+    return made
+
+
+@pytest.mark.parametrize("motif", MOTIFS)
+def test_plain_python_computes_the_same_in_both_modes(motif: str) -> None:
+    build, shape = MOTIFS[motif]
+    net = bnprune.prune(lively(build()), torch.zeros(shape), ratio=0.4).model
+    made, x = rebuilt(net), noise(4, *shape[1:])
+    assert torch.equal(outputs(made, x), outputs(net, x))
+    assert torch.equal(made.train()(x), net.train()(x))
+    assert torch.equal(made(x), net(x))  # running statistics moved alike
+
+
+@pytest.mark.parametrize(("build", "gate"), [(preactivation, ReadGate), (postactivation, WriteGate)])
+def test_plain_python_includes_gates(build, gate: type[nn.Module]) -> None:
+    net = bnprune.prune(lively(build()), torch.zeros(1, 3, 8, 8), ratio=0.4, coupling="gates").model
+    assert any(isinstance(module, gate) for module in net.modules())
+    x = noise(4, 3, 8, 8)
+    assert torch.equal(outputs(rebuilt(net), x), outputs(net, x))
+
+
+def test_plain_python_knows_shared_layers_lists_and_tensors_of_containers() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), nn.PReLU()])
+            self.again = self.layers[0]
+            self.inner = nn.Module()
+            self.inner.scale = nn.Parameter(torch.rand(3, 1, 1))
+            self.register_buffer("steps", torch.arange(3).view(3, 1, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return self.again(x) * self.inner.scale + self.steps
+
+    net, x = Odd(), noise(2, 3, 6, 6)
+    made = rebuilt(net)
+    assert torch.equal(outputs(made, x), outputs(net, x))
+    assert made.again is made.layers["0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("items", "'inner.items' has a name that no ModuleDict can hold"), ("lambda", "word of Python")]
+)
+def test_names_that_cannot_be_written_have_a_reason(name: str, told: str) -> None:
+    inner = nn.Module()
+    inner.add_module(name, nn.Linear(4, 4))
+    with pytest.raises(bnprune.TraceError, match=told):
+        to_python(Net(lambda n, x: getattr(n.inner, name)(x), inner=inner), "net", "net.pt")
+
+
+@pytest.mark.parametrize("format", ["pt2", "state-dict"])
+def test_networks_in_other_precision_keep_it(format: str) -> None:
+    net = lively(MOTIFS["chain"][0]()).bfloat16()
+    artifact = make_artifact(net, (3, 8, 8), Wish.of(format), real=[torch.randn(2, 3, 8, 8)])
+    assert artifact.random.inputs == 4
+    assert artifact.real.inputs == 2
+
+
+def test_onnx_has_no_bfloat16() -> None:
+    with pytest.raises(bnprune.TraceError, match="no bfloat16"):
+        make_artifact(MOTIFS["chain"][0]().bfloat16(), (3, 8, 8), Wish.of("onnx"))
+
+
+def test_a_title_cannot_become_code() -> None:
+    code = to_python(MOTIFS["chain"][0](), 'x"""\nraise SystemExit(3)\n"""', '"""; import os; """.pt')
+    tree = ast.parse(code)
+    assert [type(statement).__name__ for statement in tree.body] == ["Expr", "Import", "ImportFrom", "ClassDef"]
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = MOTIFS["chain"][0]()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x) if x.sum() == x.sum() else x
+
+
+def test_what_cannot_be_written_down_has_a_reason_and_the_weights_are_made_all_the_same() -> None:
+    artifact = make_artifact(Branches(), (3, 8, 8), Wish.of("state-dict"))
+    assert artifact.files.keys() == {".safetensors"}
+    assert artifact.random is None
+    [note] = artifact.notes
+    assert "torch.fx cannot follow" in note
+
+
+def test_names_are_reused_where_they_are_free() -> None:
+    body = "a = f(x)\nb = g(a)\nc = h(a, b); a = b = None\nd = c + x; c = x = None\nreturn d"
+    tree = ast.parse("def forward(self, x):\n    " + body.replace("\n", "\n    "))
+    reuse_names(tree.body[0])
+    lines = ast.unparse(tree).splitlines()[1:]
+    assert [line.strip() for line in lines] == ["y = f(x)", "z = g(y)", "y = h(y, z)", "x = y + x", "return x"]
+
+
+def test_the_mode_of_every_module_is_as_before() -> None:
+    net = nn.Sequential(conv_bn(3, 4), head(4))
+    net.train()
+    net[0][1].eval()
+    make_artifact(net, (3, 8, 8), Wish.of("state-dict"))
+    assert net.training
+    assert not net[0][1].training
