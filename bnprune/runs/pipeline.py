@@ -32,7 +32,7 @@ from bnprune.runs.summary import describe, describe_recovery, describe_request
 from bnprune.runs.tracker import Display, Tracker
 from bnprune.training.evaluate import evaluate
 from bnprune.training.loop import Task, begin, train
-from bnprune.training.penalty import advice, make_penalty
+from bnprune.training.penalty import advice, make_penalty, shortfall
 from bnprune.training.recover import recover
 from bnprune.training.sweep import recommend, sweep
 
@@ -134,7 +134,10 @@ def _training(run: Run, model: nn.Module, header: Header, stage: str, config: Op
     task = Task(run.splits, run.config.data.batch_size, config, run.device, seed)
     state = begin(model, task)
     sparsity = config.sparsity if isinstance(config, TrainConfig) else None
-    penalty, budget = make_penalty(model, config, sparsity, task.updates_per_epoch)
+    example = run.splits.example.to(run.device)
+    penalty, budget = make_penalty(
+        model, config, sparsity, task.updates_per_epoch, example_inputs=example, prune=run.config.prune
+    )
     tracker = Tracker(run.directory, run.display, stage, config, _header(run, header, stage), sparsity)
     saved = run.directory.load_state(stage)
     if saved is not None:
@@ -151,7 +154,10 @@ def _training(run: Run, model: nn.Module, header: Header, stage: str, config: Op
     load_weights(run.directory.checkpoint(choice), model)
     extra: dict[str, Any] = {"epochs": config.epochs, "chosen": choice, "seconds": tracker.seconds}
     if budget is not None:
-        extra["sparsity"] = {"lambda": budget.strength, "travel": budget.travel, **tracker.gamma_figures(model)}
+        gamma = tracker.gamma_figures(model)
+        extra["sparsity"] = {"lambda": budget.strength, "travel": budget.travel, "target": budget.target, **gamma}
+        if missed := shortfall(budget, gamma.get("below", 0.0)):
+            run.display.note(f"warning: {missed}")
     return _conclude(run, model, header, stage, extra)
 
 

@@ -1,0 +1,106 @@
+"""λ over time, as a function of the optimizer step and of γ: nothing to save, nothing to resume, equal on all ranks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+from bnprune.config import OptimisationConfig, SparsityConfig
+from bnprune.training.schedule import learning_rate
+from bnprune.training.structured import Groups
+
+_NARROW = 0.5
+"""Share of the budget in which the steered penalty narrows down from all channels to the wanted share."""
+_ARRIVE = 0.8
+"""Share of the budget by which these are to be at zero; with the rest they are held there."""
+_LATEST = 0.02
+"""What is left of the budget is never taken for less than this share, or λ would grow without bound."""
+_AHEAD = 2.0
+"""Proportional gain: γ falls like the budget that is left to this power."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """The parts of a training that decide how far a penalty can move γ, step by step."""
+
+    factors: tuple[float, ...]
+    """What λ is multiplied by in each optimizer step."""
+    used: tuple[float, ...]
+    """Σ lr · factor · gain before each step, and in the end."""
+
+    @property
+    def reach(self) -> float:
+        """Σ lr · factor · gain over all steps: λ times this is how far γ can move."""
+        return self.used[-1]
+
+
+def chart(config: OptimisationConfig, sparsity: SparsityConfig, steps_per_epoch: int, gain: float) -> Course:
+    """Work out a course from learning rates and the schedule of λ."""
+    total = config.epochs * steps_per_epoch
+    factors = tuple(factor(sparsity, step, total) for step in range(total))
+    rates = (learning_rate(config, step, steps_per_epoch) for step in range(total))
+    moved = accumulate((rate * f * gain for rate, f in zip(rates, factors, strict=True)), initial=0.0)
+    return Course(factors, tuple(moved))
+
+
+def factor(sparsity: SparsityConfig, step: int, total: int) -> float:
+    """Return what λ is multiplied by in a step, counted from 0, of so many."""
+    first = sparsity.schedule_share * total
+    match sparsity.schedule:
+        case "warmup":
+            return float(step >= first)
+        case "ramp":
+            return min(1.0, (step + 1) / first)
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """λ times the factor of each step."""
+
+    strength: float
+    course: Course
+
+    def __call__(self, step: int, gammas: torch.Tensor) -> float:
+        """Return λ of a step."""
+        return self.strength * self.course.factors[step]
+
+
+@dataclass(frozen=True)
+class Steered:
+    """λ that brings a wanted share of the scale factors to zero by the end of the training, and leaves the rest alone.
+
+    Channels rank by the largest |γ| among those that must go together, as they will when they are cut. At first the
+    penalty pulls them all, then ever fewer of those that rank highest, and from the middle of the budget on only the
+    wanted share: so what is to live can recover, and what would go anyway cannot take others along. λ is in proportion
+    to how far the last of the wanted share is from zero, over how far the learning rates yet to come would take it at
+    λ = 1. Where the loss resists, the distance stays, time runs out, and λ grows, up to `limit`.
+    """
+
+    share: float
+    """Wanted share of all scale factors."""
+    groups: Groups
+    course: Course
+    floor: float
+    """Smallest λ once the penalty is on the wanted share only: it keeps zero what is zero."""
+    limit: float
+    """Largest λ."""
+
+    def __call__(self, step: int, gammas: torch.Tensor) -> torch.Tensor:
+        """Return λ of a step for each of the scale factors (n,)."""
+        ranks = self.groups.reduce(gammas.abs(), "max")
+        used, reach = self.course.used[step], self.course.reach
+        narrowed = min(1.0, used / (_NARROW * reach))
+        highest = self._highest(ranks, self.share)
+        reached = highest if narrowed == 1.0 else self._highest(ranks, 1 - narrowed * (1 - self.share))
+        left = max(_ARRIVE * reach - used, _LATEST * reach)
+        strength = (_AHEAD / left * highest).clamp(self.floor if narrowed == 1.0 else 0.0, self.limit)
+        return (ranks <= reached) * (strength * self.course.factors[step])
+
+    def _highest(self, ranks: torch.Tensor, share: float) -> torch.Tensor:
+        """Return the rank up to which a share of the scale factors lies."""
+        position = min(max(1, math.ceil(share * len(ranks))), self.groups.count)
+        return torch.kthvalue(ranks, position).values
