@@ -110,6 +110,8 @@ class SparsityConfig(Section):
             raise ValueError("give either 'target' or 'travel'")
         if self.lambda_ != "auto" and self.target is not None:
             raise ValueError(f"'target' goes with 'lambda: auto', not with a number (got {self.lambda_:g})")
+        if self.target is not None and self.penalty == "polarization":
+            raise ValueError("'polarization' finds the share by itself; 'polarization_t' moves it, a 'target' does not")
         return self
 
 

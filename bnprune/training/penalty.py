@@ -103,7 +103,8 @@ def make_penalty(
     if _is_steered(sparsity, prune):
         units = gamma_units(model, trace(model, example_inputs, coupling=coupling))
         share = _share(sparsity, prune, float(np.mean(units != NO_CHANNEL)))
-        penalty.strength_at = Steered(share, Groups(units), course, floor=strength, limit=limit)
+        penalty.gain = gain  # in the gradients, a pull would go on in the momentum after λ has changed
+        penalty.strength_at = Steered(share, Groups(units), course, sparsity.epsilon, usual=strength, limit=limit)
         return penalty, Budget(limit, course.reach, start, share)
     if sparsity.schedule != "constant":
         penalty.strength_at = Scheduled(strength, course)
@@ -111,8 +112,8 @@ def make_penalty(
 
 
 def _is_steered(sparsity: SparsityConfig, prune: PruneConfig | None) -> bool:
-    if sparsity.lambda_ != "auto" or sparsity.travel is not None:
-        return False
+    if sparsity.lambda_ != "auto" or sparsity.travel is not None or sparsity.penalty == "polarization":
+        return False  # polarization pulls away from zero what lies above the mean, whatever is wanted
     return sparsity.target is not None or (prune is not None and isinstance(prune.ratio, float))
 
 

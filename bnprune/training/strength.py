@@ -12,14 +12,14 @@ from bnprune.config import OptimisationConfig, SparsityConfig
 from bnprune.training.schedule import learning_rate
 from bnprune.training.structured import Groups
 
-_NARROW = 0.5
-"""Share of the budget in which the steered penalty narrows down from all channels to the wanted share."""
 _ARRIVE = 0.8
-"""Share of the budget by which these are to be at zero; with the rest they are held there."""
+"""Share of the budget by which the wanted share is to be at zero; with the rest it is held there."""
 _LATEST = 0.02
 """What is left of the budget is never taken for less than this share, or λ would grow without bound."""
 _AHEAD = 2.0
-"""Proportional gain: γ falls like the budget that is left to this power."""
+"""Proportional gain: without resistance, γ falls like the budget that is left to this power."""
+_CLEAR = 5.0
+"""Multiple of epsilon down to which the penalty pulls what is to live."""
 
 
 @dataclass(frozen=True)
@@ -71,36 +71,34 @@ class Scheduled:
 
 @dataclass(frozen=True)
 class Steered:
-    """λ that brings a wanted share of the scale factors to zero by the end of the training, and leaves the rest alone.
+    """λ that brings a wanted share of the scale factors to zero by the end of the training, and no more.
 
-    Channels rank by the largest |γ| among those that must go together, as they will when they are cut. At first the
-    penalty pulls them all, then ever fewer of those that rank highest, and from the middle of the budget on only the
-    wanted share: so what is to live can recover, and what would go anyway cannot take others along. λ is in proportion
-    to how far the last of the wanted share is from zero, over how far the learning rates yet to come would take it at
-    λ = 1. Where the loss resists, the distance stays, time runs out, and λ grows, up to `limit`.
+    Channels rank by the largest |γ| among those that must go together, as they will when they are cut. The wanted share
+    that ranks lowest is pulled to zero, what ranks higher at most close to it: so a useless channel comes down however
+    high it began, and when too many do, the rest of them stays where it could recover.
+
+    What is to live is pulled by the λ of the travel budget. So is what is to die, until it falls behind: λ is at least
+    in proportion to how far the last of the wanted share is from zero, over how far the learning rates yet to come
+    would take it at λ = 1. Where the loss resists, the distance stays, time runs out, and λ grows.
     """
 
     share: float
     """Wanted share of all scale factors."""
     groups: Groups
     course: Course
-    floor: float
-    """Smallest λ once the penalty is on the wanted share only: it keeps zero what is zero."""
+    epsilon: float
+    """A scale factor below this counts as zero."""
+    usual: float
+    """λ of the travel budget."""
     limit: float
     """Largest λ."""
 
     def __call__(self, step: int, gammas: torch.Tensor) -> torch.Tensor:
         """Return λ of a step for each of the scale factors (n,)."""
         ranks = self.groups.reduce(gammas.abs(), "max")
-        used, reach = self.course.used[step], self.course.reach
-        narrowed = min(1.0, used / (_NARROW * reach))
-        highest = self._highest(ranks, self.share)
-        reached = highest if narrowed == 1.0 else self._highest(ranks, 1 - narrowed * (1 - self.share))
-        left = max(_ARRIVE * reach - used, _LATEST * reach)
-        strength = (_AHEAD / left * highest).clamp(self.floor if narrowed == 1.0 else 0.0, self.limit)
-        return (ranks <= reached) * (strength * self.course.factors[step])
-
-    def _highest(self, ranks: torch.Tensor, share: float) -> torch.Tensor:
-        """Return the rank up to which a share of the scale factors lies."""
-        position = min(max(1, math.ceil(share * len(ranks))), self.groups.count)
-        return torch.kthvalue(ranks, position).values
+        position = min(max(1, math.ceil(self.share * len(ranks))), self.groups.count)
+        highest = torch.kthvalue(ranks, position).values
+        left = max(_ARRIVE * self.course.reach - self.course.used[step], _LATEST * self.course.reach)
+        needed = (highest * (_AHEAD / left)).clamp_(self.usual, self.limit)
+        usual = (ranks > _CLEAR * self.epsilon) * self.usual
+        return torch.where(ranks <= highest, needed, usual).mul_(self.course.factors[step])
