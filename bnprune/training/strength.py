@@ -51,7 +51,7 @@ def factor(sparsity: SparsityConfig, step: int, total: int) -> float:
     first = sparsity.schedule_share * total
     match sparsity.schedule:
         case "warmup":
-            return float(step >= first)
+            return float(step + 1 > first)  # the last step always counts
         case "ramp":
             return min(1.0, (step + 1) / first)
     return 1.0

@@ -256,6 +256,7 @@ def test_schedules_of_lambda() -> None:
 
     assert factors() == [1.0] * 10
     assert factors(schedule="warmup", schedule_share=0.3) == [0.0] * 3 + [1.0] * 7
+    assert factor(SparsityConfig(schedule="warmup"), 0, 1) == 1.0  # or no penalty could move anything
     assert factors(schedule="ramp", schedule_share=0.4) == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 7)
 
 
