@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from bnprune.pruning.verify import Verification
     from bnprune.runs.checkpoint import load, save
     from bnprune.training.recalibrate import recalibrate
-    from bnprune.training.sparsity import GammaL1, GammaProximal
+    from bnprune.training.sparsity import GammaL1, GammaPolarization, GammaProximal
+    from bnprune.training.structured import GammaGroupLasso, GammaMacWeighted
 
 __version__ = "0.1.0"
 
@@ -65,7 +66,8 @@ _HOMES = {
     "bnprune.pruning.verify": ("Verification",),
     "bnprune.runs.checkpoint": ("load", "save"),
     "bnprune.training.recalibrate": ("recalibrate",),
-    "bnprune.training.sparsity": ("GammaL1", "GammaProximal"),
+    "bnprune.training.sparsity": ("GammaL1", "GammaPolarization", "GammaProximal"),
+    "bnprune.training.structured": ("GammaGroupLasso", "GammaMacWeighted"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -76,7 +78,10 @@ __all__ = [
     "ConfigError",
     "DataError",
     "ForwardError",
+    "GammaGroupLasso",
     "GammaL1",
+    "GammaMacWeighted",
+    "GammaPolarization",
     "GammaProximal",
     "Inspection",
     "Interrupted",

@@ -82,14 +82,38 @@ class DataConfig(Section):
 class SparsityConfig(Section):
     """The penalty on BatchNorm scale factors γ."""
 
-    penalty: Literal["l1", "l1-proximal", "none"] = "l1"
-    """`l1`: λ·sign(γ) added to the gradient (the paper); `l1-proximal`: soft threshold after the step (exact zeros)."""
+    penalty: Literal["l1", "l1-proximal", "polarization", "group-lasso", "mac-weighted-l1", "none"] = "l1"
+    """`l1`: λ·sign(γ) added to the gradient (the paper); `l1-proximal`: soft threshold after the step (exact zeros);
+    `polarization`: parts γ in two groups (Zhuang et al. 2020); `group-lasso`: channels that must go together reach zero
+    together (exact zeros); `mac-weighted-l1`: pulls in proportion to the MACs that go with a channel."""
     lambda_: Annotated[Literal["auto"] | NonNegative, Field(alias="lambda")] = "auto"
-    """Strength; `auto` solves the travel budget for `travel` times the initial γ."""
-    travel: Positive = 5.0
-    """With `lambda: auto`: how far the penalty could move γ over the whole training, in units of its initial mean."""
+    """Strength. `auto` steers it so that `target` is reached; given `travel`, or where nothing says how much is to go,
+    it solves the travel budget."""
+    target: Fraction | None = None
+    """With `lambda: auto`: share of the BatchNorm channels whose |γ| is to be below `epsilon` in the end. Default:
+    what `prune.ratio` is going to remove, where that is a number."""
+    travel: Positive | None = None
+    """With `lambda: auto`, instead of a target: how far the penalty could move γ over the whole training, in units of
+    its initial mean; 5 where nothing says how much is to go."""
+    schedule: Literal["constant", "warmup", "ramp"] = "constant"
+    """λ in the first part of the training: `warmup`: 0, until the network has learned something; `ramp`: rising from 0.
+    `auto` makes up for what is missed."""
+    schedule_share: Fraction = 0.2
+    """With `schedule: warmup` or `ramp`: how long that part is, as a share of the training."""
+    polarization_t: Positive = 1.0
+    """With `penalty: polarization`: the larger, the more goes to zero."""
     epsilon: Positive = 0.01
     """A scale factor below this counts as zero in the statistics."""
+
+    @model_validator(mode="after")
+    def _one_aim(self) -> Self:
+        if self.target is not None and self.travel is not None:
+            raise ValueError("give either 'target' or 'travel'")
+        if self.lambda_ != "auto" and self.target is not None:
+            raise ValueError(f"'target' goes with 'lambda: auto', not with a number (got {self.lambda_:g})")
+        if self.target is not None and self.penalty == "polarization":
+            raise ValueError("'polarization' finds the share by itself; 'polarization_t' moves it, a 'target' does not")
+        return self
 
 
 class OptimisationConfig(Section):

@@ -55,7 +55,9 @@ def _too_short(config: PipelineConfig, start: Start) -> list[str]:
         return []
     task = Task(start.splits, config.data.batch_size, config.train, start.device, config.seed)
     sparsity = config.train.sparsity
-    _, budget = make_penalty(start.network[0], config.train, sparsity, task.updates_per_epoch)
+    network, example = start.network[0], start.splits.example
+    steps = task.updates_per_epoch
+    _, budget = make_penalty(network, config.train, sparsity, steps, example_inputs=example, prune=config.prune)
     if budget is None or not budget.strength or budget.enough:
         return []
     return [f"{budget}. {advice(budget, config.train, sparsity)}"]

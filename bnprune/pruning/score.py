@@ -38,6 +38,11 @@ def gamma_per_mac(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max")
 
     That is the ranking of γ² per MAC.
     """
+    return gamma(graph, tensors, reduce) / np.sqrt(np.maximum(unit_macs(graph), 1))
+
+
+def unit_macs(graph: ChannelGraph) -> Scores:
+    """Return the MACs that go with each unit, were it the only one to go, shape (units,)."""
     cost = np.zeros(graph.unit_count)
     for work in graph.traces["eval"].work:
         sides = (work.inputs, work.outputs), (work.outputs, work.inputs)
@@ -45,7 +50,7 @@ def gamma_per_mac(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max")
             if not isinstance(axis, int):
                 width = other if isinstance(other, int) else len(other)
                 np.add.at(cost, graph.units(axis), float(work.factor) * width)
-    return gamma(graph, tensors, reduce) / np.sqrt(np.maximum(cost, 1))
+    return cost
 
 
 def uniform(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:

@@ -38,7 +38,7 @@ from bnprune.runs.training import Lesson, hand_out, set_up, settings_of
 from bnprune.training.alarms import collapse, small_batches
 from bnprune.training.evaluate import evaluate
 from bnprune.training.loop import train
-from bnprune.training.penalty import advice
+from bnprune.training.penalty import advice, shortfall
 from bnprune.training.recover import recover
 from bnprune.training.sweep import recommend, sweep
 from bnprune.training.world import ALONE, World
@@ -172,7 +172,10 @@ def _training(
     load_weights(run.directory.checkpoint(choice), model)
     extra: dict[str, Any] = {"epochs": config.epochs, "chosen": choice, "seconds": tracker.seconds}
     if budget is not None:
-        extra["sparsity"] = {"lambda": budget.strength, "travel": budget.travel, **tracker.gamma_figures(model)}
+        gamma = tracker.gamma_figures(model)
+        extra["sparsity"] = {"lambda": budget.strength, "travel": budget.travel, "target": budget.target, **gamma}
+        if missed := shortfall(budget, gamma.get("below", 0.0)):
+            run.display.note(f"warning: {missed}")
     return _conclude(run, model, header, stage, extra)
 
 

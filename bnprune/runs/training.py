@@ -84,7 +84,10 @@ def set_up(
     task = Task(splits, config.data.batch_size, settings, device, seed, world, taught)
     state = begin(model, task)
     sparsity = settings.sparsity if isinstance(settings, TrainConfig) else None
-    penalty, budget = make_penalty(model, settings, sparsity, task.updates_per_epoch)
+    example = splits.example.to(device)
+    penalty, budget = make_penalty(
+        model, settings, sparsity, task.updates_per_epoch, example_inputs=example, prune=config.prune
+    )
     if lesson.saved is not None:
         state.restore(lesson.saved, world)
     return Training(task, state, penalty, budget)

@@ -240,9 +240,10 @@ def train(state: State, task: Task, penalty: Penalty | None, log: Log, stopping:
                     logits = logits_of(forward(images))
                     loss = _loss(task, logits, targets, images)
                 state.scaler.scale(loss / _window(task, progress.step)).backward()
-            progress.count(loss, logits, targets)
             if completes:
                 update(state, task, penalty, lr)
+            progress.count(loss, logits, targets)
+            if completes:
                 _look_up(state, task, log, stopping)
         _finish_epoch(state, task, log)
 
@@ -256,6 +257,7 @@ def update(state: State, task: Task, penalty: Penalty | None, lr: float) -> None
     if task.config.clip_norm is not None:
         nn.utils.clip_grad_norm_(state.model.parameters(), task.config.clip_norm)
     if penalty is not None:
+        penalty.at(_updates_done(state, task))
         penalty.add_gradients()
     scale = state.scaler.get_scale()
     state.scaler.step(state.optimizer)
@@ -314,12 +316,15 @@ def _seed(task: Task, seed: int) -> None:
 
 
 def _set_rate(state: State, task: Task) -> float:
-    progress = state.progress
-    done = progress.epoch * task.updates_per_epoch + progress.step // task.config.accumulate
-    lr = learning_rate(task.config, done, task.updates_per_epoch)
+    lr = learning_rate(task.config, _updates_done(state, task), task.updates_per_epoch)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     return lr
+
+
+def _updates_done(state: State, task: Task) -> int:
+    """Optimizer steps before the one that the present micro-batch belongs to."""
+    return state.progress.epoch * task.updates_per_epoch + state.progress.step // task.config.accumulate
 
 
 def _loss(task: Task, logits: torch.Tensor, targets: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

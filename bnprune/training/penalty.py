@@ -1,21 +1,77 @@
-"""From configuration to penalty: λ solved from the travel budget, and the form that suits the optimizer."""
+"""From configuration to penalty: λ steered or solved from the travel budget, and the form that suits the optimizer."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 from torch import nn
 
-from bnprune.config import OptimisationConfig, SparsityConfig
-from bnprune.training.schedule import total_rate
-from bnprune.training.sparsity import Budget, GammaL1, GammaProximal, Penalty, mean_gamma, require_scale_factors
+from bnprune.channels.ids import NO_CHANNEL
+from bnprune.channels.trace import Coupling, trace
+from bnprune.config import OptimisationConfig, PruneConfig, SparsityConfig
+from bnprune.training.sparsity import (
+    Budget,
+    GammaL1,
+    GammaPenalty,
+    GammaPolarization,
+    GammaProximal,
+    Penalty,
+    mean_gamma,
+    require_scale_factors,
+)
+from bnprune.training.strength import Scheduled, Steered, chart
+from bnprune.training.structured import GammaGroupLasso, GammaMacWeighted, Groups, gamma_units
 
 _STRONGEST_SGD = 0.02
 _STRONGEST_ADAPTIVE = 0.3
 """Limits of `lambda: auto`. A stronger pull beats the loss's gradient on every γ, useful or not: a few times 0.01 for
 SGD, 1 for adaptive optimizers, which normalise it. Short trainings that would need more cannot become sparse safely."""
+_TRAVEL = 5.0
+_CLOSE = 0.05
+"""Missing a target by more than this is worth a warning."""
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What penalties are made from."""
+
+    model: nn.Module
+    strength: float
+    sparsity: SparsityConfig
+    sgd: bool
+    gain: float
+    """1/(1-momentum) for SGD, which amplifies a term in the gradient by it; 1 for decoupled penalties."""
+    example_inputs: Any
+    coupling: Coupling
+
+
+PENALTIES: dict[str, Callable[[_Setting], GammaPenalty]] = {
+    "l1": lambda s: GammaL1(s.model, s.strength, decoupled=not s.sgd),
+    "l1-proximal": lambda s: GammaProximal(s.model, s.strength, gain=s.gain),
+    "polarization": lambda s: GammaPolarization(
+        s.model, s.strength, t=s.sparsity.polarization_t, decoupled=not s.sgd
+    ),
+    "group-lasso": lambda s: GammaGroupLasso(
+        s.model, s.strength, s.example_inputs, gain=s.gain, coupling=s.coupling
+    ),
+    "mac-weighted-l1": lambda s: GammaMacWeighted(
+        s.model, s.strength, s.example_inputs, decoupled=not s.sgd, coupling=s.coupling
+    ),
+}  # fmt: skip
+"""By name in recipes. To add one, write a `GammaPenalty` and put it here and into `SparsityConfig`."""
 
 
 def make_penalty(
-    model: nn.Module, config: OptimisationConfig, sparsity: SparsityConfig | None, steps_per_epoch: int
+    model: nn.Module,
+    config: OptimisationConfig,
+    sparsity: SparsityConfig | None,
+    steps_per_epoch: int,
+    *,
+    example_inputs: Any = None,
+    prune: PruneConfig | None = None,
 ) -> tuple[Penalty | None, Budget | None]:
     """Build the penalty of a training, and say how far it can move the scale factors.
 
@@ -24,24 +80,50 @@ def make_penalty(
         config: Optimizer and schedule; momentum amplifies a term in the gradient by 1/(1-momentum).
         sparsity: The penalty; None or `penalty: none` for no sparsity.
         steps_per_epoch: Optimizer steps.
+        example_inputs: To follow channels with, where the penalty or a target needs to know them.
+        prune: The cut that is to follow: which channels must go together and, for want of another target, how many go.
 
     Raises:
         PruningError: The network has no trainable BatchNorm scale factor.
+        ForwardError: The forward pass fails on the example inputs.
     """
     if sparsity is None or sparsity.penalty == "none":
         return None, None
+    coupling: Coupling = prune.coupling if prune else "shared"
     sgd = config.optimizer == "sgd"
     gain = 1 / (1 - config.momentum) if sgd else 1.0
     start = mean_gamma(require_scale_factors(model))
-    reach = total_rate(config, steps_per_epoch) * gain
-    solved = min(sparsity.travel * start / reach, _strongest(config))
+    course = chart(config, sparsity, steps_per_epoch, gain)
+    limit = _strongest(config)
+    solved = min((sparsity.travel or _TRAVEL) * start / course.reach, limit)
     strength = solved if sparsity.lambda_ == "auto" else sparsity.lambda_
-    penalty: Penalty = (
-        GammaProximal(model, strength, gain=gain)
-        if sparsity.penalty == "l1-proximal"
-        else GammaL1(model, strength, decoupled=not sgd)
-    )
-    return penalty, Budget(strength, reach, start)
+    penalty = PENALTIES[sparsity.penalty](
+        _Setting(model, strength, sparsity, sgd, gain, example_inputs, coupling)
+    )  # fmt: skip
+    if _is_steered(sparsity, prune):
+        units = gamma_units(model, trace(model, example_inputs, coupling=coupling))
+        share = _share(sparsity, prune, float(np.mean(units != NO_CHANNEL)))
+        penalty.gain = gain  # in the gradients, a pull would go on in the momentum after λ has changed
+        penalty.strength_at = Steered(share, Groups(units), course, sparsity.epsilon, usual=strength, limit=limit)
+        return penalty, Budget(limit, course.reach, start, share)
+    if sparsity.schedule != "constant":
+        penalty.strength_at = Scheduled(strength, course)
+    return penalty, Budget(strength, course.reach, start)
+
+
+def _is_steered(sparsity: SparsityConfig, prune: PruneConfig | None) -> bool:
+    if sparsity.lambda_ != "auto" or sparsity.travel is not None or sparsity.penalty == "polarization":
+        return False  # polarization pulls away from zero what lies above the mean, whatever is wanted
+    return sparsity.target is not None or (prune is not None and isinstance(prune.ratio, float))
+
+
+def _share(sparsity: SparsityConfig, prune: PruneConfig | None, prunable: float) -> float:
+    """Return the share of all scale factors that is to reach zero; a ratio counts prunable ones only."""
+    if sparsity.target is not None:
+        return min(sparsity.target, prunable)
+    assert prune is not None
+    assert isinstance(prune.ratio, float)
+    return prune.ratio * prunable
 
 
 def advice(budget: Budget, config: OptimisationConfig, sparsity: SparsityConfig) -> str:
@@ -52,6 +134,23 @@ def advice(budget: Budget, config: OptimisationConfig, sparsity: SparsityConfig)
     if sparsity.lambda_ == "auto":
         return f"Raise train.sparsity.travel above 1 (got {sparsity.travel:g})."
     return f"Raise train.sparsity.lambda above {needed:.2g}, or set it to auto."
+
+
+def shortfall(budget: Budget, below: float) -> str:
+    """Say that a target was missed, and what to do; nothing where it was not.
+
+    Args:
+        budget: What was wanted.
+        below: Share of scale factors that are near zero after training.
+    """
+    if budget.target is None or abs(below - budget.target) <= _CLOSE:
+        return ""
+    missed = f"{below:.0%} of γ ended near zero, {budget.target:.0%} were wanted"
+    if below > budget.target:
+        return f"{missed}: the rest of the network needs fewer channels than it has. Cut more (prune.ratio)."
+    return (
+        f"{missed}. Train longer (train.epochs), raise train.lr, let γ start lower (model.gamma_init), or ask for less."
+    )
 
 
 def _strongest(config: OptimisationConfig) -> float:

@@ -7,7 +7,8 @@ the loss plus λ Σ|γ|, whose subgradient adds λ·sign(γ) to the gradient of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,8 +32,9 @@ def scale_factors(model: nn.Module) -> list[nn.Parameter]:
 class Penalty(Protocol):
     """A penalty on scale factors, applied once per optimizer step."""
 
-    strength: float
-    """λ"""
+    def at(self, step: int) -> None:
+        """Set λ for an optimizer step, counted from 0 over the whole training, before anything else of it."""
+        ...
 
     def add_gradients(self) -> None:
         """Call after backward, gradient unscaling and clipping, and before `optimizer.step()`."""
@@ -43,11 +45,80 @@ class Penalty(Protocol):
         ...
 
 
-class GammaL1:
+Strength = Callable[[int, torch.Tensor], "float | torch.Tensor"]
+"""λ as a function of the optimizer step and all scale factors (n,): one number, or one per scale factor."""
+
+
+class GammaPenalty(ABC):
+    """What penalties on scale factors have in common: a subclass says how they are pulled, this class applies it.
+
+    Args:
+        model: The network; BatchNorms that are frozen or without scale factors are left out.
+        strength: λ, at least 0.
+        gain: None adds the pull to the gradients. A number moves γ after the optimizer's step instead, by
+            lr·λ·gain times the pull, and stops at zero.
+
+    Raises:
+        ConfigError: λ is negative or not a number.
+        PruningError: The network has no trainable BatchNorm scale factor.
+    """
+
+    def __init__(self, model: nn.Module, strength: float, *, gain: float | None = None) -> None:
+        self.strength = _checked(strength)
+        self.gain = gain
+        self.gammas = require_scale_factors(model)
+        self.strength_at: Strength | None = None
+        """λ over time; None where it is constant."""
+        self._sizes = [gamma.numel() for gamma in self.gammas]
+        self._force: float | torch.Tensor = self.strength
+
+    @abstractmethod
+    def pull(self, gammas: torch.Tensor) -> torch.Tensor:
+        """Return a subgradient of the penalty for λ = 1 with respect to all scale factors, shape (n,)."""
+
+    def at(self, step: int) -> None:
+        """Set λ for an optimizer step, counted from 0. Of no effect where λ is constant."""
+        if self.strength_at is not None:
+            self._force = self.strength_at(step, self._values())
+
+    def add_gradients(self) -> None:
+        """Add the pull to the gradients. Call after unscaling and clipping, before `optimizer.step()`."""
+        if self.gain is not None or self._is_off:
+            return
+        with torch.no_grad():
+            pulls = self.pull(self._values()).mul_(self._force).split(self._sizes)
+            pairs = [
+                (gamma.grad, pull) for gamma, pull in zip(self.gammas, pulls, strict=True) if gamma.grad is not None
+            ]
+            if pairs:
+                gradients, added = zip(*pairs, strict=True)
+                torch._foreach_add_(gradients, added)
+
+    def shrink(self, lr: float) -> None:
+        """Move γ itself, where the pull is not in the gradients. Call after `optimizer.step()`."""
+        if self.gain is None or self._is_off:
+            return
+        with torch.no_grad():
+            values = self._values()
+            signs = values.sign()
+            values -= self.pull(values).mul_(self._force).mul_(lr * self.gain)
+            moved = values.mul_(signs).clamp_min_(0.0).mul_(signs)  # none crosses zero, and those at zero stay
+            torch._foreach_copy_(list(self.gammas), moved.split(self._sizes))
+
+    @property
+    def _is_off(self) -> bool:
+        return not isinstance(self._force, torch.Tensor) and not self._force
+
+    def _values(self) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.cat(list(self.gammas))
+
+
+class GammaL1(GammaPenalty):
     """The paper's penalty: adds λ·sign(γ) to the gradient of every scale factor.
 
     With adaptive optimizers (Adam, AdamW) a term in the gradient is normalised away; `decoupled` moves γ by
-    lr·λ towards zero after the step instead, without crossing it.
+    lr·λ towards zero after the step instead, without crossing it. So it is with all penalties.
 
     Example::
 
@@ -55,6 +126,7 @@ class GammaL1:
         loss.backward()
         penalty.add_gradients()
         optimizer.step()
+        penalty.shrink(lr)  # for decoupled and proximal forms
 
     Args:
         model: The network; BatchNorms that are frozen or without scale factors are left out.
@@ -67,28 +139,14 @@ class GammaL1:
     """
 
     def __init__(self, model: nn.Module, strength: float, *, decoupled: bool = False) -> None:
-        self.strength = _checked(strength)
-        self.decoupled = decoupled
-        self.gammas = require_scale_factors(model)
+        super().__init__(model, strength, gain=1.0 if decoupled else None)
 
-    def add_gradients(self) -> None:
-        """Add λ·sign(γ) to the gradients. Call after unscaling and clipping, before `optimizer.step()`."""
-        if self.decoupled or not self.strength:
-            return
-        pairs = [(gamma.grad, gamma) for gamma in self.gammas if gamma.grad is not None]
-        if not pairs:
-            return
-        gradients, gammas = (list(column) for column in zip(*pairs, strict=True))
-        with torch.no_grad():
-            torch._foreach_add_(gradients, torch._foreach_sign(gammas), alpha=self.strength)
-
-    def shrink(self, lr: float) -> None:
-        """Decoupled form: move γ by lr·λ towards zero. Call after `optimizer.step()`."""
-        if self.decoupled and self.strength:
-            soft_threshold(self.gammas, lr * self.strength)
+    def pull(self, gammas: torch.Tensor) -> torch.Tensor:
+        """Return sign(γ)."""
+        return gammas.sign()
 
 
-class GammaProximal:
+class GammaProximal(GammaPenalty):
     """Proximal L1 (ISTA): after the step, γ ← sign(γ)·max(|γ| - lr·λ·gain, 0), which gives exact zeros.
 
     `gain` is 1/(1-momentum) for SGD, so that λ pulls as hard as in `GammaL1`, whose momentum amplifies it.
@@ -99,17 +157,45 @@ class GammaProximal:
     """
 
     def __init__(self, model: nn.Module, strength: float, *, gain: float = 1.0) -> None:
-        self.strength = _checked(strength)
-        self.gain = gain
-        self.gammas = require_scale_factors(model)
+        super().__init__(model, strength, gain=gain)
 
-    def add_gradients(self) -> None:
-        """Do nothing: the penalty acts after the step."""
+    def pull(self, gammas: torch.Tensor) -> torch.Tensor:
+        """Return sign(γ)."""
+        return gammas.sign()
 
-    def shrink(self, lr: float) -> None:
-        """Apply the soft threshold. Call after `optimizer.step()`."""
-        if self.strength:
-            soft_threshold(self.gammas, lr * self.strength * self.gain)
+
+class GammaPolarization(GammaPenalty):
+    """Polarization: λ·(t‖γ‖₁ - ‖γ - mean(γ)‖₁) parts scale factors in a group at zero and a group away from it.
+
+    Zhuang et al., "Neuron-level Structured Pruning using Polarization Regularizer", NeurIPS 2020, equation (2). The
+    paper keeps γ within [0, a]. Here γ may be negative: magnitudes take its place; and instead of clipping at a, which
+    would change a network that starts above it, nothing is pushed up any further there.
+
+    Args:
+        model: The network; BatchNorms that are frozen or without scale factors are left out.
+        strength: λ, at least 0.
+        t: The larger, the more goes to zero; the paper's values are between 0.5 and 2.
+        ceiling: The paper's a.
+        decoupled: Leave gradients alone; move γ after the step, as adaptive optimizers need it.
+
+    Raises:
+        ConfigError: λ is negative or not a number.
+        PruningError: The network has no trainable BatchNorm scale factor.
+    """
+
+    def __init__(
+        self, model: nn.Module, strength: float, *, t: float = 1.0, ceiling: float = 1.0, decoupled: bool = False
+    ) -> None:
+        super().__init__(model, strength, gain=1.0 if decoupled else None)
+        self.t = t
+        self.ceiling = ceiling
+
+    def pull(self, gammas: torch.Tensor) -> torch.Tensor:
+        """Return sign(γ)·(t - s + mean(s)), where s is the side of the mean on which |γ| lies: -1, 0 or 1."""
+        magnitudes = gammas.abs()
+        side = (magnitudes - magnitudes.mean()).sign_()
+        upward = self.t - side + side.mean()
+        return torch.where(magnitudes < self.ceiling, upward, upward.clamp_min(0.0)).mul_(gammas.sign())
 
 
 def _checked(strength: float) -> float:
@@ -132,17 +218,6 @@ def require_scale_factors(model: nn.Module) -> list[nn.Parameter]:
     return gammas
 
 
-def soft_threshold(gammas: Sequence[torch.Tensor], threshold: float) -> None:
-    """Move every value by `threshold` towards zero and stop there, in place."""
-    with torch.no_grad():
-        magnitudes = torch._foreach_abs(list(gammas))
-        torch._foreach_sub_(magnitudes, threshold)
-        torch._foreach_clamp_min_(magnitudes, 0.0)
-        signs = torch._foreach_sign(list(gammas))
-        torch._foreach_mul_(magnitudes, signs)
-        torch._foreach_copy_(list(gammas), magnitudes)
-
-
 # -- the travel budget -----------------------------------------------------------------------------------------------
 
 
@@ -156,6 +231,8 @@ class Budget:
     """Σ lr · gain over all optimizer steps; gain is 1/(1-momentum) for SGD, 1 for decoupled penalties."""
     start: float
     """Mean |γ| before training."""
+    target: float | None = None
+    """Share of the scale factors that λ, then at most `strength`, is steered to bring to zero."""
 
     @property
     def travel(self) -> float:
@@ -168,9 +245,12 @@ class Budget:
         return self.travel >= self.start
 
     def __str__(self) -> str:
-        text = f"λ = {self.strength:.3g} can move γ by {self.travel:.2g}; mean |γ| is {self.start:.2g}"
         if not self.strength:
             return "no sparsity penalty"
+        text = f"λ = {self.strength:.3g} can move γ by {self.travel:.2g}; mean |γ| is {self.start:.2g}"
+        if self.target is not None:
+            steered = f"λ is steered to bring {self.target:.0%} of γ to zero"
+            text = steered if self.enough else f"{steered}; at most, {text}"
         return text if self.enough else f"{text}: too little to reach zero, so nothing will become sparse"
 
 

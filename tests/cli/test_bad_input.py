@@ -39,7 +39,8 @@ def test_all_problems_of_a_recipe_are_told_at_once_with_line_key_value_and_fix()
         "wrong.yaml:7: train.epochs: must be a valid integer (got 1.5).",
         "wrong.yaml:8: train.lr: must be a valid number, unable to parse string as a number (got 'fast').",
         "wrong.yaml:9: train.optimiser: unknown key (got 'adam'). Did you mean 'optimizer'?",
-        "wrong.yaml:10: train.sparsity.penalty: must be 'l1', 'l1-proximal' or 'none' (got 'l2').",
+        "wrong.yaml:10: train.sparsity.penalty: must be 'l1', 'l1-proximal', 'polarization', "
+        "'group-lasso', 'mac-weighted-l1' or 'none' (got 'l2').",
         "wrong.yaml:10: train.sparsity.lamda: unknown key (got 'auto'). Did you mean 'lambda'?",
         "wrong.yaml:11: prune.ratoi: unknown key (got 0.5). Did you mean 'ratio'?",
         "wrong.yaml:12: finetune: must be a section of keys (got 5).",

@@ -10,7 +10,7 @@ import bnprune
 from bnprune.config import OptimisationConfig, SparsityConfig
 from bnprune.training.penalty import make_penalty
 from bnprune.training.schedule import learning_rate, total_rate
-from bnprune.training.sparsity import Budget, gamma_statistics, scale_factors, soft_threshold
+from bnprune.training.sparsity import Budget, gamma_statistics, scale_factors
 from tests.nets import MOTIFS, lively, norms
 
 
@@ -58,10 +58,11 @@ def test_shared_norms_are_penalised_once() -> None:
 
 
 def test_soft_threshold_stops_at_zero() -> None:
-    values = [torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0]), torch.tensor([1.0])]
-    soft_threshold(values, 0.75)
-    assert values[0].tolist() == [-1.25, 0.0, 0.0, 0.0, 1.25]
-    assert values[1].tolist() == [0.25]
+    model = nn.BatchNorm2d(5)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0]))
+    bnprune.GammaProximal(model, 1.5, gain=5.0).shrink(0.1)
+    assert model.weight.tolist() == [-1.25, 0.0, 0.0, 0.0, 1.25]
 
 
 @pytest.mark.parametrize("form", ["gradient", "proximal", "decoupled"])

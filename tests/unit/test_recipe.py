@@ -112,6 +112,21 @@ def test_overrides_reach_any_depth_and_can_remove_a_stage(tmp_path) -> None:
     assert amend(load_recipe(path), ["train.epochs=7"]).train.epochs == 7
 
 
+@pytest.mark.parametrize(
+    ("sparsity", "message"),
+    [
+        ("{target: 0.7, travel: 5}", "train.sparsity: give either 'target' or 'travel'."),
+        ("{target: 0.7, lambda: 1e-4}", r"'target' goes with 'lambda: auto', not with a number \(got 0.0001\)"),
+        ("{target: 0.7, penalty: polarization}", "'polarization' finds the share by itself"),
+        ("{target: 1.2}", "train.sparsity.target: must be less than 1"),
+        ("{schedule: warm}", "train.sparsity.schedule: must be 'constant', 'warmup' or 'ramp'"),
+    ],
+)
+def test_aims_that_contradict_each_other_are_refused(tmp_path, sparsity: str, message: str) -> None:
+    with pytest.raises(bnprune.ConfigError, match=message):
+        load_recipe(write(tmp_path, GOOD), [f"train.sparsity={sparsity}"])
+
+
 def test_a_resolved_recipe_reads_back_to_itself(tmp_path) -> None:
     config = load_recipe(write(tmp_path, GOOD), ["train.milestones=[0.3, 0.6]", "data.root=some/where"])
     assert load_recipe(write(tmp_path, dump_config(config))) == config

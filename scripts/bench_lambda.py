@@ -1,0 +1,135 @@
+"""Does `lambda: auto` reach the wanted share of dead channels? On digits, and on CIFAR-10 where there is a folder.
+
+    python scripts/bench_lambda.py                        # vgg11, resnet20 and densenet40 on digits
+    python scripts/bench_lambda.py --cifar10 DIR          # and on 1,500 images of DIR/train/CLASS/*, DIR/test/CLASS/*
+    python scripts/bench_lambda.py --networks resnet20 --penalties l1 group-lasso --targets 0.5 0.7
+
+Nothing is tuned: all trainings have the same 20 epochs of SGD. Images are 16x16, vgg11 has a quarter of its width,
+densenet40 grows by 4. "reached" is the share of all BatchNorm scale factors with |γ| below 0.01. "cut" is the test
+accuracy without fine-tuning once as large a share of the channels is gone, "made up" with `bnprune.compensate`. Layers
+that share a stream of channels lose the same ones, except in DenseNet, whose layers get gates, as in the paper.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bnprune
+from bnprune.cli.display import RichDisplay, show_rows
+from bnprune.config import PipelineConfig, TrainConfig
+from bnprune.data import Splits, load_data
+from bnprune.models.zoo import ModelSpec, set_gamma
+from bnprune.training.evaluate import evaluate
+from bnprune.training.loop import EpochRecord, State, Task, begin, train
+from bnprune.training.penalty import make_penalty
+from bnprune.training.sparsity import gamma_statistics, scale_factors
+
+KWARGS: dict[str, dict[str, Any]] = {"vgg11": {"width": 0.25}, "resnet20": {}, "densenet40": {"growth": 4}}
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One training, and the cut that follows."""
+
+    data: str
+    network: str
+    penalty: str
+    wanted: float
+    reached: float
+    split: bool
+    accuracy: float
+    cut: float
+    made_up: float
+    macs: float
+    seconds: float
+
+
+class Silent:
+    """A log that says nothing."""
+
+    def on_step(self, state: State, steps: int, loss: float) -> None: ...
+
+    def on_epoch(self, record: EpochRecord, state: State) -> None: ...
+
+    def on_stop(self, state: State) -> None: ...
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=list(KWARGS), choices=list(KWARGS))
+    parser.add_argument("--penalties", nargs="+", default=["l1"])
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.7])
+    parser.add_argument("--cifar10", type=Path, metavar="DIR")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    sets: dict[str, dict[str, Any]] = {"digits": {"name": "digits"}}
+    if args.cifar10:
+        sets["cifar10"] = {"name": "imagefolder", "root": args.cifar10, "limit": 1500, "image_size": 16}
+    found = []
+    display = RichDisplay()
+    for name, data in sets.items():
+        splits = load_data(PipelineConfig.model_validate({"model": {"name": "mlp"}, "data": data}).data)
+        for network in args.networks:
+            for penalty in args.penalties:
+                for target in args.targets:
+                    found.append(measure(name, splits, network, penalty, target, args.epochs, args.seed))
+                    display.note(str(found[-1]))
+                    if args.out:
+                        args.out.write_text(json.dumps([asdict(one) for one in found], indent=1))
+    show_rows(["data", "network", "penalty", "wanted", "reached", "split", "accuracy", "cut", "made up", "MACs left"],
+              [shown(one) for one in found])  # fmt: skip
+    print(f"seed {args.seed}, {args.epochs} epochs, torch {torch.__version__}, 1 thread")
+
+
+def measure(
+    data: str, splits: Splits, network: str, penalty: str, target: float, epochs: int, seed: int
+) -> Outcome:  # fmt: skip
+    started = time.perf_counter()
+    coupling = "gates" if network == "densenet40" else "shared"
+    config = PipelineConfig.model_validate({
+        "model": {"name": network}, "data": {"name": "digits"},
+        "train": {"epochs": epochs, "sparsity": {"penalty": penalty}},
+        "prune": {"ratio": target, "coupling": coupling},
+    })  # fmt: skip
+    assert isinstance(config.train, TrainConfig)
+    torch.manual_seed(seed)
+    kwargs = {"num_classes": splits.classes, "in_channels": splits.shape[0], **KWARGS[network]}
+    model = bnprune.build(ModelSpec(name=network, kwargs=kwargs))
+    set_gamma(model, 0.5)
+    task = Task(splits, 64, config.train, CPU, seed)
+    state = begin(model, task)
+    pull, _ = make_penalty(model, config.train, config.train.sparsity, task.updates_per_epoch,
+                           example_inputs=splits.example, prune=config.prune)  # fmt: skip
+    train(state, task, pull, Silent(), lambda: False)
+    gamma = gamma_statistics(scale_factors(model), config.train.sparsity.epsilon)
+    result = bnprune.prune(model, splits.example, ratio=target, coupling=coupling)
+    cut = evaluate(result.model, splits.test, CPU).top1
+    bnprune.compensate(model, result.model, result.plan, splits.example)
+    return Outcome(
+        data, network, penalty, target, gamma.below, gamma.split,
+        evaluate(model, splits.test, CPU).top1, cut, evaluate(result.model, splits.test, CPU).top1,
+        result.report.macs_after / result.report.macs_before, time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def shown(one: Outcome) -> list[str]:
+    shares = (one.accuracy, one.cut, one.made_up, one.macs)
+    return [
+        one.data, one.network, one.penalty, f"{one.wanted:.0%}", f"{one.reached:.1%}", "yes" if one.split else "no",
+        *(f"{share:.1%}" for share in shares),
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
