@@ -70,8 +70,9 @@ def prune(
         criterion: Name of the score, see `bnprune.pruning.score.CRITERIA`.
         reduce: How the scale factors of channels that must go together become one score: "max", "mean" or "sum".
         coupling: "shared": layers that read or write one stream of channels (residual adds, dense concatenations) lose
-            the same ones; gates stand behind grouped convolutions only, where nothing could go without. "gates": each loses its own, behind small modules that pick or fill channels
-            (`bnprune.pruning.gates`); more freedom, for the price of a copy per gate.
+            the same ones; gates stand behind grouped convolutions only, where nothing could go without. "gates": each
+            loses its own, behind small modules that pick or fill channels (`bnprune.pruning.gates`); more freedom, for
+            the price of a copy per gate.
         fold_bias: Whether biases that nothing but a following BatchNorm sees go into its running mean.
         proof: Prove in float64 that the slim network equals the masked original.
 
