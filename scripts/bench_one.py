@@ -34,6 +34,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 import bnprune
+from bnprune.pruning.gates import ReadGate, WriteGate, gated_name
 
 RATIO = 0.5
 MB = 1e6
@@ -234,7 +235,8 @@ def step(name: str, model: nn.Module, slim: nn.Module) -> None:
         _, had = shrinking(lambda x: trained(model, x), batch)
         who = "the slim network"
         _, has = shrinking(lambda x: trained(slim, x), batch)
-        missing = sorted(had - has)
+        gated = {name for name, module in slim.named_modules() if isinstance(module, ReadGate | WriteGate)}
+        missing = sorted({gated_name(name, gated) for name in had} - has)
         emit(train=f"no gradient: {', '.join(missing[:3])}" if missing else "ok")
     except Exception as error:  # noqa: BLE001 - a network that does not train is a result
         emit(train=f"{who} does not train: {reason_of(error)}")
