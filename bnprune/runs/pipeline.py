@@ -162,8 +162,8 @@ def _training(
     run.display.begin(stage, config.epochs, str(budget) if budget else "")
     if budget and sparsity and budget.strength and not budget.enough:
         run.display.note(f"warning: {budget}. {advice(budget, config, sparsity)}")
-    per_process = min(run.config.data.batch_size, len(run.splits.train)) // run.world.size
-    if problem := small_batches(per_process):
+    together = min(run.config.data.batch_size, len(run.splits.train))
+    if problem := small_batches(together if config.sync_bn else together // run.world.size):
         run.display.note(f"warning: {problem}")
     with open_board(run.config, run.directory, stage, training.state.progress.epoch) as tracker.board:
         train(training.state, training.task, training.penalty, tracker, run.stopping)

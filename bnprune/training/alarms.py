@@ -10,13 +10,14 @@ def small_batches(size: int) -> str | None:
     """Say so where batches are too small for BatchNorm.
 
     Args:
-        size: Images that share a mean and a variance: of one micro-batch of one process.
+        size: Images that share a mean and a variance: of one micro-batch of one process; of all, with SyncBN.
     """
     if size >= _LEAST:
         return None
     return (
         f"BatchNorm is unreliable with batches below {_LEAST} (got {size}): their statistics are noise. "
-        "Raise data.batch_size; gradient accumulation (accumulate) does not help."
+        "Raise data.batch_size, or set sync_bn where several processes train; gradient accumulation (accumulate) does "
+        "not help."
     )
 
 

@@ -40,9 +40,10 @@ def images(folder: Path) -> None:
 FOLDER = """\
 model: {name: vgg11, kwargs: {num_classes: 3, width: 0.125}}
 data: {name: imagefolder, root: images, image_size: 32, in_memory: false, batch_size: 8, workers: 1}
-train: {epochs: 2, lr: 0.05, sync_bn: true, sparsity: {lambda: 1e-3}}
+train: {epochs: 2, lr: 0.05, sync_bn: true, sparsity: {penalty: group-lasso, lambda: auto}}
 prune: {ratio: 0.4}
-finetune: {epochs: 1, lr: 0.01}
+finetune: {epochs: 1, lr: 0.01, ema: 0.9, mixup: 0.2, distill: true}
+scratch: epochs
 """
 
 
@@ -55,7 +56,7 @@ def test_torchrun_runs_a_whole_recipe_on_images_from_disk(here: Path) -> None:
     first = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
     assert first.returncode == 0, first.stderr
     result = read_json(first.stdout)
-    assert list(result["stages"]) == ["train", "prune", "finetune"]
+    assert list(result["stages"]) == ["train", "prune", "finetune", "scratch"]
     assert result["stages"]["prune"]["verification"]["passed"]
     assert first.stderr.count("epoch 1/2") == 1
     slim = bnprune.load(here / "run" / "checkpoints" / "finetune.safetensors")
