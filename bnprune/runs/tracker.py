@@ -109,9 +109,10 @@ class Tracker:
         self.directory.save_state(self.stage, {**saved, "seconds": spent})
 
     def _warn(self, record: EpochRecord, state: State) -> None:
-        """Say once when accuracy collapses: from what to what, and what may help."""
+        """Say when accuracy collapses, once a stage: from what to what, and what may help."""
         problem = collapse(state.progress.best, record.validation.top1, self.classes)
         if problem and not self._collapsed:
+            self._collapsed = True
             causes = "the learning rate may be too high: lower lr, set clip_norm, or add warmup_epochs"
             if self.sparsity:
                 causes += "; or the penalty too strong: lower sparsity.travel or sparsity.lambda"
@@ -119,7 +120,6 @@ class Tracker:
                 f"  warning: {problem} (epochs {state.progress.best_epoch + 1} and {record.epoch}). If it stays there, "
                 f"{causes}. The better network is in {self.directory.checkpoint('best')}."
             )
-        self._collapsed = problem is not None
 
     def gamma_figures(self, model: nn.Module) -> dict[str, Any]:
         """Return what has become of the scale factors, for the result."""

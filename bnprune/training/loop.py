@@ -48,6 +48,8 @@ class Progress:
     """Micro-batch within the epoch."""
     best: float = -1.0
     """Best validation accuracy so far."""
+    best_loss: float = math.inf
+    """The validation loss that goes with it."""
     best_epoch: int = -1
     seen: int = 0
     """Images."""
@@ -370,12 +372,14 @@ def _finish_epoch(state: State, task: Task, log: Log) -> None:
             recalibrate(state.network, (images for images, _ in again))
         average_statistics(state.network, task.world)
     held = evaluate(state.network, task.splits.validation, task.device, max(task.batch_size, 256), task.world)
-    is_best = held.top1 > progress.best
+    # Of equal accuracies the lower loss counts: on a small validation set many epochs tie, and the first is no better.
+    is_best = (held.top1, -held.loss) > (progress.best, -progress.best_loss)
     lr = state.optimizer.param_groups[0]["lr"]
     record = EpochRecord(progress.epoch + 1, lr, fitted, held, is_best)
     state.progress = Progress(
         epoch=progress.epoch + 1,
         best=held.top1 if is_best else progress.best,
+        best_loss=held.loss if is_best else progress.best_loss,
         best_epoch=progress.epoch if is_best else progress.best_epoch,
     )
     log.on_epoch(record, state)

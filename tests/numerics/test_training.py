@@ -15,7 +15,7 @@ import bnprune
 from bnprune.config import OptimisationConfig
 from bnprune.data import MemorySplit, Splits
 from bnprune.data.splits import mixed
-from bnprune.training.evaluate import evaluate, logits_of
+from bnprune.training.evaluate import Score, evaluate, logits_of
 from bnprune.training.loop import State, Task, begin, epoch_order, make_optimizer, train, update
 from bnprune.training.schedule import learning_rate
 from bnprune.training.sparsity import GammaL1, GammaProximal
@@ -194,6 +194,18 @@ def test_class_scores_of_whatever_classifiers_return() -> None:
         assert logits_of(output) is scores
     with pytest.raises(TypeError, match="expected class scores"):
         logits_of(3)
+
+
+def test_of_equal_accuracies_the_lower_loss_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([(0.5, 2.0), (0.9, 1.0), (0.9, 1.5), (0.9, 0.5), (0.8, 0.1)])
+
+    def score(*_: object) -> Score:
+        top1, loss = next(scores)
+        return Score(loss, top1, 10)
+
+    monkeypatch.setattr("bnprune.training.loop.evaluate", score)
+    _, log = run(task(epochs=5))
+    assert [record.is_best for record in log.epochs] == [True, True, False, True, False]
 
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
