@@ -6,8 +6,9 @@
 
 Nothing is tuned: all trainings have the same 20 epochs of SGD. Images are 16x16, vgg11 has a quarter of its width,
 densenet40 grows by 4. "reached" is the share of all BatchNorm scale factors with |γ| below 0.01. "cut" is the test
-accuracy without fine-tuning once as large a share of the channels is gone, "made up" with `bnprune.compensate`. Layers
-that share a stream of channels lose the same ones, except in DenseNet, whose layers get gates, as in the paper.
+accuracy without fine-tuning once as large a share of the channels is gone, "recovered" that of the network which `run`
+would keep: compensated, recalibrated, both or neither, by validation accuracy. Layers that share a stream of channels
+lose the same ones, except in DenseNet, whose layers get gates, as in the paper.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from bnprune.models.zoo import ModelSpec, set_gamma
 from bnprune.training.evaluate import evaluate
 from bnprune.training.loop import EpochRecord, State, Task, begin, train
 from bnprune.training.penalty import make_penalty
+from bnprune.training.recover import recover
 from bnprune.training.sparsity import gamma_statistics, scale_factors
 
 KWARGS: dict[str, dict[str, Any]] = {"vgg11": {"width": 0.25}, "resnet20": {}, "densenet40": {"growth": 4}}
@@ -47,7 +49,7 @@ class Outcome:
     split: bool
     accuracy: float
     cut: float
-    made_up: float
+    recovered: float
     macs: float
     seconds: float
 
@@ -87,7 +89,7 @@ def main() -> None:
                     display.note(str(found[-1]))
                     if args.out:
                         args.out.write_text(json.dumps([asdict(one) for one in found], indent=1))
-    show_rows(["data", "network", "penalty", "wanted", "reached", "split", "accuracy", "cut", "made up", "MACs left"],
+    show_rows(["data", "network", "penalty", "wanted", "reached", "split", "accuracy", "cut", "recovered", "MACs left"],
               [shown(one) for one in found])  # fmt: skip
     print(f"seed {args.seed}, {args.epochs} epochs, torch {torch.__version__}, 1 thread")
 
@@ -115,16 +117,16 @@ def measure(
     gamma = gamma_statistics(scale_factors(model), config.train.sparsity.epsilon)
     result = bnprune.prune(model, splits.example, ratio=target, coupling=coupling)
     cut = evaluate(result.model, splits.test, CPU).top1
-    bnprune.compensate(model, result.model, result.plan, splits.example)
+    recovery = recover(model, result.model, result.plan, splits, CPU, batch_size=64)
     return Outcome(
         data, network, penalty, target, gamma.below, gamma.split,
-        evaluate(model, splits.test, CPU).top1, cut, evaluate(result.model, splits.test, CPU).top1,
+        evaluate(model, splits.test, CPU).top1, cut, evaluate(recovery.model, splits.test, CPU).top1,
         result.report.macs_after / result.report.macs_before, time.perf_counter() - started,
     )  # fmt: skip
 
 
 def shown(one: Outcome) -> list[str]:
-    shares = (one.accuracy, one.cut, one.made_up, one.macs)
+    shares = (one.accuracy, one.cut, one.recovered, one.macs)
     return [
         one.data, one.network, one.penalty, f"{one.wanted:.0%}", f"{one.reached:.1%}", "yes" if one.split else "no",
         *(f"{share:.1%}" for share in shares),

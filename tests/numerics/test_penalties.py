@@ -355,7 +355,7 @@ def test_steering_is_a_function_of_step_and_scale_factors() -> None:
     for step in (0, 1000, 3900):
         left = max(0.8 * sum(rates) - sum(rates[:step]), 0.02 * sum(rates))
         strength = min(max(2 * highest / left, usual), 0.02)
-        expected = torch.where(rank <= highest, strength, torch.where(rank > 0.35, usual, 0.0))
+        expected = torch.where(rank <= highest, strength, torch.where(gamma > 0.35, usual, 0.0))
         torch.testing.assert_close(penalty.strength_at(step, gamma), expected)
     assert budget == Budget(0.02, pytest.approx(sum(rates)), pytest.approx(gamma.mean().item()), 0.5)
 
