@@ -5,11 +5,11 @@
     python scripts/bench_lambda.py --networks resnet20 --penalties l1 group-lasso --targets 0.5 0.7
 
 Nothing is tuned: all trainings have the same 30 epochs of SGD. Images are 16x16, vgg11 has a quarter of its width,
-densenet40 grows by 4. "reached" is the share of the BatchNorm scale factors with |γ| below 0.01, of those whose channels
-can go, as "wanted" is; "of all" is their share of all scale factors. "cut" is the test accuracy without fine-tuning once
-as large a share of the channels is gone, "recovered" that of the network which `run` would keep: compensated,
-recalibrated, both or neither, by validation accuracy. Layers that share a stream of channels lose the same ones, except
-in DenseNet, whose layers get gates, as in the paper.
+densenet40 grows by 4. "reached" is the share of the BatchNorm scale factors with |γ| below 0.01, of those whose
+channels can go, as "wanted" is; "of all" is their share of all scale factors. "cut" is the test accuracy without
+fine-tuning once as large a share of the channels is gone, "recovered" that of the network which `run` would keep:
+compensated, recalibrated, both or neither, by validation accuracy. Layers that share a stream of channels lose the same
+ones, except in DenseNet, whose layers get gates, as in the paper.
 """
 
 from __future__ import annotations

@@ -404,7 +404,7 @@ def test_a_missed_target_says_so() -> None:
     assert shortfall(Budget(0.02, 1000.0, 0.5), 0.1) == ""
     assert shortfall(aimed, 0.5).startswith("50% of γ ended near zero, 70% were wanted. Train longer (train.epochs)")
     assert "50% of γ" not in shortfall(aimed, 0.9)
-    assert str(aimed) == "λ is steered to bring 70% of γ to zero"
+    assert str(aimed) == "λ is steered to bring 70% of all γ to zero"
     assert "too little to reach zero" in str(Budget(0.02, 10.0, 0.5, 0.7))
 
 
