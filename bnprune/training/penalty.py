@@ -30,6 +30,8 @@ _STRONGEST_ADAPTIVE = 0.3
 """Limits of `lambda: auto`. A stronger pull beats the loss's gradient on every γ, useful or not: a few times 0.01 for
 SGD, 1 for adaptive optimizers, which normalise it. Short trainings that would need more cannot become sparse safely."""
 _TRAVEL = 5.0
+_INSIST = 5.0
+"""So many times the limit is that of a steered penalty, for what is to die: useful or not, it will be cut."""
 _CLOSE = 0.05
 """Missing a target by more than this is worth a warning."""
 
@@ -104,7 +106,9 @@ def make_penalty(
         units = gamma_units(model, trace(model, example_inputs, coupling=coupling))
         share = _wanted(sparsity, prune) * float(np.mean(units != NO_CHANNEL))
         penalty.gain = gain  # in the gradients, a pull would go on in the momentum after λ has changed
-        penalty.strength_at = Steered(share, Groups(units), course, sparsity.epsilon, usual=strength, limit=limit)
+        penalty.strength_at = Steered(
+            share, Groups(units), course, sparsity.epsilon, usual=strength, limit=_INSIST * limit
+        )
         return penalty, Budget(limit, course.reach, start, share)
     if sparsity.schedule != "constant":
         penalty.strength_at = Scheduled(strength, course)

@@ -12,11 +12,11 @@ from bnprune.config import OptimisationConfig, SparsityConfig
 from bnprune.training.schedule import learning_rate
 from bnprune.training.structured import Groups
 
-_ARRIVE = 0.8
+_ARRIVE = 0.7
 """Share of the budget by which the wanted share is to be at zero; with the rest it is held there."""
 _LATEST = 0.02
 """What is left of the budget is never taken for less than this share, or λ would grow without bound."""
-_AHEAD = 2.0
+_AHEAD = 4.0
 """Proportional gain: without resistance, γ falls like the budget that is left to this power."""
 _CLEAR = 5.0
 """Multiple of epsilon down to which the penalty pulls what is to live."""

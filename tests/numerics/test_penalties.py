@@ -353,8 +353,8 @@ def test_steering_is_a_function_of_step_and_scale_factors() -> None:
     rates = [2 * learning_rate(config, step, 400) for step in range(4000)]
     usual = 5 * gamma.mean().item() / sum(rates)
     for step in (0, 1000, 3900):
-        left = max(0.8 * sum(rates) - sum(rates[:step]), 0.02 * sum(rates))
-        strength = min(max(2 * highest / left, usual), 0.02)
+        left = max(0.7 * sum(rates) - sum(rates[:step]), 0.02 * sum(rates))
+        strength = min(max(4 * highest / left, usual), 0.1)
         expected = torch.where(rank <= highest, strength, torch.where(gamma > 0.35, usual, 0.0))
         torch.testing.assert_close(penalty.strength_at(step, gamma), expected)
     assert budget == Budget(0.02, pytest.approx(sum(rates)), pytest.approx(gamma.mean().item()), 0.5)
