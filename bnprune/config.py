@@ -90,8 +90,8 @@ class SparsityConfig(Section):
     """Strength. `auto` steers it so that `target` is reached; given `travel`, or where nothing says how much is to go,
     it solves the travel budget."""
     target: Fraction | None = None
-    """With `lambda: auto`: share of the BatchNorm channels whose |γ| is to be below `epsilon` in the end. Default:
-    what `prune.ratio` is going to remove, where that is a number."""
+    """With `lambda: auto`: share of the prunable BatchNorm channels whose |γ| is to be below `epsilon` in the end.
+    Default: `prune.ratio`, where that is a number."""
     travel: Positive | None = None
     """With `lambda: auto`, instead of a target: how far the penalty could move γ over the whole training, in units of
     its initial mean; 5 where nothing says how much is to go."""

@@ -30,6 +30,8 @@ _STRONGEST_ADAPTIVE = 0.3
 """Limits of `lambda: auto`. A stronger pull beats the loss's gradient on every γ, useful or not: a few times 0.01 for
 SGD, 1 for adaptive optimizers, which normalise it. Short trainings that would need more cannot become sparse safely."""
 _TRAVEL = 5.0
+_INSIST = 5.0
+"""So many times the limit is that of a steered penalty, for what is to die: useful or not, it will be cut."""
 _CLOSE = 0.05
 """Missing a target by more than this is worth a warning."""
 
@@ -102,9 +104,11 @@ def make_penalty(
     )  # fmt: skip
     if _is_steered(sparsity, prune):
         units = gamma_units(model, trace(model, example_inputs, coupling=coupling))
-        share = _share(sparsity, prune, float(np.mean(units != NO_CHANNEL)))
+        share = _wanted(sparsity, prune) * float(np.mean(units != NO_CHANNEL))
         penalty.gain = gain  # in the gradients, a pull would go on in the momentum after λ has changed
-        penalty.strength_at = Steered(share, Groups(units), course, sparsity.epsilon, usual=strength, limit=limit)
+        penalty.strength_at = Steered(
+            share, Groups(units), course, sparsity.epsilon, usual=strength, limit=_INSIST * limit
+        )
         return penalty, Budget(limit, course.reach, start, share)
     if sparsity.schedule != "constant":
         penalty.strength_at = Scheduled(strength, course)
@@ -117,13 +121,11 @@ def _is_steered(sparsity: SparsityConfig, prune: PruneConfig | None) -> bool:
     return sparsity.target is not None or (prune is not None and isinstance(prune.ratio, float))
 
 
-def _share(sparsity: SparsityConfig, prune: PruneConfig | None, prunable: float) -> float:
-    """Return the share of all scale factors that is to reach zero; a ratio counts prunable ones only."""
-    if sparsity.target is not None:
-        return min(sparsity.target, prunable)
-    assert prune is not None
-    assert isinstance(prune.ratio, float)
-    return prune.ratio * prunable
+def _wanted(sparsity: SparsityConfig, prune: PruneConfig | None) -> float:
+    """Return the share of the prunable channels that is to die."""
+    wanted = sparsity.target if sparsity.target is not None or prune is None else prune.ratio
+    assert isinstance(wanted, float)
+    return wanted
 
 
 def advice(budget: Budget, config: OptimisationConfig, sparsity: SparsityConfig) -> str:

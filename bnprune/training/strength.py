@@ -12,11 +12,11 @@ from bnprune.config import OptimisationConfig, SparsityConfig
 from bnprune.training.schedule import learning_rate
 from bnprune.training.structured import Groups
 
-_ARRIVE = 0.8
+_ARRIVE = 0.7
 """Share of the budget by which the wanted share is to be at zero; with the rest it is held there."""
 _LATEST = 0.02
 """What is left of the budget is never taken for less than this share, or λ would grow without bound."""
-_AHEAD = 2.0
+_AHEAD = 4.0
 """Proportional gain: without resistance, γ falls like the budget that is left to this power."""
 _CLEAR = 5.0
 """Multiple of epsilon down to which the penalty pulls what is to live."""
@@ -74,8 +74,8 @@ class Steered:
     """λ that brings a wanted share of the scale factors to zero by the end of the training, and no more.
 
     Channels rank by the largest |γ| among those that must go together, as they will when they are cut. The wanted share
-    that ranks lowest is pulled to zero, what ranks higher at most close to it: so a useless channel comes down however
-    high it began, and when too many do, the rest of them stays where it could recover.
+    that ranks lowest is pulled to zero, each γ of what ranks higher at most close to it: so a useless channel comes
+    down however high it began, and when too many do, the rest of them stays where it could recover.
 
     What is to live is pulled by the λ of the travel budget. So is what is to die, until it falls behind: λ is at least
     in proportion to how far the last of the wanted share is from zero, over how far the learning rates yet to come
@@ -95,10 +95,11 @@ class Steered:
 
     def __call__(self, step: int, gammas: torch.Tensor) -> torch.Tensor:
         """Return λ of a step for each of the scale factors (n,)."""
-        ranks = self.groups.reduce(gammas.abs(), "max")
+        magnitudes = gammas.abs()
+        ranks = self.groups.reduce(magnitudes, "max")
         position = min(max(1, math.ceil(self.share * len(ranks))), self.groups.count)
         highest = torch.kthvalue(ranks, position).values
         left = max(_ARRIVE * self.course.reach - self.course.used[step], _LATEST * self.course.reach)
         needed = (highest * (_AHEAD / left)).clamp_(self.usual, self.limit)
-        usual = (ranks > _CLEAR * self.epsilon) * self.usual
+        usual = (magnitudes > _CLEAR * self.epsilon) * self.usual
         return torch.where(ranks <= highest, needed, usual).mul_(self.course.factors[step])

@@ -353,9 +353,9 @@ def test_steering_is_a_function_of_step_and_scale_factors() -> None:
     rates = [2 * learning_rate(config, step, 400) for step in range(4000)]
     usual = 5 * gamma.mean().item() / sum(rates)
     for step in (0, 1000, 3900):
-        left = max(0.8 * sum(rates) - sum(rates[:step]), 0.02 * sum(rates))
-        strength = min(max(2 * highest / left, usual), 0.02)
-        expected = torch.where(rank <= highest, strength, torch.where(rank > 0.35, usual, 0.0))
+        left = max(0.7 * sum(rates) - sum(rates[:step]), 0.02 * sum(rates))
+        strength = min(max(4 * highest / left, usual), 0.1)
+        expected = torch.where(rank <= highest, strength, torch.where(gamma > 0.35, usual, 0.0))
         torch.testing.assert_close(penalty.strength_at(step, gamma), expected)
     assert budget == Budget(0.02, pytest.approx(sum(rates)), pytest.approx(gamma.mean().item()), 0.5)
 
@@ -404,7 +404,7 @@ def test_a_missed_target_says_so() -> None:
     assert shortfall(Budget(0.02, 1000.0, 0.5), 0.1) == ""
     assert shortfall(aimed, 0.5).startswith("50% of γ ended near zero, 70% were wanted. Train longer (train.epochs)")
     assert "50% of γ" not in shortfall(aimed, 0.9)
-    assert str(aimed) == "λ is steered to bring 70% of γ to zero"
+    assert str(aimed) == "λ is steered to bring 70% of all γ to zero"
     assert "too little to reach zero" in str(Budget(0.02, 10.0, 0.5, 0.7))
 
 
