@@ -26,7 +26,7 @@ from bnprune.cli import (
     validate,
 )
 from bnprune.cli.failures import reporting
-from bnprune.cli.processes import require_alone
+from bnprune.cli.processes import leave_together, require_alone
 from bnprune.cli.voice import VOICE, forward
 from bnprune.errors import ConfigError
 
@@ -100,4 +100,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # γ and bars must not end a run where only ASCII can be shown
             stream.reconfigure(errors="replace")
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        leave_together(end.code)
+        raise

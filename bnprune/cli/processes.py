@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from bnprune.errors import ConfigError, PeerFailed
 
@@ -17,11 +18,22 @@ def require_alone(verb: str) -> None:
         ConfigError: In the first process.
         PeerFailed: In the others, which leave the talking to the first.
     """
-    several = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
-    if not several or verb in TOGETHER:
+    if not _several() or verb in TOGETHER:
         return
     if os.environ["RANK"] != "0":
         raise PeerFailed(ConfigError.exit_code)
     raise ConfigError(
         f"`bnprune {verb}` runs in one process: start it without torchrun. Only {', '.join(TOGETHER)} train."
     )
+
+
+def leave_together(code: object) -> None:
+    """End a process that failed among several, at once: a tidy exit trips over connections to those that are gone."""
+    if code and _several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def _several() -> bool:
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"

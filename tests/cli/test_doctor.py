@@ -13,7 +13,7 @@ from tests.cli.harness import bnprune, document
 def test_all_is_well_here() -> None:
     found = document("doctor")
     assert found["problems"] == []
-    assert found["extras"].keys() == {"demo", "timm", "onnx", "report"}
+    assert found["extras"].keys() == {"demo", "timm", "onnx", "report", "tensorboard"}
 
 
 def test_the_error_of_a_mismatch_is_explained() -> None:

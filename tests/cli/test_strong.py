@@ -200,8 +200,8 @@ def test_an_interrupted_run_goes_on_exactly(strong, here: Path, steps: int) -> N
 
 def test_without_a_compiler_nothing_is_started(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/absent/g++"))
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
-    message = refusal(2, "train", recipe, "train.compile=true", "--out", "run")
+    with torch.compiler.config.patch(force_disable_caches=True):
+        message = refusal(2, "train", recipe, "train.compile=true", "--out", "run")
     assert "train.compile: torch.compile does not work here: " in message
     assert "needs a C++ compiler (g++ or clang++); install it, or set train.compile=false" in message
 
