@@ -31,10 +31,11 @@ from bnprune.config import PipelineConfig, TrainConfig
 from bnprune.data import Splits, load_data
 from bnprune.models.zoo import ModelSpec, set_gamma
 from bnprune.training.evaluate import evaluate
-from bnprune.training.loop import EpochRecord, State, Task, begin, train
+from bnprune.training.loop import EpochRecord, Task, begin, train
 from bnprune.training.penalty import make_penalty
 from bnprune.training.recover import recover
 from bnprune.training.sparsity import gamma_statistics, scale_factors
+from bnprune.training.state import State
 from bnprune.training.structured import gamma_units
 
 KWARGS: dict[str, dict[str, Any]] = {"vgg11": {"width": 0.25}, "resnet20": {}, "densenet40": {"growth": 4}}

@@ -41,9 +41,10 @@ from bnprune.runs.directory import RunDirectory, processor
 from bnprune.runs.start import choose_device
 from bnprune.runs.tracker import Tracker
 from bnprune.training.evaluate import Score, evaluate
-from bnprune.training.loop import EpochRecord, State, Task, begin, epoch_order, train
+from bnprune.training.loop import EpochRecord, Task, begin, epoch_order, train
 from bnprune.training.schedule import learning_rate
 from bnprune.training.sparsity import GammaL1, GammaProximal, scale_factors
+from bnprune.training.state import State
 
 CIFAR_STEPS = 351
 """45,000 training images in batches of 128."""

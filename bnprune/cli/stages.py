@@ -110,7 +110,7 @@ def _run(
     if verb == "run" and config.export is not None:
         wishes(config.export)  # what is missing is said before anything is spent
     path = out or _default_directory(verb, config)
-    again = world.restarted and RunDirectory(path).config_file.exists()
+    again = world.restarted and RunDirectory(path).is_of_this_launch()
     directory = RunDirectory.resume(path, config) if resume or again else RunDirectory.new(path, force=force)
     with RichDisplay() as display, stop_requests() as stopping:
         result = execute(config, directory, display, stopping, stages, network, world)

@@ -37,6 +37,7 @@ from bnprune.errors import CheckpointError, ConfigError, DataError
 from bnprune.recipe import as_data
 from bnprune.runs.files import plain, require_free_folder, write_atomically, write_json, write_text
 from bnprune.runs.stages import is_stage, order_of
+from bnprune.training.world import launch
 
 _PACKAGES = ("bnprune", "torch", "torchvision", "numpy", "safetensors", "pydantic", "timm", "onnx", "onnxruntime")
 
@@ -153,6 +154,14 @@ class RunDirectory:
             shown = "\n".join(line for line in changed if not line.startswith("@@"))
             raise ConfigError(f"--resume: the configuration has changed since '{path}' was started:\n{shown}")
         return run
+
+    def is_of_this_launch(self) -> bool:
+        """Tell whether the run was begun by the `torchrun` that has started this process, maybe again."""
+        try:
+            begun: str | None = json.loads((self.path / "env.json").read_text(encoding="utf-8")).get("launch")
+        except (OSError, ValueError, AttributeError):
+            return False
+        return begun is not None and begun == launch() and self.config_file.exists()
 
     def _clear(self) -> None:
         """Remove what an earlier run left, and nothing else."""
@@ -281,6 +290,7 @@ def environment() -> dict[str, Any]:
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "versions": versions,
         "git": _revision(),
+        "launch": launch(),
     }
 
 

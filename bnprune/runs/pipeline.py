@@ -40,6 +40,7 @@ from bnprune.training.evaluate import evaluate
 from bnprune.training.loop import train
 from bnprune.training.penalty import advice, shortfall
 from bnprune.training.recover import recover
+from bnprune.training.state import require_processes
 from bnprune.training.sweep import recommend, sweep
 from bnprune.training.world import ALONE, World
 
@@ -149,6 +150,7 @@ def _training(
 ) -> dict[str, Any]:
     teacher = find_teacher(run.config, run.directory) if kind_of(stage) == "finetune" else None
     saved = run.directory.load_state(stage)
+    require_processes(saved, run.world)
     lesson = Lesson(run.config, stage, settings or settings_of(run.config, stage), saved)
     hand_out(run.world, lesson, (model, header), teacher)
     training = set_up(lesson, model, teacher and teacher[0], run.splits, run.device, run.world)
@@ -173,7 +175,9 @@ def _training(
     extra: dict[str, Any] = {"epochs": config.epochs, "chosen": choice, "seconds": tracker.seconds}
     if budget is not None:
         gamma = tracker.gamma_figures(model)
-        extra["sparsity"] = {"lambda": budget.strength, "travel": budget.travel, "target": budget.target, **gamma}
+        strength = {"lambda": budget.strength, "travel": budget.travel}
+        steered = {"lambda": "auto", "target": budget.target}
+        extra["sparsity"] = {**(strength if budget.target is None else steered), **gamma}
         if missed := shortfall(budget, gamma.get("below", 0.0)):
             run.display.note(f"warning: {missed}")
     return _conclude(run, model, header, stage, extra)

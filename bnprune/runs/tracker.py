@@ -15,8 +15,9 @@ from bnprune.runs.board import Board
 from bnprune.runs.checkpoint import Header, save_checkpoint
 from bnprune.runs.directory import RunDirectory
 from bnprune.training.alarms import collapse
-from bnprune.training.loop import EpochRecord, State
+from bnprune.training.loop import EpochRecord
 from bnprune.training.sparsity import GammaStatistics, gamma_statistics, scale_factors
+from bnprune.training.state import State
 
 _LOOK_EVERY_S = 1.0
 """Scale factors are looked at this often."""

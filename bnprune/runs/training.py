@@ -25,9 +25,10 @@ from bnprune.runs.checkpoint import fit_state
 from bnprune.runs.stages import KINDS, kind_of, pass_of
 from bnprune.runs.start import Network, device_of
 from bnprune.training.distill import as_teacher
-from bnprune.training.loop import EpochRecord, State, Task, begin, train
+from bnprune.training.loop import EpochRecord, Task, begin, train
 from bnprune.training.penalty import make_penalty
 from bnprune.training.sparsity import Budget, Penalty
+from bnprune.training.state import State
 from bnprune.training.world import World
 
 

@@ -33,7 +33,7 @@ def evaluate(
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    total = torch.zeros((), dtype=exact_type(device), device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     try:
         with torch.no_grad():
@@ -48,6 +48,11 @@ def evaluate(
     world.add(total, correct)
     count = len(split)
     return Score(float(total) / count, int(correct) / count, count)
+
+
+def exact_type(device: torch.device) -> torch.dtype:
+    """Return the type to add up losses in: float64 where the device knows it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def logits_of(output: object) -> torch.Tensor:

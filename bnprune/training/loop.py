@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from bnprune.config import OptimisationConfig
 from bnprune.data.splits import Split, Splits, mixed
-from bnprune.errors import ConfigError, DataError, Interrupted, TrainingError
+from bnprune.errors import DataError, Interrupted, TrainingError
 from bnprune.training.distill import Teacher
 from bnprune.training.ema import Average
 from bnprune.training.evaluate import Score, evaluate, logits_of
@@ -30,6 +30,7 @@ from bnprune.training.parallel import accumulating, average_statistics, wrap
 from bnprune.training.recalibrate import recalibrate
 from bnprune.training.schedule import learning_rate
 from bnprune.training.sparsity import Penalty
+from bnprune.training.state import Progress, State
 from bnprune.training.syncbn import SyncedBatchNorm
 from bnprune.training.world import ALONE, World
 
@@ -37,92 +38,6 @@ _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _RECALIBRATED = 20
 """Batches that statistics of averaged weights are taken over."""
-
-
-@dataclass
-class Progress:
-    """Where training stands. Counters are those of the next step to take; sums are over this epoch."""
-
-    epoch: int = 0
-    step: int = 0
-    """Micro-batch within the epoch."""
-    best: float = -1.0
-    """Best validation accuracy so far."""
-    best_loss: float = math.inf
-    """The validation loss that goes with it."""
-    best_epoch: int = -1
-    seen: int = 0
-    """Images."""
-    loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    correct: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
-
-    def count(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add a micro-batch; the sums stay on the device. Of a mixed image, the class with the larger share counts."""
-        if labels.dim() > 1:
-            labels = labels.argmax(1)
-        self.loss_sum = self.loss_sum.to(loss.device) + loss.detach() * len(labels)
-        self.correct = self.correct.to(loss.device) + (logits.detach().argmax(1) == labels).sum()
-        self.seen += len(labels)
-        self.step += 1
-
-    @property
-    def loss(self) -> float:
-        """Mean loss of this epoch so far."""
-        return float(self.loss_sum) / max(1, self.seen)
-
-    @property
-    def top1(self) -> float:
-        """Accuracy of this epoch so far."""
-        return int(self.correct) / max(1, self.seen)
-
-
-@dataclass
-class State:
-    """Everything that changes while training."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    average: Average | None = None
-    progress: Progress = field(default_factory=Progress)
-
-    @property
-    def network(self) -> nn.Module:
-        """What is validated and saved: the average of the weights where there is one."""
-        return self.model if self.average is None else self.average.network
-
-    def to_dict(self, world: World = ALONE) -> dict[str, Any]:
-        """Return plain containers of tensors and numbers, the same ones in every process. Between optimizer steps."""
-        own = {"buffers": dict(self.model.named_buffers()), "progress": vars(self.progress).copy()}
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "own": world.gather(own),  # what differs between processes
-        }
-
-    def restore(self, saved: dict[str, Any], world: World = ALONE) -> None:
-        """Take over what `to_dict` returned.
-
-        Raises:
-            ConfigError: It was saved by another number of processes.
-        """
-        if len(saved["own"]) != world.size:
-            raise ConfigError(
-                f"--resume: the run was stopped with {len(saved['own'])} processes, and can only go on exactly with as "
-                f"many (got {world.size})."
-            )
-        own = saved["own"][world.rank]
-        self.model.load_state_dict(saved["model"])
-        buffers = dict(self.model.named_buffers())
-        for name, value in own["buffers"].items():
-            buffers[name].copy_(value)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
-        if self.average is not None:
-            self.average.load_state_dict(saved["average"])
-        self.progress = Progress(**own["progress"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,14 +197,19 @@ def _look_up(state: State, task: Task, log: Log, stopping: Callable[[], bool]) -
     broken, stop, save = task.world.any(not math.isfinite(progress.loss), stopping(), log.wants_state())
     where = f"epoch {progress.epoch + 1}, step {progress.step} of {steps}"
     if broken:  # what would be saved now would replace the last good state
-        kept = "The last good checkpoint is kept. " if progress.epoch else ""
-        fix = "Lower the learning rate (lr), or set clip_norm."
-        raise TrainingError(f"the loss is not finite in {where}. {kept}{fix}")
+        raise _diverged(progress, f"the loss is not finite in {where}")
     log.on_step(state, steps, progress.loss)
     if stop or save:
+        if not all(parameter.isfinite().all() for parameter in state.model.parameters()):
+            raise _diverged(progress, f"a weight is not finite after {where}")
         log.on_state(state.to_dict(task.world))
     if stop:
         raise Interrupted(f"stopped in {where}. Go on with --resume.")
+
+
+def _diverged(progress: Progress, what: str) -> TrainingError:
+    kept = "The last good checkpoint is kept. " if progress.epoch else ""
+    return TrainingError(f"{what}. {kept}Lower the learning rate (lr), or set clip_norm.")
 
 
 def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> list[torch.Tensor]:
@@ -367,11 +287,13 @@ def _finish_epoch(state: State, task: Task, log: Log) -> None:
     fitted = _fitted(progress, task.world)
     average_statistics(state.model, task.world)
     if state.average is not None:
-        with _precision(task):
+        with _synced(task), _precision(task):
             again = _batches(task, Progress(progress.epoch), _RECALIBRATED)
             recalibrate(state.network, (images for images, _ in again))
         average_statistics(state.network, task.world)
     held = evaluate(state.network, task.splits.validation, task.device, max(task.batch_size, 256), task.world)
+    if not math.isfinite(held.loss):  # the last step of an epoch is seen here only
+        raise _diverged(progress, f"the validation loss is not finite after epoch {progress.epoch + 1}")
     # Of equal accuracies the lower loss counts: on a small validation set many epochs tie, and the first is no better.
     is_best = (held.top1, -held.loss) > (progress.best, -progress.best_loss)
     lr = state.optimizer.param_groups[0]["lr"]

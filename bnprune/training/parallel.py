@@ -17,6 +17,8 @@ from bnprune.training.world import World
 def wrap(model: nn.Module, world: World, example: torch.Tensor) -> nn.Module:
     """Return what to call in training: the network itself, or one that averages gradients over the processes.
 
+    With several processes, the network is put into train mode.
+
     Args:
         model: On its device; with the same weights in every process.
         world: The processes.
@@ -24,6 +26,7 @@ def wrap(model: nn.Module, world: World, example: torch.Tensor) -> nn.Module:
     """
     if world.size == 1:
         return model
+    model.train()
     parallel: Any = nn.parallel.DistributedDataParallel
     # Running statistics stay those of each process; they are averaged before they are used.
     known = inspect.signature(parallel).parameters
@@ -35,7 +38,21 @@ def wrap(model: nn.Module, world: World, example: torch.Tensor) -> nn.Module:
         find_unused_parameters=_has_idle_parameters(model, example),
         **{buffers: False},
     )
+    _settle(wrapped, model, example)
     return wrapped
+
+
+def _settle(wrapped: nn.Module, model: nn.Module, example: torch.Tensor) -> None:
+    """Go forward and back once: DDP groups gradients anew after that, which changes the order they are added in.
+
+    A run that was resumed would otherwise differ in its first step, in the last bits, from one that was not.
+    """
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    logits_of(wrapped(example)).sum().backward()
+    model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
 
 
 def _has_idle_parameters(model: nn.Module, example: torch.Tensor) -> bool:

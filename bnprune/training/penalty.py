@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from bnprune.channels.ids import NO_CHANNEL
+from bnprune.channels.graph import ChannelGraph
+from bnprune.channels.ids import NO_CHANNEL, Ids
 from bnprune.channels.trace import Coupling, trace
 from bnprune.config import OptimisationConfig, PruneConfig, SparsityConfig
+from bnprune.errors import PruningError
+from bnprune.pruning.steps import Constraints, candidates
 from bnprune.training.sparsity import (
     Budget,
     GammaL1,
@@ -103,8 +106,7 @@ def make_penalty(
         _Setting(model, strength, sparsity, sgd, gain, example_inputs, coupling)
     )  # fmt: skip
     if _is_steered(sparsity, prune):
-        units = gamma_units(model, trace(model, example_inputs, coupling=coupling))
-        share = _wanted(sparsity, prune) * float(np.mean(units != NO_CHANNEL))
+        units, share = _aim(model, trace(model, example_inputs, coupling=coupling), sparsity, prune)
         penalty.gain = gain  # in the gradients, a pull would go on in the momentum after λ has changed
         penalty.strength_at = Steered(
             share, Groups(units), course, sparsity.epsilon, usual=strength, limit=_INSIST * limit
@@ -119,6 +121,32 @@ def _is_steered(sparsity: SparsityConfig, prune: PruneConfig | None) -> bool:
     if sparsity.lambda_ != "auto" or sparsity.travel is not None or sparsity.penalty == "polarization":
         return False  # polarization pulls away from zero what lies above the mean, whatever is wanted
     return sparsity.target is not None or (prune is not None and isinstance(prune.ratio, float))
+
+
+def _aim(
+    model: nn.Module, graph: ChannelGraph, sparsity: SparsityConfig, prune: PruneConfig | None
+) -> tuple[Ids, float]:
+    """Return the units of the scale factors that may go, and the share of all scale factors that is to.
+
+    What the cut that follows must leave alone is left alone here, too: no layer that it excludes is emptied.
+    """
+    units = gamma_units(model, graph)
+    wanted = _wanted(sparsity, prune)
+    if prune is None:
+        return units, wanted * float(np.mean(units != NO_CHANNEL))
+    kept = tuple(pattern for pattern, ratio in prune.layer_ratios.items() if not ratio)
+    limits = Constraints(
+        min_channels=prune.min_channels,
+        cap=prune.cap if prune.passes == 1 else 1.0,  # a later pass goes on where this one had to stop
+        exclude=(*prune.exclude, *kept),
+        layer_ratios=tuple(prune.layer_ratios.items()),
+    )
+    found = candidates(graph, np.where(graph.gamma_count > 0, 0.0, np.inf), limits, {})
+    count = np.bincount(units[units != NO_CHANNEL], minlength=graph.unit_count)
+    going = min(wanted * count[found.prunable].sum(), count[found.order].sum())
+    if not going:
+        raise PruningError("prune: nothing may go, so there is nothing to steer λ for. Exclude less, or set lambda.")
+    return np.where(found.prunable[units], units, NO_CHANNEL), float(going) / len(units)
 
 
 def _wanted(sparsity: SparsityConfig, prune: PruneConfig | None) -> float:

@@ -34,8 +34,3 @@ def _factor(config: OptimisationConfig, progress: float) -> float:
             return 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
         case "constant":
             return 1.0
-
-
-def total_rate(config: OptimisationConfig, steps_per_epoch: int) -> float:
-    """Return the sum of the learning rates of all steps."""
-    return sum(learning_rate(config, step, steps_per_epoch) for step in range(config.epochs * steps_per_epoch))

@@ -249,8 +249,9 @@ class Budget:
             return "no sparsity penalty"
         text = f"λ = {self.strength:.3g} can move γ by {self.travel:.2g}; mean |γ| is {self.start:.2g}"
         if self.target is not None:
-            steered = f"λ is steered to bring {self.target:.0%} of all γ to zero"
-            text = steered if self.enough else f"{steered}; at most, {text}"
+            if self.enough:
+                return f"λ is steered to bring {self.target:.0%} of all γ to zero"
+            text = f"{self.target:.0%} of all γ are to reach zero, but {text}"
         return text if self.enough else f"{text}: too little to reach zero, so nothing will become sparse"
 
 

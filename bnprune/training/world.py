@@ -6,7 +6,6 @@ for it to hand out a training (`send`, `receive`), take part in that, and wait a
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,8 @@ from bnprune.errors import BnpruneError, PeerFailed
 
 _PATIENCE = datetime.timedelta(days=7)
 """How long a process waits for the leader, which may be pruning. One that dies closes its connections at once."""
-_FAILED = "bnprune/failed"
+_FAILED, _TOLD = "bnprune/failed", "bnprune/told"
+"""Notes for the other processes: the exit code of one that failed, and how many have wanted to say why."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ def open_world() -> Iterator[World]:
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(local)
+        if local < torch.cuda.device_count():  # if not, choosing the recipe's device says so
+            torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     c10d: Any = distributed  # these two are public, and not marked so
     store, _, size = next(c10d.rendezvous("env://"))
@@ -125,6 +126,14 @@ def open_world() -> Iterator[World]:
         yield World(rank, local, size, control)
         distributed.barrier(group=control)
     distributed.destroy_process_group()  # not after a failure: it would wait for those that are gone
+
+
+def launch() -> str | None:
+    """Return what tells one start of `torchrun` from another, the same where it starts its processes again."""
+    if _processes() == 1:
+        return None
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return name if name not in ("", "none") else f"process {os.getppid()}"
 
 
 def _restarts() -> int:
@@ -142,24 +151,43 @@ def _failing_together(rank: int, store: Any) -> Iterator[None]:
         yield
     except PeerFailed:
         raise
-    except BaseException as error:
-        if isinstance(error, RuntimeError) and not isinstance(error, BnpruneError):
-            _blame(rank, store, error)
-        with contextlib.suppress(RuntimeError):  # the process that held the notes is gone
-            store.set(_FAILED, str(error.exit_code if isinstance(error, BnpruneError) else 1))
-        raise
+    except BaseException as caught:
+        foreign = isinstance(caught, RuntimeError) and not isinstance(caught, BnpruneError)
+        error = _blamed(rank, store, caught) if foreign else caught
+        if isinstance(error, PeerFailed):
+            raise error from caught
+        code = error.exit_code if isinstance(error, BnpruneError) else 130 if _interrupted(error) else 1
+        if not _tells(store, code):
+            raise PeerFailed(code) from caught
+        if error is caught:
+            raise
+        raise error from caught
 
 
-def _blame(rank: int, store: Any, error: RuntimeError) -> None:
-    """Raise `PeerFailed` if an error is but the echo of another process's failure."""
+def _tells(store: Any, code: int) -> bool:
+    """Note a failure; whether this process is the first, which tells the user."""
+    try:
+        store.set(_FAILED, str(code))
+        return bool(store.add(_TOLD, 1) == 1)
+    except RuntimeError:  # the process that held the notes is gone
+        return True
+
+
+def _interrupted(error: BaseException) -> bool:
+    return isinstance(error, KeyboardInterrupt)
+
+
+def _blamed(rank: int, store: Any, error: BaseException) -> BaseException:
+    """Return an error, or what it means if it is but the echo of another process's failure."""
     try:
         noted = store.check([_FAILED])
     except RuntimeError:  # so is the leader, which has told the user
-        raise PeerFailed(BnpruneError.exit_code) from error
+        return PeerFailed(BnpruneError.exit_code)
     if noted:
-        raise PeerFailed(int(store.get(_FAILED))) from error
+        return PeerFailed(int(store.get(_FAILED)))
     if any(word in str(error) for word in ("peer", "gloo", "Gloo", "NCCL")):
-        raise BnpruneError(
+        return BnpruneError(
             f"process {rank}: another process of this run ended without a word (killed, or out of memory?). "
             "Go on with --resume."
-        ) from error
+        )
+    return error

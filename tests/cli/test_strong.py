@@ -24,7 +24,7 @@ from bnprune.runs.pipeline import execute
 from bnprune.runs.scratch import scratch_network
 from bnprune.runs.stages import stages_of
 from bnprune.runs.start import initial, spec_of
-from tests.cli.harness import RECIPE, document, done, refusal, tensor_bytes, write
+from tests.cli.harness import RECIPE, document, done, refusal, spawn, squeezed, tensor_bytes, write
 
 MORE = ("finetune.distill=true", "scratch=compute", "tensorboard=true", "train.ema=0.9")
 
@@ -199,9 +199,12 @@ def test_an_interrupted_run_goes_on_exactly(strong, here: Path, steps: int) -> N
 
 
 def test_without_a_compiler_nothing_is_started(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/absent/g++"))
-    with torch.compiler.config.patch(force_disable_caches=True):
-        message = refusal(2, "train", recipe, "train.compile=true", "--out", "run")
+    monkeypatch.setenv("CXX", "/absent/g++")  # in a process of its own: the compiler is looked up once
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    process = spawn("train", recipe, "train.compile=true", "--out", "run")
+    message = squeezed(process.communicate(timeout=120)[1])
+    assert process.returncode == 2
+    assert not Path("run").exists()
     assert "train.compile: torch.compile does not work here: " in message
     assert "needs a C++ compiler (g++ or clang++); install it, or set train.compile=false" in message
 

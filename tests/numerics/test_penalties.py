@@ -18,7 +18,7 @@ from bnprune.config import OptimisationConfig, PruneConfig, SparsityConfig
 from bnprune.data.splits import mixed
 from bnprune.training.loop import Task, begin, epoch_order, train
 from bnprune.training.penalty import PENALTIES, make_penalty, shortfall
-from bnprune.training.schedule import learning_rate, total_rate
+from bnprune.training.schedule import learning_rate
 from bnprune.training.sparsity import Budget, scale_factors
 from bnprune.training.strength import chart, factor
 from tests.nets import MOTIFS, lively, norms
@@ -398,6 +398,24 @@ def test_the_aim_of_auto() -> None:
     assert budget({"target": 0.4}, {"ratio": 0.6}).target == pytest.approx(0.4)
 
 
+def test_what_the_cut_must_leave_alone_is_not_steered_to_zero() -> None:
+    """28 scale factors: 2 x 8 of a stream, 12 of the branch. Excluded, capped, or with a ratio of their own."""
+
+    def aimed(prune: dict) -> tuple[float, list[int]]:
+        options = {"example_inputs": IMAGE, "prune": PruneConfig(ratio=0.5, **prune)}
+        penalty, budget = make_penalty(residual(), OptimisationConfig(), SparsityConfig(), 100, **options)
+        sizes = penalty.strength_at.groups.sizes.split([8, 12, 8])
+        return budget.target * 28, [int((part > 0).sum()) for part in sizes]
+
+    stem, middle, _ = (name for name, module in residual().named_modules() if isinstance(module, nn.BatchNorm2d))
+    assert aimed({}) == (pytest.approx(14), [8, 12, 8])
+    assert aimed({"exclude": [middle]}) == (pytest.approx(8), [8, 0, 8])
+    assert aimed({"exclude": [stem]}) == (pytest.approx(6), [0, 12, 0])
+    assert aimed({"layer_ratios": {middle: 0.0}}) == (pytest.approx(8), [8, 0, 8])
+    assert aimed({"cap": 0.25}) == (pytest.approx(2 * 2 + 3), [8, 12, 8])
+    assert aimed({"min_channels": 6}) == (pytest.approx(2 * 2 + 6), [8, 12, 8])
+
+
 def test_a_missed_target_says_so() -> None:
     aimed = Budget(0.02, 1000.0, 0.5, 0.7)
     assert shortfall(aimed, 0.66) == ""
@@ -410,7 +428,9 @@ def test_a_missed_target_says_so() -> None:
 
 def test_the_reach_is_the_sum_of_learning_rates() -> None:
     config = OptimisationConfig(epochs=3, warmup_epochs=1)
-    assert chart(config, SparsityConfig(), 20, 10.0).reach == pytest.approx(10 * total_rate(config, 20))
+    assert chart(config, SparsityConfig(), 20, 10.0).reach == pytest.approx(
+        10 * sum(learning_rate(config, step, 20) for step in range(20 * config.epochs))
+    )
 
 
 def test_scale_factors_of_other_types_are_penalised_too() -> None:

@@ -16,9 +16,10 @@ from bnprune.config import OptimisationConfig
 from bnprune.data import MemorySplit, Splits
 from bnprune.data.splits import mixed
 from bnprune.training.evaluate import Score, evaluate, logits_of
-from bnprune.training.loop import State, Task, begin, epoch_order, make_optimizer, train, update
+from bnprune.training.loop import Task, begin, epoch_order, make_optimizer, train, update
 from bnprune.training.schedule import learning_rate
 from bnprune.training.sparsity import GammaL1, GammaProximal
+from bnprune.training.state import State
 from tests.nets import conv_bn, head, norms
 
 CPU = torch.device("cpu")
@@ -149,6 +150,16 @@ def test_a_loss_that_is_not_finite_is_not_saved_on_request() -> None:
     with pytest.raises(bnprune.TrainingError, match="not finite in epoch 1, step 2"):
         train(begin(tiny(), run), run, None, log, iter([False, True]).__next__)
     assert log.saved is None
+
+
+def test_a_last_step_that_breaks_the_network_is_seen_before_it_is_saved() -> None:
+    """One step an epoch: its loss is still finite, and nothing but the validation tells."""
+    log, work = Recorder(), task(lr=1e30)
+    work = Task(work.splits, 44, work.config, CPU, seed=7)
+    with pytest.raises(bnprune.TrainingError, match="the validation loss is not finite after epoch 1. Lower"):
+        train(begin(tiny(), work), work, None, log, lambda: False)
+    assert log.saved is None
+    assert log.epochs == []
 
 
 def test_a_step_that_overflows_leaves_scale_factors_alone() -> None:

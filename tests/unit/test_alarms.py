@@ -17,8 +17,9 @@ from bnprune.runs.directory import RunDirectory
 from bnprune.runs.tracker import Tracker
 from bnprune.training.alarms import collapse, small_batches
 from bnprune.training.evaluate import Score
-from bnprune.training.loop import EpochRecord, Progress, State
+from bnprune.training.loop import EpochRecord
 from bnprune.training.sparsity import gamma_statistics
+from bnprune.training.state import Progress, State
 from tests.nets import chain
 
 
