@@ -87,8 +87,9 @@ class SparsityConfig(Section):
     `polarization`: parts γ in two groups (Zhuang et al. 2020); `group-lasso`: channels that must go together reach zero
     together (exact zeros); `mac-weighted-l1`: pulls in proportion to the MACs that go with a channel."""
     lambda_: Annotated[Literal["auto"] | NonNegative, Field(alias="lambda")] = "auto"
-    """Strength. `auto` steers it so that `target` is reached; given `travel`, or where nothing says how much is to go,
-    it solves the travel budget."""
+    """Strength. `auto` steers it so that `target` is reached, and pulls after the step whatever the penalty (so that
+    `l1` is `l1-proximal`); given `travel`, or where nothing says how much is to go, it solves the travel budget, as for
+    `polarization`, which finds the share by itself."""
     target: Fraction | None = None
     """With `lambda: auto`: share of the prunable BatchNorm channels whose |γ| is to be below `epsilon` in the end.
     Default: `prune.ratio`, where that is a number."""
