@@ -27,7 +27,7 @@ seed: 0
 threads: 1
 baseline: true
 model: {name: vgg11, kwargs: {num_classes: 10, in_channels: 1, width: 0.125}}
-data: {name: digits, batch_size: 128}
+data: {name: digits, batch_size: 120}
 train: {epochs: 12, lr: 0.05, ema: 0.95, sparsity: {penalty: group-lasso, lambda: auto}}
 prune: {ratio: 0.5, passes: 2}
 finetune: {epochs: 6, mixup: 0.2, distill: true}
