@@ -53,6 +53,20 @@ def test_what_is_no_weight_or_does_not_fit_is_not_sketched() -> None:
     assert sketch.run(aten.mm.default, (torch.zeros(2, 8), linear.weight)) is None, "the operator's own error"
     assert sketch.run(aten.convolution.default, (x, conv.weight, *rest, False, [0, 0], 1)) is None
     assert sketch.run(aten.convolution.default, (x, conv.weight, *rest, True, [0, 0], 1)) is None
+    small = torch.zeros(2, 4, 2, 2)
+    assert sketch.run(aten.convolution.default, (small, conv.weight, *rest, False, [0, 0], 1)) is None, "too small"
+
+
+def test_an_input_that_is_too_small_is_told_of() -> None:
+    net = nn.Sequential(conv_bn(3, 8), nn.MaxPool2d(2), nn.Conv2d(8, 8, 5), nn.BatchNorm2d(8), nn.ReLU())
+    with pytest.raises(bnprune.ForwardError, match="Kernel size can't be greater"):
+        bnprune.prune(net, torch.zeros(1, 3, 8, 8), ratio=0.5)
+
+
+def test_a_batch_of_nothing_is_sketched() -> None:
+    conv = nn.Conv2d(4, 8, 3, padding=1)
+    args = (torch.zeros(0, 4, 5, 5), conv.weight, conv.bias, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    assert Sketch(conv.parameters()).run(aten.convolution.default, args).shape == (0, 8, 5, 5)
 
 
 def test_a_loop_that_sketched_values_do_not_leave_runs_on_exact_ones() -> None:
