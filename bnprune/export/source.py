@@ -77,7 +77,9 @@ def to_python(model: nn.Module, title: str, weights: str) -> str:
     forward = layers.named(tree)
     reuse_names(forward)
     parts = [
-        _DOCSTRING.format(mark=_MARK, title=re.sub(r"[^\w .,:;()/+-]", "_", title), weights=re.sub(r"[^\w.+-]", "_", weights)),
+        _DOCSTRING.format(
+            mark=_MARK, title=re.sub(r"[^\w .,:;()/+-]", "_", title), weights=re.sub(r"[^\w.+-]", "_", weights)
+        ),
         "\n".join(_imports({name: code.globals[name] for name in _names(forward) & code.globals.keys()})),
         *(f"\n\n{source}" for source in layers.sources()),
         "\n\nclass Network(nn.Module):\n    def __init__(self) -> None:\n        super().__init__()",

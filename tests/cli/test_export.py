@@ -149,7 +149,9 @@ def test_a_network_for_one_batch_size_is_refused_with_the_option_that_helps(more
     assert session.get_inputs()[0].shape == [4, 3, 8, 8]
 
 
-def test_a_network_that_decides_on_values_is_refused_in_two_lines(more: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_network_that_decides_on_values_is_refused_in_two_lines(
+    more: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     message = refusal(3, "export", "--model", "more:Deciding", "--input", "3,8,8", "--out", "net.pt2")
     assert "torch.export cannot follow the network" in message
     assert "--batch" not in message, "it is not about the batch"
@@ -159,9 +161,7 @@ def test_a_network_that_decides_on_values_is_refused_in_two_lines(more: Path, ca
 
 def test_weights_of_what_python_cannot_say_replace_both_files(more: Path) -> None:
     done("export", *CHAIN, "--out", "net.safetensors")
-    found = document(
-        "export", "--model", "more:Recurrent", "--input", "3,8,8", "--out", "net.safetensors", "--force"
-    )
+    found = document("export", "--model", "more:Recurrent", "--input", "3,8,8", "--out", "net.safetensors", "--force")
     assert contents().keys() == {"more.py", "net.safetensors"}, "the Python file of the other network is gone"
     [note] = found["notes"]
     assert "LSTM does not tell how it was made" in note, "nothing was compared on noise"

@@ -217,7 +217,9 @@ def test_pictures_do_not_replace_anything_unasked(run: Path, here: Path) -> None
     assert "--plots: 'plots/training.svg' exists. Choose another folder, or give --force" in message
     (here / "plots/training.svg").unlink()
     (here / "plots/gamma.png").mkdir()
-    assert "'plots/gamma.png' is a folder" in refusal(5, "report", run, "--plots", "plots", "--out", "page.html", "--force")
+    assert "'plots/gamma.png' is a folder" in refusal(
+        5, "report", run, "--plots", "plots", "--out", "page.html", "--force"
+    )
 
 
 def test_pictures_that_fail_leave_what_was_there(run: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,14 +93,36 @@ def chosen_rows() -> nn.Module:
     return lively(Net(forward, a=conv_bn(3, 8), b=conv_bn(8, 8), c=conv_bn(8, 8), head=head(8)))
 
 
-def test_macs_that_were_asked_for_are_those_of_the_inputs() -> None:
-    net = chosen_rows()
-    report = bnprune.prune(net, X, macs=0.5).report
+def counted(net: nn.Module, x: torch.Tensor) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net.eval()(X)
-    assert report.macs_before == counter.get_total_flops() // 2
-    assert not any("made-up" in note for note in report.notes)
-    assert any("made-up" in note for note in bnprune.prune(net, X, ratio=0.5).report.notes)
+        net.eval()(x)
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("asked", [{"macs": 0.5}, {"ratio": 0.5, "criterion": "gamma-per-mac"}])
+def test_macs_that_choices_are_made_by_are_those_of_the_inputs(asked: dict) -> None:
+    net = chosen_rows()
+    report = bnprune.prune(net, X, **asked).report
+    assert report.macs_before == counted(net, X)
+    assert not report.notes
+
+
+def test_a_penalty_by_macs_weighs_with_those_of_the_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    import bnprune.training.structured as module
+
+    asked = []
+    follow = module.trace
+    monkeypatch.setattr(module, "trace", lambda *args, **kwargs: asked.append(kwargs) or follow(*args, **kwargs))
+    module.GammaMacWeighted(chosen_rows(), 1e-3, X)
+    assert asked[0]["exact"]
+
+
+def test_macs_of_a_report_are_counted_on_the_inputs_and_those_of_a_plan_called_made_up() -> None:
+    net = chosen_rows()
+    result = bnprune.prune(net, X, ratio=0.5)
+    assert (result.report.macs_before, result.report.macs_after) == (counted(net, X), counted(result.model, X))
+    assert any("those of the example inputs" in note for note in result.report.notes)
+    assert any("made-up" in note for note in trace(net, X).notes)
 
 
 def branching(ask) -> nn.Module:
