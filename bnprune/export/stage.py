@@ -120,5 +120,8 @@ def export_run(config: PipelineConfig, directory: RunDirectory, note: Callable[[
         figures = describe_artifact(artifact, wish, path.relative_to(directory.path))
         result.setdefault("exports", []).append(figures)
         directory.write_result(result)
-        error = artifact.random.max_relative_error if artifact.random else float("nan")
-        note(f"export: {path} ({wish.format}, relative error {error:.1e} to the eager network)")
+        error = artifact.random.max_relative_error if artifact.random else None
+        checked = "not verified" if error is None else f"relative error {error:.1e} to the eager network"
+        note(f"export: {path} ({wish.format}, {checked})")
+        for remark in artifact.notes:
+            note(f"export: {remark}")

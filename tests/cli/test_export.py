@@ -199,6 +199,7 @@ def test_without_verification_nothing_is_claimed() -> None:
     found = document("export", *CHAIN, "--out", "net.pt2", "--no-verify")
     assert found["verification"]["passed"] is None
     assert found["verification"]["random"] is None
+    assert found["notes"] == [], "it was not compared on noise alone, it was not compared"
 
 
 def test_a_recipe_exports_its_last_network_and_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
