@@ -31,6 +31,11 @@ def walk(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether a forward pass of the module runs more than its `forward`."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Undo everything the block does to the attributes of the model's modules (mode, buffers, caches in containers)."""

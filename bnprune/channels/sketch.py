@@ -85,11 +85,11 @@ def _convolution(
         count = (size + 2 * pad - spread * (kernel - 1) - 1) // step + 1
         first = tap * spread - pad
         last = first + (count - 1) * step
-        if tap >= kernel or last >= size:
+        if count < 1 or tap >= kernel or last >= size:
             return None
         taps.append(tap)
         places.append(slice(first, last + 1, step))
-    firsts = x.reshape(x.shape[0], groups, -1, *x.shape[2:])[:, :, :1]
+    firsts = x.reshape(x.shape[0], groups, weight.shape[1], *x.shape[2:])[:, :, :1]
     read = firsts[tuple(places)]
     scale = weight[tuple(taps)] * math.sqrt(weight[0].numel())
     output = (read * scale.view(1, groups, -1, *[1] * space)).flatten(1, 2)

@@ -20,6 +20,9 @@ from bnprune.channels.sketch import LostError
 from bnprune.channels.trees import Inputs, as_inputs
 from bnprune.errors import TraceError
 
+MADE_UP = "MACs depend on data (how many boxes, say): they are those of a made-up forward pass"
+"""Note of a trace whose MACs are no more than a guess."""
+
 Coupling = Literal["shared", "gates"]
 """Whether layers that share a stream of channels lose the same ones, or each its own behind gates."""
 
@@ -126,4 +129,4 @@ def _remarks(follower: Follower, straight: Trace, values: Values) -> Iterator[st
     if unused:
         yield f"on these inputs the code, which depends on data, never came to: {', '.join(unused)}"
     if values == "sketched" and straight.macs_vary:
-        yield "MACs depend on data (how many boxes, say): they are those of a made-up forward pass"
+        yield MADE_UP

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
-from bnprune.benchmark.backends import Backend, Setting
+from bnprune.benchmark.backends import Backend, Setting, forward_pass
 from bnprune.benchmark.measure import Timing, measure, threads
 from bnprune.benchmark.memory import peak_memory
 from bnprune.cli.display import count, print_json, show_rows
@@ -117,6 +117,8 @@ def run_benchmark(subjects: Sequence[Subject], setting: Setting, plan: Plan, *, 
         setting.check(backend)
     models = [subject.model for subject in subjects]
     progress = Console(stderr=True, highlight=False)
+    costs = [_cost(model, setting) for model in models]  # before the long wait: what is wrong with a network shows here
+    memory = [[peak_memory(setting.placed(model), setting.inputs(batch)) for batch in plan.batches] for model in models]
     timings = []
     with threads(plan.threads) as used:
         machine = _machine(setting, used)
@@ -124,12 +126,16 @@ def run_benchmark(subjects: Sequence[Subject], setting: Setting, plan: Plan, *, 
             for batch in plan.batches:
                 progress.print(Text(f"{backend}, batch {batch} ..."), soft_wrap=True)
                 timings.append(measure(models, backend, setting, batch, plan.rounds))
-    costs = [cost(model, torch.zeros(1, *setting.shape)) for model in models]
-    memory = [[peak_memory(setting.placed(model), setting.inputs(batch)) for batch in plan.batches] for model in models]
     if as_json:
         print_json(_document(subjects, setting, plan, machine, costs, memory, timings))
         return
     _show(subjects, plan, machine, costs, memory, timings)
+
+
+def _cost(model: nn.Module, setting: Setting) -> Cost:
+    inputs = setting.inputs(1)
+    forward_pass(model, "eager", setting, inputs)  # says clearly what it cannot do
+    return cost(setting.placed(model), inputs)
 
 
 def _machine(setting: Setting, used: int) -> dict[str, Any]:

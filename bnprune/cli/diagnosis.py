@@ -14,11 +14,12 @@ from bnprune.cli.voice import say
 
 _CORE = ("bnprune", "torch", "torchvision", "numpy", "pydantic", "PyYAML", "rich", "safetensors", "typer")
 _EXTRAS = {
-    "demo": "sklearn",
-    "timm": "timm",
-    "onnx": "onnxruntime",
-    "report": "matplotlib",
-    "tensorboard": "tensorboard",
+    "demo": ("sklearn",),
+    "timm": ("timm",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "report": ("matplotlib",),
+    "tensorboard": ("tensorboard",),
+    "bench": ("timm", "torch_pruning"),
 }
 _NEED = re.compile(r"torch\s*\(?(==|>=)\s*([\d.]+)")
 _REINSTALL = "Install both from one index, in one command: pip install --upgrade --force-reinstall torch torchvision"
@@ -54,7 +55,7 @@ def diagnose() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,
-        "extras": {extra: importlib.util.find_spec(module) is not None for extra, module in _EXTRAS.items()},
+        "extras": {extra: all(map(importlib.util.find_spec, modules)) for extra, modules in _EXTRAS.items()},
         "devices": devices,
         "threads": threads,
         "models": names,

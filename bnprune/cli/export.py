@@ -70,7 +70,8 @@ def export(
     from bnprune.cli.exporting import Export, run_export
     from bnprune.runs.source import open_source
 
-    request = Export(format, out, fold_bn=fold_bn, batch=batch, verify=verify, force=force, recipe=config)
+    given = tuple(path for path in (source, weights) if path is not None)
+    request = Export(format, out, fold_bn=fold_bn, batch=batch, verify=verify, force=force, recipe=config, given=given)
     request.check()
     found = open_source(source, model=model, arguments=model_arg or (), weights=weights, shape=input)
     run_export(found, request, as_json=json)

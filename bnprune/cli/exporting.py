@@ -35,6 +35,8 @@ class Export:
     verify: bool
     force: bool
     recipe: Path | None
+    given: tuple[Path, ...] = ()
+    """Files and run directories the network is read from."""
 
     def check(self) -> tuple[Wish, Path]:
         """Return what to make, and where.
@@ -51,8 +53,16 @@ class Export:
         except ConfigError as error:
             raise ConfigError(f"--out: {error}" if "ends in" in str(error) else f"--format: {error}") from error
         for file in {path, path.with_suffix(".py")} if format == "state-dict" else {path}:
+            self._require_other(file)
             require_free_file(file, force=self.force)
         return wish, path
+
+    def _require_other(self, file: Path) -> None:
+        """Refuse to write over what the network comes from, whatever is forced."""
+        target = file.resolve()
+        for given in self.given:
+            if target == given.resolve() or target.parent == (given / "checkpoints").resolve():
+                raise ConfigError(f"--out: '{file}' is where the network comes from, or lies there. Choose another.")
 
     def _told(self) -> Format:
         suffix = self.out.suffix if self.out is not None else None
@@ -66,11 +76,11 @@ def run_export(source: Source, request: Export, *, as_json: bool) -> None:
     """Export a network."""
     wish, path = request.check()
     shape = tuple(source.inputs.shape[1:])
-    real, notes = _real(source, request) if request.verify else ((), [])
+    real, without = _real(source, request) if request.verify else ((), [])
     artifact = make_artifact(
         source.model, shape, wish, title=title_of_network(source.header), stem=path.stem, real=real
     )
-    notes += artifact.notes
+    notes = [*(without if artifact.random is not None else ()), *artifact.notes]
     write_artifact(artifact, path)
     if as_json:
         document = describe_artifact(artifact, wish, path) | {"notes": notes}

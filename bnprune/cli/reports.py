@@ -12,7 +12,7 @@ import typer
 from bnprune.cli.display import print_json
 from bnprune.errors import BnpruneError
 from bnprune.report.page import render
-from bnprune.report.plots import require_matplotlib, save_plots
+from bnprune.report.plots import require_free_plots, require_matplotlib, save_plots
 from bnprune.report.story import Story, read_story
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.files import require_free_file, write_text
@@ -28,6 +28,8 @@ def run_report(paths: Sequence[Path], *, out: Path | None, plots: Path | None, f
     own = out is None and len(stories) == 1
     target = RunDirectory(stories[0].path).report_file if own else out or Path("report.html")
     require_free_file(target, force=force or own)  # a run's own page is made anew
+    if plots is not None:
+        require_free_plots(stories, plots, force=force)
     write_text(target, render(stories))
     drawn = [] if plots is None else save_plots(stories, plots)
     if as_json:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +10,7 @@ from torch.export import ExportedProgram
 
 from bnprune.errors import ConfigError, TraceError, VerificationError, first_line
 from bnprune.export.parity import Runner
+from bnprune.export.program import quiet
 
 _MODULES = ("onnx", "onnxruntime", "onnxscript")
 _LIMIT = 2**31
@@ -47,7 +44,7 @@ def to_onnx(program: ExportedProgram) -> bytes:
         raise TraceError("the weights do not fit into one ONNX file (2 GiB). Use --format pt2.")
     outputs = len(program.graph_signature.user_outputs)
     try:
-        with _quiet():
+        with quiet():
             made = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -75,20 +72,6 @@ def _name_batch(model: Any) -> None:
     for dimension in (d for info in infos for d in info.type.tensor_type.shape.dim):
         if dimension.dim_param in symbols:
             dimension.dim_param = "batch"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what exporters say about themselves."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
 
 
 def onnx_runner(content: bytes) -> Runner:

@@ -9,9 +9,12 @@ import torch
 from torch import nn
 
 from bnprune.channels.trees import tensors
+from bnprune.errors import VerificationError
 
 TOLERANCE = 1e-4
 """Largest relative difference in float32: other kernels add in another order, and fold what they can."""
+_ROUNDINGS = 8
+"""Largest relative difference in lower precision, in units of what one rounding does."""
 
 Runner = Callable[[torch.Tensor], list[torch.Tensor]]
 """Maps a batch (N, ...) to the output tensors of a network."""
@@ -28,11 +31,18 @@ class Parity:
     """max |exported - eager| / max |eager| of an output over a batch; the worst of them."""
     argmax_agreement: float | None
     """Share of positions whose largest class of the first output is the same; None for outputs without classes."""
+    tolerance: float = TOLERANCE
+    """Largest relative error that passes."""
 
     @property
     def passed(self) -> bool:
         """Whether the difference is within tolerance; NaN is not."""
-        return self.max_relative_error <= TOLERANCE
+        return self.max_relative_error <= self.tolerance
+
+
+def tolerance_of(dtype: torch.dtype) -> float:
+    """Return the largest relative difference between networks of that precision that compute the same."""
+    return max(TOLERANCE, _ROUNDINGS * torch.finfo(dtype).eps)
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
@@ -51,23 +61,46 @@ def eager(model: nn.Module) -> Runner:
     return run
 
 
-def compare(reference: Runner, candidate: Runner, batches: Iterable[torch.Tensor]) -> Parity:
-    """Run both on every batch (N, ...)."""
+def compare(
+    reference: Runner,
+    candidate: Runner,
+    batches: Iterable[torch.Tensor],
+    *,
+    what: str = "noise",
+    tolerance: float = TOLERANCE,
+) -> Parity:
+    """Run both on every batch (N, ...).
+
+    Args:
+        reference: What is right.
+        candidate: What is to be like it.
+        batches: Inputs.
+        what: What these are, for messages.
+        tolerance: Largest relative error that passes.
+
+    Raises:
+        VerificationError: An output of the reference has no finite number: nothing could differ from it.
+    """
     count = agreeing = positions = 0
     absolute = relative = 0.0
     for batch in batches:
-        expected, got = reference(batch), candidate(batch)
+        expected = reference(batch)
+        if any(tensor.numel() and not tensor.isfinite().any() for tensor in expected):
+            raise VerificationError(
+                f"the network computes no finite number on {what}, so there is nothing to compare. Nothing was written."
+            )
+        got = candidate(batch)
         if [tensor.shape for tensor in expected] != [tensor.shape for tensor in got]:
-            return Parity(count + len(batch), float("inf"), float("inf"), None)
+            return Parity(count + len(batch), float("inf"), float("inf"), None, tolerance)
         count += len(batch)
         for want, have in zip(expected, got, strict=True):
             difference, scale = _difference(want, have)
             absolute = max(absolute, difference)
             relative = max(relative, difference / scale if scale else difference)
-        if expected and expected[0].dim() > 1 and expected[0].is_floating_point():
+        if expected and expected[0].dim() > 1 and expected[0].numel() and expected[0].is_floating_point():
             same = expected[0].argmax(1) == got[0].argmax(1)
             agreeing, positions = agreeing + int(same.sum()), positions + same.numel()
-    return Parity(count, absolute, relative, agreeing / positions if positions else None)
+    return Parity(count, absolute, relative, agreeing / positions if positions else None, tolerance)
 
 
 def _difference(want: torch.Tensor, have: torch.Tensor) -> tuple[float, float]:

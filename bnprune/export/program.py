@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,22 +46,52 @@ def record(model: nn.Module, shape: tuple[int, ...], batch: int | None = None) -
                 "Is --input the shape of one input?"
             ) from error
         try:
-            return torch.export.export(model, (example,), dynamic_shapes=dynamic)
+            return _recorded(model, example, dynamic)
         except Exception as error:
-            fix = "" if batch else " If it is about the batch, export for one batch size: --batch 1."
-            raise TraceError(f"torch.export cannot follow the network: {first_line(error)}.{fix}") from error
+            reason = first_line(error).rstrip(".")
+            fix = " Export for one batch size: --batch 1." if dynamic and _can_be_recorded(model, example) else ""
+            raise TraceError(f"torch.export cannot follow the network: {reason}.{fix}") from error
+
+
+def _recorded(model: nn.Module, example: torch.Tensor, dynamic: Any) -> ExportedProgram:
+    with quiet():
+        return torch.export.export(model, (example,), dynamic_shapes=dynamic)
+
+
+def _can_be_recorded(model: nn.Module, example: torch.Tensor) -> bool:
+    """Tell whether it was about the batch: messages do not always say."""
+    try:
+        _recorded(model, example, None)
+    except Exception:  # noqa: BLE001 - the first error is the one to tell
+        return False
+    return True
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what exporters say about themselves: warnings, log, and pages of code on stderr."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def to_pt2(program: ExportedProgram) -> bytes:
     """Return the program as a pt2 archive; `torch.export.load` reads it, without bnprune."""
     file = io.BytesIO()
-    torch.export.save(program, file)
+    with quiet():
+        torch.export.save(program, file)
     return file.getvalue()
 
 
 def pt2_runner(content: bytes) -> Runner:
     """Load a pt2 archive and run it."""
-    module = torch.export.load(io.BytesIO(content)).module()
+    with quiet():
+        module = torch.export.load(io.BytesIO(content)).module()
 
     def run(batch: torch.Tensor) -> list[torch.Tensor]:
         with torch.inference_mode():

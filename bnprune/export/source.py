@@ -11,13 +11,14 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from bnprune.channels.modules import set_mode, still, walk
+from bnprune.channels.modules import has_hooks, set_mode, still, walk
 from bnprune.errors import TraceError, first_line
 from bnprune.export.parity import dtype_of
 from bnprune.export.variables import reuse_names
@@ -76,7 +77,9 @@ def to_python(model: nn.Module, title: str, weights: str) -> str:
     forward = layers.named(tree)
     reuse_names(forward)
     parts = [
-        _DOCSTRING.format(title=re.sub(r"[^\w .,:;()/+-]", "_", title), weights=re.sub(r"[^\w.+-]", "_", weights)),
+        _DOCSTRING.format(
+            mark=_MARK, title=re.sub(r"[^\w .,:;()/+-]", "_", title), weights=re.sub(r"[^\w.+-]", "_", weights)
+        ),
         "\n".join(_imports({name: code.globals[name] for name in _names(forward) & code.globals.keys()})),
         *(f"\n\n{source}" for source in layers.sources()),
         "\n\nclass Network(nn.Module):\n    def __init__(self) -> None:\n        super().__init__()",
@@ -86,7 +89,8 @@ def to_python(model: nn.Module, title: str, weights: str) -> str:
     return "\n".join(parts) + "\n"
 
 
-_DOCSTRING = '''"""{title}. Written by bnprune; needs nothing of it.
+_MARK = "Written by bnprune; needs nothing of it."
+_DOCSTRING = '''"""{title}. {mark}
 
     network = Network()
     network.load_state_dict(load("{weights}"))  # safetensors.torch.load_file, or torch.load
@@ -95,6 +99,14 @@ _DOCSTRING = '''"""{title}. Written by bnprune; needs nothing of it.
 What a network decides from its mode is as in eval mode; layers such as BatchNorm and Dropout know train mode.
 """
 '''
+
+
+def is_ours(path: Path) -> bool:
+    """Tell whether a file is one that `to_python` wrote."""
+    try:
+        return path.read_text(encoding="utf-8").partition("\n")[0].endswith(_MARK)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _names(tree: ast.AST) -> set[str]:
@@ -158,7 +170,7 @@ class _Layers:
 
     def _expression(self, name: str, shared: set[str], depth: int = 1) -> str:
         if name in self.leaves:
-            return construction(self.leaves[name])
+            return _proven(self.leaves[name])
         children = [
             (child, f"{name}.{child}")
             for child, module in self.containers[name]._modules.items()
@@ -242,6 +254,45 @@ def _zeros(tensor: torch.Tensor) -> str:
     return f"torch.zeros({tuple(tensor.shape)}{dtype})"
 
 
+def _proven(module: nn.Module) -> str:
+    """Write the call of a constructor, and make sure that it makes such a layer.
+
+    Raises:
+        TraceError: It does not, or the layer does more than its class says.
+    """
+    text = construction(module)
+    kinds = {type(part).__name__: type(part) for part in walk(module).values()}
+    try:
+        with torch.device("meta"):
+            made: nn.Module = eval(text, {**kinds, "nn": nn, "torch": torch})
+        alike = _are_alike(made, module)
+    except Exception as error:
+        raise TraceError(f"a {type(module).__name__} does not tell how it was made: {first_line(error)}") from error
+    if not alike:
+        raise TraceError(f"a {type(module).__name__} does not tell how it was made: {text} makes another")
+    return text
+
+
+def _are_alike(made: nn.Module, module: nn.Module) -> bool:
+    """Compare all that a constructor settles but the numbers in tensors."""
+    if type(made) is not type(module) or made._modules.keys() != module._modules.keys():
+        return False
+    settled = [key for key, value in vars(made).items() if isinstance(value, _VALUES) and key != "training"]
+    return (
+        all(getattr(made, key) == getattr(module, key) for key in settled)
+        and _shapes(made) == _shapes(module)
+        and all(_are_alike(child, module._modules[name]) for name, child in made._modules.items() if child is not None)  # type: ignore[arg-type]
+    )
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...] | None]:
+    tensors = {**module._parameters, **module._buffers}
+    return {name: None if tensor is None else tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+_VALUES = (bool, int, float, str, tuple, type(None))
+
+
 def construction(module: nn.Module) -> str:
     """Write the call of a constructor that makes such a layer; arguments are its attributes of the same names.
 
@@ -249,6 +300,10 @@ def construction(module: nn.Module) -> str:
         TraceError: The layer does not keep them.
     """
     kind = type(module)
+    if kind.__module__.startswith("torch.") and not _in_torch(kind):
+        raise TraceError(f"a {kind.__name__} is no layer of torch.nn")
+    if any(map(has_hooks, walk(module).values())):
+        raise TraceError(f"a {kind.__name__} has hooks, which do more than its class says")
     positional, named = [], []
     for parameter in inspect.signature(kind).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name in ("device", "dtype"):

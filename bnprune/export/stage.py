@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from bnprune.config import ExportConfig, PipelineConfig
 from bnprune.data import Splits, load_data
 from bnprune.export.artifact import SUFFIXES, Artifact, Wish, make_artifact
 from bnprune.export.parity import TOLERANCE, Parity
+from bnprune.export.source import is_ours
 from bnprune.runs.checkpoint import Header
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.files import write_atomically
@@ -23,9 +25,13 @@ _IMAGES = 64
 
 
 def real_batches(splits: Splits, batch: int | None = None) -> Iterator[torch.Tensor]:
-    """Yield some validation images, evenly chosen, in batches of a size (default: 16)."""
-    size = batch or 16
-    indices = torch.linspace(0, len(splits.validation) - 1, min(_IMAGES, len(splits.validation))).long().unique()
+    """Yield some validation images, evenly chosen, in batches of 16.
+
+    With `batch`, every batch has that size; where there are too few images for it, some come twice.
+    """
+    size, there = batch or 16, len(splits.validation)
+    count = math.ceil(_IMAGES / batch) * batch if batch else min(_IMAGES, there)
+    indices = torch.linspace(0, there - 1, count).long()
     for images, _ in splits.validation.serve(indices.split(size), torch.device("cpu")):
         yield images
 
@@ -36,12 +42,18 @@ def files_of(artifact: Artifact, path: Path) -> dict[Path, bytes]:
 
 
 def write_artifact(artifact: Artifact, path: Path) -> None:
-    """Write every file, atomically.
+    """Write every file, atomically; the weights come last, so that no Python file lies beside those of another network.
+
+    A Python file of ours that has become stale goes.
 
     Raises:
         DataError: One cannot be written.
     """
-    for file, content in files_of(artifact, path).items():
+    files = files_of(artifact, path)
+    code = path.with_suffix(".py")
+    if path.suffix in SUFFIXES["state-dict"] and code not in files and is_ours(code):
+        code.unlink()
+    for file, content in sorted(files.items(), key=lambda entry: entry[0].suffix != ".py"):
         write_atomically(file, lambda temporary, content=content: _write(temporary, content))  # type: ignore[misc]
 
 
@@ -59,7 +71,7 @@ def describe_artifact(artifact: Artifact, wish: Wish, path: Path) -> dict[str, A
         "files": [{"path": str(file), "bytes": len(content)} for file, content in files_of(artifact, path).items()],
         "verification": {
             "passed": True if artifact.random else None,
-            "tolerance": TOLERANCE,
+            "tolerance": artifact.random.tolerance if artifact.random else TOLERANCE,
             "random": _parity(artifact.random),
             "real": _parity(artifact.real),
         },
@@ -68,7 +80,7 @@ def describe_artifact(artifact: Artifact, wish: Wish, path: Path) -> dict[str, A
 
 
 def _parity(parity: Parity | None) -> dict[str, Any] | None:
-    return None if parity is None else asdict(parity)
+    return None if parity is None else {k: v for k, v in asdict(parity).items() if k != "tolerance"}
 
 
 def title_of_network(header: Header) -> str:
@@ -108,5 +120,8 @@ def export_run(config: PipelineConfig, directory: RunDirectory, note: Callable[[
         figures = describe_artifact(artifact, wish, path.relative_to(directory.path))
         result.setdefault("exports", []).append(figures)
         directory.write_result(result)
-        error = artifact.random.max_relative_error if artifact.random else float("nan")
-        note(f"export: {path} ({wish.format}, relative error {error:.1e} to the eager network)")
+        error = artifact.random.max_relative_error if artifact.random else None
+        checked = "not verified" if error is None else f"relative error {error:.1e} to the eager network"
+        note(f"export: {path} ({wish.format}, {checked})")
+        for remark in artifact.notes:
+            note(f"export: {remark}")

@@ -149,7 +149,7 @@ class Draft:
 def survey(model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None = None) -> Survey:
     """Trace and score a network, with `gates` in any case. Errors as for `prune`."""
     started = time.perf_counter()
-    graph = trace(model, example_inputs, exact=request.macs is not None, coupling=request.coupling, gates=gates)
+    graph = trace(model, example_inputs, exact=request.weighs_macs, coupling=request.coupling, gates=gates)
     tensors = dict(named_tensors(model))
     require_finite(graph, tensors)
     scores = CRITERIA[request.criterion](graph, tensors, request.reduce)

@@ -14,7 +14,7 @@ from bnprune.channels.trees import as_inputs
 from bnprune.pruning.budget import solve
 from bnprune.pruning.draft import Draft, describe_plan, require_cut, survey
 from bnprune.pruning.plan import PruningPlan
-from bnprune.pruning.report import Report, foresee, make_report
+from bnprune.pruning.report import Report, foresee, make_report, recounted
 from bnprune.pruning.request import Request
 from bnprune.pruning.score import Reduce
 from bnprune.pruning.surgery import apply, fill, remember, require_bare
@@ -133,7 +133,8 @@ def carry_out(drafted: Draft, model: nn.Module, example_inputs: Any, *, proof: b
         "surgery": cut - started,
         "verify": time.perf_counter() - cut,
     }
-    return PruningResult(slim, plan, make_report(drafted, plan, model, verification, seconds))
+    report = make_report(drafted, plan, model, verification, seconds)
+    return PruningResult(slim, plan, recounted(report, model, slim, example_inputs))
 
 
 def replay(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> PruningResult:

@@ -88,6 +88,11 @@ class Request:
         """The kind of target and its value."""
         return next((kind, getattr(self, kind)) for kind in TARGETS if getattr(self, kind) is not None)
 
+    @property
+    def weighs_macs(self) -> bool:
+        """Whether what goes depends on MACs, which then have to be real ones."""
+        return self.macs is not None or self.latency_ms is not None or self.criterion == "gamma-per-mac"
+
     def aimed(self, kind: TargetKind, value: float) -> Request:
         """Return the same request with another target."""
         targets: dict[str, Any] = {**dict.fromkeys(TARGETS), kind: value}

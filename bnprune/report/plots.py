@@ -11,6 +11,7 @@ from bnprune.errors import ConfigError, DataError
 from bnprune.report import charts
 from bnprune.report.figures import Axis, Chart, Figure, Histogram, Widths
 from bnprune.report.story import Story
+from bnprune.runs.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,15 +59,33 @@ def save_plots(stories: Sequence[Story], folder: Path) -> list[Path]:
     """
     written = []
     for name, panels in _pictures(stories).items():
-        written += _save(folder / name, panels)
+        written += _save(_paths(folder, name), panels)
     return written
+
+
+def require_free_plots(stories: Sequence[Story], folder: Path, *, force: bool) -> None:
+    """Refuse to draw over anything else, before the first picture.
+
+    Raises:
+        ConfigError: There is a file and `force` is off.
+        DataError: There is a folder.
+    """
+    for path in (path for name in _pictures(stories) for path in _paths(folder, name)):
+        if path.is_dir():
+            raise DataError(f"--plots: '{path}' is a folder, and a picture is to be called so. Choose another folder.")
+        if path.exists() and not force:
+            raise ConfigError(f"--plots: '{path}' exists. Choose another folder, or give --force to overwrite it.")
+
+
+def _paths(folder: Path, name: str) -> list[Path]:
+    return [folder / f"{name}.{ending}" for ending in ("png", "svg")]
 
 
 def _pictures(stories: Sequence[Story]) -> dict[str, list[Figure]]:
     """File names without ending -> the figures in them, side by side."""
     found: dict[str, list[Figure | None]] = {}
-    for story in stories:
-        prefix = "" if len(stories) == 1 else f"{_file_name(story.name)}-"
+    for story, own in zip(stories, _file_names([story.name for story in stories]), strict=True):
+        prefix = "" if len(stories) == 1 else f"{own}-"
         histograms = charts.gamma_histograms(story)
         accuracy, widths = charts.accuracy_against_macs(story), charts.layer_widths(story)
         found |= {
@@ -86,25 +105,36 @@ def _pictures(stories: Sequence[Story]) -> dict[str, list[Figure]]:
     return {name: panels for name, panels in drawable.items() if panels}
 
 
+def _file_names(names: Sequence[str]) -> list[str]:
+    """Return a name for files per run, no two alike, even where capitals do not count."""
+    found: dict[str, str] = {}
+    for name in map(_file_name, names):
+        tries = (name, *(f"{name}-{number}" for number in range(2, len(names) + 1)))
+        free = next(one for one in tries if one.casefold() not in found)
+        found[free.casefold()] = free
+    return [*found.values()]
+
+
 def _file_name(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
 
 
-def _save(stem: Path, panels: Sequence[Figure]) -> list[Path]:
+def _save(paths: list[Path], panels: Sequence[Figure]) -> list[Path]:
     import matplotlib as mpl
     from matplotlib.figure import Figure as Canvas
 
-    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "svg")]
     with mpl.rc_context(_STYLE):
         canvas = Canvas(figsize=(4.3 * len(panels), 3.0), layout="constrained")
         for position, panel in enumerate(panels, 1):
             _draw(panel, canvas.add_subplot(1, len(panels), position))
         for path in paths:
+            options: dict[str, Any] = {"format": path.suffix[1:], "dpi": 150}
+            if path.suffix == ".svg":
+                options["metadata"] = {"Date": None}
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                canvas.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-            except OSError as error:
-                raise DataError(f"--plots: '{path}' cannot be written: {error.strerror}.") from error
+                write_atomically(path, lambda temporary, options=options: canvas.savefig(temporary, **options))  # type: ignore[misc]
+            except DataError as error:
+                raise DataError(f"--plots: {error}") from error
     return paths
 
 

@@ -181,6 +181,7 @@ def read_story(path: Path) -> Story:
     config_text = _text(directory.config_file)
     config = _checked(directory.config_file, lambda: dict(yaml.safe_load(config_text)))
     environment = _json(path / "env.json", notes)
+    _checked(path / "env.json", lambda: _require_environment(environment))
     result = _json(directory.result_file, notes)
     stages = _checked(directory.result_file, lambda: tuple(_stage(*item) for item in result.get("stages", {}).items()))
     curves = _checked(directory.metrics_file, lambda: _curves(directory, notes))
@@ -222,6 +223,12 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
         )
         return {}
     return _checked(path, lambda: dict(json.loads(_text(path))))
+
+
+def _require_environment(environment: Mapping[str, Any]) -> None:
+    for name, kind in (("argv", list), ("accelerators", list), ("versions", dict)):
+        if not isinstance(environment.get(name), kind | None):
+            raise TypeError(f"{name} is no {kind.__name__}")
 
 
 def _ungated(name: str, known: Collection[str]) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 from bnprune.benchmark.measure import Spread, ratios
 from bnprune.benchmark.memory import peak_memory
 from bnprune.pruning.latency import in_turn
-from tests.cli.harness import CHAIN, document, done, refusal, squeezed
+from tests.cli.harness import CHAIN, document, done, refusal, squeezed, write
 
 QUICK = ("--rounds", "3", "--batch", "4", "--device", "cpu")
 
@@ -53,6 +53,18 @@ def test_one_network_in_another_format(trained: Path) -> None:
     assert len(found["networks"]) == len(found["timings"]) == 1
     assert found["timings"][0]["ratio"] is None
     assert found["machine"]["dtype"] == "bfloat16"
+
+
+def test_a_network_that_is_not_in_float32() -> None:
+    write("half.py", "import torch\nfrom tests.nets import signal\n\n\ndef build(): return signal().bfloat16()\n")
+    options = ("--model", "half:build", "--input", "3,16", *QUICK)
+    [network] = document("benchmark", *options)["networks"]
+    assert network["macs"] == 3 * 8 * 3 * 16 + 8 * 12 * 3 * 14 + 12 * 5
+
+
+def test_a_shape_that_does_not_fit_is_refused() -> None:
+    message = refusal(2, "benchmark", *CHAIN[:2], "--input", "1,8,8", *QUICK)
+    assert "the forward pass fails on an input of shape (1, 1, 8, 8)" in message
 
 
 def test_two_files_and_channels_last(slim: str) -> None:

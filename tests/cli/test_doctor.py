@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from importlib import metadata
 
 import pytest
@@ -13,7 +14,13 @@ from tests.cli.harness import bnprune, document
 def test_all_is_well_here() -> None:
     found = document("doctor")
     assert found["problems"] == []
-    assert found["extras"].keys() == {"demo", "timm", "onnx", "report", "tensorboard"}
+    assert found["extras"].keys() == {"demo", "timm", "onnx", "report", "tensorboard", "bench"}
+
+
+def test_an_extra_is_installed_when_all_of_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "onnxscript" else find(name, *a))
+    assert document("doctor")["extras"]["onnx"] is False
 
 
 def test_the_error_of_a_mismatch_is_explained() -> None:

@@ -26,6 +26,21 @@ class OneAtATime(nn.Module):
 
     def forward(self, x):
         return torch.cat([self.layers(image[None]) for image in x])
+
+
+class Deciding(OneAtATime):
+    def forward(self, x):
+        y = self.layers(x)
+        return y if y.sum() > 0 else -y
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.memory = nn.LSTM(8, 4)
+
+    def forward(self, x):
+        return self.memory(x.flatten(1, 2))[0]
 """
 
 
@@ -128,10 +143,46 @@ def test_a_shape_that_does_not_fit_is_refused() -> None:
 def test_a_network_for_one_batch_size_is_refused_with_the_option_that_helps(more: Path) -> None:
     network = ("--model", "more:OneAtATime", "--input", "3,8,8")
     message = refusal(3, "export", *network, "--out", "net.pt2")
-    assert "export for one batch size: --batch 1" in message
+    assert "Export for one batch size: --batch 1" in message
     assert document("export", *network, "--batch", "4", "--out", "net.onnx")["batch"] == 4
     session = onnxruntime.InferenceSession("net.onnx", providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == [4, 3, 8, 8]
+
+
+def test_a_network_that_decides_on_values_is_refused_in_two_lines(
+    more: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(3, "export", "--model", "more:Deciding", "--input", "3,8,8", "--out", "net.pt2")
+    assert "torch.export cannot follow the network" in message
+    assert "--batch" not in message, "it is not about the batch"
+    assert len(message) < 300
+    assert capfd.readouterr().err == ""
+
+
+def test_weights_of_what_python_cannot_say_replace_both_files(more: Path) -> None:
+    done("export", *CHAIN, "--out", "net.safetensors")
+    found = document("export", "--model", "more:Recurrent", "--input", "3,8,8", "--out", "net.safetensors", "--force")
+    assert contents().keys() == {"more.py", "net.safetensors"}, "the Python file of the other network is gone"
+    [note] = found["notes"]
+    assert "LSTM does not tell how it was made" in note, "nothing was compared on noise"
+    write("net.py", "mine")
+    document("export", "--model", "more:Recurrent", "--input", "3,8,8", "--out", "net.safetensors", "--force")
+    assert Path("net.py").read_text() == "mine"
+
+
+def test_where_the_network_comes_from_is_never_overwritten(trained: Path) -> None:
+    for source in (trained, trained / "checkpoints/train.safetensors"):
+        before = contents(trained)
+        for out in ("train.safetensors", "other.safetensors") if source == trained else ("train.safetensors",):
+            message = refusal(2, "export", source, "--out", trained / "checkpoints" / out, "--force")
+            assert "is where the network comes from, or lies there" in message
+        assert contents(trained) == before
+
+
+def test_a_batch_larger_than_what_is_compared_is_filled(run: Path) -> None:
+    found = document("export", run, "--out", "net.pt2", "--batch", "128")
+    assert found["verification"]["real"]["inputs"] == 128
+    assert document("export", run, "--out", "few.pt2", "--batch", "600")["verification"]["real"]["inputs"] == 600
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +199,7 @@ def test_without_verification_nothing_is_claimed() -> None:
     found = document("export", *CHAIN, "--out", "net.pt2", "--no-verify")
     assert found["verification"]["passed"] is None
     assert found["verification"]["random"] is None
+    assert found["notes"] == [], "it was not compared on noise alone, it was not compared"
 
 
 def test_a_recipe_exports_its_last_network_and_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

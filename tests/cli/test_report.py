@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from bnprune.report.figures import Axis
 from bnprune.report.plots import save_plots
 from bnprune.report.story import read_story
-from tests.cli.harness import bnprune, contents, document, done, refusal, write
+from tests.cli.harness import bnprune, contents, document, done, refusal, squeezed, write
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 
@@ -133,6 +133,14 @@ def test_a_damaged_file_is_named(copy: Path, name: str, content: str) -> None:
     assert f"'{copy / name}' is damaged" in refusal(5, "report", copy)
 
 
+@pytest.mark.parametrize(
+    "content", ['{"accelerators": 3}', '{"accelerators": {"a": 1}}', '{"argv": 3}', '{"versions": [1]}']
+)
+def test_a_malformed_environment_is_named(copy: Path, content: str) -> None:
+    (copy / "env.json").write_text(content)
+    assert f"'{copy / 'env.json'}' is damaged" in refusal(5, "report", copy)
+
+
 def test_what_is_not_a_run_is_refused(here: Path) -> None:
     assert "is not a run directory" in refusal(2, "report", "nowhere")
     assert "is not a run directory" in refusal(2, "report", here)
@@ -200,6 +208,42 @@ def test_pictures(run: Path, here: Path) -> None:
     before = contents(here / "plots")
     done("report", run, "--plots", "plots", "--out", "page.html", "--force")
     assert contents(here / "plots") == before
+
+
+def test_pictures_do_not_replace_anything_unasked(run: Path, here: Path) -> None:
+    (here / "plots").mkdir()
+    write("plots/training.svg", "mine")
+    message = refusal(2, "report", run, "--plots", "plots", "--out", "page.html")
+    assert "--plots: 'plots/training.svg' exists. Choose another folder, or give --force" in message
+    (here / "plots/training.svg").unlink()
+    (here / "plots/gamma.png").mkdir()
+    assert "'plots/gamma.png' is a folder" in refusal(
+        5, "report", run, "--plots", "plots", "--out", "page.html", "--force"
+    )
+
+
+def test_pictures_that_fail_leave_what_was_there(run: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    def full(canvas: Figure, path: Path, **_: object) -> None:
+        Path(path).write_text("half of a pic")
+        raise OSError(28, "No space left on device")
+
+    (here / "plots").mkdir()
+    write("plots/overview.png", "before")
+    monkeypatch.setattr(Figure, "savefig", full)
+    result = bnprune("report", run, "--plots", "plots", "--out", "page.html", "--force")
+    assert result.exit_code == 5
+    assert "--plots: 'plots/overview.png' cannot be written: No space left" in squeezed(result.stderr)
+    assert contents(here / "plots") == {"overview.png": b"before"}
+
+
+def test_pictures_of_names_that_become_alike(run: Path, here: Path) -> None:
+    stories = [replace(read_story(run), name=name) for name in ("a b", "a/b", "A_b-2")]
+    written = save_plots(stories, here / "plots")
+    assert len(set(written)) == len(written)
+    names = {path.name for path in written}
+    assert {"a_b-overview.png", "a_b-2-overview.png", "A_b-2-2-overview.png"} <= names
 
 
 def test_pictures_of_odd_names(run: Path, here: Path) -> None:

@@ -231,3 +231,110 @@ def test_the_mode_of_every_module_is_as_before() -> None:
     make_artifact(net, (3, 8, 8), Wish.of("state-dict"))
     assert net.training
     assert not net[0][1].training
+
+
+# -- what plain Python cannot say --------------------------------------------------------------------------------------
+
+
+class Attending(nn.Module):
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(3, 1, bias=bias, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = nn.LSTM(3, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.memory(x)[0]
+
+
+def hooked() -> nn.Module:
+    net = nn.Sequential(nn.Conv1d(5, 4, 1))
+    net[0].register_forward_hook(lambda module, args, output: 2 * output)
+    return net
+
+
+INEXPRESSIBLE = {
+    "attention": (lambda: Attending(bias=False), "MultiheadAttention does not tell how it was made"),
+    "recurrent": (Recurrent, "LSTM does not tell how it was made"),
+    "parametrized": (
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv1d(5, 4, 1))),
+        "ParametrizedConv1d is no layer of torch.nn",
+    ),
+    "hooked": (hooked, "a Conv1d has hooks"),
+}
+
+
+@pytest.mark.parametrize("name", INEXPRESSIBLE)
+def test_what_plain_python_cannot_say_is_weights_alone(name: str) -> None:
+    build, told = INEXPRESSIBLE[name]
+    artifact = make_artifact(build(), (5, 3), Wish.of("state-dict"))
+    assert artifact.files.keys() == {".safetensors"}
+    [note] = artifact.notes
+    assert told in note
+    assert artifact.random is None
+
+
+def test_attention_whose_constructor_is_proven_has_a_python_file() -> None:
+    artifact = make_artifact(Attending(bias=True), (5, 3), Wish.of("state-dict"))
+    assert ".py" in artifact.files
+    assert artifact.random.max_relative_error <= TOLERANCE
+
+
+def test_a_python_file_that_computes_something_else_is_left_out() -> None:
+    class Counting(nn.Module):
+        """Does something else for a batch of one, which no straight-line code can."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(5, 4, 1)
+            self.calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return self.conv(x) * self.calls
+
+    artifact = make_artifact(Counting(), (5, 3), Wish.of("state-dict"))
+    assert artifact.files.keys() == {".safetensors"}
+    [note] = artifact.notes
+    assert "does not compute what the eager one does" in note
+
+
+# -- other types, other outputs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("format", ["pt2", "state-dict"])
+def test_folding_keeps_the_precision(format: str, dtype: torch.dtype) -> None:
+    net = lively(MOTIFS["chain"][0]()).to(dtype)
+    artifact = make_artifact(net, (3, 8, 8), Wish.of(format, fold_bn=True))
+    assert artifact.folded == 3
+    assert artifact.random.passed
+    assert any("compared with the folded network" in note for note in artifact.notes)
+
+
+def test_a_network_without_a_finite_number_is_not_verified() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1))
+    nn.init.constant_(net[0].weight, math.nan)
+    with pytest.raises(bnprune.VerificationError, match="computes no finite number on random inputs"):
+        make_artifact(net, (3, 8, 8), Wish.of("pt2"))
+
+
+@pytest.mark.parametrize("more", [lambda y: y > 0, lambda y: y[:0], lambda y: y[:, :0]])
+def test_folding_is_proven_with_outputs_of_any_kind(more) -> None:
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    net = Net(lambda n, x: (lambda y: (more(y), y))(n.layers(x)), layers=layers)
+    assert fold_batchnorms(lively(net), torch.zeros(2, 3, 6, 6))[1] == 1
+
+
+def test_layers_that_cannot_be_copied_are_told_of() -> None:
+    with pytest.warns(FutureWarning):
+        net = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4))
+    with pytest.raises(bnprune.TraceError, match="cannot be copied to fold its BatchNorms.*--fold-bn"):
+        fold_batchnorms(net, torch.zeros(2, 3, 6, 6))

@@ -53,6 +53,20 @@ def test_what_is_no_weight_or_does_not_fit_is_not_sketched() -> None:
     assert sketch.run(aten.mm.default, (torch.zeros(2, 8), linear.weight)) is None, "the operator's own error"
     assert sketch.run(aten.convolution.default, (x, conv.weight, *rest, False, [0, 0], 1)) is None
     assert sketch.run(aten.convolution.default, (x, conv.weight, *rest, True, [0, 0], 1)) is None
+    small = torch.zeros(2, 4, 2, 2)
+    assert sketch.run(aten.convolution.default, (small, conv.weight, *rest, False, [0, 0], 1)) is None, "too small"
+
+
+def test_an_input_that_is_too_small_is_told_of() -> None:
+    net = nn.Sequential(conv_bn(3, 8), nn.MaxPool2d(2), nn.Conv2d(8, 8, 5), nn.BatchNorm2d(8), nn.ReLU())
+    with pytest.raises(bnprune.ForwardError, match="Kernel size can't be greater"):
+        bnprune.prune(net, torch.zeros(1, 3, 8, 8), ratio=0.5)
+
+
+def test_a_batch_of_nothing_is_sketched() -> None:
+    conv = nn.Conv2d(4, 8, 3, padding=1)
+    args = (torch.zeros(0, 4, 5, 5), conv.weight, conv.bias, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    assert Sketch(conv.parameters()).run(aten.convolution.default, args).shape == (0, 8, 5, 5)
 
 
 def test_a_loop_that_sketched_values_do_not_leave_runs_on_exact_ones() -> None:
@@ -79,14 +93,36 @@ def chosen_rows() -> nn.Module:
     return lively(Net(forward, a=conv_bn(3, 8), b=conv_bn(8, 8), c=conv_bn(8, 8), head=head(8)))
 
 
-def test_macs_that_were_asked_for_are_those_of_the_inputs() -> None:
-    net = chosen_rows()
-    report = bnprune.prune(net, X, macs=0.5).report
+def counted(net: nn.Module, x: torch.Tensor) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net.eval()(X)
-    assert report.macs_before == counter.get_total_flops() // 2
-    assert not any("made-up" in note for note in report.notes)
-    assert any("made-up" in note for note in bnprune.prune(net, X, ratio=0.5).report.notes)
+        net.eval()(x)
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("asked", [{"macs": 0.5}, {"ratio": 0.5, "criterion": "gamma-per-mac"}])
+def test_macs_that_choices_are_made_by_are_those_of_the_inputs(asked: dict) -> None:
+    net = chosen_rows()
+    report = bnprune.prune(net, X, **asked).report
+    assert report.macs_before == counted(net, X)
+    assert not report.notes
+
+
+def test_a_penalty_by_macs_weighs_with_those_of_the_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    import bnprune.training.structured as module
+
+    asked = []
+    follow = module.trace
+    monkeypatch.setattr(module, "trace", lambda *args, **kwargs: asked.append(kwargs) or follow(*args, **kwargs))
+    module.GammaMacWeighted(chosen_rows(), 1e-3, X)
+    assert asked[0]["exact"]
+
+
+def test_macs_of_a_report_are_counted_on_the_inputs_and_those_of_a_plan_called_made_up() -> None:
+    net = chosen_rows()
+    result = bnprune.prune(net, X, ratio=0.5)
+    assert (result.report.macs_before, result.report.macs_after) == (counted(net, X), counted(result.model, X))
+    assert any("those of the example inputs" in note for note in result.report.notes)
+    assert any("made-up" in note for note in trace(net, X).notes)
 
 
 def branching(ask) -> nn.Module:
