@@ -36,7 +36,10 @@ class Source:
             ConfigError: The shape is not known.
         """
         if self.header.input_shape is None:
-            raise ConfigError(f"{self.label}: the shape of its input is not known. Give it: --input C,H,W, for example --input 3,224,224")
+            raise ConfigError(
+                f"{self.label}: the shape of its input is not known. Give it: --input C,H,W, for example "
+                "--input 3,224,224"
+            )
         return torch.zeros(1, *self.header.input_shape)
 
     def config(self) -> PipelineConfig:

@@ -285,7 +285,10 @@ def test_a_malformed_input_shape(shape: str) -> None:
 
 def test_no_input_shape() -> None:
     message = refusal(2, "prune", "--model", "tests.nets:chain")
-    assert "tests.nets:chain: the shape of its input is not known. Give it: --input C,H,W, for example --input 3,224,224" in message
+    assert (
+        "tests.nets:chain: the shape of its input is not known. Give it: --input C,H,W, for example --input 3,224,224"
+        in message
+    )
 
 
 @pytest.mark.parametrize(("shape", "got"), [("4,8,8", "input[1, 4, 8, 8]"), ("3,8", "input[1, 1, 3, 8]")])
