@@ -124,7 +124,7 @@ def hand_out(world: World, lesson: Lesson, network: Network, teacher: Network | 
     """Leader: let the other processes take part in a training."""
     if world.size > 1:
         world.send((lesson, _packed(network), teacher and _packed(teacher)))
-        _require_equal(world, network[0], network[1].plans)
+        require_equal(world, network[0], network[1].plans)
 
 
 def follow(world: World, stopping: Callable[[], bool]) -> None:
@@ -152,14 +152,18 @@ def _follow(world: World, stopping: Callable[[], bool]) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         model = _unpacked(network)
-        _require_equal(world, model, network.plans)
+        require_equal(world, model, network.plans)
         splits = splits or load_data(config.data)
         training = set_up(lesson, model, teacher and _unpacked(teacher), splits, device_of(config, world), world)
         train(training.state, training.task, training.penalty, _Silence(), stopping)
 
 
-def _require_equal(world: World, model: nn.Module, plans: tuple[PruningPlan, ...]) -> None:
-    """Compare networks before training them together: one that was cut otherwise would silently go its own way."""
+def require_equal(world: World, model: nn.Module, plans: tuple[PruningPlan, ...]) -> None:
+    """Compare networks before training them together: one that was cut otherwise would silently go its own way.
+
+    Raises:
+        BnpruneError: They differ; in every process.
+    """
     found = world.gather(_digest(model, plans))
     odd = [rank for rank, digest in enumerate(found) if digest != found[0]]
     if odd:

@@ -13,6 +13,7 @@ import bnprune
 from bnprune.config import OptimisationConfig
 from bnprune.data import MemorySplit, Splits
 from bnprune.data.memory import Augmentation
+from bnprune.runs.training import require_equal
 from bnprune.training.evaluate import evaluate
 from bnprune.training.loop import Task, begin, train
 from bnprune.training.parallel import average_statistics, wrap
@@ -208,3 +209,21 @@ def test_gradients_statistics_and_scores() -> None:
         assert averages == ([1.5, 1.5], [1.0, 1.0])
         assert (score.top1, score.count) == (alone.top1, 45)
         assert score.loss == pytest.approx(alone.loss, rel=1e-6)
+
+
+def compared(world: World) -> str:
+    model = network()
+    require_equal(world, model, ())
+    if world.rank == 1:
+        with torch.no_grad():
+            model[0][0].weight[0, 0, 0, 0] += 1e-7
+    try:
+        require_equal(world, model, ())
+    except bnprune.BnpruneError as error:
+        return str(error)
+    return "equal"
+
+
+def test_processes_that_hold_other_networks_do_not_train_together() -> None:
+    for told in in_processes(compared):
+        assert told.startswith("processes 1 hold another network than process 0.")
