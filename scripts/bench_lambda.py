@@ -30,12 +30,12 @@ from bnprune.cli.display import RichDisplay, show_rows
 from bnprune.config import PipelineConfig, TrainConfig
 from bnprune.data import Splits, load_data
 from bnprune.models.zoo import ModelSpec, set_gamma
+from bnprune.runs.training import Silence
 from bnprune.training.evaluate import evaluate
-from bnprune.training.loop import EpochRecord, Task, begin, train
+from bnprune.training.loop import Task, begin, train
 from bnprune.training.penalty import make_penalty
 from bnprune.training.recover import recover
 from bnprune.training.sparsity import gamma_statistics, scale_factors
-from bnprune.training.state import State
 from bnprune.training.structured import gamma_units
 
 KWARGS: dict[str, dict[str, Any]] = {"vgg11": {"width": 0.25}, "resnet20": {}, "densenet40": {"growth": 4}}
@@ -58,16 +58,6 @@ class Outcome:
     recovered: float
     macs: float
     seconds: float
-
-
-class Silent:
-    """A log that says nothing."""
-
-    def on_step(self, state: State, steps: int, loss: float) -> None: ...
-
-    def on_epoch(self, record: EpochRecord, state: State) -> None: ...
-
-    def on_stop(self, state: State) -> None: ...
 
 
 def main() -> None:
@@ -119,7 +109,7 @@ def measure(
     state = begin(model, task)
     pull, _ = make_penalty(model, config.train, config.train.sparsity, task.updates_per_epoch,
                            example_inputs=splits.example, prune=config.prune)  # fmt: skip
-    train(state, task, pull, Silent(), lambda: False)
+    train(state, task, pull, Silence(), lambda: False)
     gamma = gamma_statistics(scale_factors(model), config.train.sparsity.epsilon)
     can_go = gamma_units(model, trace(model, splits.example, coupling=coupling)) != NO_CHANNEL
     dead = torch.cat([values.detach().abs() for values in scale_factors(model)]) < config.train.sparsity.epsilon

@@ -155,7 +155,7 @@ def _follow(world: World, stopping: Callable[[], bool]) -> None:
         require_equal(world, model, network.plans)
         splits = splits or load_data(config.data)
         training = set_up(lesson, model, teacher and _unpacked(teacher), splits, device_of(config, world), world)
-        train(training.state, training.task, training.penalty, _Silence(), stopping)
+        train(training.state, training.task, training.penalty, Silence(), stopping)
 
 
 def require_equal(world: World, model: nn.Module, plans: tuple[PruningPlan, ...]) -> None:
@@ -183,7 +183,7 @@ def _digest(model: nn.Module, plans: tuple[PruningPlan, ...]) -> str:
     return digest.hexdigest()
 
 
-class _Silence:
+class Silence:
     """The `Log` of a process that does not lead."""
 
     def on_step(self, state: State, steps: int, loss: float) -> None:
