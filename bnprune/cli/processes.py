@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from bnprune import launcher
 from bnprune.errors import ConfigError, PeerFailed
 
 TOGETHER = ("run", "train", "finetune")
@@ -18,9 +19,9 @@ def require_alone(verb: str) -> None:
         ConfigError: In the first process.
         PeerFailed: In the others, which leave the talking to the first.
     """
-    if not _several() or verb in TOGETHER:
+    if launcher.processes() == 1 or verb in TOGETHER:
         return
-    if os.environ["RANK"] != "0":
+    if launcher.rank():
         raise PeerFailed(ConfigError.exit_code)
     raise ConfigError(
         f"`bnprune {verb}` runs in one process: start it without torchrun. Only {', '.join(TOGETHER)} train."
@@ -29,11 +30,7 @@ def require_alone(verb: str) -> None:
 
 def leave_together(code: object) -> None:
     """End a process that failed among several, at once: a tidy exit trips over connections to those that are gone."""
-    if code and _several():
+    if code and launcher.processes() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 1)
-
-
-def _several() -> bool:
-    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"

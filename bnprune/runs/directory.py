@@ -34,10 +34,10 @@ import yaml
 
 from bnprune.config import PipelineConfig
 from bnprune.errors import CheckpointError, ConfigError, DataError
+from bnprune.launcher import launch
 from bnprune.recipe import as_data
 from bnprune.runs.files import plain, require_free_folder, write_atomically, write_json, write_text
 from bnprune.runs.stages import is_stage, order_of
-from bnprune.training.world import launch
 
 _PACKAGES = ("bnprune", "torch", "torchvision", "numpy", "safetensors", "pydantic", "timm", "onnx", "onnxruntime")
 

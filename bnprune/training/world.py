@@ -7,7 +7,6 @@ for it to hand out a training (`send`, `receive`), take part in that, and wait a
 from __future__ import annotations
 
 import datetime
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from bnprune import launcher
 from bnprune.errors import BnpruneError, PeerFailed
 
 _PATIENCE = datetime.timedelta(days=7)
@@ -48,7 +48,7 @@ class World:
     @property
     def restarted(self) -> bool:
         """Whether `torchrun --max-restarts` started these processes again, with the same arguments as before."""
-        return _restarts() > 0
+        return launcher.restarts() > 0
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Return, for each flag, whether it is set in any process. All must ask."""
@@ -107,10 +107,10 @@ def open_world() -> Iterator[World]:
     Raises:
         PeerFailed: Another process failed: this one has nothing to say, and ends with the same exit code.
     """
-    if _processes() == 1:
+    if launcher.processes() == 1:
         yield ALONE
         return
-    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
+    rank, local = launcher.rank(), launcher.local_rank()
     backend = "gloo"
     if torch.cuda.is_available():
         if local < torch.cuda.device_count():  # if not, choosing the recipe's device says so
@@ -119,29 +119,13 @@ def open_world() -> Iterator[World]:
     c10d: Any = distributed  # these two are public, and not marked so
     store, _, size = next(c10d.rendezvous("env://"))
     # Where torchrun starts processes again, the store still holds what the ones before left in it.
-    store = c10d.PrefixStore(f"attempt {_restarts()}", store)
+    store = c10d.PrefixStore(f"attempt {launcher.restarts()}", store)
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     control: Any = distributed.new_group(backend="gloo", timeout=_PATIENCE)
     with _failing_together(rank, store):
         yield World(rank, local, size, control)
         distributed.barrier(group=control)
     distributed.destroy_process_group()  # not after a failure: it would wait for those that are gone
-
-
-def launch() -> str | None:
-    """Return what tells one start of `torchrun` from another, the same where it starts its processes again."""
-    if _processes() == 1:
-        return None
-    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return name if name not in ("", "none") else f"process {os.getppid()}"
-
-
-def _restarts() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
-def _processes() -> int:
-    return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else 1
 
 
 @contextmanager
@@ -156,7 +140,8 @@ def _failing_together(rank: int, store: Any) -> Iterator[None]:
         error = _blamed(rank, store, caught) if foreign else caught
         if isinstance(error, PeerFailed):
             raise error from caught
-        code = error.exit_code if isinstance(error, BnpruneError) else 130 if _interrupted(error) else 1
+        stopped = 130 if isinstance(error, KeyboardInterrupt) else 1
+        code = error.exit_code if isinstance(error, BnpruneError) else stopped
         if not _tells(store, code):
             raise PeerFailed(code) from caught
         if error is caught:
@@ -171,10 +156,6 @@ def _tells(store: Any, code: int) -> bool:
         return bool(store.add(_TOLD, 1) == 1)
     except RuntimeError:  # the process that held the notes is gone
         return True
-
-
-def _interrupted(error: BaseException) -> bool:
-    return isinstance(error, KeyboardInterrupt)
 
 
 def _blamed(rank: int, store: Any, error: BaseException) -> BaseException:

@@ -1,0 +1,33 @@
+"""What `torchrun` tells the processes it starts, from its environment variables. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import os
+
+
+def processes() -> int:
+    """Return how many processes this run has; 1 where `torchrun` did not start it."""
+    return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else 1
+
+
+def rank() -> int:
+    """Return the number of this process among them; 0 leads."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """Return the number of this process among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", rank()))
+
+
+def restarts() -> int:
+    """Return how often `torchrun --max-restarts` has started these processes again, with the same arguments."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def launch() -> str | None:
+    """Return what tells one start of `torchrun` from another, the same where it starts its processes again."""
+    if processes() == 1:
+        return None
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return name if name not in ("", "none") else f"process {os.getppid()}"
