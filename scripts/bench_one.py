@@ -2,11 +2,12 @@
 
     python scripts/bench_one.py torchvision/resnet50 --tool bnprune
 
-`bench_zoo.py` runs this for whole zoos. Weights are random, nothing is downloaded; scale factors γ are drawn at random
+`bench_zoo.py` does this for whole zoos. Weights are random, nothing is downloaded; scale factors γ are drawn at random
 so that ranks are not tied. Measured, on one thread: wall-clock seconds from model to slim model (first a tiny network,
 untimed, to import everything; the median of three where one takes less than five), and the peak of resident memory
 above the loaded model meanwhile. Then, for bnprune, the float64 proof; for both, a training step of the slim network,
-which must give a gradient to every parameter that had one before.
+which must give a gradient to every parameter that had one before. With `--untimed` the network is pruned once, with its
+proof, and nothing is measured: what a sweep for correctness needs, several networks at a time.
 
 Torch-Pruning runs its lightest pruner (`BasePruner`) with `BNScaleImportance` and global ranking, without the layers
 that its own torchvision example leaves out. "pruned" there means that the slim network still runs, no more.
@@ -19,6 +20,7 @@ import copy
 import ctypes
 import gc
 import json
+import os
 import resource
 import statistics
 import time
@@ -37,6 +39,7 @@ import bnprune
 from bnprune.pruning.gates import ReadGate, WriteGate, gated_name
 
 RATIO = 0.5
+WITHOUT = "no BatchNorm"
 MB = 1e6
 Inputs = tuple[Any, ...]
 Prune = Callable[[nn.Module, Inputs], tuple[nn.Module, dict[str, Any]]]
@@ -108,6 +111,15 @@ def norms(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, kinds)]
 
 
+def has_norms(name: str) -> bool:
+    """Tell whether a network has a BatchNorm, without its weights where it can be built without."""
+    try:
+        with torch.device("meta"):
+            return bool(norms(build(name)))
+    except Exception:  # noqa: BLE001 - some constructors compute
+        return bool(norms(build(name)))
+
+
 def channels(model: nn.Module) -> int:
     """Count BatchNorm channels that have a scale factor."""
     return sum(norm.weight.numel() for norm in norms(model) if norm.weight is not None)
@@ -115,9 +127,9 @@ def channels(model: nn.Module) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Prune, prove and train one network."""
+    if not has_norms(args.name):
+        return emit(status=WITHOUT)
     model = build(args.name).eval()
-    if not norms(model):
-        return emit(status="no BatchNorm")
     with torch.no_grad():
         for norm in norms(model):
             if norm.weight is not None:
@@ -125,9 +137,14 @@ def run(args: argparse.Namespace) -> None:
     inputs = example(args.name, model)
     emit(params_before=sum(p.numel() for p in model.parameters()), channels_before=channels(model))
     try:
-        slim = measure(model, inputs, args.tool, kind_of(args.name))
+        if args.untimed:
+            slim = prove(model, inputs)
+            emit(**facts_of(model, slim))
+        else:
+            slim = measure(model, inputs, args.tool, kind_of(args.name))
+            if not args.quick:
+                check(model, slim, inputs, args.tool)
         if not args.quick:
-            check(model, slim, inputs, args.tool)
             step(args.name, model, slim)
     except Exception as error:  # noqa: BLE001 - whatever goes wrong is the result
         emit(status=status_of(error), reason=reason_of(error))
@@ -136,8 +153,12 @@ def run(args: argparse.Namespace) -> None:
 def with_bnprune(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, dict[str, Any]]:
     """Prune with bnprune; return the slim network and what the report says."""
     result = bnprune.prune(model, inputs, ratio=RATIO, proof=False)
-    report = result.report
-    return result.model, {
+    return result.model, told_by(result.report)
+
+
+def told_by(report: bnprune.Report) -> dict[str, Any]:
+    """Return what a report says."""
+    return {
         "ratio": report.ratio_realised,
         "macs_before": report.macs_before,
         "macs_after": report.macs_after,
@@ -190,12 +211,19 @@ def measure(model: nn.Module, inputs: Inputs, tool: str, kind: str) -> nn.Module
     emit(
         seconds=statistics.median(seconds),
         cpu_seconds=statistics.median(cpu),  # the same, where the machine is left alone
-        slim_mb=sum(t.numel() * t.element_size() for t in (*slim.parameters(), *slim.buffers())) / MB,
-        params_after=sum(p.numel() for p in slim.parameters()),
-        share=1 - channels(slim) / max(channels(model), 1),
+        **facts_of(model, slim),
         **facts,
     )
     return slim
+
+
+def facts_of(model: nn.Module, slim: nn.Module) -> dict[str, Any]:
+    """Return the size of the slim network, and the share of BatchNorm channels that went."""
+    return {
+        "slim_mb": sum(t.numel() * t.element_size() for t in (*slim.parameters(), *slim.buffers())) / MB,
+        "params_after": sum(p.numel() for p in slim.parameters()),
+        "share": 1 - channels(slim) / max(channels(model), 1),
+    }
 
 
 def reset_peak() -> int:
@@ -214,15 +242,23 @@ def resident(field: str) -> int:
 def check(model: nn.Module, slim: nn.Module, inputs: Inputs, tool: str) -> None:
     """Prove the result of bnprune; see whether that of the peer runs."""
     if tool == "bnprune":
-        size, report = shrinking(lambda x: bnprune.prune(model, x, ratio=RATIO).report, inputs)
-        emit(max_relative_error=report.max_relative_error, verify_seconds=report.seconds["verify"], proof_input=size)
-        emit(status="verified")
+        prove(model, inputs)
         return
     for key, network in (("macs_before", model), ("macs_after", slim)):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             network.eval()(*inputs)
         emit(**{key: counter.get_total_flops() // 2})
     emit(status="pruned")
+
+
+def prove(model: nn.Module, inputs: Inputs) -> nn.Module:
+    """Prune with the proof; return the slim network."""
+    size, result = shrinking(lambda x: bnprune.prune(model, x, ratio=RATIO), inputs)
+    report = result.report
+    emit(max_relative_error=report.max_relative_error, verify_seconds=report.seconds["verify"], proof_input=size)
+    emit(**told_by(report), status="verified")
+    slim: nn.Module = result.model
+    return slim
 
 
 def step(name: str, model: nn.Module, slim: nn.Module) -> None:
@@ -283,19 +319,32 @@ def emit(**fields: Any) -> None:
     print(json.dumps(fields, default=str), flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="torchvision/NAME, timm/NAME or deep/BLOCKS")
-    parser.add_argument("--tool", choices=("bnprune", "peer"), default="bnprune")
-    parser.add_argument("--memory", type=float, default=20, metavar="GIB", help="limit of the process")
-    parser.add_argument("--quick", action="store_true", help="time only: no proof, no training step")
-    args = parser.parse_args()
+def alone(args: argparse.Namespace, log: str) -> None:
+    """Do everything in a process that was forked for it; `log` receives what it prints and says."""
+    sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    limited(args)
+
+
+def limited(args: argparse.Namespace) -> None:
+    """Run with one thread and little memory."""
     limit = int(args.memory * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     run(args)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="torchvision/NAME, timm/NAME or deep/BLOCKS")
+    parser.add_argument("--tool", choices=("bnprune", "peer"), default="bnprune")
+    parser.add_argument("--memory", type=float, default=20, metavar="GIB", help="limit of the process")
+    parser.add_argument("--quick", action="store_true", help="time only: no proof, no training step")
+    parser.add_argument("--untimed", action="store_true", help="prune once, with the proof; measure nothing")
+    limited(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
     pip install -e '.[bench]'
     python scripts/bench_zoo.py zoo --out zoo.json                 # every torchvision network with a BatchNorm
-    python scripts/bench_zoo.py zoo --family timm --no-peer --only 'res2net*' 'dpn*' --out timm.json --resume
+    python scripts/bench_zoo.py zoo --family timm --no-peer --untimed --jobs 2 --out timm.json --resume
     python scripts/bench_zoo.py depth                              # does the time grow linearly with depth?
 
 Every network and tool has a process of its own (`bench_one.py` says what it measures), with one thread, one after the
-other: leave the machine alone meanwhile. The JSON file is written after each, and `--resume` continues it.
+other: leave the machine alone meanwhile. Where nothing but correctness is asked, `--untimed --jobs N` runs several at a
+time. The JSON file is written after each, and `--resume` continues it.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import platform
 import statistics
-import subprocess
-import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
@@ -29,15 +30,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_one import build, kind_of, norms
+from bench_one import WITHOUT, alone, kind_of
 
 TOOLS = ("bnprune", "peer")
 GOOD = ("verified", "pruned", "timed")
 Fields = dict[str, Any]
 
 
-def names_of(family: str, patterns: list[str]) -> Iterator[str]:
-    """Yield the names of networks that contain a BatchNorm, found by building each on the meta device."""
+def names_of(family: str, patterns: list[str]) -> list[str]:
+    """Return the names of a family's networks, with BatchNorm or without."""
     if family == "timm":
         import timm
 
@@ -48,44 +49,61 @@ def names_of(family: str, patterns: list[str]) -> Iterator[str]:
         wanted = family == "quantizable"  # float networks with stubs for quantization
         names = [n for n in models.list_models() if (kind_of(f"torchvision/{n}") == "quantization") == wanted]
         family = "torchvision"
-    for short in names:
-        if patterns and not any(fnmatch(short, pattern) for pattern in patterns):
-            continue
-        try:
-            with torch.device("meta"):
-                model = build(f"{family}/{short}")
-        except Exception:  # noqa: BLE001 - some constructors compute; those that fail here as well are reported later
-            yield f"{family}/{short}"
-            continue
-        if norms(model):
-            yield f"{family}/{short}"
+    return [f"{family}/{n}" for n in names if not patterns or any(fnmatch(n, pattern) for pattern in patterns)]
 
 
-def child(name: str, tool: str, args: argparse.Namespace) -> Fields:
-    """Run `bench_one.py` in a process of its own; return everything it printed, merged."""
-    script = str(Path(__file__).with_name("bench_one.py"))
-    command = [sys.executable, script, name, "--tool", tool, "--memory", str(args.memory)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    started = time.perf_counter()
-    try:
-        done = subprocess.run(
-            command + ["--quick"] * args.quick, capture_output=True, timeout=args.timeout, env=environment, check=False
-        )
-        out, end = done.stdout, {} if not done.returncode else {"status": "failed", "reason": _last(done)}
-    except subprocess.TimeoutExpired as error:
-        out, end = error.stdout or b"", {"status": "timeout", "reason": f"more than {args.timeout} s"}
-    lines = [json.loads(line) for line in out.decode(errors="replace").splitlines() if line.startswith('{"')]
-    fields: Fields = {key: value for line in lines for key, value in line.items()}
-    if "status" not in fields and args.quick and "seconds" in fields:
-        fields["status"] = "timed"
-    if end and fields.get("status") in GOOD:
-        end = {"train": f"{end['status']}: {end['reason']}"}
-    return {**fields, **end, "wall_seconds": round(time.perf_counter() - started, 1)}
+class Job:
+    """One network and tool, in a process of its own that is forked from this one, so that nothing is imported again."""
+
+    def __init__(self, name: str, tool: str, args: argparse.Namespace) -> None:
+        self.name, self.tool = name, tool
+        self._limit = args.timeout
+        self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115 - closed by `finish`
+        self._started = time.perf_counter()
+        one = argparse.Namespace(name=name, tool=tool, memory=args.memory, quick=args.quick, untimed=args.untimed)
+        self._process = multiprocessing.get_context("fork").Process(target=alone, args=(one, self._log.name))
+        self._process.start()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long at most; tell whether the process has ended, or ought to."""
+        self._process.join(seconds)
+        return self._process.exitcode is not None or time.perf_counter() > self._started + self._limit
+
+    def finish(self) -> Fields:
+        """End the process where it has not ended; return everything it printed, merged."""
+        late, code = self._process.exitcode is None, self._process.exitcode
+        if late:
+            self._process.kill()
+            self._process.join()
+        wall = round(time.perf_counter() - self._started, 1)
+        lines = Path(self._log.name).read_text(errors="replace").splitlines()
+        self._log.close()
+        fields: Fields = {k: v for line in lines if line.startswith('{"') for k, v in json.loads(line).items()}
+        if "status" not in fields and "seconds" in fields and not late and not code:
+            fields["status"] = "timed"
+        end = {"status": "timeout", "reason": f"more than {self._limit:g} s"} if late else {}
+        if code:
+            end = {"status": "failed", "reason": f"exit code {code}: {lines[-1][:400] if lines else 'killed'}"}
+        if end and fields.get("status") in GOOD:
+            end = {"train": f"{end['status']}: {end['reason']}"}
+        return {**fields, **end, "wall_seconds": wall}
 
 
-def _last(done: subprocess.CompletedProcess[bytes]) -> str:
-    text = done.stderr.decode(errors="replace").strip()
-    return f"exit code {done.returncode}: {text.splitlines()[-1][:400] if text else 'killed'}"
+def run(tasks: Iterable[tuple[str, str]], args: argparse.Namespace) -> Iterator[tuple[str, str, Fields]]:
+    """Run networks and tools, `--jobs` at a time; yield each with its result when it ends."""
+    running: list[Job] = []
+    for name, tool in tasks:
+        running.append(Job(name, tool, args))
+        while len(running) >= args.jobs:
+            yield from _ended(running)
+    while running:
+        yield from _ended(running)
+
+
+def _ended(running: list[Job]) -> Iterator[tuple[str, str, Fields]]:
+    for job in [job for job in running if job.wait(0.1 / len(running))]:
+        running.remove(job)
+        yield job.name, job.tool, job.finish()
 
 
 def zoo(args: argparse.Namespace) -> None:
@@ -95,16 +113,21 @@ def zoo(args: argparse.Namespace) -> None:
     if (args.resume or args.retry) and out.exists():
         record = json.loads(out.read_text())
     results = record["results"]
+    names, tools = names_of(args.family, args.only), TOOLS if args.peer else TOOLS[:1]
     heads = f"{'seconds':>8} {'peak MB':>8} {'share':>6} {'error':>8}"
     print(f"{'network':44} {'tool':8} {'status':9} {heads}  training step, or what went wrong")
-    for name in names_of(args.family, args.only):
-        for tool in TOOLS if args.peer else TOOLS[:1]:
-            known = results.setdefault(name, {}).get(tool)
-            if known is None or (args.retry and not is_good(known)):
-                results[name][tool] = child(name, tool, args)
-                save(record, out)
-            print(row(name, tool, results[name][tool]), flush=True)
-    summarise(results)
+    known = {(name, tool): results.get(name, {}).get(tool) for name in names for tool in tools}
+    for name, tool, got in run([task for task, got in known.items() if is_open(got, retry=args.retry)], args):
+        results.setdefault(name, {})[tool] = got
+        save(record, out)
+        if got["status"] != WITHOUT:
+            print(row(name, tool, got), flush=True)
+    summarise({name: both for name, both in sorted(results.items()) if both["bnprune"]["status"] != WITHOUT})
+
+
+def is_open(got: Fields | None, *, retry: bool) -> bool:
+    """Tell whether a network is yet to be run."""
+    return got is None or (retry and got["status"] != WITHOUT and not is_good(got))
 
 
 def environment() -> Fields:
@@ -138,13 +161,16 @@ def summarise(results: Fields) -> None:
     for tool in TOOLS:
         counts = Counter(both[tool]["status"] for both in results.values() if tool in both)
         print(f"\n{tool}: {', '.join(f'{count} {status}' for status, count in counts.most_common())}")
-    ours = {name: both["bnprune"] for name, both in results.items() if "seconds" in both.get("bnprune", {})}
+    ours = {name: both["bnprune"] for name, both in results.items() if "share" in both.get("bnprune", {})}
+    bad = {n: f"{b['bnprune']['status']}: {b['bnprune'].get('reason')}" for n, b in results.items() if n not in ours}
+    listed("not pruned", bad)
     listed("the slim network does not train", {n: g["train"] for n, g in ours.items() if g.get("train", "ok") != "ok"})
-    heavy = {n: f"{g['peak_mb']:.0f} MB for {g['slim_mb']:.0f} MB of weights" for n, g in ours.items() if is_heavy(g)}
+    timed = {name: got for name, got in ours.items() if "seconds" in got}
+    heavy = {n: f"{g['peak_mb']:.0f} MB for {g['slim_mb']:.0f} MB of weights" for n, g in timed.items() if is_heavy(g)}
     listed("more memory than 1.2 x the slim weights + 100 MB", heavy)
     short = {n: f"{g['share']:.3f}: {'; '.join(g['refusals'][:2])}" for n, g in ours.items() if g["share"] < 0.45}
     listed("less than 0.45 of the BatchNorm channels removed", short)
-    pairs = {n: (g["seconds"], results[n].get("peer", {})) for n, g in ours.items()}
+    pairs = {n: (g["seconds"], results[n].get("peer", {})) for n, g in timed.items()}
     ratios = {n: mine / peer["seconds"] for n, (mine, peer) in pairs.items() if peer.get("status") in GOOD}
     if ratios:
         middle, worst = statistics.median(ratios.values()), max(ratios, key=lambda name: ratios[name])
@@ -171,12 +197,12 @@ def listed(title: str, entries: dict[str, str]) -> None:
 
 def depth(args: argparse.Namespace) -> None:
     """Time a ResNet of more and more blocks, and fit the growth."""
-    args.quick = True
+    args.quick, args.untimed = True, False
     for tool in TOOLS if args.peer else TOOLS[:1]:
         points = []
         for blocks in args.blocks:
-            got = child(f"deep/{blocks}", tool, args)
-            print(row(f"deep/{blocks}", tool, got), flush=True)
+            [(name, _, got)] = run([(f"deep/{blocks}", tool)], args)
+            print(row(name, tool, got), flush=True)
             if got["status"] in GOOD:
                 points.append((blocks, got["seconds"]))
         if len(points) > 2:
@@ -204,9 +230,11 @@ def main() -> None:
     common.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True, help="run Torch-Pruning, too")
     common.add_argument("--timeout", type=float, default=900, metavar="S", help="per network and tool")
     common.add_argument("--memory", type=float, default=20, metavar="GIB", help="limit of each process")
+    common.add_argument("--jobs", type=int, default=1, metavar="N", help="so many at a time; spoils timings")
     common.add_argument("--quick", action="store_true", help="time only: no proof, no training step")
     verb = verbs.add_parser("zoo", parents=[common], help="prune every network of a family")
     verb.add_argument("--family", choices=("torchvision", "quantizable", "timm"), default="torchvision")
+    verb.add_argument("--untimed", action="store_true", help="prune once, with the proof; measure nothing")
     verb.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="names, with * and ?")
     verb.add_argument("--out", default="zoo.json", metavar="FILE")
     verb.add_argument("--resume", action="store_true", help="keep what FILE has")
@@ -216,6 +244,7 @@ def main() -> None:
     verb.add_argument("--blocks", nargs="+", type=int, default=[50, 100, 200, 500, 1000])
     verb.set_defaults(run=depth)
     args = parser.parse_args()
+    torch.set_num_threads(1)  # forked processes cannot use the threads of this one
     args.run(args)
 
 
