@@ -140,8 +140,11 @@ class Detour:
 
 
 def _decides(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> bool:
-    results = operands((output,), {})
-    exact = any(not is_real(t) for t in results) if results else isinstance(output, bool | int | float)
+    if isinstance(output, torch.Tensor):
+        exact = not is_real(output)
+    else:
+        results = operands((output,), {})
+        exact = any(not is_real(t) for t in results) if results else isinstance(output, bool | int | float)
     return exact and any(map(is_real, operands(args, kwargs)))
 
 

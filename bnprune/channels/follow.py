@@ -8,11 +8,12 @@ which says which channel each element belongs to (`facets`). What the operators 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,7 +25,8 @@ from bnprune.channels.graph import ChannelGraph, GatedNorm, Known, Layer, Record
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 from bnprune.channels.kernels import run_kernel
 from bnprune.channels.macs import macs_of
-from bnprune.channels.modules import module_stack, set_mode, still, walk
+from bnprune.channels.modules import lend, module_stack, still, walk
+from bnprune.channels.numbers import numbers_in
 from bnprune.channels.rules import look_up
 from bnprune.channels.sketch import Sketch
 from bnprune.channels.trees import Inputs, map_tensors, operands, tensors
@@ -122,11 +124,12 @@ class Follower(TorchDispatchMode):
         for tensor in tensors((args, kwargs)):
             facets = constant(self.findings.ids, tensor, why)
             self._remember(tensor, tuple(facet for facet in facets if varying(facet) != (0,)))
-        with still(self.model), module_stack(self.model) as self._stack:
-            set_mode(self.model, training=training, norms=False)
+        resting = still(self.model, training=training, norms=False)
+        with resting as modules, module_stack(modules) as self._stack:
             try:
+                lend(modules, self.named)
                 with self:
-                    output = torch.func.functional_call(self.model, self.named, args, kwargs)
+                    output = self.model(*args, **kwargs)
             except TraceError:
                 raise
             except Exception as error:
@@ -319,7 +322,7 @@ class Follower(TorchDispatchMode):
             axes=axes,
             gammas={**self.findings.gammas, **self._buffer_gammas()},
             layers=layers,
-            counts=self._counts(lambda ids: any(frozen[unit] is None for unit in unit_of[ids].tolist())),
+            counts=self._counts(np.array([why is None for why in frozen])[unit_of]),
             shapes=self.shapes,
             aliases=self.aliases,
             traces=traces,
@@ -331,9 +334,12 @@ class Follower(TorchDispatchMode):
             ),
         )
 
-    def _counts(self, is_free: Callable[[Ids], bool]) -> tuple[Count, ...]:
-        """One count per attribute and size; of several (a recurrent layer's input and state) one that may shrink."""
-        last = sorted(self.findings.counts, key=lambda count: is_free(count.ids))
+    def _counts(self, free: NDArray[np.bool_]) -> tuple[Count, ...]:
+        """One count per attribute and size; of several (a recurrent layer's input and state) one that may shrink.
+
+        `free` tells whether each channel may go, shape (ids,).
+        """
+        last = sorted(self.findings.counts, key=lambda count: bool(free[count.ids].any()))
         return tuple({(count.module, count.attribute, len(count.ids)): count for count in last}.values())
 
     def _settle_views(self) -> None:
@@ -348,9 +354,10 @@ class Follower(TorchDispatchMode):
         """Scale factors of BatchNorms that do not call a BatchNorm operator (frozen ones, with buffers only)."""
         found = {}
         for name, module in self.findings.modules.items():
-            if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+            held = {**module._parameters, **module._buffers}
+            if "running_mean" not in held or isinstance(module, nn.modules.instancenorm._InstanceNorm):
                 continue
-            statistics = [getattr(module, key, None) for key in ("weight", "running_mean", "running_var")]
+            statistics = [held.get(key) for key in ("weight", "running_mean", "running_var")]
             weight = f"{name}.weight".removeprefix(".")
             if all(isinstance(s, torch.Tensor) and s.dim() == 1 for s in statistics) and weight in self.shapes:
                 found[weight] = name
@@ -377,24 +384,3 @@ def _spans(facet: Facet, part: torch.Tensor, whole: torch.Tensor) -> bool:
 
 def _as_ids(axis: Ids | int) -> Ids:
     return np.full(axis, NO_CHANNEL, dtype=np.int64) if isinstance(axis, int) else axis
-
-
-def numbers_in(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[float, ...]:
-    """Return the numbers that go into an elementwise operator or a constant; they must not depend on a width."""
-    if torch.Tag.pointwise not in func.tags and func not in _CONSTANTS:
-        return ()
-    values = [
-        value.item() if isinstance(value, torch.Tensor) and func is _LIFT and value.numel() == 1 else value
-        for value in (*args, *kwargs.values())
-    ]
-    return tuple(float(value) for value in values if isinstance(value, int | float))
-
-
-_LIFT = torch.ops.aten.lift_fresh.default
-_CONSTANTS = {
-    _LIFT,
-    torch.ops.aten.full.default,
-    torch.ops.aten.full_like.default,
-    torch.ops.aten.scalar_tensor.default,
-    torch.ops.aten.fill_.Scalar,
-}

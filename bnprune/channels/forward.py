@@ -8,17 +8,19 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from bnprune.channels.modules import set_mode, still
+from bnprune.channels.modules import still, suppresses_boxes
 from bnprune.channels.trees import Inputs, map_tensors
 
 Found = TypeVar("Found")
 
 
-def lightly(run: Callable[[str], Found]) -> Found:
-    """Call a function with the device "meta", where nothing is computed, or with "cpu" where that will not do.
+def lightly(model: nn.Module, run: Callable[[str], Found]) -> Found:
+    """Call a function that runs `model` on the device "meta", where nothing is computed, or "cpu" if that will not do.
 
     Networks whose control flow depends on data need real tensors.
     """
+    if suppresses_boxes(model):
+        return run("cpu")
     try:
         return run("meta")
     except Exception:  # noqa: BLE001 - whatever meta tensors cannot do, real ones may; if not, that error counts
@@ -37,6 +39,5 @@ def forward(model: nn.Module, inputs: Inputs, *, device: str, training: bool = F
     args, kwargs = map_tensors(lambda tensor: tensor.to(device), inputs)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     copies = {name: tensor.detach().to(device, copy=True) for name, tensor in tensors.items()}
-    with still(model):
-        set_mode(model, training=training)
+    with still(model, training=training):
         return torch.func.functional_call(model, copies, args, kwargs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +18,7 @@ from bnprune.channels.facets import Facets
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One operator call of the trace, to be compared with the same call in the slim network."""
 
     op: str

@@ -43,6 +43,7 @@ class ChannelIds:
     def __init__(self) -> None:
         self._parent: Ids = np.zeros(1024, dtype=np.int64)
         self._count = 1  # id 0 is NO_CHANNEL
+        self._pending: list[tuple[Ids, Ids]] = []  # united when somebody asks: one large operation, not many small
         self._frozen: list[tuple[Ids, Refusal]] = []
 
     def __len__(self) -> int:
@@ -60,26 +61,33 @@ class ChannelIds:
 
     def find(self, ids: Ids) -> Ids:
         """Return the representative of each id, same shape."""
+        if self._pending:
+            left, right = (np.concatenate([ids.ravel() for ids in side]) for side in zip(*self._pending, strict=True))
+            self._pending.clear()
+            self._unite(left, right)
         parent = self._parent
         roots = parent[ids]
-        while True:
+        while True:  # pointer jumping: a chain among `ids` is half as long after every round
             above = parent[roots]
             if np.array_equal(above, roots):
-                break
-            roots = above
-        parent[ids] = roots
-        return roots
+                return roots
+            parent[ids] = above
+            roots = parent[ids]
 
     def unite(self, left: Ids, right: Ids, why: Refusal) -> None:
         """Make `left[i]` and `right[i]` go together for every i.
 
         A channel united with NO_CHANNEL cannot go: it is frozen for the reason `why`.
         """
-        left, right = np.broadcast_arrays(left, right)
+        if left.shape != right.shape:
+            left, right = np.broadcast_arrays(left, right)
         constant = (left == NO_CHANNEL) != (right == NO_CHANNEL)
         if constant.any():
             self.freeze(np.maximum(left, right)[constant], why)
             left, right = left[~constant], right[~constant]
+        self._pending.append((left, right))
+
+    def _unite(self, left: Ids, right: Ids) -> None:
         left, right = self.find(left), self.find(right)
         while True:
             differ = left != right

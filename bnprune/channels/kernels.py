@@ -132,8 +132,10 @@ def _combined(x: Any, y: Any, *_: Any) -> Any:
     if x.shape == y.shape:
         return _empty(x, x.shape) if x.is_contiguous() and y.is_contiguous() else None
     whole = x if x.numel() >= y.numel() else y
-    fits = whole.is_contiguous() and torch.broadcast_shapes(x.shape, y.shape) == whole.shape
-    return _empty(whole, whole.shape) if fits else None
+    part = y if whole is x else x
+    offset = whole.dim() - part.dim()
+    fits = offset >= 0 and all(size in (1, whole.shape[offset + dim]) for dim, size in enumerate(part.shape))
+    return _empty(whole, whole.shape) if fits and whole.is_contiguous() else None
 
 
 _SHORT_CUTS: dict[torch._ops.OpOverload, ShortCut] = {

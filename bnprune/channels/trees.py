@@ -27,18 +27,24 @@ def as_inputs(example_inputs: Any) -> Inputs:
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
     """Return the tree with every tensor replaced."""
+    if isinstance(tree, torch.Tensor):  # a general tree walk takes longer than most operators
+        return function(tree)
     return pytree.tree_map_only(torch.Tensor, function, tree)
 
 
 def operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
     """Return the tensor arguments of an operator: plain, or in a list; faster than a general tree walk."""
     found: list[torch.Tensor] = []
-    for arg in (*args, *kwargs.values()):
-        if isinstance(arg, torch.Tensor):
+    for arg in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(arg, _Tensor):
             found.append(arg)
-        elif isinstance(arg, list | tuple):
-            found.extend(item for item in arg if isinstance(item, torch.Tensor))
+        elif isinstance(arg, _LISTED):
+            found += [item for item in arg if isinstance(item, _Tensor)]
     return found
+
+
+_Tensor = torch.Tensor
+_LISTED = (list, tuple)
 
 
 def tensors(tree: Any, depth: int = 8) -> Iterator[torch.Tensor]:

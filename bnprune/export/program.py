@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from bnprune.channels.modules import set_mode, still
+from bnprune.channels.modules import still
 from bnprune.channels.trees import tensors
 from bnprune.errors import ForwardError, TraceError, first_line
 from bnprune.export.parity import Runner, dtype_of
@@ -36,8 +36,7 @@ def record(model: nn.Module, shape: tuple[int, ...], batch: int | None = None) -
     """
     example = torch.zeros(batch or _ANY, *shape, dtype=dtype_of(model))
     dynamic = None if batch else ({0: Dim("batch")},)
-    with still(model):
-        set_mode(model, training=False)
+    with still(model, training=False):
         try:
             model(example)
         except Exception as error:

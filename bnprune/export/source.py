@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from bnprune.channels.modules import has_hooks, set_mode, still, walk
+from bnprune.channels.modules import has_hooks, still, walk
 from bnprune.errors import TraceError, first_line
 from bnprune.export.parity import dtype_of
 from bnprune.export.variables import reuse_names
@@ -58,8 +58,7 @@ def to_python(model: nn.Module, title: str, weights: str) -> str:
         TraceError: `torch.fx` cannot follow the network, or a layer does not tell how it was made.
     """
     tracer = _Tracer()
-    with still(model):
-        set_mode(model, training=False)
+    with still(model, training=False):
         try:
             graph = tracer.trace(_OneInput(model))
         except Exception as error:

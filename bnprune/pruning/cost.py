@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bnprune.channels.forward import forward, lightly
+from bnprune.channels.modules import parameter_count
 from bnprune.channels.trees import Inputs, as_inputs
 
 
@@ -34,8 +35,8 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
     inputs = as_inputs(example_inputs)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     return Cost(
-        params=sum(parameter.numel() for parameter in model.parameters()),
-        macs=lightly(lambda device: _macs(model, inputs, device)),
+        params=parameter_count(model),
+        macs=lightly(model, lambda device: _macs(model, inputs, device)),
         channels=sum(norm.num_features for norm in norms),
     )
 

@@ -15,7 +15,7 @@ from bnprune.channels.boundaries import GateKind, Gates, untying
 from bnprune.channels.call import Count
 from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.ids import NO_CHANNEL, Refusal
-from bnprune.channels.modules import walk
+from bnprune.channels.modules import parameter_count, walk
 from bnprune.channels.trace import trace
 from bnprune.channels.trees import Inputs, as_inputs
 from bnprune.errors import PruningError, TraceError
@@ -129,7 +129,7 @@ class Draft:
 
     def cost_of(self, kind: TargetKind) -> int:
         """MACs or parameters of the slim network."""
-        return self.macs if kind == "macs" else sum(tensor.numel() for tensor in self.hollow.parameters())
+        return self.macs if kind == "macs" else parameter_count(self.hollow)
 
     @property
     def target(self) -> Target:
@@ -153,8 +153,8 @@ def survey(model: nn.Module, example_inputs: Any, request: Request, gates: Gates
     tensors = dict(named_tensors(model))
     require_finite(graph, tensors)
     scores = CRITERIA[request.criterion](graph, tensors, request.reduce)
-    params = sum(parameter.numel() for parameter in model.parameters())
-    return Survey(graph, with_streams(graph, scores), request, params, time.perf_counter() - started, gates or {})
+    scored = with_streams(graph, scores)
+    return Survey(graph, scored, request, parameter_count(model), time.perf_counter() - started, gates or {})
 
 
 def draft(model: nn.Module, example_inputs: Any, found: Survey) -> Draft:

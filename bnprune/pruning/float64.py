@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bnprune.channels.modules import set_mode, still
+from bnprune.channels.modules import still
 from bnprune.channels.trees import Inputs, map_tensors, tensors
 
 aten = torch.ops.aten
@@ -29,8 +29,7 @@ def run(model: nn.Module, inputs: Inputs, seed: int, watch: Watch, *, lively: bo
     With `lively`, BatchNorms use the statistics of the batch (where it has more than one value per channel).
     """
     args, kwargs = inputs
-    with still(model), _double_defaults(), _Double(seed, watch, lively=lively):
-        set_mode(model, training=False)
+    with still(model, training=False), _double_defaults(), _Double(seed, watch, lively=lively):
         torch.manual_seed(seed)
         return list(tensors(model(*args, **kwargs)))
 

@@ -100,12 +100,12 @@ def sole_norms(model: nn.Module, inputs: Inputs) -> dict[str, str]:
 def _watched(model: nn.Module, inputs: Inputs, *, training: bool) -> _Watch:
     def run(device: str) -> _Watch:
         watch = _Watch()
-        with module_stack(model) as watch.stack, watch:
+        with module_stack(walk(model)) as watch.stack, watch:
             output = forward(model, inputs, device=device, training=training)
         watch.leave(output)
         return watch
 
-    return lightly(run)
+    return lightly(model, run)
 
 
 def fold(slim: nn.Module, folds: Iterable[Fold], gated: Collection[str], dropped: dict[str, torch.Tensor]) -> None:

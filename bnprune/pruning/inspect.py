@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from bnprune.channels.ids import NO_CHANNEL, Refusal
+from bnprune.channels.modules import parameter_count
 from bnprune.channels.trace import Coupling
 from bnprune.pruning.draft import Draft, draft, survey
 from bnprune.pruning.request import Request
@@ -96,7 +97,7 @@ def inspect(
         refusals=drafted.refusals,
         channels=int(graph.gamma_count.sum()),
         prunable=int(graph.gamma_count[prunable].sum()),
-        params=sum(parameter.numel() for parameter in model.parameters()),
+        params=parameter_count(model),
         macs=graph.traces["eval"].macs,
         notes=graph.notes,
     )

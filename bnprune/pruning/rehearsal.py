@@ -23,12 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bnprune.channels.call import Count
 from bnprune.channels.decisions import DETOURS, Detour, is_real
 from bnprune.channels.facets import Facet, varying
-from bnprune.channels.follow import numbers_in
 from bnprune.channels.graph import ChannelGraph, Record, Trace
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 from bnprune.channels.kernels import run_kernel
 from bnprune.channels.macs import macs_of
-from bnprune.channels.modules import module_stack, set_mode, still
+from bnprune.channels.modules import module_stack, still
+from bnprune.channels.numbers import numbers_in
 from bnprune.channels.trees import Inputs, map_tensors, operands, tensors
 from bnprune.errors import first_line
 from bnprune.pruning.attributes import Attributes
@@ -99,8 +99,8 @@ def rehearse(
     for mode, followed in graph.traces.items():
         stage = _Stage(graph, followed, removed, {*kept, *found}, Attributes(slim, known), real=real)
         stage.detour = Detour(DETOURS[mode]) if mode in DETOURS else None
-        with still(slim), module_stack(slim, strangers) as stage.stack:
-            set_mode(slim, training=mode == "train", norms=False)
+        resting = still(slim, training=mode == "train", norms=False)
+        with resting as modules, module_stack(modules, strangers) as stage.stack:
             try:
                 with stage, _Elsewhere(device) if elsewhere else nullcontext():
                     slim(*args, **kwargs)
@@ -148,6 +148,7 @@ class _Stage(TorchDispatchMode):
         self.real = real
         self.elsewhere = graph.real and not real
         self.removed = removed
+        self._stays = ~removed[graph.unit_of]  # by channel id
         self.settled = settled
         self.attributes = attributes
         self.mends: dict[tuple[str, str], Count] = {}
@@ -237,10 +238,11 @@ class _Stage(TorchDispatchMode):
         return tuple(sizes)
 
     def _kept_sizes(self, facet: Facet) -> dict[int, int] | None:
-        mask = ~self.removed[self.graph.units(facet.numpy())]
+        mask = self._stays[facet.numpy()]
         dims = varying(facet)
-        if not dims:
-            return {} if mask.all() else None
+        if len(dims) < 2:
+            left = int(mask.sum())
+            return dict.fromkeys(dims, left) if dims or left else None
         lines = {dim: mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim)) for dim in dims}
         sizes = {dim: int(line.sum()) for dim, line in lines.items()}
         return sizes if int(mask.sum()) == int(np.prod(list(sizes.values()), dtype=np.int64)) else None
@@ -279,7 +281,7 @@ class _Stage(TorchDispatchMode):
         return [self._mended[key]]
 
     def _count(self, ids: Ids) -> int:
-        return int((~self.removed[self.graph.units(ids)]).sum())
+        return int(self._stays[ids].sum())
 
     def _keep(self, record: Record, reason: str) -> None:
         why = Refusal(

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from bnprune.channels.ids import Refusal
+from bnprune.channels.modules import parameter_count
 from bnprune.channels.trace import MADE_UP
 from bnprune.errors import CheckpointError, first_line
 from bnprune.pruning.cost import Cost, cost
@@ -17,7 +18,7 @@ from bnprune.pruning.draft import Draft, Target
 from bnprune.pruning.gates import gated_name
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.request import TARGETS, TargetKind
-from bnprune.pruning.surgery import apply, carve, require_bare
+from bnprune.pruning.surgery import apply, carve, require_bare, require_plan_fits
 from bnprune.pruning.verify import Verification
 
 
@@ -46,7 +47,7 @@ class Report:
     params_before: int
     params_after: int
     macs_before: int
-    """Multiply-accumulates for the example input as given (its batch included)."""
+    """Multiply-accumulates for the example input as given (its batch included); `notes` say if they depend on data."""
     macs_after: int
     max_relative_error: float | None
     """Of the float64 proof; None where it was not asked for."""
@@ -73,8 +74,8 @@ def make_report(
         ratio_realised=drafted.ratio,
         channels_before=before,
         channels_after=after,
-        params_before=sum(p.numel() for p in model.parameters()),
-        params_after=sum(p.numel() for p in drafted.hollow.parameters()),
+        params_before=parameter_count(model),
+        params_after=parameter_count(drafted.hollow),
         macs_before=graph.traces["eval"].macs,
         macs_after=drafted.macs,
         max_relative_error=None if verification is None else verification.max_relative_error,
@@ -114,6 +115,7 @@ def foresee(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> Report:
         CheckpointError: It is damaged.
     """
     require_bare(model)
+    require_plan_fits(plan, model)
     hollow = carve(plan, model)
     before, after = cost(model, example_inputs), _cost_of(hollow, plan, model, example_inputs)
     channels = plan.realised.get("channels", {"before": before.channels, "after": after.channels})

@@ -70,6 +70,7 @@ def apply(plan: PruningPlan, model: nn.Module) -> nn.Module:
         CheckpointError: The plan is damaged.
     """
     require_bare(model)
+    require_plan_fits(plan, model)
     slim = fill(carve(plan, model), plan, model)
     remember(slim, model, plan)
     return slim
@@ -91,7 +92,10 @@ def plans_of(model: nn.Module) -> tuple[PruningPlan, ...]:
 
 
 def carve(plan: PruningPlan, model: nn.Module) -> nn.Module:
-    """Return the slim network without weights: its parameters and buffers are on the meta device."""
+    """Return the slim network without weights: its parameters and buffers are on the meta device.
+
+    A plan that was not made for this very network has to pass `require_plan_fits` before.
+    """
     keeps = _keeps(plan)
 
     def hollow(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -125,7 +129,6 @@ def fill(slim: nn.Module, plan: PruningPlan, model: nn.Module) -> nn.Module:
 
 def _copy(plan: PruningPlan, model: nn.Module, make: Callable[[str, torch.Tensor], torch.Tensor]) -> nn.Module:
     """Copy the structure of a network with other tensors in it, and set the attributes of the plan."""
-    require_plan_fits(plan, model)
     tensors = dict(named_tensors(model))
     memo: dict[int, Any] = {id(tensor): _like(tensor, make(name, tensor)) for name, tensor in tensors.items()}
     try:
@@ -145,7 +148,7 @@ def _copy(plan: PruningPlan, model: nn.Module, make: Callable[[str, torch.Tensor
 
 
 def _twin(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Copy a module as `copy.deepcopy` does, without its price for the empty containers that every module has."""
+    """Copy a module as `copy.deepcopy` does, without its price for what every module has: flags, empty containers."""
     cls: Any = type(module)
     before = module.__getstate__() if _is_plain(cls) and id(module) not in memo else None
     if not isinstance(before, dict):
@@ -157,12 +160,17 @@ def _twin(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     for name, value in before.items():
         if name == "_modules":
             state[name] = {key: None if child is None else _twin(child, memo) for key, child in value.items()}
-        elif type(value) in (dict, OrderedDict) and not value:
+        elif type(value) in (dict, OrderedDict, set) and not value:
             state[name] = type(value)()
+        elif type(value) in _ATOMS or (type(value) is tuple and all(type(item) in _ATOMS for item in value)):
+            state[name] = value
         else:
             state[name] = copy.deepcopy(value, memo)
     twin.__setstate__(state)
     return cast("nn.Module", twin)
+
+
+_ATOMS = frozenset({bool, int, float, str, type(None)})
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,6 +37,19 @@ def test_units_are_the_connected_components(case) -> None:
                 reached.add(node)
                 queue.append(node)
         assert {node for node in neighbours if units[node] == units[start]} == reached
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_a_long_chain_of_unions_is_one_unit_per_channel(step: int) -> None:
+    """A deep residual stream: every block's channels are united with those of the block before."""
+    ids = ChannelIds()
+    blocks = [ids.new(3).numpy() for _ in range(1500)]
+    for index in range(len(blocks) - 1)[::step]:
+        ids.unite(blocks[index], blocks[index + 1], WHY)
+    roots = ids.find(blocks[-1])
+    assert (roots == blocks[0]).all(), "what is asked for in between is up to date"
+    units, _ = ids.units()
+    assert len(np.unique(units)) == 1 + 3
 
 
 def test_meeting_no_channel_freezes_and_does_not_unite() -> None:

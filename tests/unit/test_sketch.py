@@ -122,6 +122,8 @@ def test_macs_of_a_report_are_counted_on_the_inputs_and_those_of_a_plan_called_m
     result = bnprune.prune(net, X, ratio=0.5)
     assert (result.report.macs_before, result.report.macs_after) == (counted(net, X), counted(result.model, X))
     assert any("those of the example inputs" in note for note in result.report.notes)
+    unproven = bnprune.prune(net, X, ratio=0.5, proof=False)  # nothing has run on values
+    assert any("made-up" in note for note in unproven.report.notes)
     assert any("made-up" in note for note in trace(net, X).notes)
 
 

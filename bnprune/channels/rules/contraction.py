@@ -80,7 +80,8 @@ def _by_group(
     call: Call, ids: torch.Tensor, own: torch.Tensor | None, transposed: bool, groups: int, co: int
 ) -> torch.Tensor | None:
     leaders = ids[:, :1]
-    call.unite(ids, leaders)
+    if ids.shape[1] > 1:
+        call.unite(ids, leaders)
     if own is not None:
         call.unite(own.view(groups, -1), leaders)
     call.count("groups", leaders.reshape(-1))
