@@ -368,7 +368,7 @@ class Follower(TorchDispatchMode):
         for work in self.findings.work:
             if work.layer and work.site not in seen:
                 seen.add(work.site)
-                kind = "linear" if isinstance(self.model.get_submodule(work.site), nn.Linear) else "conv"
+                kind = "linear" if isinstance(self.findings.modules.get(work.site), nn.Linear) else "conv"
                 yield Layer(work.site, kind, _as_ids(work.outputs))
         for name, module in self.findings.gammas.items():
             ids = self.findings.axes.get((name, 0))

@@ -75,7 +75,7 @@ def run_prune(
         if request.dry_run:
             require_cut(drafted)
             plan = describe_plan(drafted)
-            _show(request, make_report(drafted, plan, source.model, None, {}), plan)
+            _show(request, make_report(drafted, plan, None, {}), plan)
             return
         result = carry_out(drafted, source.model, source.inputs)
     done: tuple[Compensation, ...] = ()

@@ -225,9 +225,10 @@ def _attributes(
     graph: ChannelGraph, model: nn.Module, removed: Mask, sizes: Sequence[Count]
 ) -> dict[str, dict[str, Size]]:
     changed: dict[str, dict[str, Size]] = {}
+    stays = ~removed[graph.unit_of]  # by channel id
     modules = dict(model.named_modules(remove_duplicate=False))
     for count in (*_widths(graph, modules), *graph.counts, *sizes):
-        kept = int((~removed[graph.units(count.ids)]).sum())
+        kept = int(stays[count.ids].sum())
         name, _, index = count.attribute.removesuffix("]").partition("[")
         before = getattr(modules[count.module], name, None)
         if kept == len(count.ids):
@@ -246,4 +247,4 @@ def _widths(graph: ChannelGraph, modules: Mapping[str, nn.Module]) -> Iterator[C
         if len(graph.shapes[name]) == 1:
             owner = name.rpartition(".")[0]
             module = modules[owner]
-            yield from (Count(owner, attribute, ids) for attribute in _WIDTHS if hasattr(module, attribute))
+            yield from (Count(owner, attribute, ids) for attribute in _WIDTHS if attribute in vars(module))

@@ -134,7 +134,7 @@ def carry_out(drafted: Draft, model: nn.Module, example_inputs: Any, *, proof: b
         "surgery": cut - started,
         "verify": time.perf_counter() - cut,
     }
-    report = make_report(drafted, plan, model, verification, seconds)
+    report = make_report(drafted, plan, verification, seconds)
     return PruningResult(slim, plan, recounted(report, model, slim, example_inputs) if proof else report)
 
 

@@ -61,7 +61,6 @@ class Report:
 def make_report(
     drafted: Draft,
     plan: PruningPlan,
-    model: nn.Module,
     verification: Verification | None,
     seconds: Mapping[str, float],
 ) -> Report:
@@ -74,7 +73,7 @@ def make_report(
         ratio_realised=drafted.ratio,
         channels_before=before,
         channels_after=after,
-        params_before=parameter_count(model),
+        params_before=drafted.survey.params,
         params_after=parameter_count(drafted.hollow),
         macs_before=graph.traces["eval"].macs,
         macs_after=drafted.macs,

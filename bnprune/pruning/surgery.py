@@ -118,8 +118,9 @@ def fill(slim: nn.Module, plan: PruningPlan, model: nn.Module) -> nn.Module:
     if any(weakref.getweakrefcount(tensor) for tensor in tensors.values()):
         return _copy(plan, model, piece)  # recurrent layers hold weak references, which cannot be swapped
     gated, folded = {gate.at for gate in plan.gates}, {entry.bias for entry in plan.folds}
-    dropped = {name: piece(name, tensor) for name, tensor in named_tensors(model) if name in folded}
-    for name, tensor in named_tensors(model):
+    originals = dict(named_tensors(model))
+    dropped = {name: piece(name, originals[name]) for name in folded}
+    for name, tensor in originals.items():
         if name not in folded:
             torch.utils.swap_tensors(tensors[gated_name(name, gated)], _like(tensor, piece(name, tensor)))
     install(plan.gates, slim, model)
@@ -136,14 +137,17 @@ def _copy(plan: PruningPlan, model: nn.Module, make: Callable[[str, torch.Tensor
     except Exception as error:
         why = _computed_tensor(model) or f"{type(error).__name__}: {error}"
         raise PruningError(f"the network cannot be copied: {why}") from error
+    modules = walk(slim)
     for module_name, values in plan.attributes.items():
-        module = slim.get_submodule(module_name)
+        module = modules.get(module_name) or slim.get_submodule(module_name)  # a shared one has several names
         for attribute, value in values.items():
             listed = isinstance(getattr(module, attribute, None), list)
             setattr(module, attribute, [*value] if listed and isinstance(value, tuple) else value)
     install(plan.gates, slim, model)
-    dropped = {name: tensor for name, tensor in named_tensors(slim) if name in {entry.bias for entry in plan.folds}}
-    fold(slim, plan.folds, {gate.at for gate in plan.gates}, dropped)
+    if plan.folds:
+        folded = {entry.bias for entry in plan.folds}
+        dropped = {name: tensor for name, tensor in named_tensors(slim) if name in folded}
+        fold(slim, plan.folds, {gate.at for gate in plan.gates}, dropped)
     return slim
 
 
