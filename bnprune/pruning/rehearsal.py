@@ -240,9 +240,10 @@ class _Stage(TorchDispatchMode):
     def _kept_sizes(self, facet: Facet) -> dict[int, int] | None:
         mask = self._stays[facet.numpy()]
         dims = varying(facet)
-        if len(dims) < 2:
-            left = int(mask.sum())
-            return dict.fromkeys(dims, left) if dims or left else None
+        if not dims:
+            return {} if mask.all() else None
+        if len(dims) == 1:
+            return {dims[0]: int(mask.sum())}
         lines = {dim: mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim)) for dim in dims}
         sizes = {dim: int(line.sum()) for dim, line in lines.items()}
         return sizes if int(mask.sum()) == int(np.prod(list(sizes.values()), dtype=np.int64)) else None

@@ -107,3 +107,15 @@ def test_rows_written_by_an_index_keep_their_channels_apart() -> None:
     result = bnprune.prune(model, noise(4, 3, 8, 8), ratio=0.5)
     assert result.report.ratio_realised == 0.5
     assert result.model.a[1].num_features == result.model.b[1].num_features == 4
+
+
+def test_rows_that_nothing_picks_have_no_channels_to_miss() -> None:
+    """A detector that finds nothing while it is traced is cut like one that does (FCOS, RetinaNet)."""
+
+    def forward(n: Net, x: torch.Tensor) -> torch.Tensor:
+        rows = n.b(n.a(x)).flatten(2).transpose(1, 2)[0]
+        places = (rows.sum(1) > 1e6).nonzero().flatten()
+        return torch.cat([rows, rows[places]])
+
+    model = lively(Net(forward, a=conv_bn(3, 8), b=nn.Conv2d(8, 4, 1))).double()
+    assert bnprune.prune(model, noise(1, 3, 8, 8), ratio=0.5).report.ratio_realised == 0.5
