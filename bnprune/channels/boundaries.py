@@ -88,6 +88,18 @@ def worth_a_gate(
     return {b.site: b.kind for b in able if ((crowd > 1) | stuck)[unit_of[b.ids]].any()}
 
 
+def freed(
+    boundaries: Sequence[Boundary],
+    unit_of: Ids,
+    stuck: NDArray[np.bool_],
+    modules: Mapping[str, nn.Module],
+    operators: Operators,
+) -> int:
+    """Count the BatchNorm channels that must stay with their stream, and could go behind gates (`worth_a_gate`)."""
+    able = [b for b in _able(boundaries, modules, operators) if not b.grouped]
+    return sum(int(stuck[unit_of[boundary.ids]].sum()) for boundary in able)
+
+
 def untying(
     boundaries: Sequence[Boundary],
     unit_of: Ids,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from bnprune.channels.boundaries import GateKind, Gates, untying
+from bnprune.channels.boundaries import Boundary, GateKind, Gates, Operators, freed, untying
 from bnprune.channels.call import Count
 from bnprune.channels.graph import ChannelGraph
-from bnprune.channels.ids import NO_CHANNEL, Refusal
+from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 from bnprune.channels.modules import parameter_count, walk
 from bnprune.channels.trace import trace
 from bnprune.channels.trees import Inputs, as_inputs
@@ -29,6 +29,8 @@ from bnprune.pruning.steps import Candidates, Mask, candidates, own_ratios
 from bnprune.pruning.surgery import carve, fill, named_tensors
 from bnprune.pruning.tally import Tally
 
+_NOTEWORTHY = 0.02
+"""Share of the BatchNorm channels that is worth a word."""
 _COARSE = 0.015
 """Distance below a cost target, as a share of the whole cost, that the report explains."""
 
@@ -74,6 +76,8 @@ class Draft:
     seconds: float = 0.0
     latency_ms: float | None = None
     """Of the slim network, where the target was a latency."""
+    gateable: int = 0
+    """BatchNorm channels that stay, and could go behind gates."""
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
@@ -84,7 +88,7 @@ class Draft:
     def notes(self) -> tuple[str, ...]:
         """What is worth knowing about how the request was met."""
         kind, requested, realised = self.target.kind, self.target.requested, self.target.realised
-        notes = []
+        notes = list(self.advice)
         own = self._own_ratios()
         if self.survey.untied:
             notes.append(
@@ -101,6 +105,14 @@ class Draft:
                     f"layer_ratios: {name}: {got:.3f} of it went, asked {asked:g}: other constraints forbid more"
                 )
         return tuple(notes)
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What would let more channels go."""
+        if self.gateable <= _NOTEWORTHY * self.survey.graph.gamma_count.sum():
+            return ()
+        many = f"{self.gateable} BatchNorm channels"
+        return (f"{many} stay only because their stream must: with coupling 'gates' they could go",)
 
     @property
     def _is_least(self) -> bool:
@@ -174,7 +186,7 @@ def draft(model: nn.Module, example_inputs: Any, found: Survey) -> Draft:
     best = _best(course)
     if not best.removed.any() and not found.untied:
         best = _untied(course, example_inputs) or best
-    return replace(best, seconds=time.perf_counter() - started)
+    return replace(best, seconds=time.perf_counter() - started, gateable=course.gateable(best))
 
 
 def _untied(course: _Course, example_inputs: Any) -> Draft | None:
@@ -279,9 +291,19 @@ class _Course:
 
     def untying(self) -> dict[str, GateKind]:
         """Return gates that would take apart streams in which something must stay."""
+        return untying(*self._crossings())
+
+    def _crossings(self) -> tuple[Sequence[Boundary], Ids, Mask, Mapping[str, nn.Module], Operators]:
         graph, passed = self.found.graph, self.found.graph.traces["eval"]
         operators = passed.operators_in({boundary.site for boundary in passed.boundaries})
-        return untying(passed.boundaries, graph.unit_of, self._stuck(), walk(self.model), operators)
+        return passed.boundaries, graph.unit_of, self._stuck(), walk(self.model), operators
+
+    def gateable(self, drafted: Draft) -> int:
+        """Count the BatchNorm channels that stay in a draft without gates, and could go behind some."""
+        survey = drafted.survey
+        if survey.request.coupling == "gates" or survey.untied or not self._stuck()[survey.graph.gamma_count > 0].any():
+            return 0
+        return freed(*self._crossings())
 
     def dividing(self) -> dict[str, GateKind]:
         """Return those gates that stand between a stream that must stay and channels that may go."""
@@ -333,7 +355,7 @@ def require_cut(drafted: Draft) -> None:
     Raises:
         PruningError: Nothing can be pruned, or the ratio is too small for a channel to go.
     """
-    require_prunable(drafted.survey.graph, drafted.chosen)
+    require_prunable(drafted.survey.graph, drafted.chosen, drafted.advice)
     if not drafted.plan.cuts:
         kind, value = drafted.survey.request.target
         count = drafted.channels[0]

@@ -99,7 +99,7 @@ def inspect(
         prunable=int(graph.gamma_count[prunable].sum()),
         params=parameter_count(model),
         macs=graph.traces["eval"].macs,
-        notes=graph.notes,
+        notes=(*graph.notes, *drafted.advice),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,8 +116,8 @@ def shortfall(
     ]
 
 
-def require_prunable(graph: ChannelGraph, chosen: Candidates) -> None:
-    """Say why nothing can be pruned, if so.
+def require_prunable(graph: ChannelGraph, chosen: Candidates, advice: Sequence[str] = ()) -> None:
+    """Say why nothing can be pruned, if so, and what would help.
 
     Raises:
         PruningError: There is no BatchNorm, or all of its channels must stay.
@@ -136,7 +136,9 @@ def require_prunable(graph: ChannelGraph, chosen: Candidates) -> None:
     if len(reasons) > len(shown):
         shown.append(f"  and {len(reasons) - len(shown)} more")
     listed = "\n".join(shown) or "  every layer has a single channel"
-    raise PruningError(f"nothing can be pruned: every BatchNorm channel must stay.\n{listed}")
+    raise PruningError(
+        f"nothing can be pruned: every BatchNorm channel must stay.\n{listed}" + "".join(f"\n{a}" for a in advice)
+    )
 
 
 NO_GAMMA = "has no BatchNorm scale factor to rank its channels by"

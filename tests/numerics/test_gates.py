@@ -168,9 +168,11 @@ def test_what_a_stream_cannot_give_up_its_layers_still_can() -> None:
 
         return lively(Net(forward, a=branch(), b=branch()))
 
-    assert bnprune.inspect(model(), torch.zeros(SHAPE)).prunable == 0
-    assert bnprune.inspect(model(), torch.zeros(SHAPE), coupling="gates").prunable == 16
-    with pytest.raises(bnprune.PruningError, match="output of the network"):
+    shared, gated = (bnprune.inspect(model(), torch.zeros(SHAPE), coupling=c) for c in ("shared", "gates"))
+    assert (shared.prunable, gated.prunable) == (0, 16)
+    assert "16 BatchNorm channels stay only because their stream must" in shared.notes[0]
+    assert not gated.notes
+    with pytest.raises(bnprune.PruningError, match="output of the network[^$]*with coupling 'gates' they could go"):
         bnprune.prune(model(), torch.zeros(SHAPE), ratio=0.5)
     result = bnprune.prune(model(), torch.zeros(SHAPE), ratio=0.5, coupling="gates")
     assert result.report.ratio_realised == 0.5
