@@ -319,11 +319,10 @@ def emit(**fields: Any) -> None:
     print(json.dumps(fields, default=str), flush=True)
 
 
-def alone(args: argparse.Namespace, log: str) -> None:
-    """Do everything in a process that was forked for it; `log` receives what it prints and says."""
-    sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(sink, 1)
-    os.dup2(sink, 2)
+def alone(args: argparse.Namespace, *logs: str) -> None:
+    """Do everything in a process that was forked for it; two files receive its standard output and error."""
+    for stream, log in enumerate(logs, start=1):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_TRUNC), stream)
     limited(args)
 
 
@@ -344,7 +343,10 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=20, metavar="GIB", help="limit of the process")
     parser.add_argument("--quick", action="store_true", help="time only: no proof, no training step")
     parser.add_argument("--untimed", action="store_true", help="prune once, with the proof; measure nothing")
-    limited(parser.parse_args())
+    args = parser.parse_args()
+    if args.untimed and args.tool == "peer":
+        parser.error("--untimed is about proofs, which the peer has none of")
+    limited(args)
 
 
 if __name__ == "__main__":

@@ -58,10 +58,12 @@ class Job:
     def __init__(self, name: str, tool: str, args: argparse.Namespace) -> None:
         self.name, self.tool = name, tool
         self._limit = args.timeout
-        self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115 - closed by `finish`
+        self._logs = [tempfile.NamedTemporaryFile() for _ in range(2)]  # noqa: SIM115 - closed by `finish`
         self._started = time.perf_counter()
         one = argparse.Namespace(name=name, tool=tool, memory=args.memory, quick=args.quick, untimed=args.untimed)
-        self._process = multiprocessing.get_context("fork").Process(target=alone, args=(one, self._log.name))
+        self._process = multiprocessing.get_context("fork").Process(
+            target=alone, args=(one, *(log.name for log in self._logs))
+        )
         self._process.start()
 
     def wait(self, seconds: float) -> bool:
@@ -76,15 +78,19 @@ class Job:
             self._process.kill()
             self._process.join()
         wall = round(time.perf_counter() - self._started, 1)
-        lines = Path(self._log.name).read_text(errors="replace").splitlines()
-        self._log.close()
-        fields: Fields = {k: v for line in lines if line.startswith('{"') for k, v in json.loads(line).items()}
-        if "status" not in fields and "seconds" in fields and not late and not code:
-            fields["status"] = "timed"
-        end = {"status": "timeout", "reason": f"more than {self._limit:g} s"} if late else {}
-        if code:
-            end = {"status": "failed", "reason": f"exit code {code}: {lines[-1][:400] if lines else 'killed'}"}
-        if end and fields.get("status") in GOOD:
+        printed, said = (Path(log.name).read_text(errors="replace").splitlines() for log in self._logs)
+        for log in self._logs:
+            log.close()
+        lines = [line for line in printed if line.startswith('{"') and line.endswith("}")]
+        fields: Fields = {key: value for line in lines for key, value in json.loads(line).items()}
+        end: Fields = {}
+        if late:
+            end = {"status": "timeout", "reason": f"more than {self._limit:g} s"}
+        elif code:
+            end = {"status": "failed", "reason": f"exit code {code}: {said[-1][:400] if said else 'killed'}"}
+        elif "status" not in fields:
+            end = {"status": "timed"} if "seconds" in fields else {"status": "failed", "reason": "no result"}
+        if end.get("reason") and fields.get("status") in GOOD:
             end = {"train": f"{end['status']}: {end['reason']}"}
         return {**fields, **end, "wall_seconds": wall}
 
@@ -122,7 +128,9 @@ def zoo(args: argparse.Namespace) -> None:
         save(record, out)
         if got["status"] != WITHOUT:
             print(row(name, tool, got), flush=True)
-    summarise({name: both for name, both in sorted(results.items()) if both["bnprune"]["status"] != WITHOUT})
+    summarise(
+        {name: both for name, both in sorted(results.items()) if all(b["status"] != WITHOUT for b in both.values())}
+    )
 
 
 def is_open(got: Fields | None, *, retry: bool) -> bool:
@@ -162,7 +170,8 @@ def summarise(results: Fields) -> None:
         counts = Counter(both[tool]["status"] for both in results.values() if tool in both)
         print(f"\n{tool}: {', '.join(f'{count} {status}' for status, count in counts.most_common())}")
     ours = {name: both["bnprune"] for name, both in results.items() if "share" in both.get("bnprune", {})}
-    bad = {n: f"{b['bnprune']['status']}: {b['bnprune'].get('reason')}" for n, b in results.items() if n not in ours}
+    theirs = {name: both["bnprune"] for name, both in results.items() if "bnprune" in both and name not in ours}
+    bad = {name: f"{got['status']}: {got.get('reason')}" for name, got in theirs.items()}
     listed("not pruned", bad)
     listed("the slim network does not train", {n: g["train"] for n, g in ours.items() if g.get("train", "ok") != "ok"})
     timed = {name: got for name, got in ours.items() if "seconds" in got}
@@ -244,6 +253,8 @@ def main() -> None:
     verb.add_argument("--blocks", nargs="+", type=int, default=[50, 100, 200, 500, 1000])
     verb.set_defaults(run=depth)
     args = parser.parse_args()
+    if args.peer and getattr(args, "untimed", False):
+        parser.error("--untimed is about proofs, which the peer has none of: add --no-peer")
     torch.set_num_threads(1)  # forked processes cannot use the threads of this one
     args.run(args)
 

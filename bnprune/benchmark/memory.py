@@ -52,4 +52,4 @@ def peak_memory(model: nn.Module, inputs: torch.Tensor) -> int:
             forward(model, as_inputs(inputs.to(device, copy=True)), device=device)
         return alive.peak
 
-    return lightly(model, run)
+    return lightly(run)

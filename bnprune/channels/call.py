@@ -134,9 +134,8 @@ class Call:
 
     def side(self, weight: torch.Tensor, dim: int) -> torch.Tensor | None:
         """Return the channel ids along one side of a weight; one that was computed has channels along others, too."""
-        name = self.findings.names.get(id(weight))
-        if name is not None:
-            return self._named_axis(name, weight, dim)
+        if id(weight) in self.findings.names:
+            return self.axis(weight, dim)
         return self.axis(weight, dim, passing=[other for other in range(weight.dim()) if other != dim])
 
     def _named_axis(self, name: str, tensor: torch.Tensor, dim: int) -> torch.Tensor | None:

@@ -127,8 +127,7 @@ class Follower(TorchDispatchMode):
         resting = still(self.model, training=training, norms=False)
         with resting as modules, module_stack(modules) as self._stack:
             try:
-                lend(modules, self.named)
-                with self:
+                with lend(modules, self.named), self:
                     output = self.model(*args, **kwargs)
             except TraceError:
                 raise

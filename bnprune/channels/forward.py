@@ -8,19 +8,17 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from bnprune.channels.modules import still, suppresses_boxes
+from bnprune.channels.modules import still
 from bnprune.channels.trees import Inputs, map_tensors
 
 Found = TypeVar("Found")
 
 
-def lightly(model: nn.Module, run: Callable[[str], Found]) -> Found:
-    """Call a function that runs `model` on the device "meta", where nothing is computed, or "cpu" if that will not do.
+def lightly(run: Callable[[str], Found]) -> Found:
+    """Call a function with the device "meta", where nothing is computed, or with "cpu" where that will not do.
 
     Networks whose control flow depends on data need real tensors.
     """
-    if suppresses_boxes(model):
-        return run("cpu")
     try:
         return run("meta")
     except Exception:  # noqa: BLE001 - whatever meta tensors cannot do, real ones may; if not, that error counts

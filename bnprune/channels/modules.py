@@ -55,8 +55,7 @@ def still(model: nn.Module, *, training: bool, norms: bool = True) -> Iterator[d
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             yield modules
     finally:
-        for live, keys, values in before:
-            _restore(live, keys, values)
+        _restore(before)
 
 
 def mode_matters(model: nn.Module) -> bool:
@@ -134,25 +133,45 @@ def _containers(outer: Iterable[_Container]) -> list[tuple[_Container, tuple[Any
     return found
 
 
-def _restore(live: _Container, keys: tuple[Any, ...], values: tuple[Any, ...]) -> None:
+def _restore(before: Iterable[tuple[_Container, tuple[Any, ...], tuple[Any, ...]]]) -> None:
+    """Put everything back, also where one container will not have it."""
+    failure: Exception | None = None
+    for live, keys, values in before:
+        try:
+            _restore_one(live, keys, values)
+        except Exception as error:  # noqa: BLE001 - it is raised below
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+def _restore_one(live: _Container, keys: tuple[Any, ...], values: tuple[Any, ...]) -> None:
     if isinstance(live, list):
-        live[:] = values
+        if len(live) != len(values) or not all(map(operator.is_, live, values)):
+            live[:] = values
     elif len(live) != len(keys) or tuple(live) != keys or not all(map(operator.is_, live.values(), values)):
         live.clear()
         live.update(zip(keys, values, strict=True))
 
 
-def lend(modules: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put tensors in the place of parameters and buffers, until `still` undoes it.
+@contextmanager
+def lend(modules: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Put tensors in the place of parameters and buffers, and those back afterwards.
 
-    `tensors` has one for every name, also of those that appear more than once.
-    As `torch.func.functional_call` does, in a fraction of the time.
+    `tensors` has one for every name, also of those that appear more than once. Like `torch.func.functional_call` in a
+    fraction of the time, except that a buffer which the block reassigns does not stay so.
     """
-    for prefix, module in modules.items():
-        for held in (module._parameters, module._buffers):
+    places = [(held, prefix) for prefix, module in modules.items() for held in (module._parameters, module._buffers)]
+    own: list[tuple[dict[str, Any], dict[str, Any]]] = [(held, dict(held)) for held, _ in places if held]
+    try:
+        for held, prefix in places:
             for name, tensor in held.items():
                 if tensor is not None:
                     held[name] = tensors[f"{prefix}.{name}" if prefix else name]  # type: ignore[assignment]
+        yield
+    finally:
+        for held, before in own:
+            held.update(before)
 
 
 @contextmanager

@@ -36,14 +36,13 @@ def operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Ten
     """Return the tensor arguments of an operator: plain, or in a list; faster than a general tree walk."""
     found: list[torch.Tensor] = []
     for arg in (*args, *kwargs.values()) if kwargs else args:
-        if isinstance(arg, _Tensor):
+        if isinstance(arg, torch.Tensor):
             found.append(arg)
         elif isinstance(arg, _LISTED):
-            found += [item for item in arg if isinstance(item, _Tensor)]
+            found += [item for item in arg if isinstance(item, torch.Tensor)]
     return found
 
 
-_Tensor = torch.Tensor
 _LISTED = (list, tuple)
 
 

@@ -36,7 +36,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     return Cost(
         params=parameter_count(model),
-        macs=lightly(model, lambda device: _macs(model, inputs, device)),
+        macs=lightly(lambda device: _macs(model, inputs, device)),
         channels=sum(norm.num_features for norm in norms),
     )
 

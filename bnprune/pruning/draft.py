@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from bnprune.channels.boundaries import Boundary, GateKind, Gates, Operators, freed, untying
+from bnprune.channels.boundaries import Boundary, GateKind, Gates, Operators, gateable, untying
 from bnprune.channels.call import Count
 from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
@@ -25,7 +25,7 @@ from bnprune.pruning.rehearsal import Rehearsal, rehearse
 from bnprune.pruning.request import Request, TargetKind
 from bnprune.pruning.score import CRITERIA, Scores, require_finite, with_streams
 from bnprune.pruning.select import by_cost, by_ratio, refusals, require_prunable, shortfall
-from bnprune.pruning.steps import Candidates, Mask, candidates, own_ratios
+from bnprune.pruning.steps import Candidates, Mask, candidates, excluded_layers, own_ratios
 from bnprune.pruning.surgery import carve, fill, named_tensors
 from bnprune.pruning.tally import Tally
 
@@ -77,7 +77,7 @@ class Draft:
     latency_ms: float | None = None
     """Of the slim network, where the target was a latency."""
     gateable: int = 0
-    """BatchNorm channels that stay, and could go behind gates."""
+    """BatchNorm channels that stay where a gate could stand."""
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
@@ -112,7 +112,7 @@ class Draft:
         if self.gateable <= _NOTEWORTHY * self.survey.graph.gamma_count.sum():
             return ()
         many = f"{self.gateable} BatchNorm channels"
-        return (f"{many} stay only because their stream must: with coupling 'gates' they could go",)
+        return (f"{many} stay with a stream that must stay: coupling 'gates' may let them go",)
 
     @property
     def _is_least(self) -> bool:
@@ -194,15 +194,15 @@ def _untied(course: _Course, example_inputs: Any) -> Draft | None:
 
     A grouped convolution ties the stream it reads to the one it writes, and so, channels that must stay to all others.
     """
-    freed, gates = None, course.untying()
+    best, gates = None, course.untying()
     while gates:
         found = survey(course.model, example_inputs, course.found.request, gates)
         course = _Course(course.model, course.inputs, found)
-        freed = _best(course)
+        best = _best(course)
         gates, tried = course.dividing(), gates
         if gates == tried:
             break
-    return freed if freed is not None and freed.removed.any() else None
+    return best if best is not None and best.removed.any() else None
 
 
 def _best(course: _Course) -> Draft:
@@ -299,11 +299,11 @@ class _Course:
         return passed.boundaries, graph.unit_of, self._stuck(), walk(self.model), operators
 
     def gateable(self, drafted: Draft) -> int:
-        """Count the BatchNorm channels that stay in a draft without gates, and could go behind some."""
-        survey = drafted.survey
-        if survey.request.coupling == "gates" or survey.untied or not self._stuck()[survey.graph.gamma_count > 0].any():
+        """Count the BatchNorm channels that stay in a draft without gates, and may go behind some."""
+        graph, request = drafted.survey.graph, drafted.survey.request
+        if request.coupling == "gates" or drafted.survey.untied or not self._stuck()[graph.gamma_count > 0].any():
             return 0
-        return freed(*self._crossings())
+        return gateable(*self._crossings(), without=excluded_layers(graph, request.exclude))
 
     def dividing(self) -> dict[str, GateKind]:
         """Return those gates that stand between a stream that must stay and channels that may go."""

@@ -7,7 +7,7 @@ off the running mean, the function is the same.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -105,7 +105,7 @@ def _watched(model: nn.Module, inputs: Inputs, *, training: bool) -> _Watch:
         watch.leave(output)
         return watch
 
-    return lightly(model, run)
+    return lightly(run)
 
 
 def fold(slim: nn.Module, folds: Iterable[Fold], gated: Collection[str], dropped: dict[str, torch.Tensor]) -> None:
@@ -120,10 +120,12 @@ def fold(slim: nn.Module, folds: Iterable[Fold], gated: Collection[str], dropped
         layer.register_parameter("bias", None)
 
 
-def misfits(folds: Iterable[Fold], modules: dict[str, nn.Module]) -> Iterator[str]:
-    """Yield what folds from a file ask for that the network does not have."""
+def misfits(
+    folds: Iterable[Fold], modules: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor]
+) -> Iterator[str]:
+    """Yield what folds from a file ask for that the network, with these modules and tensors, does not have."""
     for entry in folds:
-        bias = getattr(modules.get(entry.bias.removesuffix(".bias")), "bias", None)
+        bias = tensors.get(entry.bias)
         mean = getattr(modules.get(entry.into), "running_mean", None)
         if not isinstance(bias, torch.Tensor) or not isinstance(mean, torch.Tensor) or bias.shape != mean.shape:
             yield f"'{entry.bias}' cannot be folded into '{entry.into}'"

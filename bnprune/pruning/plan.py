@@ -230,7 +230,7 @@ def _attributes(
     for count in (*_widths(graph, modules), *graph.counts, *sizes):
         kept = int(stays[count.ids].sum())
         name, _, index = count.attribute.removesuffix("]").partition("[")
-        before = getattr(modules[count.module], name, None)
+        before = vars(modules[count.module]).get(name)  # an attribute of the class is not surgery's to set
         if kept == len(count.ids):
             continue
         if not index and before == len(count.ids):

@@ -47,7 +47,7 @@ class Report:
     params_before: int
     params_after: int
     macs_before: int
-    """Multiply-accumulates for the example input as given (its batch included); `notes` say if they depend on data."""
+    """Multiply-accumulates for the example input as given (its batch included), or made up, as `notes` say then."""
     macs_after: int
     max_relative_error: float | None
     """Of the float64 proof; None where it was not asked for."""

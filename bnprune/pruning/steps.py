@@ -178,6 +178,11 @@ def _interchangeable(graph: ChannelGraph, multiple: int) -> tuple[NDArray[np.uin
     return kind, size
 
 
+def excluded_layers(graph: ChannelGraph, patterns: Sequence[str]) -> set[str]:
+    """Return the names of the layers whose width stays by request."""
+    return {layer.name for pattern in patterns for layer in _matching(graph, pattern, "exclude")}
+
+
 def _excluded(graph: ChannelGraph, patterns: Sequence[str]) -> dict[int, Refusal]:
     excluded: dict[int, Refusal] = {}
     for pattern in patterns:

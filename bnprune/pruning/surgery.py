@@ -237,7 +237,7 @@ def _misfits(plan: PruningPlan, model: nn.Module, tensors: Mapping[str, torch.Te
     for module, values in plan.attributes.items():
         for attribute, value in values.items():
             yield from _misfit_of_attribute(modules.get(module), f"{module}.{attribute}".lstrip("."), attribute, value)
-    yield from misfits(plan.folds, modules)
+    yield from misfits(plan.folds, modules, tensors)
     names = {id(tensor): name for name, tensor in tensors.items()}
     for gate in plan.gates:
         scale, shift = (getattr(modules.get(gate.at), tensor, None) for tensor in ("weight", "bias"))

@@ -62,7 +62,7 @@ def _require_trainable(model: nn.Module, splits: Splits, where: str, batch_size:
 
 def _forward(model: nn.Module, shape: tuple[int, ...], count: int, *, training: bool) -> Any:
     inputs = as_inputs(torch.zeros(count, *shape))
-    return lightly(model, lambda device: forward(model, inputs, device=device, training=training))
+    return lightly(lambda device: forward(model, inputs, device=device, training=training))
 
 
 def _misfit(splits: Splits, error: Exception) -> str:

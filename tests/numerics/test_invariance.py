@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torchvision
 
 import bnprune
-from tests.nets import MOTIFS, kill, lively, noise, norms, outputs
+from tests.nets import MOTIFS, Net, conv_bn, head, kill, lively, noise, norms, outputs
 
 ARCHITECTURES = [
     "resnet18",
@@ -74,6 +75,34 @@ def test_the_original_is_untouched(name: str) -> None:
     assert all(module.training for module in model.modules())
     assert not next(slim.parameters()).requires_grad
     assert all(norm.weight.numel() == norm.num_features for norm in norms(slim))
+
+
+class Shy(list):
+    """A list that is not put back once something was written into it."""
+
+    def __setitem__(self, place: object, value: object) -> None:
+        raise TypeError("immutable")
+
+
+@pytest.mark.parametrize("when", ["never", "raises", "grows"])
+def test_the_original_keeps_its_tensors_whatever_happens(when: str) -> None:
+    def forward(n: Net, x: torch.Tensor) -> torch.Tensor:
+        x = n.a(x)
+        n.seen = x.detach().mean((0, 2, 3))
+        if when == "grows":
+            n.notes.append(1)
+        if when == "raises" and x.shape[1] == 8:
+            raise ValueError("not today")
+        return n.head(x)
+
+    model = lively(Net(forward, a=conv_bn(3, 8), head=head(8)))
+    model.notes = Shy([1])
+    model.register_buffer("seen", torch.zeros(8))
+    before = model.state_dict(keep_vars=True)
+    with nullcontext() if when == "never" else pytest.raises(Exception, match="not today|immutable"):
+        assert bnprune.prune(model, torch.zeros(1, 3, 8, 8), ratio=0.5).report.ratio_realised == 0.5
+    after = model.state_dict(keep_vars=True)
+    assert [id(tensor) for tensor in after.values()] == [id(tensor) for tensor in before.values()]
 
 
 def test_slim_networks_train() -> None:

@@ -139,3 +139,19 @@ def test_one_attribute_for_two_widths_keeps_both() -> None:
     result = bnprune.prune(model, X, ratio=0.4)
     assert result.model.width == 4
     assert result.model.a[0].out_channels == result.model.b[0].out_channels == 8
+
+
+@pytest.mark.parametrize("proof", [True, False])
+@pytest.mark.parametrize("groups", [8, property(lambda module: module.weight.shape[0])], ids=["class", "property"])
+def test_a_size_that_a_class_keeps_is_not_set(groups, proof: bool) -> None:
+    """What the class says holds for all of its objects: channels that rely on a number of its stay."""
+    depthwise = type("Depthwise", (nn.Module,), {
+        "groups": groups,
+        "forward": lambda self, x: F.conv2d(x, self.weight, padding=1, groups=self.groups),
+    })()  # fmt: skip
+    depthwise.weight = nn.Parameter(torch.randn(8, 1, 3, 3))
+    model = lively(nn.Sequential(conv_bn(3, 8), depthwise, nn.BatchNorm2d(8), conv_bn(8, 8), head(8)))
+    result = bnprune.prune(model, X, ratio=0.5, proof=proof)
+    bnprune.apply(result.plan, model)
+    assert result.model[1].weight.shape[0] == (8 if isinstance(groups, int) else result.model[0][0].out_channels)
+    assert result.report.ratio_realised == 0.5
