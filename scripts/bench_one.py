@@ -4,10 +4,11 @@
 
 `bench_zoo.py` does this for whole zoos. Weights are random, nothing is downloaded; scale factors γ are drawn at random
 so that ranks are not tied. Measured, on one thread: wall-clock seconds from model to slim model (first a tiny network,
-untimed, to import everything; the median of three where one takes less than five), and the peak of resident memory
-above the loaded model meanwhile. Then, for bnprune, the float64 proof; for both, a training step of the slim network,
-which must give a gradient to every parameter that had one before. With `--untimed` the network is pruned once, with its
-proof, and nothing is measured: what a sweep for correctness needs, several networks at a time.
+untimed, to import everything; the median of nine where one takes less than a second, of three below five), and the
+peak of resident memory above the loaded model meanwhile. Then, for bnprune, the float64 proof; for both, a training
+step of the slim network, which must give a gradient to every parameter that had one before. With `--untimed` the
+network is pruned once, with its proof, and nothing is measured: what a sweep for correctness needs, several networks at
+a time.
 
 Torch-Pruning runs its lightest pruner (`BasePruner`) with `BNScaleImportance` and global ranking, without the layers
 that its own torchvision example leaves out. "pruned" there means that the slim network still runs, no more.
@@ -199,7 +200,7 @@ def measure(model: nn.Module, inputs: Inputs, tool: str, kind: str) -> nn.Module
     prune(tiny, (torch.randn(1, 3, 8, 8),))
     seconds: list[float] = []
     cpu: list[float] = []
-    while len(seconds) < (3 if seconds and seconds[0] < 5 else 1):
+    while not seconds or len(seconds) < repeats(seconds[0]):
         target = model if tool == "bnprune" else copy.deepcopy(model).requires_grad_(True)
         before = reset_peak()
         started, cpu_started = time.perf_counter(), time.process_time()
@@ -215,6 +216,11 @@ def measure(model: nn.Module, inputs: Inputs, tool: str, kind: str) -> nn.Module
         **facts,
     )
     return slim
+
+
+def repeats(first: float) -> int:
+    """Tell how often to time, given the seconds of the first time: the shorter it is, the more a busy moment weighs."""
+    return 9 if first < 1 else 3 if first < 5 else 1
 
 
 def facts_of(model: nn.Module, slim: nn.Module) -> dict[str, Any]:
