@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,22 +86,6 @@ def worth_a_gate(
     for boundary in able:
         crowd[np.unique(unit_of[boundary.ids])] += 1
     return {b.site: b.kind for b in able if ((crowd > 1) | stuck)[unit_of[b.ids]].any()}
-
-
-def gateable(
-    boundaries: Sequence[Boundary],
-    unit_of: Ids,
-    stuck: NDArray[np.bool_],
-    modules: Mapping[str, nn.Module],
-    operators: Operators,
-    without: Collection[str] = (),
-) -> int:
-    """Count the BatchNorm channels that must stay with their stream, where a gate could stand (`worth_a_gate`).
-
-    Not all of them need be free behind gates: what makes a stream stay may as well be before the BatchNorm.
-    """
-    able = [b for b in _able(boundaries, modules, operators) if not b.grouped and b.site not in without]
-    return sum(int(stuck[unit_of[boundary.ids]].sum()) for boundary in able)
 
 
 def untying(

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from bnprune.channels.boundaries import Boundary, GateKind, Gates, Operators, gateable, untying
+from bnprune.channels.boundaries import Boundary, GateKind, Gates, Operators, untying, worth_a_gate
 from bnprune.channels.call import Count
 from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
@@ -299,11 +299,16 @@ class _Course:
         return passed.boundaries, graph.unit_of, self._stuck(), walk(self.model), operators
 
     def gateable(self, drafted: Draft) -> int:
-        """Count the BatchNorm channels that stay in a draft without gates, and may go behind some."""
+        """Count the BatchNorm channels that stay in a draft without gates, where a gate could stand.
+
+        Not all of them need be free behind it: what makes a stream stay may be before the BatchNorm.
+        """
         graph, request = drafted.survey.graph, drafted.survey.request
         if request.coupling == "gates" or drafted.survey.untied or not self._stuck()[graph.gamma_count > 0].any():
             return 0
-        return gateable(*self._crossings(), without=excluded_layers(graph, request.exclude))
+        boundaries, unit_of, stuck, *rest = self._crossings()
+        sites = worth_a_gate(boundaries, unit_of, stuck, *rest).keys() - excluded_layers(graph, request.exclude)
+        return sum(int(stuck[unit_of[boundary.ids]].sum()) for boundary in boundaries if boundary.site in sites)
 
     def dividing(self) -> dict[str, GateKind]:
         """Return those gates that stand between a stream that must stay and channels that may go."""
