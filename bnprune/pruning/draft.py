@@ -306,8 +306,8 @@ class _Course:
         graph, request = drafted.survey.graph, drafted.survey.request
         if request.coupling == "gates" or drafted.survey.untied or not self._stuck()[graph.gamma_count > 0].any():
             return 0
-        boundaries, unit_of, stuck, *rest = self._crossings()
-        sites = worth_a_gate(boundaries, unit_of, stuck, *rest).keys() - excluded_layers(graph, request.exclude)
+        boundaries, unit_of, stuck, *_ = crossings = self._crossings()
+        sites = worth_a_gate(*crossings).keys() - excluded_layers(graph, request.exclude)
         return sum(int(stuck[unit_of[boundary.ids]].sum()) for boundary in boundaries if boundary.site in sites)
 
     def dividing(self) -> dict[str, GateKind]:
