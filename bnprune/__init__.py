@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         PruningError,
         TraceError,
         TrainingError,
+        UntrustedError,
         VerificationError,
     )
     from bnprune.models.zoo import ModelSpec, build
@@ -54,6 +55,7 @@ _HOMES = {
         "PruningError",
         "TraceError",
         "TrainingError",
+        "UntrustedError",
         "VerificationError",
     ),
     "bnprune.models.zoo": ("ModelSpec", "build"),
@@ -93,6 +95,7 @@ __all__ = [
     "Report",
     "TraceError",
     "TrainingError",
+    "UntrustedError",
     "Verification",
     "VerificationError",
     "apply",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,6 +17,18 @@ Whole = Annotated[int, Field(ge=0, strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
 
 
+@dataclass(frozen=True)
+class UserOnly:
+    """Marks a key that names code, a path or a download, or starts a program.
+
+    Such a key counts in a recipe that the user names, and not in one that comes out of a checkpoint: a file from a
+    stranger is data.
+    """
+
+    needed: bool = True
+    """True if the recipe means something else without the key, so that the user has to give it again."""
+
+
 class Section(BaseModel):
     """A part of the configuration: frozen, and closed to unknown keys."""
 
@@ -27,11 +40,11 @@ class ModelConfig(Section):
 
     name: str | None = None
     """A zoo name (`bnprune doctor` lists them), `torchvision/NAME` or `timm/NAME`."""
-    factory: str | None = None
+    factory: Annotated[str | None, UserOnly()] = None
     """A callable of your own that returns the network: `package.module:function`."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the constructor or factory."""
-    weights: Path | None = None
+    weights: Annotated[Path | None, UserOnly(needed=False)] = None
     """Initial weights: `.safetensors`, or `.pt` holding a state dict."""
     gamma_init: Positive | None = None
     """Set every BatchNorm scale factor to this before training (the paper: 0.5)."""
@@ -48,14 +61,14 @@ class DataConfig(Section):
 
     name: str | None = None
     """`digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `svhn` or `imagefolder`."""
-    factory: str | None = None
+    factory: Annotated[str | None, UserOnly()] = None
     """A callable of your own, `package.module:function`, that returns three datasets of (image tensor, label) pairs:
     train, validation, test; or two, and validation images are held out from the first; or `bnprune.data.Splits`."""
-    kwargs: dict[str, Any] = Field(default_factory=dict)
+    kwargs: Annotated[dict[str, Any], UserOnly()] = Field(default_factory=dict)
     """Keyword arguments of the factory."""
-    root: Path = Path("data")
+    root: Annotated[Path, UserOnly()] = Path("data")
     """Where the files are; for `imagefolder` the folder that holds `train/` and `test/`."""
-    download: Switch = False
+    download: Annotated[Switch, UserOnly(needed=False)] = False
     """Fetch the data set if it is not there."""
     batch_size: Count = 128
     """Images per micro-batch, of all processes together."""
@@ -158,7 +171,7 @@ class OptimisationConfig(Section):
     """Memory format; often faster on GPUs with bf16 or fp16."""
     sync_bn: Switch = False
     """With several processes: BatchNorm over the batches of all of them, for small batches per process."""
-    compile: Switch = False
+    compile: Annotated[Switch, UserOnly(needed=False)] = False
     """Train through `torch.compile`; a minute or more at the start, faster steps after it. Evaluation is not compiled.
     """
 
@@ -247,7 +260,7 @@ class DistillConfig(Section):
     """What the scores of both networks are divided by before they are compared."""
     weight: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of the teacher in the loss; the rest is that of the labels."""
-    teacher: Path | None = None
+    teacher: Annotated[Path | None, UserOnly()] = None
     """A checkpoint; default: the network before the cut, where the run has it."""
 
 

@@ -10,6 +10,7 @@
     ├── VerificationError   4  the slim network does not equal the masked original
     ├── DataError           5  data, checkpoint or disk
     │   └── CheckpointError 5  a file that is not a checkpoint of ours, or cannot be read or written
+    │       └── UntrustedError 5  a file names code, a path or a download, and is not trusted
     ├── TrainingError       5  training cannot go on (NaN loss); checkpoints of finished epochs stay
     ├── Interrupted       130  stopped by the user; a checkpoint was written
     └── PeerFailed         as the process of this run that failed, and said why
@@ -17,7 +18,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 
 class BnpruneError(Exception):
@@ -76,6 +78,35 @@ class CheckpointError(DataError):
     """A checkpoint is missing, damaged, foreign, or does not fit the network."""
 
     code = "checkpoint"
+
+
+class UntrustedError(CheckpointError):
+    """A file names code, a path or a download that is needed to go on, and the user has not said to trust the file.
+
+    Args:
+        path: The file.
+        refused: What it names: key -> value, as text for people. The value is empty if this file does not hold it,
+            because it was left out when the file was made.
+        needed: What is missing because of that: the network, or the recipe.
+    """
+
+    code = "untrusted"
+
+    def __init__(self, path: str, refused: Mapping[str, str], needed: Literal["model", "recipe"]) -> None:
+        named = ", ".join(f"{key} = {value}" if value else key for key, value in refused.items())
+        if "model.factory" in refused:
+            reason = (
+                f"holds a network of your own ({refused['model.factory']}), and bnprune does not run code named by a"
+            )
+            reason += " file"
+        elif all(refused.values()):
+            reason = f"names code, a path or a download ({named}), and bnprune does not use what a file names"
+        else:
+            reason = f"has a recipe without {named}, because it was made from a file that was not trusted"
+        self.reason = f"'{path}' {reason}."
+        give = "the network again: bnprune.load(path, model=build())" if needed == "model" else "a recipe of your own"
+        super().__init__(f"{self.reason} Give {give}, or trust the file: trust=True.")
+        self.path, self.refused, self.needed = path, dict(refused), needed
 
 
 class TrainingError(BnpruneError):

@@ -126,10 +126,23 @@ def amend(config: PipelineConfig, overrides: Sequence[str]) -> PipelineConfig:
     Raises:
         ConfigError: With every problem found.
     """
-    data = as_data(config)
+    return amend_data(as_data(config), overrides)
+
+
+def amend_data(data: dict[str, Any], overrides: Sequence[str]) -> PipelineConfig:
+    """Apply `key=value` overrides to plain data, in place, and check it.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
     origins: Origins = {}
     problems = override(data, origins, overrides)
     return check(data, origins, problems)
+
+
+def overridden_keys(overrides: Sequence[str]) -> set[str]:
+    """Return the keys that `key=value` overrides give, such as "data.root"."""
+    return {text.partition("=")[0].strip() for text in overrides}
 
 
 def as_data(config: PipelineConfig) -> dict[str, Any]:

@@ -30,6 +30,8 @@ from bnprune.cli.processes import leave_together, require_alone
 from bnprune.cli.voice import VOICE, forward
 from bnprune.errors import ConfigError
 
+_COMMAND = "bnprune.command"
+
 
 class _Verbs(TyperGroup):
     """Runs a verb and turns errors into one message and the exit code they stand for."""
@@ -45,11 +47,13 @@ class _Verbs(TyperGroup):
         if not args and not context.resilient_parsing:  # which completes half a line
             typer.echo(self.get_help(context), err=True)
             raise typer.Exit(ConfigError.exit_code)
+        context.meta[_COMMAND] = list(args)
         with reporting(json_wanted="--json" in args, debug=False):
             return super().parse_args(context, forward(args))
 
     def invoke(self, context: Any) -> Any:
-        with reporting(json_wanted="--json" in context.args, debug=bool(context.params.get("debug"))):
+        command = context.meta.get(_COMMAND, ())
+        with reporting(json_wanted="--json" in context.args, debug=bool(context.params.get("debug")), command=command):
             return super().invoke(context)
 
 

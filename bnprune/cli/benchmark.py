@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from bnprune.cli.options import InputShape, Json, Model, ModelArguments, SourcePath, Weights, option
+from bnprune.cli.options import InputShape, Json, Model, ModelArguments, SourcePath, Trust, Weights, option
 
 _RUNNING = "Running"
 
@@ -64,6 +64,7 @@ def benchmark(
     model_arg: ModelArguments = None,
     weights: Weights = None,
     input: InputShape = None,
+    trust: Trust = False,
     dense: Dense = False,
     backend: BackendOption = None,
     batch: Batch = 32,
@@ -85,7 +86,7 @@ def benchmark(
 
     backends = parse_backends(backend or ["eager"])
     subjects = open_subjects(
-        source, other, model=model, arguments=model_arg or (), weights=weights, shape=input, dense=dense
+        source, other, model=model, arguments=model_arg or (), weights=weights, shape=input, dense=dense, trust=trust
     )
     setting = Setting(subjects[0].shape, dtype, channels_last, choose_device(device))
     plan = Plan(backends, tuple(dict.fromkeys((1, batch))), threads, rounds)

@@ -58,6 +58,7 @@ def open_subjects(
     weights: Path | None,
     shape: str | None,
     dense: bool,
+    trust: bool,
 ) -> list[Subject]:
     """Open the networks the command line names; with `dense`, the first is the one the given one was cut from.
 
@@ -68,13 +69,13 @@ def open_subjects(
     if dense and second is not None:
         raise ConfigError(f"--dense names the second network already; leave '{second}' out.")
     if second is None:
-        source = open_source(first, model=model, arguments=arguments, weights=weights, shape=shape)
+        source = open_source(first, model=model, arguments=arguments, weights=weights, shape=shape, trust=trust)
         subjects = [_subject(source, first)]
     else:
         if weights is not None:
             raise ConfigError("--weights goes with --model alone; checkpoints have their own weights.")
         paths = [path for path in (first, second) if path is not None]
-        subjects = [_subject(_rebuilt(path, model, arguments, shape), path) for path in paths]
+        subjects = [_subject(_rebuilt(path, model, arguments, shape, trust=trust), path) for path in paths]
     if dense:
         subjects.insert(0, _dense(source))
     if len({subject.shape for subject in subjects}) > 1:
@@ -83,11 +84,11 @@ def open_subjects(
     return subjects
 
 
-def _rebuilt(path: Path, model: str | None, arguments: Sequence[str], shape: str | None) -> Source:
+def _rebuilt(path: Path, model: str | None, arguments: Sequence[str], shape: str | None, *, trust: bool) -> Source:
     """Open one of two checkpoints; --model is for those that do not know how they are built."""
     if model is not None and not read_header(_file(path)).spec.own:
-        return open_source(path, shape=shape)
-    return open_source(path, model=model, arguments=arguments, shape=shape)
+        return open_source(path, shape=shape, trust=trust)
+    return open_source(path, model=model, arguments=arguments, shape=shape, trust=trust)
 
 
 def _file(path: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from bnprune.cli.options import DataConfig, Json, Model, ModelArguments, Overrides, SourcePath, Weights
+from bnprune.cli.options import DataConfig, Json, Model, ModelArguments, Overrides, SourcePath, Trust, Weights
 
 
 def register(app: typer.Typer) -> None:
@@ -19,9 +19,10 @@ def evaluate(
     model_arg: ModelArguments = None,
     weights: Weights = None,
     config: DataConfig = None,
+    trust: Trust = False,
     json: Json = False,
 ) -> None:
     """Measure accuracy and loss of a network."""
     from bnprune.cli.evaluation import Subject, run_evaluate
 
-    run_evaluate(Subject(source, overrides or (), model, model_arg or (), weights, config), as_json=json)
+    run_evaluate(Subject(source, overrides or (), model, model_arg or (), weights, config, trust), as_json=json)

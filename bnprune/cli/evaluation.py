@@ -12,7 +12,7 @@ from bnprune.cli.display import print_json, show_rows
 from bnprune.config import PipelineConfig
 from bnprune.data import Splits, load_data
 from bnprune.errors import ConfigError
-from bnprune.recipe import amend, load_recipe
+from bnprune.recipe import load_recipe
 from bnprune.runs.source import Source, open_source, refuse_other_model
 from bnprune.runs.start import choose_device
 from bnprune.training.evaluate import evaluate
@@ -29,6 +29,7 @@ class Subject:
     arguments: Sequence[str]
     weights: Path | None
     recipe: Path | None
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,15 @@ def open_with_data(subject: Subject) -> Opened:
         ConfigError: There is no recipe, or it does not fit.
     """
     refuse_other_model(subject.overrides)
-    source = open_source(subject.path, model=subject.model, arguments=subject.arguments, weights=subject.weights)
+    source = open_source(
+        subject.path, model=subject.model, arguments=subject.arguments, weights=subject.weights, trust=subject.trust
+    )
     if subject.recipe is not None:
         config = load_recipe(subject.recipe, subject.overrides)
     elif source.header.config is None:
         raise ConfigError(f"{source.label}: no recipe is stored with it. Say which data: --config CONFIG.yaml")
     else:
-        config = amend(source.config(), subject.overrides)
+        config = source.config(subject.overrides, sections=("data",))
     device = choose_device(config.device)
     splits = load_data(config.data)
     require_fit(source.model, splits, source.label)

@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from bnprune.cli.options import DataConfig, Force, InputShape, Json, Model, ModelArguments, SourcePath, Weights, option
+from bnprune.cli.options import (
+    DataConfig,
+    Force,
+    InputShape,
+    Json,
+    Model,
+    ModelArguments,
+    SourcePath,
+    Trust,
+    Weights,
+    option,
+)
 
 _EXPORT = "Export"
 
@@ -55,6 +66,7 @@ def export(
     weights: Weights = None,
     input: InputShape = None,
     config: DataConfig = None,
+    trust: Trust = False,
     format: FormatOption = None,
     fold_bn: FoldBn = False,
     batch: Batch = None,
@@ -73,5 +85,5 @@ def export(
     given = tuple(path for path in (source, weights) if path is not None)
     request = Export(format, out, fold_bn=fold_bn, batch=batch, verify=verify, force=force, recipe=config, given=given)
     request.check()
-    found = open_source(source, model=model, arguments=model_arg or (), weights=weights, shape=input)
+    found = open_source(source, model=model, arguments=model_arg or (), weights=weights, shape=input, trust=trust)
     run_export(found, request, as_json=json)

@@ -95,7 +95,7 @@ def _real(source: Source, request: Export) -> tuple[Sequence[torch.Tensor], list
     if request.recipe is None and source.header.config is None:
         return (), ["compared on noise alone: no recipe tells the data (--config CONFIG.yaml)"]
     try:
-        config = load_recipe(request.recipe) if request.recipe is not None else source.config()
+        config = load_recipe(request.recipe) if request.recipe is not None else source.config(sections=("data",))
         splits = load_data(config.data)
         require_fit(source.model, splits, source.label)
         return list(real_batches(splits, request.batch)), []

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import typer
 
+from bnprune.cli.trust import ways_to_trust
 from bnprune.cli.voice import say
-from bnprune.errors import BnpruneError, ConfigError, DataError, Interrupted, PeerFailed
+from bnprune.errors import (
+    BnpruneError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    PeerFailed,
+    UntrustedError,
+)
 
 
 @contextmanager
-def reporting(*, json_wanted: bool, debug: bool) -> Iterator[None]:
-    """Turn exceptions into messages and exit codes; with `debug`, let them through."""
+def reporting(*, json_wanted: bool, debug: bool, command: Sequence[str] = ()) -> Iterator[None]:
+    """Turn exceptions into messages and exit codes.
+
+    Args:
+        json_wanted: Print the error as a JSON document on stdout, too.
+        debug: Let exceptions through.
+        command: The command line, for messages that say how to go on.
+    """
     try:
         yield
     except (typer.Exit, typer.Abort):
@@ -33,6 +48,9 @@ def reporting(*, json_wanted: bool, debug: bool) -> Iterator[None]:
         if usage_error or debug:
             raise  # typer tells a usage error on stderr, with the usage of the verb
         failure = _failure(error)
+        if isinstance(failure, UntrustedError):
+            failure = CheckpointError(f"{failure.reason}\n{ways_to_trust(failure, command)}")
+            failure.code = UntrustedError.code
         _tell(failure, json_wanted)
         raise typer.Exit(failure.exit_code) from None
 

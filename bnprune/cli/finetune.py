@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bnprune.cli.options import Force, Json, Model, ModelArguments, OutDirectory, Overrides, Resume, Teacher
+from bnprune.cli.options import Force, Json, Model, ModelArguments, OutDirectory, Overrides, Resume, Teacher, Trust
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +21,7 @@ def finetune(
     model: Model = None,
     model_arg: ModelArguments = None,
     teacher: Teacher = None,
+    trust: Trust = False,
     out: OutDirectory = None,
     resume: Resume = False,
     force: Force = False,
@@ -40,6 +41,7 @@ def finetune(
         model=model,
         arguments=model_arg or (),
         teacher=teacher,
+        trust=trust,
         out=out,
         resume=resume,
         force=force,

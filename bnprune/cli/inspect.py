@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from bnprune.cli.options import InputShape, Json, Model, ModelArguments, SourcePath, Weights
+from bnprune.cli.options import InputShape, Json, Model, ModelArguments, SourcePath, Trust, Weights
 
 
 def register(app: typer.Typer) -> None:
@@ -20,6 +20,7 @@ def inspect(
     model_arg: ModelArguments = None,
     weights: Weights = None,
     input: InputShape = None,
+    trust: Trust = False,
     exclude: Annotated[
         list[str] | None,
         typer.Option("--exclude", metavar="PATTERN", help="Layers whose width stays; repeatable.", show_default=False),
@@ -38,6 +39,7 @@ def inspect(
         arguments=model_arg or (),
         weights=weights,
         shape=input,
+        trust=trust,
         exclude=tuple(exclude or ()),
         coupling=coupling,
         as_json=json,

@@ -36,6 +36,14 @@ Weights = Annotated[
     Path | None,
     option(_INPUT, "--weights", "FILE", "Weights of --model: .safetensors, or .pt with a state dict."),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Run the code and use the paths that the given files name. Without it, files are data.",
+        rich_help_panel=_INPUT,
+    ),
+]
 Teacher = Annotated[
     Path | None,
     option(_INPUT, "--teacher", "FILE", "Checkpoint of the network before the cut, to learn from (distillation)."),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from bnprune.cli.options import Force, InputShape, Json, Model, ModelArguments, SourcePath, Weights, option
+from bnprune.cli.options import Force, InputShape, Json, Model, ModelArguments, SourcePath, Trust, Weights, option
 
 _PRUNING = "Pruning"
 DEFAULT_RATIO, DEFAULT_FLOOR = 0.5, 1
@@ -115,6 +115,7 @@ def prune(
     model_arg: ModelArguments = None,
     weights: Weights = None,
     input: InputShape = None,
+    trust: Trust = False,
     ratio: Ratio = None,
     macs: Macs = None,
     params: Params = None,
@@ -178,4 +179,4 @@ def prune(
         force=force,
         as_json=json,
     )
-    run_prune(request, source, model=model, arguments=model_arg or (), weights=weights, shape=input)
+    run_prune(request, source, model=model, arguments=model_arg or (), weights=weights, shape=input, trust=trust)

@@ -56,13 +56,14 @@ def run_prune(
     arguments: Sequence[str],
     weights: Path | None,
     shape: str | None,
+    trust: bool,
 ) -> None:
     """Prune the network the command line names."""
     if request.plan is not None and request.given:
         raise ConfigError(f"--plan replays a plan as it is; leave {' and '.join(request.given)} out.")
     if not request.dry_run:
         require_free_file(request.out, force=request.force)
-    source = open_source(path, model=model, arguments=arguments, weights=weights, shape=shape)
+    source = open_source(path, model=model, arguments=arguments, weights=weights, shape=shape, trust=trust)
     if request.plan is not None:
         plan = _read_plan(request.plan, source.model)
         if request.dry_run:
@@ -203,12 +204,13 @@ def run_inspect(
     arguments: Sequence[str],
     weights: Path | None,
     shape: str | None,
+    trust: bool,
     exclude: tuple[str, ...],
     coupling: Literal["shared", "gates"],
     as_json: bool,
 ) -> None:
     """Inspect the network the command line names."""
-    source = open_source(path, model=model, arguments=arguments, weights=weights, shape=shape)
+    source = open_source(path, model=model, arguments=arguments, weights=weights, shape=shape, trust=trust)
     found = inspect(source.model, source.inputs, exclude=exclude, coupling=coupling)
     if as_json:
         print_json(_document(source, found))

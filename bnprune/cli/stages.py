@@ -14,7 +14,7 @@ from bnprune.cli.reports import report_of_run
 from bnprune.config import PipelineConfig
 from bnprune.errors import ConfigError
 from bnprune.export.stage import export_run, wishes
-from bnprune.recipe import amend, load_recipe
+from bnprune.recipe import load_recipe
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.pipeline import execute
 from bnprune.runs.signals import stop_requests
@@ -72,6 +72,7 @@ def run_finetune(
     model: str | None,
     arguments: Sequence[str],
     teacher: Path | None,
+    trust: bool,
     out: Path | None,
     resume: bool,
     force: bool,
@@ -86,8 +87,8 @@ def run_finetune(
     refuse_other_model(overrides)
     given = load_recipe(recipes[0], overrides) if recipes else None
     recipe = None if given is None else spec_of(given)
-    source = open_source(pruned, model=model, arguments=arguments, recipe=recipe)
-    config = about(given or amend(source.config(), overrides), source.header.spec)
+    source = open_source(pruned, model=model, arguments=arguments, recipe=recipe, trust=trust)
+    config = about(given or source.config(overrides), source.header.spec)
     config = taught_by(config, teacher or teacher_beside(pruned), asked=teacher is not None)
     network = source.model, source.header
     _run(config, "finetune", ("finetune",), network, out=out, resume=resume, force=force, as_json=as_json, world=world)

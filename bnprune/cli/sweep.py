@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from bnprune.cli.options import DataConfig, Json, Model, ModelArguments, Overrides, SourcePath, Weights, option
+from bnprune.cli.options import DataConfig, Json, Model, ModelArguments, Overrides, SourcePath, Trust, Weights, option
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +22,7 @@ def sweep(
     model_arg: ModelArguments = None,
     weights: Weights = None,
     config: DataConfig = None,
+    trust: Trust = False,
     by: Annotated[
         Literal["ratio", "macs"],
         typer.Option("--by", help="Vary the share of channels that goes, or the share of MACs that stays."),
@@ -49,5 +50,5 @@ def sweep(
     from bnprune.cli.evaluation import Subject
     from bnprune.cli.sweeping import run_sweep
 
-    subject = Subject(source, overrides or (), model, model_arg or (), weights, config)
+    subject = Subject(source, overrides or (), model, model_arg or (), weights, config, trust)
     run_sweep(subject, by=by, at=at, tolerance=tolerance, plot=plot, as_json=json)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.errors import BnpruneError, CheckpointError, ConfigError
+from bnprune.errors import BnpruneError, ConfigError
 from bnprune.factories import call_factory, hint
 from bnprune.models.densenet import DenseNet
 from bnprune.models.mlp import MLP
@@ -28,10 +28,6 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
 """The networks of this package, all for small images, each with `num_classes` and `in_channels`."""
 
 
-_FETCHING = ("weights", "pretrained", "checkpoint")
-"""Arguments that make a constructor fetch or unpickle weights: never obeyed when they come from a file."""
-
-
 @dataclass(frozen=True)
 class ModelSpec:
     """How to build a network: by a name that is safe to read from a file, or by a factory the user must give again."""
@@ -42,22 +38,14 @@ class ModelSpec:
     """`package.module:function`, or the class name of a network handed over in Python."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if (self.name is None) == (self.factory is None):
+            raise ConfigError("a model specification needs either a name or a factory.")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain data."""
         key, value = ("name", self.name) if self.name is not None else ("factory", self.factory)
         return {key: value, "kwargs": dict(self.kwargs)}
-
-    @classmethod
-    def from_dict(cls, data: Any) -> ModelSpec:
-        """Read a spec.
-
-        Raises:
-            CheckpointError: The data is not a spec.
-        """
-        if not isinstance(data, dict) or not isinstance(data.get("kwargs", {}), dict):
-            raise CheckpointError("the model specification is damaged.")
-        kwargs = {key: value for key, value in data.get("kwargs", {}).items() if not key.startswith(_FETCHING)}
-        return cls(data.get("name"), data.get("factory"), kwargs)
 
     @classmethod
     def parse(cls, text: str, kwargs: Mapping[str, Any]) -> ModelSpec:
@@ -67,7 +55,7 @@ class ModelSpec:
     @property
     def label(self) -> str:
         """What to call the network in messages."""
-        return self.name or self.factory or "network"
+        return self.name or self.factory or ""
 
     @property
     def own(self) -> bool:

@@ -1,12 +1,17 @@
 """Checkpoints: weights in safetensors, and in its metadata all it takes to rebuild the network. Never a pickle.
 
 A checkpoint names its network by a zoo, torchvision or timm name; one built by a factory of the user's own is loaded
-with that factory given again, because a factory read from a file would be an arbitrary call.
+with that factory given again, because a factory read from a file would be an arbitrary call (see `trust`).
+
+Nothing is allocated before the file has been found to fit the network: the header is bounded, the network is built and
+cut on the meta device, and its shapes are compared with those in the file.
 """
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,15 +22,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from bnprune.errors import CheckpointError, ConfigError, PruningError
+from bnprune.errors import BnpruneError, CheckpointError, ConfigError, PruningError, UntrustedError
+from bnprune.models.construction import TooLarge, construct, construct_on_meta
 from bnprune.models.zoo import ModelSpec, build
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.prune import PruningResult
 from bnprune.pruning.surgery import apply, plans_of
 from bnprune.runs.files import plain, write_atomically
+from bnprune.runs.trust import Withheld, is_trusted, recipe_from_file, require_arguments, shortened, spec_from_file
 
 SCHEMA = "bnprune.checkpoint/1"
 _KEY = "bnprune"
+_HEADER_BYTES = 16 * 2**20
+_MOST_TENSORS, _MOST_PLANS = 20_000, 64
+_SMALL_NETWORK, _LARGEST_CUT = 2**28, 64
+"""A dense network may have 2**28 values, or 64 times as many as the slim one in the file."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,8 @@ class Header:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Further names of tensors that the network holds more than once -> the name they are stored under."""
+    withheld: Withheld = field(default_factory=dict)
+    """What the file says about model and recipe and is not trusted with; left out of `spec` and `config`."""
 
 
 def save_checkpoint(path: Path, model: nn.Module, header: Header) -> None:
@@ -86,11 +99,16 @@ def _header_dict(header: Header) -> dict[str, Any]:
         "config": header.config,
         "metrics": dict(header.metrics),
         "aliases": dict(header.aliases),
+        **({"withheld": sorted(header.withheld)} if header.withheld else {}),
     }
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, *, trust: bool = False) -> Header:
     """Read what a checkpoint says about itself, without its weights.
+
+    Args:
+        path: The file.
+        trust: Let the file name code, paths and downloads; see `trust`.
 
     Raises:
         CheckpointError: The file is missing, empty, damaged, or not one of ours.
@@ -106,24 +124,55 @@ def read_header(path: Path) -> Header:
         data = json.loads(metadata[_KEY])
         schema = data["schema"]
         if schema == SCHEMA:
-            return _header_from(data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return _header_from(data, trusted=is_trusted(path, asked=trust))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"'{path}': its header is damaged: {type(error).__name__}: {error}") from error
-    except CheckpointError as error:
+    except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"'{path}': its header is damaged: {error}") from error
     raise CheckpointError(f"'{path}': expected schema '{SCHEMA}', got '{schema}'. Update bnprune.")
 
 
-def _header_from(data: Mapping[str, Any]) -> Header:
+def _header_from(data: Mapping[str, Any], *, trusted: bool) -> Header:
+    model = _mapping_from(data, "model")
+    if not isinstance(model.get("kwargs", {}), dict):
+        raise TypeError("'model.kwargs' must map names to values")
+    spec, withheld = spec_from_file(_texts(model, "name", "factory"), trusted=trusted)
+    config = None
+    if data.get("config") is not None:
+        config, left_out = recipe_from_file(_mapping_from(data, "config"), trusted=trusted)
+        withheld |= left_out
+    withheld |= {key: "" for key in _names(data.get("withheld", [])) if key not in withheld}
+    plans = data["plans"]
+    if not isinstance(plans, list) or len(plans) > _MOST_PLANS:
+        raise ValueError(f"'plans' must be a list of at most {_MOST_PLANS}")
     return Header(
-        spec=ModelSpec.from_dict(data["model"]),
-        plans=tuple(PruningPlan.from_dict(plan) for plan in data["plans"]),
+        spec=spec,
+        plans=tuple(PruningPlan.from_dict(plan) for plan in plans),
         input_shape=_shape_from(data.get("input")),
-        stage=data.get("stage"),
-        config=None if data.get("config") is None else _mapping_from(data, "config"),
+        stage=_texts(data, "stage").get("stage"),
+        config=config,
         metrics=_mapping_from(data, "metrics"),
         aliases={str(name): str(stored) for name, stored in _mapping_from(data, "aliases").items()},
+        withheld=withheld,
     )
+
+
+def _texts(data: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """Return the data, if everything under `keys` is text or nothing."""
+    for key in keys:
+        if not isinstance(data.get(key), str | None):
+            raise TypeError(f"'{key}' must be text")
+    return data
+
+
+def _names(value: Any) -> list[str]:
+    if not isinstance(value, list) or len(value) > 100 or not all(_is_key(name) for name in value):
+        raise ValueError("'withheld' must be a list of keys")
+    return value
+
+
+def _is_key(name: Any) -> bool:
+    return isinstance(name, str) and len(name) < 100 and name.isprintable()
 
 
 def _shape_from(value: Any) -> tuple[int, ...] | None:
@@ -137,7 +186,7 @@ def _shape_from(value: Any) -> tuple[int, ...] | None:
 def _mapping_from(data: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = data.get(key) or {}
     if not isinstance(value, dict):
-        raise TypeError(f"'{key}' must map names to values, got {value!r}")
+        raise TypeError(f"'{key}' must map names to values")
     return value
 
 
@@ -151,6 +200,7 @@ def _require_file(path: Path, expected: str) -> None:
 
 def _opened(path: Path) -> Any:
     _require_file(path, "a checkpoint (.safetensors) or a run directory")
+    _require_small_header(path)
     try:
         return safe_open(path, "pt")
     except (SafetensorError, OSError, ValueError) as error:
@@ -159,6 +209,17 @@ def _opened(path: Path) -> Any:
             f"'{path}' is not a safetensors file, or is damaged: {reason}. "
             "Weights from elsewhere (.pt) go with --model ... --weights FILE."
         ) from error
+
+
+def _require_small_header(path: Path) -> None:
+    """Bound what is parsed: the header of a safetensors file begins with its length, eight bytes, little-endian."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > min(_HEADER_BYTES, path.stat().st_size):
+        raise CheckpointError(
+            f"'{path}' is not a safetensors file, or is damaged: its header claims {length:,} bytes (at most "
+            f"{_HEADER_BYTES:,} are read, and the file has {path.stat().st_size:,})."
+        )
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -174,28 +235,50 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"'{path}' is damaged: {error}") from error
 
 
-def load_checkpoint(path: Path, model: nn.Module | None = None) -> tuple[nn.Module, Header]:
+def load_checkpoint(path: Path, model: nn.Module | None = None, *, trust: bool = False) -> tuple[nn.Module, Header]:
     """Rebuild the network of a checkpoint.
 
     Args:
         path: A file written by `save_checkpoint`.
-        model: The dense network, any weights; needed where the checkpoint comes from a factory of the user's own.
+        model: The dense network, any weights; needed if the checkpoint comes from a factory of the user's own. It is
+            left as it is.
+        trust: Let the file name code, paths and downloads; see `trust`.
 
     Raises:
         CheckpointError: The file is missing, damaged or foreign, or `model` is not the network it was made from.
+        UntrustedError: The file names a factory, and neither `model` nor `trust` is given.
     """
-    header = read_header(path)
+    header = read_header(path, trust=trust)
+    shapes = _stored_shapes(path, header.aliases)
+    given = model is not None
     if model is None:
-        model = _dense(path, header.spec)
+        model = _dense(path, header, shapes, trusted=is_trusted(path, asked=trust))
+    if given and not header.plans:
+        model = copy.deepcopy(model)
+    slim = _cut(path, header.plans, model)
+    load_weights(path, slim)
+    return slim, header
+
+
+def _cut(path: Path, plans: Sequence[PruningPlan], model: nn.Module) -> nn.Module:
     try:
-        for plan in header.plans:
+        for plan in plans:
             model = apply(plan, model)
     except PruningError as error:
         raise CheckpointError(f"'{path}' does not fit the network: {error}") from error
     except CheckpointError as error:
         raise CheckpointError(f"'{path}': {error}") from error
-    load_weights(path, model)
-    return model, header
+    return model
+
+
+def _stored_shapes(path: Path, aliases: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in a file, from its header alone."""
+    with _opened(path) as file:
+        names = list(file.keys())
+        if len(names) > _MOST_TENSORS:
+            raise CheckpointError(f"'{path}' holds {len(names):,} tensors; at most {_MOST_TENSORS:,} are read.")
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    return shapes | {name: shapes[stored] for name, stored in aliases.items() if stored in shapes}
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -204,22 +287,49 @@ def load_weights(path: Path, model: nn.Module) -> None:
     Raises:
         CheckpointError: The file is missing or damaged, or the network is another one.
     """
-    state = read_tensors(path)
     aliases = read_header(path).aliases
+    _require_shapes(model, _stored_shapes(path, aliases), f"'{path}'")
+    state = read_tensors(path)
     state.update({name: state[stored] for name, stored in aliases.items() if stored in state})
     fit_state(model, state, f"'{path}'")
 
 
-def _dense(path: Path, spec: ModelSpec) -> nn.Module:
-    if spec.own:
-        raise CheckpointError(
-            f"'{path}' holds a network of your own ({spec.label}), and bnprune does not run code named by a file. "
-            f"Give the network again: bnprune.load(path, model=build()), or --model {spec.label} on the command line."
-        )
+def _dense(path: Path, header: Header, shapes: Mapping[str, tuple[int, ...]], *, trusted: bool) -> nn.Module:
+    """Build the dense network that a file names, once it is known that the file fits it."""
+    spec = header.spec
+    if spec.own and not trusted:
+        raise UntrustedError(str(path), {"model.factory": shortened(spec.label)}, "model")
+    require_arguments(str(path), header.withheld)
     try:
-        return build(spec, f"'{path}'")
+        if trusted:
+            return build(spec, f"'{path}'")
+        elements = _require_fit_on_meta(path, header, shapes)
+        return construct(lambda: build(spec, f"'{path}'"), len(shapes), elements)
+    except TooLarge as error:
+        raise CheckpointError(f"'{path}' does not fit the network it names ({spec.label}): {error}.") from error
     except ConfigError as error:  # the name and its arguments come from the file, not from the user
         raise CheckpointError(str(error)) from error
+
+
+def _require_fit_on_meta(path: Path, header: Header, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Compare a file with the network it names before anything is allocated; return how many values that has at most.
+
+    Some constructors need values and fail on the meta device. Their networks are compared when they have been built,
+    within the same bound on their size.
+    """
+    stored = sum(math.prod(shape) for shape in shapes.values())
+    bound = max(_SMALL_NETWORK, _LARGEST_CUT * stored)
+    try:
+        dense = construct_on_meta(lambda: build(header.spec, f"'{path}'"), len(shapes))
+    except TooLarge:
+        raise
+    except (BnpruneError, OSError):
+        return bound
+    size = sum(tensor.numel() for tensor in dense.state_dict().values())
+    if size > bound:
+        raise TooLarge(f"it has {size:,} values, and the file {stored:,}")
+    _require_shapes(_cut(path, header.plans, dense), shapes, f"'{path}'")
+    return bound
 
 
 def fit_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
@@ -228,23 +338,25 @@ def fit_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: str) 
     Raises:
         CheckpointError: Names or shapes differ.
     """
-    own = model.state_dict()
-    missing = [name for name in own if name not in state]
-    surplus = [name for name in state if name not in own]
-    shapes = [
-        f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
+    _require_shapes(model, {name: tuple(tensor.shape) for name, tensor in state.items()}, source)
+    _match_dtypes(model, state)
+    model.load_state_dict(dict(state))
+
+
+def _require_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing = [name for name in own if name not in shapes]
+    surplus = [name for name in shapes if name not in own]
+    others = [
+        f"{name} is {shapes[name]}, not {shape}" for name, shape in own.items() if shapes.get(name, shape) != shape
     ]
-    if missing or surplus or shapes:
+    if missing or surplus or others:
         detail = "; ".join(
             f"{what} {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for what, names in (("missing", missing), ("unexpected", surplus), ("other shapes", shapes))
+            for what, names in (("missing", missing), ("unexpected", surplus), ("other shapes", others))
             if names
         )
         raise CheckpointError(f"{source} does not fit the network ({type(model).__name__}): {detail}.")
-    _match_dtypes(model, state)
-    model.load_state_dict(dict(state))
 
 
 def _match_dtypes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
@@ -314,14 +426,18 @@ def save(
     save_checkpoint(Path(path), result.model, Header(spec, plans, shape, stage="prune"))
 
 
-def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(path: str | Path, model: nn.Module | None = None, *, trust: bool = False) -> nn.Module:
     """Load a network saved by bnprune, in eval mode.
 
     Args:
         path: A `.safetensors` checkpoint.
-        model: The dense network, any weights; needed only for a network of your own.
+        model: The dense network, any weights; needed only for a network of your own. It is left as it is.
+        trust: Let the file name code to build the network with. Without it, a file is data: nothing is imported,
+            called, opened or downloaded because the file says so. The environment variable BNPRUNE_TRUST lists folders
+            whose files are trusted.
 
     Raises:
-        CheckpointError: The file is missing, damaged or foreign, or needs `model`.
+        CheckpointError: The file is missing, damaged or foreign, or `model` is not the network it was made from.
+        UntrustedError: The file names code, and neither `model` nor `trust` is given.
     """
-    return load_checkpoint(Path(path), model)[0].eval()
+    return load_checkpoint(Path(path), model, trust=trust)[0].eval()

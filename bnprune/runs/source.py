@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +15,10 @@ from torch import nn
 from bnprune.config import PipelineConfig
 from bnprune.errors import CheckpointError, ConfigError
 from bnprune.models.zoo import ModelSpec, build
-from bnprune.recipe import check
+from bnprune.recipe import amend_data, overridden_keys
 from bnprune.runs.checkpoint import Header, fit_state, load_checkpoint, read_header, read_weights
 from bnprune.runs.directory import RunDirectory
+from bnprune.runs.trust import require_arguments, require_recipe
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,27 @@ class Source:
             )
         return torch.zeros(1, *self.header.input_shape)
 
-    def config(self) -> PipelineConfig:
+    def config(self, overrides: Sequence[str] = (), sections: tuple[str, ...] = ()) -> PipelineConfig:
         """Return the recipe the network comes from.
+
+        Args:
+            overrides: `key=value` pairs of the user's.
+            sections: Sections of the recipe that are needed, such as "data"; none for all.
 
         Raises:
             CheckpointError: It does not come from a recipe.
+            UntrustedError: The recipe names code or paths that are needed, and the file is not trusted.
+            ConfigError: An override is wrong.
         """
         if self.header.config is None:
             raise CheckpointError(f"{self.label}: no recipe is stored with this network. Give one: CONFIG.yaml")
+        require_recipe(self.label, self.header.withheld, overridden_keys(overrides), sections)
+        data = {"model": self.header.spec.to_dict(), **copy.deepcopy(dict(self.header.config))}
         try:
-            return check(self.header.config, {})
+            return amend_data(data, overrides)
         except ConfigError as error:
+            if overrides:
+                raise
             raise CheckpointError(f"{self.label}: the stored recipe is not valid here: {error}") from error
 
 
@@ -64,6 +76,7 @@ def open_source(
     weights: Path | None = None,
     shape: str | None = None,
     recipe: ModelSpec | None = None,
+    trust: bool = False,
 ) -> Source:
     """Load the network the command line names.
 
@@ -74,6 +87,7 @@ def open_source(
         weights: Initial weights of `model`.
         shape: Shape of one input, such as "3,224,224".
         recipe: The model of a recipe; it rebuilds a checkpoint of a network of one's own where `model` is not given.
+        trust: Let the file name code, paths and downloads.
 
     Raises:
         ConfigError: Neither or contradictory sources, an unknown model, or a malformed shape.
@@ -92,7 +106,7 @@ def open_source(
         assert model is not None
         return _from_model(model, arguments, weights, input_shape)
     spec = None if model is None else ModelSpec.parse(model, parse_arguments(arguments))
-    return _from_file(path, spec, recipe, input_shape)
+    return _from_file(path, spec, recipe, input_shape, trust=trust)
 
 
 def _from_model(model: str, arguments: Sequence[str], weights: Path | None, shape: tuple[int, ...] | None) -> Source:
@@ -103,16 +117,21 @@ def _from_model(model: str, arguments: Sequence[str], weights: Path | None, shap
     return Source(network, Header(spec, input_shape=shape), model)
 
 
-def _from_file(path: Path, given: ModelSpec | None, recipe: ModelSpec | None, shape: tuple[int, ...] | None) -> Source:
+def _from_file(
+    path: Path, given: ModelSpec | None, recipe: ModelSpec | None, shape: tuple[int, ...] | None, *, trust: bool
+) -> Source:
     file = RunDirectory(path).network() if path.is_dir() else path
-    stored, dense = read_header(file).spec, None
+    header = read_header(file, trust=trust)
+    stored, dense = header.spec, None
     where = "--model"
     if given is None and stored.own and recipe is not None and recipe.own:
         given, where = recipe, "model.factory"
     if given is not None:
+        if not given.kwargs:
+            require_arguments(str(path), header.withheld)
         given = replace(given, kwargs=given.kwargs or stored.kwargs)
         dense = build(given, where)
-    network, header = load_checkpoint(file, dense)
+    network, header = load_checkpoint(file, dense, trust=trust)
     spec = given if given is not None and stored.own else stored
     return Source(network, replace(header, spec=spec, input_shape=shape or header.input_shape), str(path))
 

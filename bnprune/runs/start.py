@@ -14,9 +14,10 @@ from bnprune.data import Splits, load_data
 from bnprune.errors import ConfigError, first_line
 from bnprune.models.zoo import ModelSpec, build, set_gamma
 from bnprune.pruning.draft import draft, require_cut, survey
-from bnprune.runs.checkpoint import Header, fit_state, load_checkpoint, read_weights
+from bnprune.runs.checkpoint import Header, fit_state, load_checkpoint, read_header, read_weights
 from bnprune.runs.passes import request_of
 from bnprune.runs.stages import kind_of, pass_of
+from bnprune.runs.trust import spec_from_file
 from bnprune.training.fit import require_fit
 from bnprune.training.sparsity import require_scale_factors
 from bnprune.training.world import ALONE, World
@@ -159,6 +160,10 @@ def initial(config: PipelineConfig) -> Network:
 
 
 def load_stage(config: PipelineConfig, path: Path) -> Network:
-    """Load a checkpoint of a run; its recipe may name a factory, which is trusted like a script."""
+    """Load a checkpoint of a run, whose recipe the user has named and is trusted like a script.
+
+    The checkpoint itself is not: its network is the recipe's, or one of those that any file may name.
+    """
     spec = spec_of(config)
-    return load_checkpoint(path, build(spec) if spec.own else None)
+    same = spec_from_file(spec.to_dict(), trusted=False)[0] == read_header(path).spec
+    return load_checkpoint(path, build(spec) if spec.own or same else None)

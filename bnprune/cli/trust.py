@@ -1,0 +1,46 @@
+"""How to go on when a file names code and is not trusted: the commands to copy."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bnprune.errors import UntrustedError
+
+_WITH_TRUST = ("prune", "finetune", "sweep", "evaluate", "inspect", "benchmark", "export")
+_WITH_CONFIG = {"sweep": "--config ", "evaluate": "--config ", "export": "--config ", "finetune": ""}
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def ways_to_trust(error: UntrustedError, command: Sequence[str]) -> str:
+    """Return one line for each way to go on, with the exact command."""
+    return "\n".join(f"  {what}:  {line}" for what, line in _ways(error, list(command)))
+
+
+def _ways(error: UntrustedError, command: list[str]) -> Iterator[tuple[str, str]]:
+    verb = next((word for word in command if not word.startswith("-")), "")
+    typed = shlex.join(["bnprune", *command])
+    if error.needed == "model" and (label := error.refused.get("model.factory", "")):
+        reference = label if _REFERENCE.fullmatch(label) else "PACKAGE.MODULE:FUNCTION"
+        yield "if that is code of yours", f"{typed} --model {reference}"
+    elif error.needed == "model":
+        name = [] if "--model" in command else ["--model NAME"]
+        arguments = (f"--model-arg {key.removeprefix('model.kwargs.')}=VALUE" for key in error.refused)
+        yield "give the network yourself", " ".join([typed, *name, *arguments])
+    elif verb in _WITH_CONFIG:
+        yield "name the recipe yourself", f"{typed} {_WITH_CONFIG[verb]}{shlex.quote(_recipe_of(Path(error.path)))}"
+    if not all(error.refused.values()):
+        return
+    if verb in _WITH_TRUST:
+        yield "or trust this file, if you know where it comes from", f"{typed} --trust"
+    folder = Path(error.path).absolute().parent
+    yield "or trust all files below a folder", f"export BNPRUNE_TRUST={shlex.quote(str(folder))}"
+
+
+def _recipe_of(path: Path) -> str:
+    """Return the recipe of the run that a run directory or checkpoint belongs to, if there is one."""
+    run = path if path.is_dir() else path.absolute().parent.parent
+    recipe = run / "config.yaml"
+    return str(recipe) if recipe.is_file() else "CONFIG.yaml"

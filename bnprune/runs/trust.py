@@ -1,0 +1,190 @@
+"""What a file may say about models and data. It is the one place where that is read and decided.
+
+A file from a stranger is data. It may name an architecture of the zoo, torchvision or timm with plain keyword
+arguments, and a built-in data set. Nothing is imported, called, opened or downloaded because a file names it, unless
+the user trusts the file: for one call (`trust=True`, `--trust`), or for every file below the folders that the
+environment variable BNPRUNE_TRUST lists.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from bnprune.config import PipelineConfig, UserOnly
+from bnprune.errors import UntrustedError
+from bnprune.models.zoo import ModelSpec
+
+TRUST_VARIABLE = "BNPRUNE_TRUST"
+
+Withheld = dict[str, str]
+"""Keys of a file that do not count, such as "data.factory" -> what the file says there, shortened; "" if unknown."""
+
+
+def is_trusted(path: Path, *, asked: bool = False) -> bool:
+    """Return True if code that a file names may run: the user asked for it, or the file is below a trusted folder."""
+    if asked:
+        return True
+    folders = [Path(text) for text in os.environ.get(TRUST_VARIABLE, "").split(os.pathsep) if text]
+    return any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
+
+
+# -- networks ---------------------------------------------------------------------------------------------------------
+
+_INITIAL_WEIGHTS = {
+    *("weights", "weights_backbone", "weight_init"),
+    *("pretrained", "pretrained_backbone", "checkpoint_path", "progress"),
+}
+"""Arguments that say which weights to start from. Those of the file take their place, so that they are left out."""
+_READS = re.compile(r"(^|_)(weights?|pretrained|checkpoint|cache|path|dir|file|filename|url|hub|token|cfg)(_|$)")
+"""Names of arguments that can make a constructor read or fetch something, unless they are numbers: `drop_path=0.1`."""
+_WORD = re.compile(r"[A-Za-z0-9_.+-]{0,64}")
+"""Text that is the name of a layer or a mode, and no path, address, scheme or reference to code."""
+_LARGEST, _MOST, _DEEPEST = 2**31, 64, 4
+
+
+def spec_from_file(data: Mapping[str, Any], *, trusted: bool) -> tuple[ModelSpec, Withheld]:
+    """Read how a file says its network is built.
+
+    Args:
+        data: {"name": ..., "kwargs": {...}}, or "factory" in place of "name".
+        trusted: True if the file may name anything.
+
+    Returns:
+        The specification, and the arguments that were left out of it.
+    """
+    spec = ModelSpec(data.get("name"), data.get("factory"), dict(data.get("kwargs", {})))
+    if trusted:
+        return spec, {}
+    kwargs = {key: value for key, value in spec.kwargs.items() if key not in _INITIAL_WEIGHTS}
+    refused = {key for key, value in kwargs.items() if not _is_harmless(key, value)}
+    withheld = {f"model.kwargs.{key}": shortened(kwargs[key]) for key in refused}
+    kept = {key: value for key, value in kwargs.items() if key not in refused}
+    return ModelSpec(spec.name, spec.factory, kept), withheld
+
+
+def require_arguments(path: str, withheld: Withheld) -> None:
+    """Refuse to build a network without arguments that were left out.
+
+    Raises:
+        UntrustedError: Some were.
+    """
+    refused = {key: value for key, value in withheld.items() if key.startswith("model.")}
+    if refused:
+        raise UntrustedError(path, refused, "model")
+
+
+def _is_harmless(key: str, value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return key.isidentifier() and len(key) <= _MOST and _is_plain(value) and (number or not _READS.search(key.lower()))
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Return True for a number of ordinary size, a word, true, false, nothing, and short lists and mappings of them."""
+    if value is None or isinstance(value, bool):
+        return True
+    if isinstance(value, int | float):
+        return math.isfinite(value) and abs(value) < _LARGEST
+    if isinstance(value, str):
+        return _WORD.fullmatch(value) is not None
+    if depth >= _DEEPEST or not isinstance(value, list | dict) or len(value) > _MOST:
+        return False
+    parts = [*value, *value.values()] if isinstance(value, dict) else value
+    return all(_is_plain(part, depth + 1) for part in parts)
+
+
+# -- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def recipe_from_file(data: Mapping[str, Any], *, trusted: bool) -> tuple[dict[str, Any], Withheld]:
+    """Leave out of a recipe what a file may not say.
+
+    Args:
+        data: The recipe, as plain data that has not been checked yet.
+        trusted: True if the file may name anything.
+
+    Returns:
+        The recipe without its `model` section (the header says what the network is) and without keys that are marked
+        `UserOnly`, and what was left out and is needed.
+    """
+    if trusted:
+        return dict(data), {}
+    withheld: Withheld = {}
+    clean = _without_marked(data, PipelineConfig, "", withheld)
+    clean.pop("model", None)
+    return clean, {key: shown for key, shown in withheld.items() if not key.startswith("model.")}
+
+
+def _without_marked(
+    data: Mapping[str, Any], section: type[BaseModel], prefix: str, withheld: Withheld
+) -> dict[str, Any]:
+    fields = dict(_fields(section))
+    clean: dict[str, Any] = {}
+    for key, value in data.items():
+        field = fields.get(key)
+        mark = field and next((mark for mark in field.metadata if isinstance(mark, UserOnly)), None)
+        if field is None or (mark is None and not isinstance(value, Mapping)):
+            clean[key] = value
+        elif mark is None:
+            inner = _section_of(field)
+            clean[key] = value if inner is None else _without_marked(value, inner, f"{prefix}{key}.", withheld)
+        elif mark.needed and value is not None and value != _default(field):
+            withheld[f"{prefix}{key}"] = shortened(value)
+    return clean
+
+
+def _fields(section: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield fields by every name that data may use for them."""
+    for name, field in section.model_fields.items():
+        yield name, field
+        if field.alias is not None:
+            yield field.alias, field
+
+
+def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+    annotations = (field.annotation, *getattr(field.annotation, "__args__", ()))
+    return next((kind for kind in annotations if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def _default(field: FieldInfo) -> Any:
+    default = field.get_default(call_default_factory=True)
+    return str(default) if isinstance(default, Path) else default
+
+
+def require_recipe(path: str, withheld: Withheld, overridden: set[str], sections: tuple[str, ...]) -> None:
+    """Refuse a stored recipe of which something was left out, if a command needs it and the user did not give it.
+
+    Args:
+        path: The file, for the message.
+        withheld: What was left out.
+        overridden: Keys the user gives, such as "data.root".
+        sections: First parts of the keys that the command needs; none for all.
+
+    Raises:
+        UntrustedError: Something is missing.
+    """
+    if overridden & {"data.name", "data.factory"}:
+        overridden = overridden | {"data.factory"}
+    missing = {
+        key: shown
+        for key, shown in withheld.items()
+        if key not in overridden and (not sections or key.partition(".")[0] in sections)
+    }
+    if missing:
+        raise UntrustedError(path, missing, "recipe")
+
+
+# -- text of files ----------------------------------------------------------------------------------------------------
+
+
+def shortened(value: Any) -> str:
+    """Return a value of a file for a message: short, and without control characters."""
+    text = value if isinstance(value, str) else repr(value)[:200]
+    return "".join(char if char.isprintable() else "?" for char in text[:60]) + ("..." if len(text) > 60 else "")
