@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
 
-from bnprune.cli.voice import say
+from bnprune.cli.terminal import bounded, shown
+from bnprune.cli.voice import VOICE, answer, say
 from bnprune.errors import BnpruneError, ConfigError, DataError, Interrupted, PeerFailed
 
 
 @contextmanager
-def reporting(*, json_wanted: bool, debug: bool) -> Iterator[None]:
-    """Turn exceptions into messages and exit codes; with `debug`, let them through."""
+def reporting(*, json_wanted: bool) -> Iterator[None]:
+    """Turn exceptions into messages and exit codes, whatever they are; `--debug` shows their tracebacks, too."""
     try:
         yield
     except (typer.Exit, typer.Abort):
@@ -24,26 +25,44 @@ def reporting(*, json_wanted: bool, debug: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         if json_wanted:
             _print_document(Interrupted("interrupted"))
-        typer.echo("\ninterrupted", err=True)
+        say("\ninterrupted", err=True)
         raise typer.Exit(Interrupted.exit_code) from None
-    except Exception as error:
-        usage_error = type(error).__module__.startswith("typer.")  # they have no public base class
-        if usage_error and json_wanted:
-            _print_document(ConfigError(error.format_message()))  # type: ignore[attr-defined]
-        if usage_error or debug:
-            raise  # typer tells a usage error on stderr, with the usage of the verb
+    except BaseException as error:
+        if type(error).__module__.startswith("typer."):  # a usage error; they have no public base class
+            if json_wanted:
+                _print_document(ConfigError(error.format_message()))  # type: ignore[attr-defined]
+            error.message = bounded(shown(error.message))  # type: ignore[attr-defined]
+            raise  # typer tells it on stderr, with the usage of the verb
+        if VOICE.debug:
+            say(traceback.format_exc(), err=True)
         failure = _failure(error)
         _tell(failure, json_wanted)
         raise typer.Exit(failure.exit_code) from None
 
 
-def _failure(error: Exception) -> BnpruneError:
+def _failure(error: BaseException) -> BnpruneError:
     if isinstance(error, BnpruneError):
         return error
+    if _lacks_memory(error):
+        return DataError("there is not enough memory. Use a smaller network, input or batch, or another machine.")
     if isinstance(error, OSError):
         where = f"'{error.filename}': " if error.filename else ""
         return DataError(f"{where}{error.strerror or error}.")
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return ConfigError("a path holds a NUL character, which no file name can.")
+    if isinstance(error, SystemExit):
+        what = f"sys.exit({'' if error.code is None else repr(error.code)})"
+        return ConfigError(
+            f"code of your own (a network, its factory or a data set) called {what}. Raise an error there."
+        )
     return BnpruneError(f"this is a bug in bnprune: {type(error).__name__}: {error}\n{_REPORT}")
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whether Python or torch could not allocate memory; torch has a class for it only if an accelerator is full."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    told = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or ("RuntimeError" in names and told)
 
 
 _REPORT = "Please report it with the traceback that `bnprune --debug VERB ...` shows."
@@ -53,9 +72,14 @@ def _tell(error: BnpruneError, json_wanted: bool) -> None:
     if json_wanted:
         _print_document(error)
     say("error: ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(str(error), err=True)
+    say(bounded(str(error)), err=True)
+
+
+_MOST_PROBLEMS = 50
 
 
 def _print_document(error: BnpruneError) -> None:
-    problems = [str(problem) for problem in error.problems]
-    typer.echo(json.dumps({"schema": "bnprune.error/1", "code": error.code, "problems": problems}, indent=2))
+    problems = [bounded(str(problem)) for problem in error.problems]
+    if (more := len(problems) - _MOST_PROBLEMS) > 0:
+        problems[_MOST_PROBLEMS:] = [f"... and {more} more problems"]
+    answer({"schema": "bnprune.error/1", "code": error.code, "problems": problems})

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import typer
-
 from bnprune.cli.display import print_json
+from bnprune.cli.voice import say
 from bnprune.errors import BnpruneError
 from bnprune.report.page import render
 from bnprune.report.plots import require_free_plots, require_matplotlib, save_plots
@@ -36,9 +35,9 @@ def run_report(paths: Sequence[Path], *, out: Path | None, plots: Path | None, f
         runs = {story.name: RunDirectory(story.path).result().get("stages", {}) for story in stories}
         print_json({"schema": SCHEMA, "out": target, "plots": drawn, "runs": runs})
         return
-    typer.echo(f"Wrote {target}. Open it in a browser.")
+    say(f"Wrote {target}. Open it in a browser.")
     if drawn:
-        typer.echo(f"Wrote {len(drawn)} pictures into {plots}.")
+        say(f"Wrote {len(drawn)} pictures into {plots}.")
 
 
 def _distinct(stories: list[Story]) -> list[Story]:
