@@ -104,4 +104,9 @@ class PeerFailed(BnpruneError):
 
 def first_line(error: BaseException) -> str:
     """Return the gist of somebody else's error, to be quoted in one of ours."""
-    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
+    return shorten((str(error).strip() or type(error).__name__).split("\n")[0].rstrip("."), 300)
+
+
+def shorten(text: str, longest: int = 100) -> str:
+    """Return the beginning of a text that comes from somewhere else, to be quoted in a message."""
+    return text if len(text) <= longest else text[: longest - 3] + "..."

@@ -23,7 +23,7 @@ from bnprune.cli import (
     train,
     validate,
 )
-from bnprune.cli.failures import reporting
+from bnprune.cli.failures import refusing_exits, reporting
 from bnprune.cli.processes import leave_together, require_alone
 from bnprune.cli.terminal import exit_code, open_streams
 from bnprune.cli.voice import VOICE, forward, require_no_empty, say
@@ -50,7 +50,7 @@ class _Verbs(TyperGroup):
             return super().parse_args(context, forward(args))
 
     def invoke(self, context: Any) -> Any:
-        with reporting(json_wanted="--json" in context.args):
+        with reporting(json_wanted="--json" in context.args), refusing_exits():
             return super().invoke(context)
 
 

@@ -18,7 +18,7 @@ def reporting(*, json_wanted: bool) -> Iterator[None]:
     """Turn exceptions into messages and exit codes, whatever they are; `--debug` shows their tracebacks, too."""
     try:
         yield
-    except (typer.Exit, typer.Abort):
+    except (typer.Exit, typer.Abort, SystemExit):
         raise
     except PeerFailed as peer:
         raise typer.Exit(peer.exit_code) from None
@@ -40,6 +40,20 @@ def reporting(*, json_wanted: bool) -> Iterator[None]:
         raise typer.Exit(failure.exit_code) from None
 
 
+@contextmanager
+def refusing_exits() -> Iterator[None]:
+    """Turn `sys.exit()` in code of the user's own into an error: a verb that ends early must not look finished.
+
+    Raises:
+        ConfigError: The program was to end.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        call = f"sys.exit({'' if end.code is None else repr(end.code)})"
+        raise ConfigError(f"code of your own (a network, its factory or a data set) called {call}.") from end
+
+
 def _failure(error: BaseException) -> BnpruneError:
     if isinstance(error, BnpruneError):
         return error
@@ -50,11 +64,6 @@ def _failure(error: BaseException) -> BnpruneError:
         return DataError(f"{where}{error.strerror or error}.")
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return ConfigError("a path holds a NUL character, which no file name can.")
-    if isinstance(error, SystemExit):
-        what = f"sys.exit({'' if error.code is None else repr(error.code)})"
-        return ConfigError(
-            f"code of your own (a network, its factory or a data set) called {what}. Raise an error there."
-        )
     return BnpruneError(f"this is a bug in bnprune: {type(error).__name__}: {error}\n{_REPORT}")
 
 

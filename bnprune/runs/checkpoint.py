@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from bnprune.errors import CheckpointError, ConfigError, PruningError
+from bnprune.errors import CheckpointError, ConfigError, PruningError, first_line, shorten
 from bnprune.models.zoo import ModelSpec, build
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.prune import PruningResult
@@ -223,33 +223,61 @@ def _dense(path: Path, spec: ModelSpec) -> nn.Module:
 
 
 def fit_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Load tensors into a network, strictly, taking over their dtype.
+    """Load tensors into a network, strictly, taking over their floating-point dtype.
 
     Raises:
-        CheckpointError: Names or shapes differ.
+        CheckpointError: Names, shapes or kinds of tensors differ.
     """
-    own = model.state_dict()
-    missing = [name for name in own if name not in state]
-    surplus = [name for name in state if name not in own]
-    shapes = [
-        f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if missing or surplus or shapes:
+    own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, torch.Tensor)}
+    odd = [name for name in own if name in state and not _convertible(state[name], own[name])]
+    differences = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "other shapes": [
+            f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+            for name in own
+            if name in state and name not in odd and state[name].shape != own[name].shape
+        ],
+        "other kinds of tensors": [f"{name} is {_kind(state[name])}, not {_kind(own[name])}" for name in odd],
+    }
+    if any(differences.values()):
         detail = "; ".join(
-            f"{what} {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for what, names in (("missing", missing), ("unexpected", surplus), ("other shapes", shapes))
+            f"{what} {len(names)} ({', '.join(map(shorten, names[:3]))}{', ...' if len(names) > 3 else ''})"
+            for what, names in differences.items()
             if names
         )
-        raise CheckpointError(f"{source} does not fit the network ({type(model).__name__}): {detail}.")
+        fix = " Save weights as dense floating-point tensors." if odd else ""
+        raise CheckpointError(f"{source} does not fit the network ({type(model).__name__}): {detail}.{fix}")
     _match_dtypes(model, state)
-    model.load_state_dict(dict(state))
+    try:
+        model.load_state_dict(dict(state))
+    except RuntimeError as error:  # code of the network itself: hooks, or a state that is not made of tensors
+        raise CheckpointError(f"{source} cannot be loaded into {type(model).__name__}: {first_line(error)}.") from error
+
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def _convertible(tensor: torch.Tensor, own: torch.Tensor) -> bool:
+    """Whether a tensor can take the place of one of the network: with values, dense, and of a dtype like its own."""
+    if tensor.is_meta or tensor.is_quantized or tensor.is_nested or tensor.layout != torch.strided:
+        return False
+    if own.dtype in _FLOATS:
+        return tensor.dtype in _FLOATS
+    if own.is_complex() or own.dtype == torch.bool:
+        return tensor.dtype == own.dtype
+    return not tensor.is_complex() and tensor.dtype != torch.bool  # counters, which some store as the weights are
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    """Return how a tensor is stored, such as "float32" or "sparse float32"."""
+    kinds = {"meta": tensor.is_meta, "nested": tensor.is_nested, "sparse": tensor.layout != torch.strided}
+    return " ".join([*(kind for kind, is_so in kinds.items() if is_so), str(tensor.dtype).removeprefix("torch.")])
 
 
 def _match_dtypes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name in state and state[name].dtype != tensor.dtype:
+        if name in state and state[name].dtype != tensor.dtype and tensor.is_floating_point():
             tensor.data = tensor.data.to(state[name].dtype)
 
 
@@ -264,26 +292,43 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         return read_tensors(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except Exception:  # noqa: BLE001 - and what torch says is left out: it advises to unpickle the file
         raise CheckpointError(
             f"'{path}' was refused: it is damaged, or a pickle that holds more than tensors and could run code. "
             "Save plain weights instead: torch.save(model.state_dict(), path), or use .safetensors."
-        ) from error
+        ) from None
     return _state_dict(found, path)
+
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
 
 def _state_dict(found: Any, path: Path) -> dict[str, torch.Tensor]:
     """Unwrap what training scripts put around a state dict."""
-    for key in ("state_dict", "model_state_dict", "model", "net"):
+    for key in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(v, torch.Tensor) for v in found.values()):
-        raise CheckpointError(f"'{path}' holds no state dict (names mapped to tensors).")
-    state = {str(name): tensor for name, tensor in found.items()}
+    if not isinstance(found, Mapping) or not found:
+        raise CheckpointError(f"'{path}' holds no state dict (names mapped to tensors), but {_described(found)}.")
+    for name, tensor in found.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(
+                f"'{path}' holds no state dict (names mapped to tensors): {_described(name)} is mapped to "
+                f"{_described(tensor)}. A state dict may stand under {', '.join(_WRAPPERS)}."
+            )
+    state = dict(found)
     for prefix in ("module.", "_orig_mod."):
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, str):
+        return f"'{shorten(value)}'"
+    return (
+        f"an empty {type(value).__name__}" if isinstance(value, Mapping) and not value else f"a {type(value).__name__}"
+    )
 
 
 def save(
