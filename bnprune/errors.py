@@ -110,3 +110,13 @@ def first_line(error: BaseException) -> str:
 def shorten(text: str, longest: int = 100) -> str:
     """Return the beginning of a text that comes from somewhere else, to be quoted in a message."""
     return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """Return text with characters that are not printable escaped, as `repr` does it; newlines and tabs stay.
+
+    Names of files and layers come from files, and an escape sequence in them could rewrite what is on a terminal.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -14,8 +14,8 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from bnprune.cli.terminal import shown
 from bnprune.cli.voice import VOICE, answer
+from bnprune.errors import printable
 from bnprune.report.numbers import count as count
 from bnprune.runs.files import plain
 from bnprune.runs.stages import title_of
@@ -33,7 +33,7 @@ class _Console(Console):
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=shown(segment.text))
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 def stdout() -> Console:

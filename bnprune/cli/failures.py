@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import typer
 
-from bnprune.cli.terminal import bounded, shown
+from bnprune.cli.terminal import bounded
 from bnprune.cli.voice import VOICE, answer, say
-from bnprune.errors import BnpruneError, ConfigError, DataError, Interrupted, PeerFailed
+from bnprune.errors import BnpruneError, ConfigError, DataError, Interrupted, PeerFailed, printable
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def reporting(*, json_wanted: bool) -> Iterator[None]:
         if type(error).__module__.startswith("typer."):  # a usage error; they have no public base class
             if json_wanted:
                 _print_document(ConfigError(error.format_message()))  # type: ignore[attr-defined]
-            error.message = bounded(shown(error.message))  # type: ignore[attr-defined]
+            error.message = bounded(printable(error.message))  # type: ignore[attr-defined]
             raise  # typer tells it on stderr, with the usage of the verb
         if VOICE.debug:
             say(traceback.format_exc(), err=True)

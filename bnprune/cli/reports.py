@@ -9,7 +9,6 @@ from pathlib import Path
 
 from bnprune.cli.display import print_json
 from bnprune.cli.voice import say
-from bnprune.errors import BnpruneError
 from bnprune.report.page import render
 from bnprune.report.plots import require_free_plots, require_matplotlib, save_plots
 from bnprune.report.story import Story, read_story
@@ -51,6 +50,6 @@ def report_of_run(path: Path) -> str:
     try:
         target = RunDirectory(path).report_file
         write_text(target, render([read_story(path)]))
-    except BnpruneError as error:
+    except Exception as error:  # noqa: BLE001 - the run has ended well, and its results are saved
         return f"note: no report was written: {error}"
     return f"The report is {target}"

@@ -14,16 +14,6 @@ from bnprune.errors import DataError
 _LONGEST, _MOST_LINES = 2_000, 50
 
 
-def shown(text: str) -> str:
-    """Return text with characters that are not printable escaped, as `repr` does it; newlines and tabs stay.
-
-    Names of files and layers come from files, and an escape sequence in them could rewrite what is on the screen.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
 def bounded(text: str) -> str:
     """Return a message with long lines shortened in the middle, and no more lines than people read."""
     lines = text.split("\n")

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from bnprune.cli.display import count, print_json
-from bnprune.cli.terminal import shown
 from bnprune.cli.voice import say
 from bnprune.config import PipelineConfig
+from bnprune.errors import printable
 from bnprune.export.stage import wishes
 from bnprune.pruning.cost import cost
 from bnprune.recipe import as_data, load_recipe
@@ -54,7 +54,7 @@ def run_validate(path: Path, overrides: Sequence[str], *, print_config: bool, as
 def _dumped(config: PipelineConfig) -> str:
     """Return a recipe as YAML; in ASCII if it holds something that a terminal would not show."""
     text = dump_config(config)
-    return text if text == shown(text) else yaml.safe_dump(as_data(config), sort_keys=False)
+    return text if text == printable(text) else yaml.safe_dump(as_data(config), sort_keys=False)
 
 
 def _too_short(config: PipelineConfig, start: Start) -> list[str]:

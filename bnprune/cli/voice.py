@@ -11,8 +11,7 @@ from typing import Any
 
 import typer
 
-from bnprune.cli.terminal import shown
-from bnprune.errors import ConfigError
+from bnprune.errors import ConfigError, printable
 
 WORDS = ("--quiet", "-q", "--verbose", "-v", "--debug")
 """Options of the program itself; people write them after the verb, too."""
@@ -64,4 +63,4 @@ def answer(document: Mapping[str, Any]) -> None:
 
 def say(text: str, *, err: bool = False, nl: bool = True, **style: Any) -> None:
     """Print text, in colour if there is a terminal that wants it (https://no-color.org)."""
-    typer.secho(shown(text), err=err, nl=nl, **({} if os.environ.get("NO_COLOR") else style))
+    typer.secho(printable(text), err=err, nl=nl, **({} if os.environ.get("NO_COLOR") else style))

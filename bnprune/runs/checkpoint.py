@@ -309,11 +309,11 @@ def _state_dict(found: Any, path: Path) -> dict[str, torch.Tensor]:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not found:
-        raise CheckpointError(f"'{path}' holds no state dict (names mapped to tensors), but {_described(found)}.")
+        raise CheckpointError(f"'{path}' holds no state dict (names mapped to tensors). It is {_described(found)}.")
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise CheckpointError(
-                f"'{path}' holds no state dict (names mapped to tensors): {_described(name)} is mapped to "
+                f"'{path}' holds no state dict (names mapped to tensors). In it {_described(name)} is mapped to "
                 f"{_described(tensor)}. A state dict may stand under {', '.join(_WRAPPERS)}."
             )
     state = dict(found)

@@ -276,7 +276,7 @@ def test_an_argument_without_a_model_is_refused(trained: Path) -> None:
 # -- shapes -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", ["", "a,b", "3,,8", "3,0,8", "3,-8,8", "3,8.5,8", "(3,8,8)"])
+@pytest.mark.parametrize("shape", [" ", "a,b", "3,,8", "3,0,8", "3,-8,8", "3,8.5,8", "(3,8,8)"])
 def test_a_malformed_input_shape(shape: str) -> None:
     message = refusal(2, "prune", "--model", "tests.nets:chain", f"--input={shape}")
     assert "--input: expected the shape of one input without the batch, such as 3,224,224" in message
