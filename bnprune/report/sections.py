@@ -296,7 +296,7 @@ def provenance(story: Story) -> str:
     """Configuration and environment."""
     environment = story.environment
     facts = [
-        ("command", "bnprune " + " ".join(map(str, environment.get("argv", ())))),
+        ("command", "bnprune " + " ".join(map(str, environment.get("argv") or ()))),
         ("started", str(environment.get("time", MISSING))),
         ("processor", str(environment.get("processor", MISSING))),
         ("threads", str(environment.get("threads", MISSING))),
