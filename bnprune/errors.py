@@ -104,12 +104,12 @@ class PeerFailed(BnpruneError):
 
 def first_line(error: BaseException) -> str:
     """Return the gist of somebody else's error, to be quoted in one of ours."""
-    return shorten((str(error).strip() or type(error).__name__).split("\n")[0].rstrip("."), 300)
+    return shortened((str(error).strip() or type(error).__name__).split("\n")[0].rstrip("."), 400)
 
 
-def shorten(text: str, longest: int = 100) -> str:
-    """Return the beginning of a text that comes from somewhere else, to be quoted in a message."""
-    return text if len(text) <= longest else text[: longest - 3] + "..."
+def shortened(text: str, limit: int = 200) -> str:
+    """Return text of somebody else for a message: its beginning, with control characters escaped."""
+    return printable(text if len(text) <= limit else f"{text[: limit - 3]}...")
 
 
 def printable(text: str) -> str:

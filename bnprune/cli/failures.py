@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,12 +69,11 @@ def _failure(error: BaseException) -> BnpruneError:
 
 
 def _lacks_memory(error: BaseException) -> bool:
-    """Whether Python or torch could not allocate memory; torch has a class for it only if an accelerator is full."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    told = "can't allocate memory" in str(error) or "not enough memory" in str(error)
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or ("RuntimeError" in names and told)
+    """Whether Python, NumPy or torch could not allocate memory; torch says so in words alone."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
 
 
+_MEMORY = re.compile("allocate memory|out of memory|not enough memory", re.IGNORECASE)
 _REPORT = "Please report it with the traceback that `bnprune --debug VERB ...` shows."
 
 

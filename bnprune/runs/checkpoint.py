@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from bnprune.errors import CheckpointError, ConfigError, PruningError, first_line, shorten
+from bnprune.errors import CheckpointError, ConfigError, PruningError, first_line, shortened
 from bnprune.models.zoo import ModelSpec, build
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.prune import PruningResult
@@ -143,7 +143,7 @@ def _mapping_from(data: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def _require_file(path: Path, expected: str) -> None:
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
         raise CheckpointError(f"'{path}' {what}. Expected {expected}.")
     if path.stat().st_size == 0:
         raise CheckpointError(f"'{path}' is empty; the disk may have been full when it was written.")
@@ -242,7 +242,7 @@ def fit_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: str) 
     }
     if any(differences.values()):
         detail = "; ".join(
-            f"{what} {len(names)} ({', '.join(map(shorten, names[:3]))}{', ...' if len(names) > 3 else ''})"
+            f"{what} {len(names)} ({', '.join(map(shortened, names[:3]))}{', ...' if len(names) > 3 else ''})"
             for what, names in differences.items()
             if names
         )
@@ -325,7 +325,7 @@ def _state_dict(found: Any, path: Path) -> dict[str, torch.Tensor]:
 
 def _described(value: Any) -> str:
     if isinstance(value, str):
-        return f"'{shorten(value)}'"
+        return f"'{shortened(value)}'"
     return (
         f"an empty {type(value).__name__}" if isinstance(value, Mapping) and not value else f"a {type(value).__name__}"
     )

