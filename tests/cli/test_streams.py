@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from bnprune.cli.terminal import bounded
 from bnprune.errors import BnpruneError, printable
 from bnprune.models.zoo import ModelSpec
 from bnprune.runs.checkpoint import Header, save_checkpoint
+from bnprune.runs.signals import stop_requests
 from tests.cli.harness import CHAIN, bnprune, document, read_json, refusal, write
 
 # -- stdout and stderr that are full, closed, or not read --------------------------------------------------------------
@@ -136,6 +138,21 @@ def test_variables_of_torchrun_that_are_no_numbers_are_not_from_it(monkeypatch: 
     monkeypatch.setenv("RANK", "first")
     monkeypatch.setenv("WORLD_SIZE", "many")
     assert bnprune("init", "--list").exit_code == 0
+
+
+def test_a_terminal_that_is_closed_stops_a_training_as_ctrl_c_does() -> None:
+    """Unless it was started with nohup."""
+    with stop_requests() as stopping:
+        assert not stopping()
+        signal.raise_signal(signal.SIGHUP)
+        assert stopping()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests() as stopping:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stopping()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 # -- text from files ---------------------------------------------------------------------------------------------------
