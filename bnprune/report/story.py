@@ -15,6 +15,7 @@ import yaml
 from bnprune.channels.ids import Refusal
 from bnprune.errors import CheckpointError, ConfigError, first_line, printable
 from bnprune.pruning.plan import PruningPlan
+from bnprune.report.values import MOST, amount, count, loss, number, plain_data, share
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.gammas import read_gammas
 from bnprune.runs.stages import is_stage, kind_of, title_of
@@ -180,7 +181,7 @@ def read_story(path: Path) -> Story:
         raise ConfigError(f"'{path}' is not a run directory (it has no config.yaml). {fix}")
     notes: list[str] = []
     config_text = _text(directory.config_file)
-    config = _checked(directory.config_file, lambda: _data(yaml.safe_load(config_text)))
+    config = _checked(directory.config_file, lambda: plain_data(yaml.safe_load(config_text)))
     environment = _json(path / "env.json", notes)
     _checked(path / "env.json", lambda: _require_environment(environment))
     result = _json(directory.result_file, notes)
@@ -201,6 +202,10 @@ def read_story(path: Path) -> Story:
         gated=plan is not None and bool(plan.gates),
         notes=tuple(notes),
     )
+
+
+_LARGEST = 64 << 20
+"""Bytes of a file that is read."""
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
@@ -228,66 +233,7 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
             f"{path.name} is not there" + (" yet: no stage is finished." if path.name == "result.json" else ".")
         )
         return {}
-    return _checked(path, lambda: _data(json.loads(_text(path))))
-
-
-# -- values: everything in a story has gone through one of these -------------------------------------------------------
-
-_LARGEST = 64 << 20
-"""Bytes of a file that is read."""
-_DEEPEST = 64
-_MOST = 1e18
-"""Of counts, seconds, bytes: beyond it, figures are those of a damaged file."""
-
-
-def _data(found: Any) -> dict[str, Any]:
-    """Return a mapping of plain data, with texts that can be shown, if it is nested as sections are."""
-    if not isinstance(found, dict):
-        raise TypeError(f"expected names and values, got a {type(found).__name__}")
-    return {printable(str(key)): _plain(value, _DEEPEST, set()) for key, value in found.items()}
-
-
-def _plain(value: Any, depth: int, seen: set[int]) -> Any:
-    if isinstance(value, str):
-        return printable(value)
-    if not isinstance(value, dict | list):
-        return value
-    if not depth or id(value) in seen:  # what YAML's aliases repeat could be huge when it is written out
-        raise ValueError("it is nested too deeply, or refers to a part of itself")
-    seen.add(id(value))
-    if isinstance(value, dict):
-        return {printable(str(key)): _plain(inner, depth - 1, seen) for key, inner in value.items()}
-    return [_plain(inner, depth - 1, seen) for inner in value]
-
-
-def _number(value: Any, low: float = -_MOST, high: float = _MOST) -> float | None:
-    """Return a number within bounds, or None; what is not finite is written as null."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"expected a number, got {first_line(ValueError(repr(value)))}")
-    if not low <= value <= high:  # nor is NaN
-        raise ValueError(f"expected a number from {low:g} to {high:g}, got {first_line(ValueError(repr(value)))}")
-    return float(value)
-
-
-def _share(value: Any) -> float | None:
-    return _number(value, 0, 1)
-
-
-def _amount(value: Any) -> float | None:
-    return _number(value, 0)
-
-
-def _loss(value: Any) -> float | None:
-    return _number(value, 0, 1e100)
-
-
-def _count(value: Any) -> int:
-    if not isinstance(value, int):
-        raise TypeError(f"expected a count, got a {type(value).__name__}")
-    _number(value, 0)
-    return value
+    return _checked(path, lambda: plain_data(json.loads(_text(path))))
 
 
 def _require_environment(environment: Mapping[str, Any]) -> None:
@@ -325,14 +271,14 @@ def _stage(name: str, figures: Mapping[str, Any]) -> Stage:
     return Stage(
         name=name,
         title=title_of(name) if is_stage(name) else name,
-        accuracy=_share(figures.get("accuracy")),
-        validation=_share(figures.get("validation_accuracy")),
-        channels=_count(figures["channels"]),
-        params=_count(figures["params"]),
-        macs=_count(figures["macs"]),
-        seconds=_amount(figures.get("seconds")),
-        latency_ms=_amount(figures.get("latency_ms")),
-        file_bytes=None if figures.get("file_bytes") is None else _count(figures["file_bytes"]),
+        accuracy=share(figures.get("accuracy")),
+        validation=share(figures.get("validation_accuracy")),
+        channels=count(figures["channels"]),
+        params=count(figures["params"]),
+        macs=count(figures["macs"]),
+        seconds=amount(figures.get("seconds")),
+        latency_ms=amount(figures.get("latency_ms")),
+        file_bytes=None if figures.get("file_bytes") is None else count(figures["file_bytes"]),
         cutting=_cutting(figures) if "pruned" in figures else None,
         skipped=str(figures.get("skipped", "")),
     )
@@ -342,28 +288,28 @@ def _cutting(figures: Mapping[str, Any]) -> Cutting:
     target, recovery, pruned = figures["target"], figures.get("recovery", {}), figures["pruned"]
 
     def change(what: str) -> tuple[int, int]:
-        return _count(pruned[what]["before"]), _count(pruned[what]["after"])
+        return count(pruned[what]["before"]), count(pruned[what]["after"])
 
     return Cutting(
         kind=str(target["kind"]),
-        requested=_number(target["requested"]),
-        realised=_number(target["realised"]),
+        requested=number(target["requested"]),
+        realised=number(target["realised"]),
         channels=change("channels"),
         params=change("params"),
         macs=change("macs"),
-        error=_amount(figures["verification"]["max_relative_error"]),
+        error=amount(figures["verification"]["max_relative_error"]),
         layers=tuple(
-            Layer(str(entry["name"]), str(entry["kind"]), _count(entry["before"]), _count(entry["after"]))
+            Layer(str(entry["name"]), str(entry["kind"]), count(entry["before"]), count(entry["after"]))
             for entry in figures["layers"]
         ),
         refusals=tuple(Refusal(str(r["site"]), str(r["reason"]), str(r["fix"])) for r in figures["refusals"]),
         notes=tuple(map(str, figures["notes"])),
         tried={
-            name: top1 for name, value in recovery.get("validation", {}).items() if (top1 := _share(value)) is not None
+            name: top1 for name, value in recovery.get("validation", {}).items() if (top1 := share(value)) is not None
         },
         chosen=str(recovery.get("chosen", "")),
         sweep=tuple(
-            SweepPoint(_amount(p["macs"]) or 0.0, _share(p["accuracy"]) or 0.0, _share(p["plain"]) or 0.0)
+            SweepPoint(amount(p["macs"]) or 0.0, share(p["accuracy"]) or 0.0, share(p["plain"]) or 0.0)
             for p in figures.get("sweep", ())
         ),
     )
@@ -378,7 +324,7 @@ def _curves(directory: RunDirectory, notes: list[str]) -> tuple[Curve, ...]:
     lines: dict[str, list[dict[str, Any]]] = {}
     for text in _text(directory.metrics_file).splitlines():
         try:
-            record = _data(json.loads(text))
+            record = plain_data(json.loads(text))
         except json.JSONDecodeError:  # the last line of a run that is being written, or was killed
             notes.append("metrics.jsonl has a line that is not complete; it was left out.")
             continue
@@ -391,18 +337,18 @@ def _curve(stage: str, records: list[dict[str, Any]]) -> Curve:
     return Curve(
         stage=stage,
         title=title_of(stage) if is_stage(stage) else stage,
-        epochs=tuple(_count(record["epoch"]) for record in records),
-        train_loss=tuple(_loss(record["train"]["loss"]) for record in records),
-        validation_loss=tuple(_loss(record["validation"]["loss"]) for record in records),
-        train_top1=tuple(_share(record["train"]["top1"]) for record in records),
-        validation_top1=tuple(_share(record["validation"]["top1"]) for record in records),
+        epochs=tuple(count(record["epoch"]) for record in records),
+        train_loss=tuple(loss(record["train"]["loss"]) for record in records),
+        validation_loss=tuple(loss(record["validation"]["loss"]) for record in records),
+        train_top1=tuple(share(record["train"]["top1"]) for record in records),
+        validation_top1=tuple(share(record["validation"]["top1"]) for record in records),
         quantiles=tuple(_quantiles(record["gamma"]["quantiles"]) for record in records if "gamma" in record),
     )
 
 
 def _quantiles(values: Any) -> tuple[float, ...]:
     """Return minimum, quartiles and maximum."""
-    numbers = tuple(number for value in values if (number := _amount(value)) is not None)
+    numbers = tuple(found for value in values if (found := amount(value)) is not None)
     if len(numbers) != 5:
         raise ValueError(f"expected five quantiles, got {len(numbers)}")
     return numbers
@@ -435,7 +381,7 @@ def _gammas(directory: RunDirectory, plan: PruningPlan | None, notes: list[str])
 def _joined(gammas: Mapping[str, torch.Tensor], names: list[str]) -> torch.Tensor | None:
     """Return all scale factors in a row; None if there are none, or some are not finite."""
     values = torch.cat([torch.zeros(0, dtype=torch.float64), *(gammas[name].flatten() for name in names)])
-    return values if len(values) and bool((values < _MOST).all()) else None
+    return values if len(values) and bool((values < MOST).all()) else None
 
 
 def _removed(plan: PruningPlan, gammas: Mapping[str, torch.Tensor], names: list[str]) -> torch.Tensor | None:
