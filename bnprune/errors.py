@@ -135,4 +135,19 @@ class PeerFailed(BnpruneError):
 
 def first_line(error: BaseException) -> str:
     """Return the gist of somebody else's error, to be quoted in one of ours."""
-    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
+    return shortened((str(error).strip() or type(error).__name__).split("\n")[0].rstrip("."), 400)
+
+
+def shortened(text: str, limit: int = 200) -> str:
+    """Return text of somebody else for a message: its beginning, with control characters escaped."""
+    return printable(text if len(text) <= limit else f"{text[: limit - 3]}...")
+
+
+def printable(text: str) -> str:
+    """Return text with characters that are not printable escaped, as `repr` does it; newlines and tabs stay.
+
+    Names of files and layers come from files, and an escape sequence in them could rewrite what is on a terminal.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -40,7 +40,7 @@ def find_factory(reference: str, where: str) -> Callable[..., Any]:
         ConfigError: There is no such module or attribute.
     """
     module_name, colon, attribute = reference.partition(":")
-    if not (module_name and colon and attribute):
+    if not (module_name and colon and attribute) or module_name.startswith("."):
         raise ConfigError(f"{where}: expected package.module:function (got '{reference}').")
     here = str(Path.cwd())
     if here not in sys.path:

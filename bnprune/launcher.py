@@ -7,22 +7,22 @@ import os
 
 def processes() -> int:
     """Return how many processes this run has; 1 where `torchrun` did not start it."""
-    return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else 1
+    return _number("WORLD_SIZE", 1) if "RANK" in os.environ else 1
 
 
 def rank() -> int:
     """Return the number of this process among them; 0 leads."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
 
 
 def local_rank() -> int:
     """Return the number of this process among those of its machine."""
-    return int(os.environ.get("LOCAL_RANK", rank()))
+    return _number("LOCAL_RANK", rank())
 
 
 def restarts() -> int:
     """Return how often `torchrun --max-restarts` has started these processes again, with the same arguments."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return _number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
 def launch() -> str | None:
@@ -31,3 +31,8 @@ def launch() -> str | None:
         return None
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return name if name not in ("", "none") else f"process {os.getppid()}"
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default

@@ -76,7 +76,9 @@ def _require_traceable(model: nn.Module) -> None:
     for name, module in walk(model).items():
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
-                raise TraceError(f"{name}: the module is lazy and not yet built. Run one forward pass first.")
+                raise TraceError(
+                    f"{name or 'the network'}: the module is lazy and not yet built. Run one forward pass first."
+                )
 
 
 def _trace(model: nn.Module, inputs: Inputs, coupling: Coupling, values: Values, gates: Gates) -> ChannelGraph:

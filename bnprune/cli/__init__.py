@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -25,9 +23,10 @@ from bnprune.cli import (
     train,
     validate,
 )
-from bnprune.cli.failures import reporting
+from bnprune.cli.failures import refusing_exits, reporting
 from bnprune.cli.processes import leave_together, require_alone
-from bnprune.cli.voice import VOICE, forward
+from bnprune.cli.terminal import exit_code, open_streams
+from bnprune.cli.voice import VOICE, forward, require_no_empty, say
 from bnprune.errors import ConfigError
 
 _COMMAND = "bnprune.command"
@@ -45,15 +44,17 @@ class _Verbs(TyperGroup):
 
     def parse_args(self, context: Any, args: list[str]) -> list[str]:
         if not args and not context.resilient_parsing:  # which completes half a line
-            typer.echo(self.get_help(context), err=True)
+            say(self.get_help(context), err=True)
             raise typer.Exit(ConfigError.exit_code)
+        VOICE.answered = False
         context.meta[_COMMAND] = list(args)
-        with reporting(json_wanted="--json" in args, debug=False):
+        with reporting(json_wanted="--json" in args):
+            require_no_empty(args)
             return super().parse_args(context, forward(args))
 
     def invoke(self, context: Any) -> Any:
         command = context.meta.get(_COMMAND, ())
-        with reporting(json_wanted="--json" in context.args, debug=bool(context.params.get("debug")), command=command):
+        with reporting(json_wanted="--json" in context.args, command=command), refusing_exits():
             return super().invoke(context)
 
 
@@ -70,7 +71,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"bnprune {__version__}")
+        say(f"bnprune {__version__}")
         raise typer.Exit
 
 
@@ -101,11 +102,10 @@ for verb in (*_TRAINING, *_LOOKING, *_STARTING):
 
 def main() -> None:
     """Run the command line."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # γ and bars must not end a run where only ASCII can be shown
-            stream.reconfigure(errors="replace")
+    open_streams()
     try:
         app()
     except SystemExit as end:
-        leave_together(end.code)
-        raise
+        code = exit_code(end.code)
+        leave_together(code)
+        raise SystemExit(code) from None

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.text import Text
 from torch import nn
 
 from bnprune.benchmark.backends import Backend, Setting, forward_pass
 from bnprune.benchmark.measure import Timing, measure, threads
 from bnprune.benchmark.memory import peak_memory
-from bnprune.cli.display import count, print_json, show_rows
+from bnprune.cli.display import count, print_json, show_rows, stderr, stdout, tell
 from bnprune.errors import ConfigError
 from bnprune.models.zoo import build
 from bnprune.pruning.cost import Cost, cost
@@ -117,7 +115,7 @@ def run_benchmark(subjects: Sequence[Subject], setting: Setting, plan: Plan, *, 
     for backend in plan.backends:
         setting.check(backend)
     models = [subject.model for subject in subjects]
-    progress = Console(stderr=True, highlight=False)
+    progress = stderr()
     costs = [_cost(model, setting) for model in models]  # before the long wait: what is wrong with a network shows here
     memory = [[peak_memory(setting.placed(model), setting.inputs(batch)) for batch in plan.batches] for model in models]
     timings = []
@@ -125,7 +123,7 @@ def run_benchmark(subjects: Sequence[Subject], setting: Setting, plan: Plan, *, 
         machine = _machine(setting, used)
         for backend in plan.backends:
             for batch in plan.batches:
-                progress.print(Text(f"{backend}, batch {batch} ..."), soft_wrap=True)
+                tell(progress, f"{backend}, batch {batch} ...")
                 timings.append(measure(models, backend, setting, batch, plan.rounds))
     if as_json:
         print_json(_document(subjects, setting, plan, machine, costs, memory, timings))
@@ -210,20 +208,18 @@ def _show(
     memory: Sequence[Sequence[int]],
     timings: Sequence[Timing],
 ) -> None:
-    console = Console(highlight=False)
+    console = stdout()
     layout = ", channels_last" if machine["channels_last"] else ""
-    console.print(
-        Text(
-            f"{machine['accelerator'] or machine['processor']}, {machine['cores']} CPU cores, "
-            f"{_threads(machine['threads'])}, torch {machine['versions']['torch']}, {machine['dtype']}{layout}"
-        ),
-        soft_wrap=True,
+    tell(
+        console,
+        f"{machine['accelerator'] or machine['processor']}, {machine['cores']} CPU cores, "
+        f"{_threads(machine['threads'])}, torch {machine['versions']['torch']}, {machine['dtype']}{layout}",
     )
     if machine["load"] is not None and machine["load"] > 1.5 * machine["cores"]:
         console.print(f"note: the machine is busy (load {machine['load']}): times are long, ratios less so")
     names = ["A", "B"][: len(subjects)] if len(subjects) > 1 else [""]
     for name, subject in zip(names, subjects, strict=True):
-        console.print(Text(f"{name}: {subject.label}" if name else subject.label), soft_wrap=True)
+        tell(console, f"{name}: {subject.label}" if name else subject.label)
     console.print()
     rows = [
         _compared("parameters", [counted.params for counted in costs], count),

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from bnprune.cli.voice import say
+from bnprune.cli.voice import answer, say
 
 _CORE = ("bnprune", "torch", "torchvision", "numpy", "pydantic", "PyYAML", "rich", "safetensors", "typer")
 _EXTRAS = {
@@ -30,9 +30,7 @@ def run_doctor(*, as_json: bool) -> None:
     """Print versions, devices, optional packages and problems; exit with 5 if there are any."""
     report = diagnose()
     if as_json:
-        from json import dumps
-
-        typer.echo(dumps(report, indent=2))
+        answer(report)
     else:
         _show(report)
     if report["problems"]:
@@ -116,14 +114,14 @@ def explain(error: Exception) -> str:
 
 
 def _show(report: dict[str, Any]) -> None:
-    typer.echo(f"python {report['python']} on {report['platform']}")
+    say(f"python {report['python']} on {report['platform']}")
     for package, version in report["versions"].items():
-        typer.echo(f"  {package:12} {version}")
+        say(f"  {package:12} {version}")
     for extra, there in report["extras"].items():
-        typer.echo(f"  {extra:12} {'installed' if there else f'missing: pip install bnprune[{extra}]'}")
-    typer.echo(f"devices: {', '.join(report['devices'])} ({report['threads']} threads)")
-    typer.echo(f"models: {', '.join(report['models'])}, torchvision/NAME, timm/NAME, package.module:factory")
+        say(f"  {extra:12} {'installed' if there else f'missing: pip install bnprune[{extra}]'}")
+    say(f"devices: {', '.join(report['devices'])} ({report['threads']} threads)")
+    say(f"models: {', '.join(report['models'])}, torchvision/NAME, timm/NAME, package.module:factory")
     for problem in report["problems"]:
         say(f"problem: {problem}", fg="red")
     if not report["problems"]:
-        typer.echo("no problems found")
+        say("no problems found")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from bnprune.cli.voice import VOICE
+from bnprune.cli.voice import VOICE, answer
+from bnprune.errors import printable
 from bnprune.report.numbers import count as count
 from bnprune.runs.files import plain
 from bnprune.runs.stages import title_of
@@ -24,14 +25,37 @@ from bnprune.training.sparsity import GammaStatistics
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print one JSON document on stdout."""
-    sys.stdout.write(json.dumps(plain(dict(document)), indent=2) + "\n")
+    answer(plain(dict(document)))
+
+
+class _Console(Console):
+    """A console that escapes what is not printable: names of layers and files are somebody else's text."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+def stdout() -> Console:
+    """Return the console for results; if it is no terminal, lines are never broken."""
+    return _Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+
+
+def stderr() -> Console:
+    """Return the console for progress and remarks."""
+    return _Console(stderr=True, highlight=False)
+
+
+def tell(console: Console, text: str, style: str = "") -> None:
+    """Print text as it is: brackets in it are no markup."""
+    console.print(Text(text, style=style), soft_wrap=True)
 
 
 class RichDisplay:
     """Progress on stderr: a bar on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = stderr()
         self.quiet, self.verbose = VOICE.quiet, VOICE.verbose
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -87,7 +111,7 @@ class RichDisplay:
         """Print a line; only warnings where quiet is asked for."""
         if self.quiet and not text.startswith("warning"):
             return
-        self.console.print(Text(text, style=style), soft_wrap=True)
+        tell(self.console, text, style)
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -121,12 +145,7 @@ def show_result(result: Mapping[str, Any], path: Path) -> None:
     if cuts:
         error = max(cut["max_relative_error"] for cut in cuts)
         console.print(f"The cut is proven: slim equals masked to {error:.1e} in float64.")
-    console.print(Text(f"Everything is in {path}"), soft_wrap=True)
-
-
-def stdout() -> Console:
-    """Return the console for results; where it is no terminal, lines are never broken."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+    tell(console, f"Everything is in {path}")
 
 
 def make_table(*columns: str) -> Table:

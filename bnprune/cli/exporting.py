@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.text import Text
 
-from bnprune.cli.display import print_json, show_rows
+from bnprune.cli.display import print_json, show_rows, stdout, tell
 from bnprune.data import load_data
 from bnprune.errors import BnpruneError, ConfigError, first_line
 from bnprune.export.artifact import SUFFIXES, Artifact, Format, Wish, make_artifact
@@ -106,7 +104,7 @@ def _real(source: Source, request: Export) -> tuple[Sequence[torch.Tensor], list
 
 
 def _show(artifact: Artifact, wish: Wish, path: Path, notes: Sequence[str]) -> None:
-    console = Console(highlight=False)
+    console = stdout()
     parities = {"noise": artifact.random, "real images": artifact.real}
     rows = [_row(name, parity) for name, parity in parities.items() if parity is not None]
     if rows:
@@ -116,11 +114,11 @@ def _show(artifact: Artifact, wish: Wish, path: Path, notes: Sequence[str]) -> N
     if artifact.folded is not None:
         console.print(f"folded {artifact.folded} of {artifact.batchnorms} BatchNorms, proven equal in float64")
     for note in notes:
-        console.print(Text(f"note: {note}"), soft_wrap=True)
+        tell(console, f"note: {note}")
     batch = f"batch {wish.batch}" if wish.batch else "any batch size"
     for file, content in files_of(artifact, path).items():
         what = f", {batch}" if wish.format != "state-dict" else ""
-        console.print(Text(f"wrote {file} ({len(content) / 1e6:.2f} MB{what})"), soft_wrap=True)
+        tell(console, f"wrote {file} ({len(content) / 1e6:.2f} MB{what})")
 
 
 def _row(name: str, parity: Parity) -> tuple[str, ...]:

@@ -34,13 +34,14 @@ def init(
     force: Force = False,
 ) -> None:
     """Copy a recipe to edit and run."""
+    from bnprune.cli.voice import say
     from bnprune.runs.recipes import copy_recipe, list_recipes
 
     if listed:
         found = list_recipes()
         width = max(len(name) for name, _ in found)
         for name, summary in found:
-            typer.echo(f"{name:{width}}  {summary}")
+            say(f"{name:{width}}  {summary}")
         return
     path = copy_recipe(recipe, out, force=force)
-    typer.echo(f"Wrote {path}. Edit it, then: bnprune run {path}")
+    say(f"Wrote {path}. Edit it, then: bnprune run {path}")

@@ -13,7 +13,7 @@ from rich.text import Text
 from torch import nn
 
 from bnprune.channels.ids import Refusal
-from bnprune.cli.display import bar, count, print_json, show_rows, stdout
+from bnprune.cli.display import bar, count, print_json, show_rows, stderr, stdout, tell
 from bnprune.cli.voice import VOICE
 from bnprune.errors import CheckpointError, ConfigError, ForwardError
 from bnprune.pruning.budget import solve
@@ -84,7 +84,7 @@ def run_prune(
         try:
             done = compensate(source.model, result.model, result.plan, source.inputs)
         except ForwardError as error:
-            Console(stderr=True, highlight=False).print(Text(f"note: not compensated: {error}"), soft_wrap=True)
+            tell(stderr(), f"note: not compensated: {error}")
     _save(request.out, source, result)
     _show(request, result.report, result.plan, done)
 
@@ -136,16 +136,16 @@ def _show(
         console.print(_TARGETS[report.target.kind].format(report.target.requested, report.target.realised))
     show_refusals(console, report.refusals)
     for note in report.notes:
-        console.print(Text(f"note: {note}"), soft_wrap=True)
+        tell(console, f"note: {note}")
     if report.max_relative_error is not None:
         console.print(f"proof: slim equals masked, relative error {report.max_relative_error:.1e} in float64")
     if VOICE.verbose and report.seconds:
         steps = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items())
         console.print(f"took: {steps}")
     if compensation:
-        console.print(Text(_summary(compensation)), soft_wrap=True)
+        tell(console, _summary(compensation))
     said = "dry run: nothing was written" if request.dry_run else f"wrote {request.out}"
-    console.print(Text(said), soft_wrap=True)
+    tell(console, said)
 
 
 def _summary(compensation: tuple[Compensation, ...]) -> str:
@@ -194,7 +194,7 @@ def show_refusals(console: Console, refusals: Iterable[Refusal]) -> None:
     for (reason, fix), names in sites.items():
         few = len(names) if VOICE.verbose else 3
         shown = ", ".join(names[:few]) + (f" and {len(names) - few} more" if len(names) > few else "")
-        console.print(Text(f"kept: {shown}: {reason}" + (f"\n      fix: {fix}" if fix else "")), soft_wrap=True)
+        tell(console, f"kept: {shown}: {reason}" + (f"\n      fix: {fix}" if fix else ""))
 
 
 def run_inspect(
@@ -237,7 +237,7 @@ def run_inspect(
     )
     show_refusals(console, found.refusals)
     for note in found.notes:
-        console.print(Text(f"note: {note}"), soft_wrap=True)
+        tell(console, f"note: {note}")
 
 
 def _document(source: Source, found: Inspection) -> dict[str, Any]:

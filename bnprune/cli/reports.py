@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import typer
-
 from bnprune.cli.display import print_json
-from bnprune.errors import BnpruneError
+from bnprune.cli.voice import say
 from bnprune.report.page import render
 from bnprune.report.plots import require_free_plots, require_matplotlib, save_plots
 from bnprune.report.story import Story, read_story
@@ -36,9 +34,9 @@ def run_report(paths: Sequence[Path], *, out: Path | None, plots: Path | None, f
         runs = {story.name: RunDirectory(story.path).result().get("stages", {}) for story in stories}
         print_json({"schema": SCHEMA, "out": target, "plots": drawn, "runs": runs})
         return
-    typer.echo(f"Wrote {target}. Open it in a browser.")
+    say(f"Wrote {target}. Open it in a browser.")
     if drawn:
-        typer.echo(f"Wrote {len(drawn)} pictures into {plots}.")
+        say(f"Wrote {len(drawn)} pictures into {plots}.")
 
 
 def _distinct(stories: list[Story]) -> list[Story]:
@@ -52,6 +50,6 @@ def report_of_run(path: Path) -> str:
     try:
         target = RunDirectory(path).report_file
         write_text(target, render([read_story(path)]))
-    except BnpruneError as error:
+    except Exception as error:  # noqa: BLE001 - the run has ended well, and its results are saved
         return f"note: no report was written: {error}"
     return f"The report is {target}"

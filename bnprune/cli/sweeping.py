@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
-from bnprune.cli.display import print_json, show_rows, stdout
+from bnprune.cli.display import print_json, show_rows, stdout, tell
 from bnprune.cli.evaluation import Subject, open_with_data
 from bnprune.cli.plot import draw, save_plot
 from bnprune.config import PruneConfig
@@ -102,12 +102,12 @@ def _show(points: Sequence[Point], best: Point | None, reason: str, by: str, tol
     ]
     show_rows(["", "channels gone", "MACs left", "parameters left", "plain cut", "recovered"], rows)
     console = stdout()
-    console.print("\n" + draw(points, best))
+    tell(console, "\n" + draw(points, best))
     if best is None:
-        console.print(f"\n{reason}", soft_wrap=True)
+        tell(console, f"\n{reason}")
         return
-    console.print(
+    tell(
+        console,
         f"\nrecommended: {by} {best.asked:g}: {best.macs:.1%} of the MACs left, validation accuracy "
         f"{best.accuracy:.2%} ({points[0].accuracy:.2%} as it is; {tolerance:.1%} may be lost)",
-        soft_wrap=True,
     )

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
+import yaml
 
 from bnprune.cli.display import count, print_json
+from bnprune.cli.voice import say
 from bnprune.config import PipelineConfig
+from bnprune.errors import printable
 from bnprune.export.stage import wishes
 from bnprune.pruning.cost import cost
 from bnprune.recipe import as_data, load_recipe
@@ -44,9 +46,15 @@ def run_validate(path: Path, overrides: Sequence[str], *, print_config: bool, as
         )
         return
     if print_config:
-        typer.echo(dump_config(config), nl=False)
+        say(_dumped(config), nl=False)
     notes = "".join(f"\nwarning: {text}" for text in warnings) + "".join(f"\nnote: {note}" for note in splits.notes)
-    typer.echo(f"{path} is valid.\n{_told(facts)}{notes}", err=print_config)
+    say(f"{path} is valid.\n{_told(facts)}{notes}", err=print_config)
+
+
+def _dumped(config: PipelineConfig) -> str:
+    """Return a recipe as YAML; in ASCII if it holds something that a terminal would not show."""
+    text = dump_config(config)
+    return text if text == printable(text) else yaml.safe_dump(as_data(config), sort_keys=False)
 
 
 def _too_short(config: PipelineConfig, start: Start) -> list[str]:

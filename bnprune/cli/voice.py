@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import typer
+
+from bnprune.errors import ConfigError, printable
 
 WORDS = ("--quiet", "-q", "--verbose", "-v", "--debug")
 """Options of the program itself; people write them after the verb, too."""
@@ -23,6 +27,8 @@ class Voice:
     """Everything there is to say."""
     debug: bool = False
     """Tracebacks."""
+    answered: bool = False
+    """Whether a JSON document is on stdout: there is one at most, whatever fails afterwards."""
 
 
 VOICE = Voice()
@@ -36,6 +42,25 @@ def forward(args: Sequence[str]) -> list[str]:
     return [*words, *(word for word in args[:end] if word not in WORDS), *args[end:]]
 
 
+def require_no_empty(args: Sequence[str]) -> None:
+    """Refuse empty arguments: usually a variable of the shell that is not set, and as a path the current folder.
+
+    Raises:
+        ConfigError: An argument, or the value of an option, is empty.
+    """
+    for position, arg in enumerate(args):
+        if not arg or (arg.startswith("--") and arg.partition("=")[1:] == ("=", "")):
+            where = f"'{arg[:-1]}'" if arg else f"after '{args[position - 1]}'" if position else "at the beginning"
+            raise ConfigError(f"command line: an argument is empty ({where}). Give a value, or leave it out.")
+
+
+def answer(document: Mapping[str, Any]) -> None:
+    """Print one JSON document on stdout; nothing if there is one already."""
+    if not VOICE.answered:
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    VOICE.answered = True
+
+
 def say(text: str, *, err: bool = False, nl: bool = True, **style: Any) -> None:
-    """Print a line, in colour where there is a terminal that wants it (https://no-color.org)."""
-    typer.secho(text, err=err, nl=nl, **({} if os.environ.get("NO_COLOR") else style))
+    """Print text, in colour if there is a terminal that wants it (https://no-color.org)."""
+    typer.secho(printable(text), err=err, nl=nl, **({} if os.environ.get("NO_COLOR") else style))

@@ -12,6 +12,8 @@ from bnprune.report.story import Curve, Gammas, Stage, Story
 from bnprune.runs.stages import kind_of
 
 _BINS = 40
+_HIGHEST = 1e9
+"""Of a loss that is drawn."""
 _COLOURS = {"finetune": 0, "train": 1, "prune": 2, "baseline": 3}
 _OTHER, _GREY = 4, -1
 
@@ -163,7 +165,7 @@ def accuracy_curves(story: Story) -> Chart | None:
 
 def loss_curves(story: Story) -> Chart | None:
     """Training loss over the epochs of every training."""
-    return _curves(story, "Training loss", lambda curve: curve.train_loss, lambda value: f"{value:g}", limit=1e9)
+    return _curves(story, "Training loss", lambda curve: curve.train_loss, lambda value: f"{value:g}", limit=_HIGHEST)
 
 
 def last_trainings(stories: Sequence[Story]) -> Chart | None:
@@ -185,7 +187,7 @@ def _curves(
 
 
 def _line(label: str, colour: int, curve: Curve, values: Sequence[float | None]) -> Series:
-    points = tuple((e, v) for e, v in zip(curve.epochs, values, strict=True) if v is not None)
+    points = tuple((e, min(v, _HIGHEST)) for e, v in zip(curve.epochs, values, strict=True) if v is not None)
     return Series(label, points, colour, "line" if len(points) > 1 else "dot")
 
 

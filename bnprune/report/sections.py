@@ -57,7 +57,7 @@ def headline(story: Story) -> str:
         return "Nothing was cut yet."
     if reference is None or final.accuracy is None or reference.accuracy is None:
         return f"There is nothing to compare the {escape(final.title)} network with."
-    macs, params = 1 - final.macs / reference.macs, 1 - final.params / reference.params
+    macs, params = (1 - getattr(final, key) / max(getattr(reference, key), 1) for key in ("macs", "params"))
     change = final.accuracy - reference.accuracy
     return (
         f"{macs:.0%} of the MACs and {params:.0%} of the parameters are gone. The {escape(final.title)} network "
@@ -296,7 +296,7 @@ def provenance(story: Story) -> str:
     """Configuration and environment."""
     environment = story.environment
     facts = [
-        ("command", "bnprune " + " ".join(map(str, environment.get("argv", ())))),
+        ("command", "bnprune " + " ".join(map(str, environment.get("argv") or ()))),
         ("started", str(environment.get("time", MISSING))),
         ("processor", str(environment.get("processor", MISSING))),
         ("threads", str(environment.get("threads", MISSING))),

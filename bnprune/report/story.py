@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import starmap
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,8 +13,9 @@ import torch
 import yaml
 
 from bnprune.channels.ids import Refusal
-from bnprune.errors import CheckpointError, ConfigError
+from bnprune.errors import CheckpointError, ConfigError, first_line, printable
 from bnprune.pruning.plan import PruningPlan
+from bnprune.report.values import MOST, amount, count, loss, number, plain_data, share
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.gammas import read_gammas
 from bnprune.runs.stages import is_stage, kind_of, title_of
@@ -179,20 +181,20 @@ def read_story(path: Path) -> Story:
         raise ConfigError(f"'{path}' is not a run directory (it has no config.yaml). {fix}")
     notes: list[str] = []
     config_text = _text(directory.config_file)
-    config = _checked(directory.config_file, lambda: dict(yaml.safe_load(config_text)))
+    config = _checked(directory.config_file, lambda: plain_data(yaml.safe_load(config_text)))
     environment = _json(path / "env.json", notes)
     _checked(path / "env.json", lambda: _require_environment(environment))
     result = _json(directory.result_file, notes)
-    stages = _checked(directory.result_file, lambda: tuple(_stage(*item) for item in result.get("stages", {}).items()))
+    stages = _checked(directory.result_file, lambda: tuple(starmap(_stage, result.get("stages", {}).items())))
     curves = _checked(directory.metrics_file, lambda: _curves(directory, notes))
     plan = _plan(directory.plan_file("prune"))
     return Story(
         path=path,
-        name=path.resolve().name,
+        name=printable(path.resolve().name),
         model=_named(config.get("model")),
         data=_named(config.get("data")),
         config=config,
-        config_text=config_text,
+        config_text=printable(config_text),
         environment=environment,
         stages=stages,
         curves=curves,
@@ -202,18 +204,27 @@ def read_story(path: Path) -> Story:
     )
 
 
+_LARGEST = 64 << 20
+"""Bytes of a file that is read."""
+
+
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
 def _checked(path: Path, read: Callable[[], T]) -> T:
     try:
         return read()
-    except (KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise CheckpointError(f"'{path}' is damaged: {type(error).__name__}: {error}") from error
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        raise CheckpointError(f"'{path}' is damaged: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _text(path: Path) -> str:
-    return _checked(path, lambda: path.read_text(encoding="utf-8"))
+    def read() -> str:
+        if path.stat().st_size > _LARGEST:
+            raise ValueError(f"it is larger than {_LARGEST >> 20} MB")
+        return path.read_text(encoding="utf-8")
+
+    return _checked(path, read)
 
 
 def _json(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -222,7 +233,7 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
             f"{path.name} is not there" + (" yet: no stage is finished." if path.name == "result.json" else ".")
         )
         return {}
-    return _checked(path, lambda: dict(json.loads(_text(path))))
+    return _checked(path, lambda: plain_data(json.loads(_text(path))))
 
 
 def _require_environment(environment: Mapping[str, Any]) -> None:
@@ -260,47 +271,46 @@ def _stage(name: str, figures: Mapping[str, Any]) -> Stage:
     return Stage(
         name=name,
         title=title_of(name) if is_stage(name) else name,
-        accuracy=_number(figures.get("accuracy")),
-        validation=_number(figures.get("validation_accuracy")),
-        channels=int(figures["channels"]),
-        params=int(figures["params"]),
-        macs=int(figures["macs"]),
-        seconds=_number(figures.get("seconds")),
-        latency_ms=_number(figures.get("latency_ms")),
-        file_bytes=None if figures.get("file_bytes") is None else int(figures["file_bytes"]),
+        accuracy=share(figures.get("accuracy")),
+        validation=share(figures.get("validation_accuracy")),
+        channels=count(figures["channels"]),
+        params=count(figures["params"]),
+        macs=count(figures["macs"]),
+        seconds=amount(figures.get("seconds")),
+        latency_ms=amount(figures.get("latency_ms")),
+        file_bytes=None if figures.get("file_bytes") is None else count(figures["file_bytes"]),
         cutting=_cutting(figures) if "pruned" in figures else None,
         skipped=str(figures.get("skipped", "")),
     )
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
 
 
 def _cutting(figures: Mapping[str, Any]) -> Cutting:
     target, recovery, pruned = figures["target"], figures.get("recovery", {}), figures["pruned"]
 
     def change(what: str) -> tuple[int, int]:
-        return int(pruned[what]["before"]), int(pruned[what]["after"])
+        return count(pruned[what]["before"]), count(pruned[what]["after"])
 
     return Cutting(
         kind=str(target["kind"]),
-        requested=_number(target["requested"]),
-        realised=_number(target["realised"]),
+        requested=number(target["requested"]),
+        realised=number(target["realised"]),
         channels=change("channels"),
         params=change("params"),
         macs=change("macs"),
-        error=_number(figures["verification"]["max_relative_error"]),
+        error=amount(figures["verification"]["max_relative_error"]),
         layers=tuple(
-            Layer(str(entry["name"]), str(entry["kind"]), int(entry["before"]), int(entry["after"]))
+            Layer(str(entry["name"]), str(entry["kind"]), count(entry["before"]), count(entry["after"]))
             for entry in figures["layers"]
         ),
         refusals=tuple(Refusal(str(r["site"]), str(r["reason"]), str(r["fix"])) for r in figures["refusals"]),
         notes=tuple(map(str, figures["notes"])),
-        tried={str(name): float(top1) for name, top1 in recovery.get("validation", {}).items() if top1 is not None},
+        tried={
+            name: top1 for name, value in recovery.get("validation", {}).items() if (top1 := share(value)) is not None
+        },
         chosen=str(recovery.get("chosen", "")),
         sweep=tuple(
-            SweepPoint(float(p["macs"]), float(p["accuracy"]), float(p["plain"])) for p in figures.get("sweep", ())
+            SweepPoint(amount(p["macs"]) or 0.0, share(p["accuracy"]) or 0.0, share(p["plain"]) or 0.0)
+            for p in figures.get("sweep", ())
         ),
     )
 
@@ -314,7 +324,7 @@ def _curves(directory: RunDirectory, notes: list[str]) -> tuple[Curve, ...]:
     lines: dict[str, list[dict[str, Any]]] = {}
     for text in _text(directory.metrics_file).splitlines():
         try:
-            record = json.loads(text)
+            record = plain_data(json.loads(text))
         except json.JSONDecodeError:  # the last line of a run that is being written, or was killed
             notes.append("metrics.jsonl has a line that is not complete; it was left out.")
             continue
@@ -327,13 +337,21 @@ def _curve(stage: str, records: list[dict[str, Any]]) -> Curve:
     return Curve(
         stage=stage,
         title=title_of(stage) if is_stage(stage) else stage,
-        epochs=tuple(int(record["epoch"]) for record in records),
-        train_loss=tuple(_number(record["train"]["loss"]) for record in records),
-        validation_loss=tuple(_number(record["validation"]["loss"]) for record in records),
-        train_top1=tuple(_number(record["train"]["top1"]) for record in records),
-        validation_top1=tuple(_number(record["validation"]["top1"]) for record in records),
-        quantiles=tuple(tuple(map(float, record["gamma"]["quantiles"])) for record in records if "gamma" in record),
+        epochs=tuple(count(record["epoch"]) for record in records),
+        train_loss=tuple(loss(record["train"]["loss"]) for record in records),
+        validation_loss=tuple(loss(record["validation"]["loss"]) for record in records),
+        train_top1=tuple(share(record["train"]["top1"]) for record in records),
+        validation_top1=tuple(share(record["validation"]["top1"]) for record in records),
+        quantiles=tuple(_quantiles(record["gamma"]["quantiles"]) for record in records if "gamma" in record),
     )
+
+
+def _quantiles(values: Any) -> tuple[float, ...]:
+    """Return minimum, quartiles and maximum."""
+    numbers = tuple(found for value in values if (found := amount(value)) is not None)
+    if len(numbers) != 5:
+        raise ValueError(f"expected five quantiles, got {len(numbers)}")
+    return numbers
 
 
 # -- scale factors ---------------------------------------------------------------------------------------------------
@@ -346,20 +364,24 @@ def _gammas(directory: RunDirectory, plan: PruningPlan | None, notes: list[str])
         return []
     start = read_gammas(directory.gamma_file)
     names = list(start)
-    found = [Gammas("before training", _joined(start, names))]
+    networks = [("before training", start)]
     for stage, title in (("baseline", "trained without the penalty"), ("train", "trained with the penalty")):
         path = directory.checkpoint(stage)
         there = read_gammas(path, names) if path.is_file() else {}
         if there.keys() == start.keys() and all(there[name].shape == start[name].shape for name in names):
-            found.append(Gammas(title, _joined(there, names)))
-    if plan is not None:
-        removed = _removed(plan, start, names)
-        found[-1] = Gammas(found[-1].title, found[-1].values, removed)
+            networks.append((title, there))
+    found = [Gammas(title, values) for title, gammas in networks if (values := _joined(gammas, names)) is not None]
+    if len(found) < len(networks):
+        notes.append("some scale factors are not finite: no histograms of those networks.")
+    if plan is not None and found:
+        found[-1] = Gammas(found[-1].title, found[-1].values, _removed(plan, start, names))
     return found
 
 
-def _joined(gammas: Mapping[str, torch.Tensor], names: list[str]) -> torch.Tensor:
-    return torch.cat([gammas[name].flatten() for name in names])
+def _joined(gammas: Mapping[str, torch.Tensor], names: list[str]) -> torch.Tensor | None:
+    """Return all scale factors in a row; None if there are none, or some are not finite."""
+    values = torch.cat([torch.zeros(0, dtype=torch.float64), *(gammas[name].flatten() for name in names)])
+    return values if len(values) and bool((values < MOST).all()) else None
 
 
 def _removed(plan: PruningPlan, gammas: Mapping[str, torch.Tensor], names: list[str]) -> torch.Tensor | None:

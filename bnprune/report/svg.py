@@ -109,7 +109,7 @@ def _threshold(figure: Histogram) -> str:
 
 def _silhouette(figure: Widths) -> str:
     """Draw every layer as a bar, dense behind slim; it stretches to any width."""
-    tallest = max((before for _, before, _ in figure.layers), default=1)
+    tallest = max((before for _, before, _ in figure.layers), default=1) or 1
     bars = []
     for position, (name, before, after) in enumerate(figure.layers):
         said = f"<title>{escape(f'{name}: {before} → {after}')}</title>"

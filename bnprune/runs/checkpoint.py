@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -30,11 +29,11 @@ from bnprune.pruning.prune import PruningResult
 from bnprune.pruning.surgery import apply, plans_of
 from bnprune.runs.files import plain, write_atomically
 from bnprune.runs.trust import Withheld, is_trusted, recipe_from_file, require_arguments, shortened, spec_from_file
+from bnprune.runs.weights import fit_state, opened, read_tensors, require_shapes, stored_shapes
 
 SCHEMA = "bnprune.checkpoint/1"
 _KEY = "bnprune"
-_HEADER_BYTES = 16 * 2**20
-_MOST_TENSORS, _MOST_PLANS = 20_000, 64
+_MOST_PLANS = 64
 _SMALL_NETWORK, _LARGEST_CUT = 2**28, 64
 """A dense network may have 2**28 values, or 64 times as many as the slim one in the file."""
 
@@ -113,7 +112,7 @@ def read_header(path: Path, *, trust: bool = False) -> Header:
     Raises:
         CheckpointError: The file is missing, empty, damaged, or not one of ours.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         metadata = file.metadata() or {}
     if _KEY not in metadata:
         raise CheckpointError(
@@ -190,51 +189,6 @@ def _mapping_from(data: Mapping[str, Any], key: str) -> dict[str, Any]:
     return value
 
 
-def _require_file(path: Path, expected: str) -> None:
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise CheckpointError(f"'{path}' {what}. Expected {expected}.")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"'{path}' is empty; the disk may have been full when it was written.")
-
-
-def _opened(path: Path) -> Any:
-    _require_file(path, "a checkpoint (.safetensors) or a run directory")
-    _require_small_header(path)
-    try:
-        return safe_open(path, "pt")
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error).strip() or type(error).__name__
-        raise CheckpointError(
-            f"'{path}' is not a safetensors file, or is damaged: {reason}. "
-            "Weights from elsewhere (.pt) go with --model ... --weights FILE."
-        ) from error
-
-
-def _require_small_header(path: Path) -> None:
-    """Bound what is parsed: the header of a safetensors file begins with its length, eight bytes, little-endian."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if length > min(_HEADER_BYTES, path.stat().st_size):
-        raise CheckpointError(
-            f"'{path}' is not a safetensors file, or is damaged: its header claims {length:,} bytes (at most "
-            f"{_HEADER_BYTES:,} are read, and the file has {path.stat().st_size:,})."
-        )
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a safetensors file.
-
-    Raises:
-        CheckpointError: The file is missing or damaged.
-    """
-    try:
-        with _opened(path) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
-        raise CheckpointError(f"'{path}' is damaged: {error}") from error
-
-
 def load_checkpoint(path: Path, model: nn.Module | None = None, *, trust: bool = False) -> tuple[nn.Module, Header]:
     """Rebuild the network of a checkpoint.
 
@@ -249,7 +203,7 @@ def load_checkpoint(path: Path, model: nn.Module | None = None, *, trust: bool =
         UntrustedError: The file names a factory, and neither `model` nor `trust` is given.
     """
     header = read_header(path, trust=trust)
-    shapes = _stored_shapes(path, header.aliases)
+    shapes = stored_shapes(path, header.aliases)
     given = model is not None
     if model is None:
         model = _dense(path, header, shapes, trusted=is_trusted(path, asked=trust))
@@ -271,16 +225,6 @@ def _cut(path: Path, plans: Sequence[PruningPlan], model: nn.Module) -> nn.Modul
     return model
 
 
-def _stored_shapes(path: Path, aliases: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors in a file, from its header alone."""
-    with _opened(path) as file:
-        names = list(file.keys())
-        if len(names) > _MOST_TENSORS:
-            raise CheckpointError(f"'{path}' holds {len(names):,} tensors; at most {_MOST_TENSORS:,} are read.")
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    return shapes | {name: shapes[stored] for name, stored in aliases.items() if stored in shapes}
-
-
 def load_weights(path: Path, model: nn.Module) -> None:
     """Load the weights of a checkpoint into a network of the same architecture, slim as it is.
 
@@ -288,7 +232,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
         CheckpointError: The file is missing or damaged, or the network is another one.
     """
     aliases = read_header(path).aliases
-    _require_shapes(model, _stored_shapes(path, aliases), f"'{path}'")
+    require_shapes(model, stored_shapes(path, aliases), f"'{path}'")
     state = read_tensors(path)
     state.update({name: state[stored] for name, stored in aliases.items() if stored in state})
     fit_state(model, state, f"'{path}'")
@@ -328,74 +272,8 @@ def _require_fit_on_meta(path: Path, header: Header, shapes: Mapping[str, tuple[
     size = sum(tensor.numel() for tensor in dense.state_dict().values())
     if size > bound:
         raise TooLarge(f"it has {size:,} values, and the file {stored:,}")
-    _require_shapes(_cut(path, header.plans, dense), shapes, f"'{path}'")
+    require_shapes(_cut(path, header.plans, dense), shapes, f"'{path}'")
     return bound
-
-
-def fit_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Load tensors into a network, strictly, taking over their dtype.
-
-    Raises:
-        CheckpointError: Names or shapes differ.
-    """
-    _require_shapes(model, {name: tuple(tensor.shape) for name, tensor in state.items()}, source)
-    _match_dtypes(model, state)
-    model.load_state_dict(dict(state))
-
-
-def _require_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    missing = [name for name in own if name not in shapes]
-    surplus = [name for name in shapes if name not in own]
-    others = [
-        f"{name} is {shapes[name]}, not {shape}" for name, shape in own.items() if shapes.get(name, shape) != shape
-    ]
-    if missing or surplus or others:
-        detail = "; ".join(
-            f"{what} {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for what, names in (("missing", missing), ("unexpected", surplus), ("other shapes", others))
-            if names
-        )
-        raise CheckpointError(f"{source} does not fit the network ({type(model).__name__}): {detail}.")
-
-
-def _match_dtypes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name in state and state[name].dtype != tensor.dtype:
-            tensor.data = tensor.data.to(state[name].dtype)
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state dict from anyone: `.safetensors`, or `.pt`/`.pth` without running code.
-
-    Raises:
-        CheckpointError: The file is missing or damaged, would run code, or holds no state dict.
-    """
-    _require_file(path, "weights (.safetensors, .pt or .pth)")
-    if path.suffix == ".safetensors":
-        return read_tensors(path)
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"'{path}' was refused: it is damaged, or a pickle that holds more than tensors and could run code. "
-            "Save plain weights instead: torch.save(model.state_dict(), path), or use .safetensors."
-        ) from error
-    return _state_dict(found, path)
-
-
-def _state_dict(found: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Unwrap what training scripts put around a state dict."""
-    for key in ("state_dict", "model_state_dict", "model", "net"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(v, torch.Tensor) for v in found.values()):
-        raise CheckpointError(f"'{path}' holds no state dict (names mapped to tensors).")
-    state = {str(name): tensor for name, tensor in found.items()}
-    for prefix in ("module.", "_orig_mod."):
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
 
 
 def save(

@@ -38,5 +38,5 @@ def read_gammas(path: Path, names: list[str] | None = None) -> dict[str, torch.T
             there = file.keys()
             chosen = there if names is None else [name for name in names if name in there]
             return {name: file.get_tensor(name).abs().double() for name in chosen}
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # RuntimeError: a dtype that has no |x|
         raise CheckpointError(f"'{path}' is damaged: {error}") from error

@@ -1,4 +1,4 @@
-"""Stopping on Ctrl-C and SIGTERM after the step that runs, so that a checkpoint can be written."""
+"""Stopping on Ctrl-C, SIGTERM and SIGHUP after the step that runs, so that a checkpoint can be written."""
 
 from __future__ import annotations
 
@@ -22,9 +22,17 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         requested.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in _stopping()}
     try:
         yield requested.is_set
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _stopping() -> list[signal.Signals]:
+    """Return the signals that ask to stop; that of a terminal that is closed only if nobody has asked to outlive it."""
+    hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN:
+        return [signal.SIGINT, signal.SIGTERM]
+    return [signal.SIGINT, signal.SIGTERM, hangup]

@@ -16,9 +16,10 @@ from bnprune.config import PipelineConfig
 from bnprune.errors import CheckpointError, ConfigError
 from bnprune.models.zoo import ModelSpec, build
 from bnprune.recipe import amend_data, overridden_keys
-from bnprune.runs.checkpoint import Header, fit_state, load_checkpoint, read_header, read_weights
+from bnprune.runs.checkpoint import Header, load_checkpoint, read_header
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.trust import require_arguments, require_recipe
+from bnprune.runs.weights import fit_state, read_weights
 
 
 @dataclass(frozen=True)

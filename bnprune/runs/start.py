@@ -14,10 +14,11 @@ from bnprune.data import Splits, load_data
 from bnprune.errors import ConfigError, first_line
 from bnprune.models.zoo import ModelSpec, build, set_gamma
 from bnprune.pruning.draft import draft, require_cut, survey
-from bnprune.runs.checkpoint import Header, fit_state, load_checkpoint, read_header, read_weights
+from bnprune.runs.checkpoint import Header, load_checkpoint, read_header
 from bnprune.runs.passes import request_of
 from bnprune.runs.stages import kind_of, pass_of
 from bnprune.runs.trust import spec_from_file
+from bnprune.runs.weights import fit_state, read_weights
 from bnprune.training.fit import require_fit
 from bnprune.training.sparsity import require_scale_factors
 from bnprune.training.world import ALONE, World
@@ -119,14 +120,19 @@ def choose_device(name: str) -> torch.device:
     choose = "Choose auto, cpu, cuda or mps."
     try:
         device = torch.device(name)
-    except RuntimeError as error:  # lists every kind of device that PyTorch was ever built for
+    except Exception as error:  # lists every kind of device that PyTorch was ever built for
         raise ConfigError(f"device: '{name}' cannot be used: there is no such device. {choose}") from error
     try:
         torch.zeros(1, device=device).item()  # not on "meta", which computes nothing
-    except (RuntimeError, AssertionError) as error:
-        reason = first_line(error).partition(". ")[0]  # what follows is advice for those who build PyTorch
-        raise ConfigError(f"device: '{name}' cannot be used: {reason}. {choose}") from error
+    except Exception as error:  # a back end that is not there may fail in any way, its import included
+        raise ConfigError(f"device: '{name}' cannot be used: {_device_problem(error)}. {choose}") from error
     return device
+
+
+def _device_problem(error: Exception) -> str:
+    if isinstance(error, NotImplementedError | ImportError) or "INTERNAL ASSERT" in str(error):
+        return "PyTorch computes nothing on it here"
+    return first_line(error).partition(". ")[0]  # what follows is advice for those who build PyTorch
 
 
 def spec_of(config: PipelineConfig) -> ModelSpec:

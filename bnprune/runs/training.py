@@ -21,9 +21,9 @@ from bnprune.errors import BnpruneError, Interrupted, PeerFailed, TrainingError
 from bnprune.models.zoo import ModelSpec, build
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.surgery import apply
-from bnprune.runs.checkpoint import fit_state
 from bnprune.runs.stages import KINDS, kind_of, pass_of
 from bnprune.runs.start import Network, device_of
+from bnprune.runs.weights import fit_state
 from bnprune.training.distill import as_teacher
 from bnprune.training.loop import EpochRecord, Task, begin, train
 from bnprune.training.penalty import make_penalty

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from bnprune.runs.weights import fit_state
 from tests.cli.harness import CHAIN, bnprune, done, refusal, tensor_bytes, write
 from tests.nets import chain, conv_bn
 
@@ -231,6 +232,68 @@ def test_a_pt_file_without_a_state_dict(content: Any, here: Path) -> None:
     torch.save(content, here / "other.pt")
     message = refusal(5, "prune", *CHAIN, "--weights", "other.pt")
     assert "'other.pt' holds no state dict (names mapped to tensors)." in message
+
+
+WEIGHT = "0.0.weight"
+KINDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "int32": torch.Tensor.int,
+    "bool": torch.Tensor.bool,
+    "complex64": lambda tensor: tensor.to(torch.complex64),
+    "float8_e4m3fn": lambda tensor: tensor.to(torch.float8_e4m3fn),
+    "meta float32": lambda tensor: tensor.to("meta"),
+    "sparse float32": torch.Tensor.to_sparse,
+    "qint8": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+    "nested float32": lambda tensor: torch.nested.nested_tensor([tensor[0], tensor[1]]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore")
+def test_weights_of_another_kind_are_refused_by_name(kind: str, here: Path) -> None:
+    state = chain().state_dict()
+    torch.save(state | {WEIGHT: KINDS[kind](state[WEIGHT])}, here / "w.pt")
+    message = refusal(5, "prune", *CHAIN, "--weights", "w.pt")
+    assert "'w.pt' does not fit the network (Sequential): other kinds of tensors 1" in message
+    assert f"({WEIGHT} is {kind}, not float32). Save weights as dense floating-point tensors." in message
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_in_another_precision_are_taken_as_they_are(dtype: torch.dtype) -> None:
+    """Some store the counters of BatchNorm in half precision, too."""
+    network = chain()
+    fit_state(network, {name: tensor.to(dtype) for name, tensor in network.state_dict().items()}, "'w.pt'")
+    assert {tensor.dtype for tensor in network.parameters()} == {dtype}
+    assert network.state_dict()["0.1.num_batches_tracked"].dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"encoder": {"a": torch.ones(1)}}, "In it 'encoder' is mapped to a dict."),
+        ({0: torch.ones(1)}, "In it a int is mapped to a Tensor."),
+        ({"k" * 100_000: 3}, "kkk...' is mapped to a int."),
+        ("x" * 100_000, "xxx...'."),
+    ],
+    ids=["nested", "number", "long-name", "long-text"],
+)
+def test_what_is_no_state_dict_is_said(content: Any, said: str, here: Path) -> None:
+    torch.save(content, here / "w.pt")
+    message = refusal(5, "prune", *CHAIN, "--weights", "w.pt")
+    assert said in message
+    assert len(message) < 500
+
+
+def test_the_advice_of_torch_to_unpickle_is_never_shown(here: Path) -> None:
+    torch.save(Path("a pickle that holds more than tensors"), here / "w.pt")
+    result = bnprune("prune", *CHAIN, "--weights", "w.pt", "--debug")
+    assert result.exit_code == 5
+    assert "Traceback" in result.stderr
+    assert "Re-running `torch.load`" not in result.stderr
+    assert "do those steps only if you trust the source" not in result.stderr.lower()
+
+
+def test_a_device_is_not_a_file_that_is_missing() -> None:
+    assert "'/dev/zero' is not a regular file." in refusal(5, "inspect", "/dev/zero")
 
 
 @pytest.mark.parametrize("name", ["absent.pt", "absent.safetensors"])

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bnprune.errors import ConfigError
+from bnprune.runs.start import choose_device
 from tests.cli.harness import CHAIN, bnprune, contents, document, done, refusal, tensor_bytes, write
 
 OWN = ("--model", "own:build", "--input", "1,8,8")
@@ -176,6 +178,17 @@ def test_a_device_that_computes_nothing(recipe: Path) -> None:
     assert "device: 'meta' cannot be used" in refusal(2, "validate", recipe, "device=meta")
 
 
+DEVICES = ["privateuseone", "hpu", "xla", "vulkan", "opengl", "cuda:-1", "cuda:99", "lazy", ""]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_device_that_is_not_there_in_whatever_way_it_fails(device: str) -> None:
+    with pytest.raises(ConfigError, match=f"device: '{device}' cannot be used: ") as caught:
+        choose_device(device)
+    assert "aten::" not in str(caught.value)
+    assert "bug" not in str(caught.value)
+
+
 # -- ratios -----------------------------------------------------------------------------------------------------------
 
 
@@ -276,7 +289,7 @@ def test_an_argument_without_a_model_is_refused(trained: Path) -> None:
 # -- shapes -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", ["", "a,b", "3,,8", "3,0,8", "3,-8,8", "3,8.5,8", "(3,8,8)"])
+@pytest.mark.parametrize("shape", [" ", "a,b", "3,,8", "3,0,8", "3,-8,8", "3,8.5,8", "(3,8,8)"])
 def test_a_malformed_input_shape(shape: str) -> None:
     message = refusal(2, "prune", "--model", "tests.nets:chain", f"--input={shape}")
     assert "--input: expected the shape of one input without the batch, such as 3,224,224" in message

@@ -278,3 +278,102 @@ def test_ticks_of_a_root_scale_have_room() -> None:
     places = sorted(tick**0.5 for tick in Axis("", 0, 1500, str, root=True).ticks())
     assert places[-1] == 1000**0.5
     assert min(b - a for a, b in itertools.pairwise(places)) >= 0.09 * 1500**0.5
+
+
+# -- figures that cannot be, and files of the wrong kind --------------------------------------------------------------
+
+WRONG = {
+    "infinite": "1e999",
+    "huge": "1" + "0" * 400,
+    "large": "1e308",
+    "negative": "-1",
+    "text": '"x"',
+    "list": "[[]]",
+    "boolean": "true",
+    "nan": "NaN",
+}
+
+
+@pytest.mark.parametrize("value", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("key", ["accuracy", "macs", "latency_ms"])
+def test_a_figure_that_cannot_be_is_a_damaged_file(key: str, value: str, copy: Path) -> None:
+    text = (copy / "result.json").read_text()
+    (copy / "result.json").write_text(re.sub(f'"{key}": [0-9.e-]+', f'"{key}": {value}', text))
+    assert "result.json' is damaged: " in refusal(5, "report", copy)
+
+
+NESTED = "[" * 100 + "]" * 100
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("result.json", f'{{"stages": {{}}, "a": {NESTED}}}'),
+        ("result.json", "[" * 100_000),
+        ("result.json", "[]"),
+        ("result.json", '{"stages": [1]}'),
+        ("result.json", '{"stages": {"train": 3}}'),
+        ("env.json", f'{{"a": {NESTED}}}'),
+        ("env.json", '{"argv": 3}'),
+        ("metrics.jsonl", '{"epoch": 1, "stage": "train", "train": {"loss": -1}}'),
+        ("metrics.jsonl", "[1]"),
+        ("config.yaml", f"a: {NESTED}"),
+        ("config.yaml", "a: &a [*a]"),
+        ("config.yaml", "a: &a [1]\nb: &b [*a, *a]\nc: [*b, *b]"),
+        ("config.yaml", "1"),
+        ("config.yaml", "a: ]"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_a_file_of_the_wrong_kind_is_a_damaged_file(name: str, content: str, copy: Path) -> None:
+    (copy / name).write_text(content)
+    assert f"{name}' is damaged: " in refusal(5, "report", copy)
+
+
+def test_losses_that_are_huge_or_missing_are_drawn_as_far_as_they_can_be(copy: Path) -> None:
+    """A training may diverge before it ends."""
+    lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    for line, loss in zip((line for line in lines if "epoch" in line), (1e38, None, 1e99), strict=False):
+        line["train"]["loss"] = loss
+    (copy / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    done("report", copy, "--plots", "plots")
+    page = (copy / "report.html").read_text()
+    assert all(len(number) < 12 for points in re.findall('points="([^"]*)"', page) for number in points.split(","))
+
+
+def test_scale_factors_that_are_not_finite_have_no_histogram(copy: Path) -> None:
+    [name] = load_file(copy / "gamma.safetensors")
+    save_file({name: torch.full((32,), torch.inf)}, copy / "gamma.safetensors")
+    done("report", copy)
+    assert "some scale factors are not finite" in (copy / "report.html").read_text()
+
+
+@pytest.mark.parametrize("gammas", [{}, {"a": torch.ones(0)}, {"a": torch.ones(3, dtype=torch.bool)}], ids=str)
+def test_scale_factors_of_no_use_are_no_bug(gammas: dict[str, torch.Tensor], copy: Path) -> None:
+    save_file(gammas, copy / "gamma.safetensors")
+    assert bnprune("report", copy).exit_code in (0, 5)
+
+
+def test_text_of_a_run_is_text_on_the_page(copy: Path) -> None:
+    result = json.loads((copy / "result.json").read_text())
+    evil = '"><script>alert(1)</script><a href="javascript:x">\x1b[2J\u202e'
+    result["stages"][evil] = result["stages"].pop("prune") | {"skipped": evil}
+    result["stages"][evil]["layers"][0]["name"] = evil
+    result["stages"][evil]["notes"] = [evil]
+    (copy / "result.json").write_text(json.dumps(result))
+    done("report", copy, "--plots", "plots")
+    page = (copy / "report.html").read_text()
+    assert "<script" not in page
+    assert "<a " not in page
+    assert r"\x1b[2J\u202e" in page
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", page)
+
+
+def test_a_report_that_cannot_be_drawn_does_not_fail_the_run(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("no luck")
+
+    monkeypatch.setattr("bnprune.cli.reports.render", broken)
+    result = bnprune("train", recipe, "--out", "run", "train.epochs=1")
+    assert result.exit_code == 0
+    assert "note: no report was written: no luck" in result.stderr

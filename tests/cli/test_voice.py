@@ -57,7 +57,9 @@ def test_debug_behind_the_verb_shows_the_traceback(recipe: Path, monkeypatch: py
 
     monkeypatch.setattr("bnprune.cli.validation.prepare", broken)
     result = bnprune("validate", recipe, "--debug")
-    assert isinstance(result.exception, RuntimeError)
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+    assert "RuntimeError: no luck" in result.stderr
     assert "this is a bug in bnprune" in bnprune("validate", recipe).stderr
 
 

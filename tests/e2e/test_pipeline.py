@@ -12,10 +12,10 @@ import bnprune
 from bnprune.cli.display import RichDisplay
 from bnprune.config import PipelineConfig
 from bnprune.recipe import load_recipe
-from bnprune.runs.checkpoint import read_tensors
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.pipeline import execute
 from bnprune.runs.recipes import recipe_folder
+from bnprune.runs.weights import read_tensors
 
 STAGES = ("baseline", "train", "prune", "finetune")
 QUICK = (

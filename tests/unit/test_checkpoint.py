@@ -16,8 +16,9 @@ from torch import nn
 
 import bnprune
 from bnprune.models import ModelSpec, build
-from bnprune.runs.checkpoint import Header, load_checkpoint, read_header, read_weights, save_checkpoint
+from bnprune.runs.checkpoint import Header, load_checkpoint, read_header, save_checkpoint
 from bnprune.runs.source import open_source
+from bnprune.runs.weights import read_weights
 from tests.nets import Net, conv_bn, head, lively
 
 X = torch.zeros(1, 3, 32, 32)
