@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from bnprune.channels.boundaries import Gates
@@ -27,6 +28,7 @@ Coupling = Literal["shared", "gates"]
 """Whether layers that share a stream of channels lose the same ones, or each its own behind gates."""
 
 
+@torch.inference_mode(False)
 def trace(
     model: nn.Module,
     example_inputs: Any,

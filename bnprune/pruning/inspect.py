@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from bnprune.channels.ids import NO_CHANNEL, Refusal
@@ -56,6 +57,7 @@ class Inspection:
     notes: tuple[str, ...]
 
 
+@torch.inference_mode(False)
 def inspect(
     model: nn.Module, example_inputs: Any, *, exclude: Sequence[str] = (), coupling: Coupling = "shared"
 ) -> Inspection:
