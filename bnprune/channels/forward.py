@@ -81,5 +81,6 @@ def _is_about_shapes(error: Exception) -> bool:
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    package = "" if frame is None else str(frame.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-    return isinstance(error, _SHAPED) and package in ("torch", "torchvision", "timm", "bnprune")
+    raised_in = "" if frame is None else str(frame.tb_frame.f_globals.get("__name__", ""))
+    ours = raised_in.partition(".")[0] in ("torch", "torchvision", "timm", "bnprune")
+    return isinstance(error, _SHAPED) and ours and not raised_in.startswith("torch.cuda")

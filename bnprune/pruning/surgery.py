@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from bnprune.channels.modules import walk
-from bnprune.channels.twin import like, twin
 from bnprune.channels.trees import as_inputs, tensors
+from bnprune.channels.twin import like, twin
 from bnprune.errors import CheckpointError, ConfigError, PruningError
 from bnprune.pruning.folding import fold, misfits
 from bnprune.pruning.gates import Gate, gated_name, install

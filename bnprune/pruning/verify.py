@@ -179,10 +179,10 @@ def references(masked: nn.Module, inputs: Inputs, seed: int = 0, *, lively: bool
         if not reason:
             break
     else:
-        raise ForwardError(
-            f"the cut cannot be proven: {reason}, on noise and on the inputs given. "
-            "Give inputs on which the network works."
-        )
+        fix = "Give inputs on which the network works."
+        if "meta" in reason:
+            fix = "End torch.set_default_device('meta'), or give the tensors that forward() makes a device."
+        raise ForwardError(f"the cut cannot be proven: {reason}, on noise and on the inputs given. {fix}")
     yield straight
     for number in DETOURS.values() if straight.decisions.asked else ():
         with suppress(Exception):  # say an assertion about the data: not a way the network goes
