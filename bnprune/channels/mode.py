@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bnprune.channels.modules import same_draws
 from bnprune.channels.trees import operands
+
+Wrapped = TypeVar("Wrapped", bound=Callable[..., Any])
+
+
+def contained(function: Wrapped) -> Wrapped:
+    """Make a function run outside inference mode, and restore what it changes for its thread and in generators.
+
+    Whatever the function enters it also leaves; this is for Ctrl-C that comes while it does.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        depth = torch._C._len_torch_dispatch_stack()
+        try:
+            with torch.inference_mode(False), same_draws():
+                return function(*args, **kwargs)
+        finally:
+            while torch._C._len_torch_dispatch_stack() > depth:
+                torch._C._pop_torch_dispatch_stack(None)
+
+    return cast("Wrapped", call)
 
 
 class OperatorMode(TorchDispatchMode):
@@ -22,6 +45,11 @@ class OperatorMode(TorchDispatchMode):
         """Take a seed for what the operators draw; see `Draws`."""
         super().__init__()
         self.draws = Draws(seed)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch._dynamo out: it is imported to be told that there is nothing to compile, which takes a second."""
+        return False
 
     def __enter__(self) -> OperatorMode:
         torch._C._push_on_torch_dispatch_stack(self)

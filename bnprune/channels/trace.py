@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from bnprune.channels.boundaries import Gates
 from bnprune.channels.decisions import DETOURS, Detour
 from bnprune.channels.follow import Follower, Values
 from bnprune.channels.graph import ChannelGraph, Trace
+from bnprune.channels.mode import contained
 from bnprune.channels.modules import mode_matters, suppresses_boxes, walk
 from bnprune.channels.sketch import LostError
 from bnprune.channels.trees import Inputs, as_inputs
@@ -28,7 +28,7 @@ Coupling = Literal["shared", "gates"]
 """Whether layers that share a stream of channels lose the same ones, or each its own behind gates."""
 
 
-@torch.inference_mode(False)
+@contained
 def trace(
     model: nn.Module,
     example_inputs: Any,

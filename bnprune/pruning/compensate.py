@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from bnprune.channels.mode import contained
 from bnprune.channels.modules import walk
 from bnprune.channels.trees import Inputs, as_inputs, map_tensors, tensors
 from bnprune.errors import ForwardError, first_line
@@ -70,7 +71,7 @@ class _Consumer:
     """What the removed inputs add to the output, per call: maps (outputs, positions), or their sums and counts."""
 
 
-@torch.inference_mode(False)
+@contained
 def compensate(
     model: nn.Module,
     slim: nn.Module,

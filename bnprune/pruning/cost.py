@@ -10,7 +10,7 @@ from torch import nn
 
 from bnprune.channels.forward import forward, lightly
 from bnprune.channels.macs import macs_of
-from bnprune.channels.mode import OperatorMode
+from bnprune.channels.mode import OperatorMode, contained
 from bnprune.channels.modules import parameter_count
 from bnprune.channels.trees import Inputs, as_inputs
 
@@ -27,7 +27,7 @@ class Cost:
     """BatchNorm channels."""
 
 
-@torch.inference_mode(False)
+@contained
 def cost(model: nn.Module, example_inputs: Any) -> Cost:
     """Count in eval mode, on the meta device where the network runs there.
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from bnprune.channels.ids import NO_CHANNEL, Refusal
+from bnprune.channels.mode import contained
 from bnprune.channels.modules import parameter_count
 from bnprune.channels.trace import Coupling
 from bnprune.pruning.draft import Draft, draft, survey
@@ -57,7 +57,7 @@ class Inspection:
     notes: tuple[str, ...]
 
 
-@torch.inference_mode(False)
+@contained
 def inspect(
     model: nn.Module, example_inputs: Any, *, exclude: Sequence[str] = (), coupling: Coupling = "shared"
 ) -> Inspection:

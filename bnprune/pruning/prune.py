@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
+from bnprune.channels.mode import contained
 from bnprune.channels.trace import Coupling
 from bnprune.channels.trees import as_inputs
 from bnprune.pruning.budget import solve
@@ -31,7 +31,7 @@ class PruningResult:
     report: Report
 
 
-@torch.inference_mode(False)  # slim networks are there to be trained
+@contained
 def prune(
     model: nn.Module,
     example_inputs: Any,
@@ -140,7 +140,7 @@ def carry_out(drafted: Draft, model: nn.Module, example_inputs: Any, *, proof: b
     return PruningResult(slim, plan, recounted(report, model, slim, example_inputs) if proof else report)
 
 
-@torch.inference_mode(False)
+@contained
 def replay(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> PruningResult:
     """Apply a plan made earlier, and prove the result.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnprune.channels.mode import contained
 from bnprune.channels.modules import walk
 from bnprune.channels.trees import as_inputs, tensors
 from bnprune.channels.twin import like, twin
@@ -73,7 +74,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{prefix}.{name}" if prefix else name, tensor
 
 
-@torch.inference_mode(False)
+@contained
 def apply(plan: PruningPlan, model: nn.Module) -> nn.Module:
     """Cut a network as the plan says.
 
