@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnprune.channels.forward import forward, lightly
+from bnprune.channels.mode import OperatorMode
 from bnprune.channels.trees import as_inputs, tensors
 
 
-class _Alive(TorchDispatchMode):
+class _Alive(OperatorMode):
     """Adds up the bytes of all storages made under it that are still there."""
 
     def __init__(self, before: Iterable[torch.Tensor]) -> None:
@@ -23,8 +23,9 @@ class _Alive(TorchDispatchMode):
         self.peak: int = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in before}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        output = func(*args, **kwargs or {})
+    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator, and add up what it makes."""
+        output = super().see(func, args, kwargs)
         for tensor in tensors(output):
             storage = tensor.untyped_storage()
             if storage._cdata not in self._known:
@@ -49,7 +50,7 @@ def peak_memory(model: nn.Module, inputs: torch.Tensor) -> int:
     def run(device: str) -> int:
         alive = _Alive([inputs, *model.parameters(), *model.buffers()])
         with alive:
-            forward(model, as_inputs(inputs.to(device, copy=True)), device=device)
+            forward(model, as_inputs(inputs), device=device)
         return alive.peak
 
     return lightly(run)

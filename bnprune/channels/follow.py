@@ -15,22 +15,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnprune.channels.boundaries import GateKind, Gates, Producer, worth_a_gate
 from bnprune.channels.call import Call, Count, Findings, constant
 from bnprune.channels.decisions import Decisions, Detour
 from bnprune.channels.facets import NONE, Facet, Facets, along, varying
+from bnprune.channels.forward import failed
 from bnprune.channels.graph import ChannelGraph, GatedNorm, Known, Layer, Record, Trace
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 from bnprune.channels.kernels import run_kernel
 from bnprune.channels.macs import macs_of
-from bnprune.channels.modules import lend, module_stack, still, walk
+from bnprune.channels.mode import Draws, OperatorMode
+from bnprune.channels.modules import module_stack, still, walk
 from bnprune.channels.numbers import numbers_in
 from bnprune.channels.rules import look_up
 from bnprune.channels.sketch import Sketch
 from bnprune.channels.trees import Inputs, map_tensors, operands, tensors
-from bnprune.errors import ForwardError, TraceError
+from bnprune.channels.twin import like, twin
+from bnprune.errors import TraceError
 
 _AS_ONE = (
     "its channels are tied together and go all or not at all, and a layer keeps at least one",
@@ -43,17 +45,18 @@ Values = Literal["none", "sketched", "exact"]
 """What a forward pass computes: shapes alone, on the meta device; cheap values; or what the network computes."""
 
 
-class Follower(TorchDispatchMode):
-    """The dispatch mode that carries facets from operator to operator."""
+class Follower(OperatorMode):
+    """The dispatch mode that carries facets from operator to operator, in a copy of the network."""
 
     def __init__(self, model: nn.Module, values: Values, gates: Gates) -> None:
         super().__init__()
-        self.model = model
         self.values = values
         self.real = values != "none"
-        self.findings = Findings(modules=walk(model), gates=gates)
+        self.findings = Findings(gates=gates)
         self.aliases: dict[str, str] = {}
-        self.named = self._name_tensors()
+        self._originals: dict[int, str] = {}
+        self.model = twin(model, self._stand_ins(model))
+        self.findings.modules = walk(self.model)
         self._used: set[str] = set()
         self._facets: dict[int, tuple[weakref.ref[torch.Tensor], Facets]] = {}
         self._producers: dict[int, tuple[weakref.ref[torch.Tensor], Producer]] = {}
@@ -66,28 +69,28 @@ class Follower(TorchDispatchMode):
         self._stack: list[str] = [""]
         self._failed_in = ""
 
-    def _name_tensors(self) -> dict[str, torch.Tensor]:
-        """Stand-ins for parameters and buffers, one per tensor: meta, or real with buffers copied."""
-        stand_ins: dict[int, tuple[str, torch.Tensor]] = {}
-        named: dict[str, torch.Tensor] = {}
+    def _stand_ins(self, model: nn.Module) -> dict[int, torch.Tensor]:
+        """Return stand-ins for parameters and buffers by `id`: meta, or real with buffers copied; and name them."""
+        stand_ins: dict[int, torch.Tensor] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        parameters = dict(model.named_parameters(remove_duplicate=False))
         self._parameters: set[str] = set()
-        for name, tensor in [*parameters.items(), *self.model.named_buffers(remove_duplicate=False)]:
+        for name, tensor in [*parameters.items(), *model.named_buffers(remove_duplicate=False)]:
             if id(tensor) in stand_ins:
-                self.aliases[name], named[name] = stand_ins[id(tensor)]
+                self.aliases[name] = self._originals[id(tensor)]
                 continue
             if not self.real:  # same requires_grad: matmul chooses its decomposition by it
-                stand_in = torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
+                stand_in = torch.empty_like(tensor, device="meta")
             else:
-                stand_in = tensor if name in parameters else tensor.detach().clone()
-            stand_ins[id(tensor)] = name, stand_in
-            named[name] = stand_in
+                stand_in = tensor.detach()
+                stand_in = stand_in if name in parameters and not tensor.is_inference() else stand_in.clone()
+            stand_ins[id(tensor)] = stand_in = like(tensor, stand_in)
             if name in parameters:
                 self._parameters.add(name)
-            self.findings.names[id(stand_in)] = name
+            self.findings.names[id(stand_in)] = self._originals[id(tensor)] = name
             self.shapes[name] = tuple(tensor.shape)
-        return named
+        self._alive = [*stand_ins.values()]  # so that no other tensor gets the id of one
+        return stand_ins
 
     def unused(self) -> set[str]:
         """Names of parameters no operator has read."""
@@ -113,32 +116,34 @@ class Follower(TorchDispatchMode):
             after: A forward pass that did the same until the detour's first answer: up to there, its facets are used.
             sketched: Whether to sketch values, where that is not as in all other passes.
         """
-        args, kwargs = map_tensors(lambda t: t.detach() if self.real else t.to("meta"), inputs)
+        args, kwargs = map_tensors(lambda t: t.detach().clone() if self.real else t.to("meta"), inputs)
         self._records, self._decisions, self._detour = [], Decisions(keep_evidence=False), detour
         self._known = None if after is None else Known(after)
         sketched = self.values == "sketched" if sketched is None else sketched
         self._sketch = Sketch(self.model.parameters()) if sketched else None
-        self._macs_vary = False
+        self._macs_vary, self.draws = False, Draws()
         done = len(self.findings.work), len(self.findings.boundaries)
         why = Refusal("input", "is combined with an input of the network", "")
         for tensor in tensors((args, kwargs)):
             facets = constant(self.findings.ids, tensor, why)
             self._remember(tensor, tuple(facet for facet in facets if varying(facet) != (0,)))
+        astray: list[str] = []
         resting = still(self.model, training=training, norms=False)
-        with resting as modules, module_stack(modules) as self._stack:
+        with resting as modules, module_stack(modules, astray) as self._stack:
             try:
-                with lend(modules, self.named), self:
+                with self:
                     output = self.model(*args, **kwargs)
             except TraceError:
                 raise
             except Exception as error:
                 if self.values != "exact" or training:
                     raise
-                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-                where = self._failed_in or "forward()"
-                raise ForwardError(
-                    f"the forward pass of the network fails in {where}: {reason}. Check the shape of the input."
-                ) from error
+                raise failed(error, self._failed_in, inputs) from error
+        if astray:
+            raise TraceError(
+                f"{astray[0]}: the module runs in another thread than the one that called forward(), and operators are "
+                "followed in that one alone. Call the module without a thread (threading, concurrent.futures)."
+            )
         leaving = list(tensors(output))
         if not leaving and not training and detour is None:
             raise TraceError(
@@ -151,10 +156,8 @@ class Follower(TorchDispatchMode):
         work, boundaries = tuple(self.findings.work[done[0] :]), tuple(self.findings.boundaries[done[1] :])
         return Trace(tuple(self._records), self._decisions, work, boundaries, self._macs_vary)
 
-    def __torch_dispatch__(
-        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator, and follow the channels through it."""
         try:
             output = self._run(func, args, kwargs)
         except Exception:
@@ -175,10 +178,10 @@ class Follower(TorchDispatchMode):
 
     def _run(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._sketch is None:
-            return run_kernel(func, args, kwargs, meta=not self.real)
+            return run_kernel(func, args, kwargs, self.draws, meta=not self.real)
         output: Any = self._sketch.run(func, args)
         if output is None:
-            output = func(*args, **kwargs)
+            output = self.draws.run(func, args, kwargs)
         self._sketch.see(output)
         return output
 
@@ -242,6 +245,8 @@ class Follower(TorchDispatchMode):
             name = self.findings.names.get(id(operand))
             if name is not None:
                 self._used.add(name)
+            elif id(operand) in self._originals:
+                raise _left_behind(self._originals[id(operand)])
         site = self._stack[-1]
         call = Call(func.name(), site, output, self.findings, self._facets_of, self._producer_of)
         try:
@@ -373,6 +378,13 @@ class Follower(TorchDispatchMode):
             ids = self.findings.axes.get((name, 0))
             width = self.shapes[name][0]
             yield Layer(module, "norm", _as_ids(width if ids is None else ids.numpy()))
+
+
+def _left_behind(tensor: str) -> TraceError:
+    return TraceError(
+        f"{tensor.rpartition('.')[0] or 'the network'}: a copy of the network still runs this module of the original, "
+        "because some code holds on to it (a lambda, or a patched forward). Refer to it through `self` in a method."
+    )
 
 
 def _spans(facet: Facet, part: torch.Tensor, whole: torch.Tensor) -> bool:

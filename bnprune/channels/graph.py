@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -50,6 +51,13 @@ class Trace:
     def macs(self) -> int:
         """Multiply-accumulates of the pass."""
         return sum(record.macs for record in self.records)
+
+    def differs_from(self, other: Trace) -> str | None:
+        """Return the module of the first operator call that is another one, or gets other numbers; None if none is."""
+        for mine, theirs in itertools.zip_longest(self.records, other.records):
+            if mine is None or theirs is None or mine[:3] != theirs[:3]:
+                return str((mine or theirs).site)
+        return None
 
     def operators_in(self, sites: Collection[str]) -> dict[str, list[str]]:
         """Return the operators that each of these modules calls, with its children."""

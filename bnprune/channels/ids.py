@@ -57,7 +57,7 @@ class ChannelIds:
             grown[:start] = self._parent[:start]
             self._parent = grown
         self._parent[start : self._count] = np.arange(start, self._count)
-        return torch.arange(start, self._count)
+        return torch.arange(start, self._count, device="cpu")
 
     def find(self, ids: Ids) -> Ids:
         """Return the representative of each id, same shape."""

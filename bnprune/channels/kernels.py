@@ -11,28 +11,31 @@ from typing import Any
 
 import torch
 
+from bnprune.channels.mode import Draws
 from bnprune.channels.trees import map_tensors, operands
 
 aten = torch.ops.aten
 ShortCut = Callable[..., Any]
 
 
-def run_kernel(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], *, meta: bool) -> Any:
+def run_kernel(
+    func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], draws: Draws, *, meta: bool
+) -> Any:
     """Run an operator; with `meta`, stray tensors of other devices are moved to the meta device first."""
     if not meta:
-        return func(*args, **kwargs)
+        return draws.run(func, args, kwargs)
     short_cut = _SHORT_CUTS.get(func)
     if short_cut is not None and not kwargs and any(tensor.is_meta for tensor in operands(args, kwargs)):
         output = short_cut(*args)
         if output is not None:
             return output
     try:
-        return func(*args, **kwargs)
+        return draws.run(func, args, kwargs)
     except RuntimeError:
         if not any(tensor.dim() and not tensor.is_meta for tensor in operands(args, kwargs)):
             raise
         moved_args, moved_kwargs = map_tensors(lambda tensor: tensor.to("meta"), (args, kwargs))
-        output = func(*moved_args, **moved_kwargs)
+        output = draws.run(func, moved_args, moved_kwargs)
         return args[0] if torch.Tag.inplace in func.tags else output
 
 

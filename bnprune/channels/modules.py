@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import operator
+import random
+import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 
 def walk(model: nn.Module) -> dict[str, nn.Module]:
@@ -46,16 +48,36 @@ def still(model: nn.Module, *, training: bool, norms: bool = True) -> Iterator[d
     """Set a model's mode, as `set_mode` does, and yield its modules; leave everything as it was.
 
     Undone is whatever the block does to the attributes of the modules (mode, buffers, caches in containers) and to
-    random numbers. No gradients are computed.
+    random numbers. No gradients are computed. Other threads see the model in that mode, so let it be a copy (`twin`) if
+    the model is somebody else's.
     """
     modules = walk(model)
     before = _containers(map(vars, modules.values()))
     try:
         _set_mode(modules.values(), training=training, norms=norms)
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with same_draws(), torch.no_grad():
             yield modules
     finally:
         _restore(before)
+
+
+@contextmanager
+def same_draws() -> Iterator[None]:
+    """Restore the generators of the process (Python's, numpy's and torch's on the CPU) after the block.
+
+    With several threads they stay as they are: what other threads draw meanwhile must not come again. What operators
+    draw under an `OperatorMode` comes from generators of its own.
+    """
+    if threading.active_count() > 1:
+        yield
+        return
+    python, array, tensor = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+        torch.set_rng_state(tensor)
 
 
 def mode_matters(model: nn.Module) -> bool:
@@ -155,46 +177,43 @@ def _restore_one(live: _Container, keys: tuple[Any, ...], values: tuple[Any, ...
 
 
 @contextmanager
-def lend(modules: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Put tensors in the place of parameters and buffers, and those back afterwards.
-
-    `tensors` has one for every name, also of those that appear more than once. Like `torch.func.functional_call` in a
-    fraction of the time, except that a buffer which the block reassigns does not stay so.
-    """
-    places = [(held, prefix) for prefix, module in modules.items() for held in (module._parameters, module._buffers)]
-    own: list[tuple[dict[str, Any], dict[str, Any]]] = [(held, dict(held)) for held, _ in places if held]
-    try:
-        for held, prefix in places:
-            for name, tensor in held.items():
-                if tensor is not None:
-                    held[name] = tensors[f"{prefix}.{name}" if prefix else name]  # type: ignore[assignment]
-        yield
-    finally:
-        for held, before in own:
-            held.update(before)
-
-
-@contextmanager
-def module_stack(modules: Mapping[str, nn.Module], strangers: list[nn.Module] | None = None) -> Iterator[list[str]]:
+def module_stack(modules: Mapping[str, nn.Module], astray: list[str] | None = None) -> Iterator[list[str]]:
     """Yield a list whose last element names the innermost module that is running, out of those of a model (`walk`).
 
-    Modules that run without being part of the model are added to `strangers`.
+    The modules have hooks meanwhile. Names of modules that run in another thread are added to `astray`.
     """
-    names = {id(module): name for name, module in modules.items()}
-    stack = [""]
+    stack, thread = [""], threading.get_ident()
 
-    def enter(module: nn.Module, _: Any) -> None:
-        if strangers is not None and id(module) not in names:
-            strangers.append(module)
-        stack.append(names.get(id(module), stack[-1]))
+    def enter(name: str, *_: Any) -> None:
+        if threading.get_ident() == thread:
+            stack.append(name)
+        elif astray is not None:
+            astray.append(name)
 
     def leave(*_: Any) -> None:
-        stack.pop()
+        if threading.get_ident() == thread:
+            stack.pop()
 
-    with ExitStack() as hooks:
-        hooks.callback(register_module_forward_pre_hook(enter).remove)
-        hooks.callback(register_module_forward_hook(leave, always_call=True).remove)
+    try:
+        for name, module in modules.items():
+            _hook(module._forward_pre_hooks, functools.partial(enter, name))
+            _hook(module._forward_hooks, leave)
+            module._forward_hooks_always_called[_HOOK] = True
         yield stack
+    finally:
+        for module in modules.values():
+            for held in (module._forward_pre_hooks, module._forward_hooks, module._forward_hooks_always_called):
+                held.pop(_HOOK, None)
+
+
+_HOOK: Any = "bnprune"
+"""Key of hooks that are put in place by hand: `register_forward_hook` takes longer than most modules to run."""
+
+
+def _hook(hooks: Any, function: Any) -> None:
+    """Add a hook before all others."""
+    hooks[_HOOK] = function
+    hooks.move_to_end(_HOOK, last=False)
 
 
 def set_mode(model: nn.Module, *, training: bool, norms: bool = True) -> None:

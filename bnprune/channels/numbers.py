@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ def numbers_in(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping
         value.item() if isinstance(value, torch.Tensor) and func is _LIFT and value.numel() == 1 else value
         for value in (*args, *kwargs.values())
     ]
-    return tuple(float(value) for value in values if isinstance(value, int | float))
+    numbers = (float(value) for value in values if isinstance(value, int | float))
+    return tuple(math.nan if math.isnan(number) else number for number in numbers)  # one NaN, which equals itself
 
 
 @functools.cache

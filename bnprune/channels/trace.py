@@ -15,6 +15,7 @@ from bnprune.channels.boundaries import Gates
 from bnprune.channels.decisions import DETOURS, Detour
 from bnprune.channels.follow import Follower, Values
 from bnprune.channels.graph import ChannelGraph, Trace
+from bnprune.channels.mode import contained
 from bnprune.channels.modules import mode_matters, suppresses_boxes, walk
 from bnprune.channels.sketch import LostError
 from bnprune.channels.trees import Inputs, as_inputs
@@ -27,6 +28,7 @@ Coupling = Literal["shared", "gates"]
 """Whether layers that share a stream of channels lose the same ones, or each its own behind gates."""
 
 
+@contained
 def trace(
     model: nn.Module,
     example_inputs: Any,

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from bnprune.channels.mode import contained
 from bnprune.channels.modules import walk
 from bnprune.channels.trees import Inputs, as_inputs, map_tensors, tensors
 from bnprune.errors import ForwardError, first_line
@@ -70,6 +71,7 @@ class _Consumer:
     """What the removed inputs add to the output, per call: maps (outputs, positions), or their sums and counts."""
 
 
+@contained
 def compensate(
     model: nn.Module,
     slim: nn.Module,
@@ -233,7 +235,7 @@ def _different(inputs: Inputs) -> Iterator[Inputs]:
         if tensor.is_floating_point() or tensor.dtype == torch.bool or not tensor.numel():
             return tensor
         low, high = int(tensor.min()), int(tensor.max())
-        return torch.randint(low, high + 1 + beyond, tensor.shape, generator=generator).to(tensor)
+        return torch.randint(low, high + 1 + beyond, tensor.shape, generator=generator, device="cpu").to(tensor)
 
     *noises, given = feeds(inputs, seed=0)
     for noise in noises:
@@ -343,7 +345,7 @@ def _judge(site: str, consumer: _Consumer, *, data: bool) -> tuple[torch.Tensor,
     """Return what to add to each output of the dense layer, and what that makes up for."""
     channels = len(consumer.removed)
     if not consumer.lost:
-        return torch.zeros(0), Compensation(site, channels, 0, "none", "it did not run as a layer")
+        return torch.zeros(0, device="cpu"), Compensation(site, channels, 0, "none", "it did not run as a layer")
     if data:
         total, count = consumer.lost[0]
         return total / count, Compensation(site, channels, channels, "mean")

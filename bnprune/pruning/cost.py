@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from bnprune.channels.forward import forward, lightly
+from bnprune.channels.macs import macs_of
+from bnprune.channels.mode import OperatorMode, contained
 from bnprune.channels.modules import parameter_count
 from bnprune.channels.trees import Inputs, as_inputs
 
@@ -25,6 +27,7 @@ class Cost:
     """BatchNorm channels."""
 
 
+@contained
 def cost(model: nn.Module, example_inputs: Any) -> Cost:
     """Count in eval mode, on the meta device where the network runs there.
 
@@ -41,7 +44,20 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
     )
 
 
+class _Count(OperatorMode):
+    """Adds up MACs."""
+
+    macs = 0
+
+    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator, and count it."""
+        output = super().see(func, args, kwargs)
+        self.macs += macs_of(func, args, kwargs, output)
+        return output
+
+
 def _macs(model: nn.Module, inputs: Inputs, device: str) -> int:
-    with FlopCounterMode(display=False) as counter:
+    counter = _Count()
+    with counter:
         forward(model, inputs, device=device)
-    return int(counter.get_total_flops()) // 2
+    return counter.macs

@@ -26,7 +26,7 @@ from bnprune.pruning.request import Request, TargetKind
 from bnprune.pruning.score import CRITERIA, Scores, require_finite, with_streams
 from bnprune.pruning.select import by_cost, by_ratio, refusals, require_prunable, shortfall
 from bnprune.pruning.steps import Candidates, Mask, candidates, excluded_layers, own_ratios
-from bnprune.pruning.surgery import carve, fill, named_tensors
+from bnprune.pruning.surgery import carve, fill, named_tensors, require_values
 from bnprune.pruning.tally import Tally
 
 _NOTEWORTHY = 0.02
@@ -161,12 +161,17 @@ class Draft:
 def survey(model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None = None) -> Survey:
     """Trace and score a network, with `gates` in any case. Errors as for `prune`."""
     started = time.perf_counter()
-    graph = trace(model, example_inputs, exact=request.weighs_macs, coupling=request.coupling, gates=gates)
+    require_values(model, example_inputs)
+    graph = _trace(model, example_inputs, request, gates)
     tensors = dict(named_tensors(model))
     require_finite(graph, tensors)
     scores = CRITERIA[request.criterion](graph, tensors, request.reduce)
     scored = with_streams(graph, scores)
     return Survey(graph, scored, request, parameter_count(model), time.perf_counter() - started, gates or {})
+
+
+def _trace(model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None) -> ChannelGraph:
+    return trace(model, example_inputs, exact=request.weighs_macs, coupling=request.coupling, gates=gates)
 
 
 def draft(model: nn.Module, example_inputs: Any, found: Survey) -> Draft:
@@ -269,6 +274,7 @@ class _Course:
         self._kept: dict[int, Refusal] = {}
         self._sizes: list[Count] = []
         self._barred: set[tuple[str, str]] = set()
+        self._steady = False
         self._folds = find_folds(model, inputs) if found.request.fold_bias else ()
 
     def follow(self, select: Callable[[Candidates], Mask]) -> Draft:
@@ -283,11 +289,24 @@ class _Course:
             if graph.real and not rehearsal.passed:  # it may have lacked nothing but values
                 hollow = fill(hollow, plan, self.model)
                 rehearsal = self._rehearse(hollow, removed, real=True)
-            _require_own_modules(self.model, rehearsal)
             if rehearsal.passed:
                 plan, hollow = self._folded(plan, hollow)
                 return Draft(self.found, chosen, removed, plan, hollow, rehearsal.macs)
+            if rehearsal.other_code and not self._steady:
+                self._require_steady()
             self._learn(rehearsal)
+
+    def _require_steady(self) -> None:
+        """Refuse a network that does something else each time, before its channels are kept for it."""
+        found, (args, kwargs) = self.found, self.inputs
+        again = _trace(self.model, kwargs or args, found.request, found.untied)
+        site = found.graph.traces["eval"].differs_from(again.traces["eval"])
+        if site is not None:
+            raise TraceError(
+                f"{site or 'the network'}: on equal inputs, the forward pass computes with other numbers each time (it "
+                "draws from random or numpy, or reads a clock or a counter). Draw with torch, or not in eval mode."
+            )
+        self._steady = True
 
     def untying(self) -> dict[str, GateKind]:
         """Return gates that would take apart streams in which something must stay."""
@@ -343,15 +362,6 @@ class _Course:
             self._sizes = []
         self._kept |= rehearsal.kept
         self._sizes += rehearsal.sizes
-
-
-def _require_own_modules(model: nn.Module, rehearsal: Rehearsal) -> None:
-    for name, module in walk(model).items() if rehearsal.strangers else ():
-        if any(module is stranger for stranger in rehearsal.strangers):
-            raise TraceError(
-                f"{name or 'the network'}: a copy of the network still runs this module of the original, because some "
-                "code holds on to it (a lambda, or a patched forward). Refer to it through `self` in a method."
-            )
 
 
 def require_cut(drafted: Draft) -> None:

@@ -7,15 +7,14 @@ different ones, stay comparable; and BatchNorms may use the statistics of the ba
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from bnprune.channels.mode import Draws, OperatorMode
 from bnprune.channels.modules import still
-from bnprune.channels.trees import Inputs, map_tensors, tensors
+from bnprune.channels.trees import Inputs, map_tensors, operands, tensors
 
 aten = torch.ops.aten
 
@@ -28,10 +27,10 @@ def run(model: nn.Module, inputs: Inputs, seed: int, watch: Watch, *, lively: bo
 
     With `lively`, BatchNorms use the statistics of the batch (where it has more than one value per channel).
     """
-    args, kwargs = inputs
-    with still(model, training=False), _double_defaults(), _Double(seed, watch, lively=lively):
-        torch.manual_seed(seed)
-        return list(tensors(model(*args, **kwargs)))
+    args, kwargs = map_tensors(torch.clone, inputs)  # a forward pass may change them in place
+    double = _Double(seed, watch, lively=lively)
+    with still(model, training=False), double:
+        return [double.widened(tensor) for tensor in tensors(model(*args, **kwargs))]
 
 
 def feeds(inputs: Inputs, seed: int) -> Iterator[Inputs]:
@@ -45,7 +44,8 @@ def feeds(inputs: Inputs, seed: int) -> Iterator[Inputs]:
         def replaced(tensor: torch.Tensor) -> torch.Tensor:
             if not tensor.is_floating_point():
                 return tensor
-            return draw(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
+            drawn = draw(tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
+            return drawn.to(tensor.device)
 
         drawn: Inputs = map_tensors(replaced, inputs)
         return drawn
@@ -55,43 +55,53 @@ def feeds(inputs: Inputs, seed: int) -> Iterator[Inputs]:
     yield map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, inputs)
 
 
-@contextmanager
-def _double_defaults() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+_WIDE = {
+    **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64),
+    **dict.fromkeys((torch.complex64, torch.complex32), torch.complex128),
+}
 
 
-class _Double(TorchDispatchMode):
-    """Turns casts to lower precision, which models write down as literals, into casts to float64."""
+class _Double(OperatorMode):
+    """Computes everything in float64, whatever the default type and the types that models write down as literals.
+
+    Tensors of lower precision that come in (constants that Python made) are replaced by wide copies of theirs, which
+    also take what is written into them; what an operator makes out of nothing or out of integers is cast.
+    """
 
     def __init__(self, seed: int, watch: Watch, *, lively: bool) -> None:
-        super().__init__()
+        super().__init__(seed)
         self.lively = lively
         self.watch = watch
+        self._wide: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._spent = Draws(seed)
         self._numbers = torch.Generator().manual_seed(seed)
 
-    def __torch_dispatch__(
-        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator in float64."""
         dtype = kwargs.get("dtype")
-        if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
-            kwargs = {**kwargs, "dtype": torch.float64}
+        if isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex):
+            kwargs = {**kwargs, "dtype": torch.complex128 if dtype.is_complex else torch.float64}
+        if any(tensor.dtype in _WIDE for tensor in operands(args, kwargs)):
+            args, kwargs = map_tensors(self.widened, (args, kwargs))
         if self.lively and func is aten.native_batch_norm.default and not args[5]:
             args = _with_batch_statistics(*args)
-        output = self._draw(func, args, kwargs) if func._schema.name in _DRAWS else func(*args, **kwargs)
+        output = self._draw(func, args, kwargs) if func._schema.name in _DRAWS else super().see(func, args, kwargs)
+        if any(tensor.dtype in _WIDE for tensor in operands((output,), {})):
+            output = map_tensors(_cast, output)
         return self.watch(func, args, kwargs, output)
+
+    def widened(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor, or the wide copy that stands in its place."""
+        if tensor.dtype not in _WIDE:
+            return tensor
+        if id(tensor) not in self._wide:
+            self._wide[id(tensor)] = tensor, _cast(tensor)  # held, so that no other tensor gets its id
+        return self._wide[id(tensor)][1]
 
     def _draw(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         """Return what a random operator would, with one number throughout."""
-        state = torch.get_rng_state()
-        output: torch.Tensor = func(*args, **kwargs)
-        torch.set_rng_state(state)  # how far it went depends on the width
-        number = float(torch.rand((), generator=self._numbers))
+        output: torch.Tensor = self._spent.run(func, args, kwargs)  # how far its generator goes depends on the width
+        number = float(torch.rand((), generator=self._numbers, dtype=torch.float64, device="cpu"))
         floats = [arg for arg in (*args[1:], *kwargs.values()) if isinstance(arg, float)]
         match func._schema.name.removeprefix("aten::").rstrip("_"):
             case "bernoulli":  # its mean: together with dropout's factor 1 / (1 - p), the identity
@@ -110,6 +120,10 @@ _DRAWS = {
         *("rand", "rand_like", "randn", "randn_like", "uniform_"),
     )
 }
+
+
+def _cast(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(_WIDE[tensor.dtype]) if tensor.dtype in _WIDE else tensor
 
 
 def _with_batch_statistics(x: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any) -> tuple[Any, ...]:

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from bnprune.channels.forward import forward, lightly
-from bnprune.channels.modules import module_stack, walk
-from bnprune.channels.trees import Inputs, operands, tensors
+from bnprune.channels.forward import copy_on, lightly
+from bnprune.channels.mode import OperatorMode
+from bnprune.channels.modules import module_stack, still, walk
+from bnprune.channels.trees import Inputs, map_tensors, operands, tensors
 from bnprune.pruning.gates import gated_name
 
 _LAYERS = ("aten::convolution", "aten::addmm", "aten::mm")
@@ -35,7 +35,7 @@ class Fold:
     """Name of the BatchNorm."""
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(OperatorMode):
     """Sees which BatchNorm reads what a layer wrote, and whether anything else does."""
 
     def __init__(self) -> None:
@@ -48,9 +48,10 @@ class _Watch(TorchDispatchMode):
         self.norms: Counter[str] = Counter()
         self._written: dict[int, tuple[torch.Tensor, str]] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        output = func(*args, **kwargs or {})
-        for position, operand in enumerate(operands(args, kwargs or {})):
+    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator, and note which layers' outputs it reads."""
+        output = super().see(func, args, kwargs)
+        for position, operand in enumerate(operands(args, kwargs)):
             _, layer = self._written.get(id(operand), (None, None))
             if layer is not None and _NORM in func.name() and position == 0:
                 self.pairs.append((layer, self.stack[-1]))
@@ -99,9 +100,10 @@ def sole_norms(model: nn.Module, inputs: Inputs) -> dict[str, str]:
 
 def _watched(model: nn.Module, inputs: Inputs, *, training: bool) -> _Watch:
     def run(device: str) -> _Watch:
-        watch = _Watch()
-        with module_stack(walk(model)) as watch.stack, watch:
-            output = forward(model, inputs, device=device, training=training)
+        watch, copied = _Watch(), copy_on(model, device)
+        args, kwargs = map_tensors(lambda tensor: tensor.to(device, copy=True), inputs)
+        with still(copied, training=training) as modules, module_stack(modules) as watch.stack, watch:
+            output = copied(*args, **kwargs)
         watch.leave(output)
         return watch
 

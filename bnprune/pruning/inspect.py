@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from bnprune.channels.ids import NO_CHANNEL, Refusal
+from bnprune.channels.mode import contained
 from bnprune.channels.modules import parameter_count
 from bnprune.channels.trace import Coupling
 from bnprune.pruning.draft import Draft, draft, survey
@@ -56,6 +57,7 @@ class Inspection:
     notes: tuple[str, ...]
 
 
+@contained
 def inspect(
     model: nn.Module, example_inputs: Any, *, exclude: Sequence[str] = (), coupling: Coupling = "shared"
 ) -> Inspection:

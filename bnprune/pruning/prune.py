@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from bnprune.channels.mode import contained
 from bnprune.channels.trace import Coupling
 from bnprune.channels.trees import as_inputs
 from bnprune.pruning.budget import solve
@@ -17,7 +18,7 @@ from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.report import Report, foresee, make_report, recounted
 from bnprune.pruning.request import Request
 from bnprune.pruning.score import Reduce
-from bnprune.pruning.surgery import apply, fill, remember, require_bare
+from bnprune.pruning.surgery import apply, fill, remember, require_bare, require_values
 from bnprune.pruning.verify import Verification, require, verify
 
 
@@ -30,6 +31,7 @@ class PruningResult:
     report: Report
 
 
+@contained
 def prune(
     model: nn.Module,
     example_inputs: Any,
@@ -138,6 +140,7 @@ def carry_out(drafted: Draft, model: nn.Module, example_inputs: Any, *, proof: b
     return PruningResult(slim, plan, recounted(report, model, slim, example_inputs) if proof else report)
 
 
+@contained
 def replay(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> PruningResult:
     """Apply a plan made earlier, and prove the result.
 
@@ -146,6 +149,7 @@ def replay(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> PruningR
         CheckpointError: It is damaged.
         VerificationError: The proof failed.
     """
+    require_values(model, example_inputs)
     report = foresee(plan, model, example_inputs)
     started = time.perf_counter()
     slim = apply(plan, model)

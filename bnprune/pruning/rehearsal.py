@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnprune.channels.call import Count
 from bnprune.channels.decisions import DETOURS, Detour, is_real
@@ -27,6 +26,7 @@ from bnprune.channels.graph import ChannelGraph, Record, Trace
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 from bnprune.channels.kernels import run_kernel
 from bnprune.channels.macs import macs_of
+from bnprune.channels.mode import OperatorMode
 from bnprune.channels.modules import module_stack, still
 from bnprune.channels.numbers import numbers_in
 from bnprune.channels.trees import Inputs, map_tensors, operands, tensors
@@ -50,8 +50,8 @@ class Rehearsal:
 
     misses: tuple[tuple[str, str], ...]
     """(module, what differed) of every operator that did not do as expected."""
-    strangers: tuple[nn.Module, ...] = ()
-    """Modules that ran without being part of the slim network."""
+    other_code: bool = False
+    """Whether operators got other numbers, or other operators ran, than in the trace: by a width, or by chance."""
 
     @property
     def passed(self) -> bool:
@@ -85,22 +85,24 @@ def rehearse(
         barred: Attributes that must not be changed.
         real: Run it on real tensors.
     """
-    args, kwargs = inputs
     elsewhere = graph.real and not real
     device = next((t.device for t in tensors(inputs)), torch.device("cpu"))
-    if not real:  # integers keep their values where those have been followed
-        args, kwargs = map_tensors(lambda t: t if elsewhere and not is_real(t) else t.to(_META), inputs)
     found: dict[int, Refusal] = {}
     mends: dict[tuple[str, str], Count] = {}
     known = {(size.module, size.attribute) for size in sizes} | set(barred)
     misses: list[tuple[str, str]] = []
+    other_code = False
     macs = {}
-    strangers: list[nn.Module] = []
     for mode, followed in graph.traces.items():
         stage = _Stage(graph, followed, removed, {*kept, *found}, Attributes(slim, known), real=real)
+        args, kwargs = map_tensors(
+            # integers keep their values where those have been followed
+            lambda t: t.clone() if real or (elsewhere and not is_real(t)) else t.to(_META),
+            inputs,
+        )
         stage.detour = Detour(DETOURS[mode]) if mode in DETOURS else None
         resting = still(slim, training=mode == "train", norms=False)
-        with resting as modules, module_stack(modules, strangers) as stage.stack:
+        with resting as modules, module_stack(modules) as stage.stack:
             try:
                 with stage, _Elsewhere(device) if elsewhere else nullcontext():
                     slim(*args, **kwargs)
@@ -110,8 +112,9 @@ def rehearse(
         found.update(stage.kept)
         mends.update(stage.mends)
         misses += stage.misses
+        other_code |= stage.other_code
         macs[mode] = stage.macs
-    return Rehearsal(macs["eval"], found, tuple(mends.values()), tuple(misses), tuple(strangers))
+    return Rehearsal(macs["eval"], found, tuple(mends.values()), tuple(misses), other_code)
 
 
 class _Elsewhere(TorchFunctionMode):
@@ -130,7 +133,7 @@ class _Elsewhere(TorchFunctionMode):
 _DEVICE = torch.Tensor.device.__get__
 
 
-class _Stage(TorchDispatchMode):
+class _Stage(OperatorMode):
     """Compares operator calls with their records, matched by module and operator in order."""
 
     def __init__(
@@ -156,6 +159,7 @@ class _Stage(TorchDispatchMode):
         self.stack = [""]
         self.kept: dict[int, Refusal] = {}
         self.misses: list[tuple[str, str]] = []
+        self.other_code = False
         self.macs = 0
         self._expected: dict[tuple[str, str], deque[Record]] = defaultdict(deque)
         self._sizes: dict[int, dict[int, int] | None] = {}
@@ -170,10 +174,8 @@ class _Stage(TorchDispatchMode):
         for record in self._records:
             self._expected[record.site, _kind(record.op)].append(record)
 
-    def __torch_dispatch__(
-        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator, and compare it with its record."""
         site = self._gated.get(self.stack[-1], self.stack[-1])
         queue = self._expected[site, _kind(func.name())]
         record = queue.popleft() if queue else None
@@ -190,6 +192,7 @@ class _Stage(TorchDispatchMode):
             if site not in self._gates:  # between BatchNorm and gate widths are the BatchNorm's own
                 output = self._compare(record, func, args, kwargs, output)
         elif torch.Tag.pointwise in func.tags and site not in self._gates and self._past and not self.graph.real:
+            self.other_code = True
             self._miss(self._past[-1], f"is followed by {func.name()}, which the original does not call")
         return output if self.detour is None else self.detour.turn(output)
 
@@ -200,7 +203,7 @@ class _Stage(TorchDispatchMode):
         if func in self._valueless and self._repetition.recalls(func, args, kwargs):
             return self._repetition.recall()
         try:
-            output = run_kernel(func, args, kwargs, meta=not self.real)
+            output = run_kernel(func, args, kwargs, self.draws, meta=not self.real)
         except Exception:
             if self.real or not self._repetition.recalls(func, args, kwargs):
                 raise
@@ -212,6 +215,7 @@ class _Stage(TorchDispatchMode):
         self, record: Record, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         if numbers_in(func, args, kwargs) != record.numbers:
+            self.other_code = True
             self._miss(record, "depends on the number of channels")
         got = operands((output,), {})
         for tensor, (shape, facets) in zip(got, record.outputs, strict=False):
@@ -249,7 +253,7 @@ class _Stage(TorchDispatchMode):
         return sizes if int(mask.sum()) == int(np.prod(list(sizes.values()), dtype=np.int64)) else None
 
     def _stand_in(self, record: Record, args: tuple[Any, ...]) -> Any:
-        like = [*operands(args, {}), torch.empty(0, device=None if self.real else _META)]
+        like = [*operands(args, {}), torch.empty(0, device="cpu" if self.real else _META)]
         made = [like[0].new_zeros(self._shape(shape, facets) or shape) for shape, facets in record.outputs]
         return made[0] if len(made) == 1 and not record.listed else made
 
@@ -337,6 +341,7 @@ class _Stage(TorchDispatchMode):
         for queue in self._expected.values():
             for record in queue:
                 if record.inputs and record.op not in _COPIES and not self.graph.real:
+                    self.other_code = True
                     self._miss(record, "is not called in the slim network: the code branches on a size")
         if not last_resort or not self.misses:
             return

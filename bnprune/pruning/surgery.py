@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
+from bnprune.channels.mode import contained
 from bnprune.channels.modules import walk
-from bnprune.errors import CheckpointError, PruningError
+from bnprune.channels.trees import as_inputs, tensors
+from bnprune.channels.twin import like, twin
+from bnprune.errors import CheckpointError, ConfigError, PruningError
 from bnprune.pruning.folding import fold, misfits
 from bnprune.pruning.gates import Gate, gated_name, install
 from bnprune.pruning.plan import Cut, PruningPlan, Size, identity
@@ -44,6 +44,26 @@ def require_bare(model: Any) -> None:
             raise PruningError(f"{name or 'the network'} is wrapped in {type(module).__name__}: {advice}.")
 
 
+def require_values(model: nn.Module, example_inputs: Any) -> None:
+    """Refuse what has no values.
+
+    Raises:
+        PruningError: A tensor of the network is on the meta device.
+        ConfigError: An input is.
+    """
+    for name, tensor in named_tensors(model):
+        if tensor.is_meta:
+            raise PruningError(
+                f"{name}: the tensor is on the meta device, without values (built under torch.device('meta')?). Load "
+                "the weights first: model.to_empty(device='cpu'), then model.load_state_dict(...)."
+            )
+    if any(tensor.is_meta for tensor in tensors(as_inputs(example_inputs))):
+        raise ConfigError(
+            "the example inputs are on the meta device, without values (torch.set_default_device('meta')?). Make them "
+            "where the network is: torch.zeros(..., device='cpu')."
+        )
+
+
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every parameter and buffer once, under its first name."""
     seen: set[int] = set()
@@ -54,6 +74,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{prefix}.{name}" if prefix else name, tensor
 
 
+@contained
 def apply(plan: PruningPlan, model: nn.Module) -> nn.Module:
     """Cut a network as the plan says.
 
@@ -122,7 +143,7 @@ def fill(slim: nn.Module, plan: PruningPlan, model: nn.Module) -> nn.Module:
     dropped = {name: piece(name, originals[name]) for name in folded}
     for name, tensor in originals.items():
         if name not in folded:
-            torch.utils.swap_tensors(tensors[gated_name(name, gated)], _like(tensor, piece(name, tensor)))
+            torch.utils.swap_tensors(tensors[gated_name(name, gated)], like(tensor, piece(name, tensor)))
     install(plan.gates, slim, model)
     fold(slim, plan.folds, gated, dropped)
     return slim
@@ -131,12 +152,8 @@ def fill(slim: nn.Module, plan: PruningPlan, model: nn.Module) -> nn.Module:
 def _copy(plan: PruningPlan, model: nn.Module, make: Callable[[str, torch.Tensor], torch.Tensor]) -> nn.Module:
     """Copy the structure of a network with other tensors in it, and set the attributes of the plan."""
     tensors = dict(named_tensors(model))
-    memo: dict[int, Any] = {id(tensor): _like(tensor, make(name, tensor)) for name, tensor in tensors.items()}
-    try:
-        slim = _twin(model, memo)
-    except Exception as error:
-        why = _computed_tensor(model) or f"{type(error).__name__}: {error}"
-        raise PruningError(f"the network cannot be copied: {why}") from error
+    stand_ins = {id(tensor): like(tensor, make(name, tensor)) for name, tensor in tensors.items()}
+    slim = twin(model, stand_ins)
     modules = walk(slim)
     for module_name, values in plan.attributes.items():
         module = modules.get(module_name) or slim.get_submodule(module_name)  # a shared one has several names
@@ -151,55 +168,10 @@ def _copy(plan: PruningPlan, model: nn.Module, make: Callable[[str, torch.Tensor
     return slim
 
 
-def _twin(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Copy a module as `copy.deepcopy` does, without its price for what every module has: flags, empty containers."""
-    cls: Any = type(module)
-    before = module.__getstate__() if _is_plain(cls) and id(module) not in memo else None
-    if not isinstance(before, dict):
-        whole: nn.Module = copy.deepcopy(module, memo)
-        return whole
-    twin: Any = object.__new__(cls)
-    memo[id(module)] = twin
-    state = {}
-    for name, value in before.items():
-        if name == "_modules":
-            state[name] = {key: None if child is None else _twin(child, memo) for key, child in value.items()}
-        elif type(value) in (dict, OrderedDict, set) and not value:
-            state[name] = type(value)()
-        elif type(value) in _ATOMS or (type(value) is tuple and all(type(item) in _ATOMS for item in value)):
-            state[name] = value
-        else:
-            state[name] = copy.deepcopy(value, memo)
-    twin.__setstate__(state)
-    return cast("nn.Module", twin)
-
-
-_ATOMS = frozenset({bool, int, float, str, type(None)})
-
-
-@functools.cache
-def _is_plain(cls: Any) -> bool:
-    """Tell whether a class leaves it to PyTorch what its state is, and to Python how to copy it."""
-    object_s = all(getattr(cls, name) is getattr(object, name) for name in ("__new__", "__reduce__", "__reduce_ex__"))
-    return object_s and cls.__getstate__ is nn.Module.__getstate__ and not hasattr(cls, "__deepcopy__")
-
-
-def _computed_tensor(model: nn.Module) -> str:
-    """Name a tensor that is the result of a computation, which PyTorch does not copy; empty if there is none."""
-    for name, module in walk(model).items():
-        for attribute, value in vars(module).items():
-            if isinstance(value, torch.Tensor) and not value.is_leaf:
-                return (
-                    f"{name or 'the network'} keeps a computed tensor, '{attribute}'. If it is a weight norm, remove "
-                    "it first (torch.nn.utils.remove_weight_norm); otherwise store the tensor with .detach()."
-                )
-    return ""
-
-
 def _keeps(plan: PruningPlan) -> dict[str, list[tuple[int, torch.Tensor]]]:
     keeps: dict[str, list[tuple[int, torch.Tensor]]] = {}
     for cut in plan.cuts:
-        keep = torch.tensor(cut.keep)
+        keep = torch.tensor(cut.keep, device="cpu")
         for name, dim in cut.at:
             keeps.setdefault(name, []).append((dim, keep))
     return keeps
@@ -288,10 +260,3 @@ def _slice(source: torch.Tensor, keeps: list[tuple[int, torch.Tensor]]) -> torch
     if source.dim() == 4 and not source.is_contiguous() and source.is_contiguous(memory_format=torch.channels_last):
         piece = piece.contiguous(memory_format=torch.channels_last)
     return piece
-
-
-def _like(tensor: torch.Tensor, piece: torch.Tensor) -> torch.Tensor:
-    """Wrap a slice as what the original was: parameter (frozen or not) or buffer."""
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(piece, requires_grad=tensor.requires_grad)
-    return piece.requires_grad_(tensor.requires_grad)

@@ -46,7 +46,7 @@ def verify(model: nn.Module, slim: nn.Module, plan: PruningPlan, inputs: Inputs,
     a wrong cut could hide behind layers that carry next to nothing.
 
     Raises:
-        ForwardError: The masked network does not run, or computes nothing finite.
+        ForwardError: The masked network does not run, computes nothing finite, or something else each time.
     """
     foreign = _foreign_tensor(model, slim, plan)
     if foreign is not None:
@@ -62,10 +62,20 @@ def verify(model: nn.Module, slim: nn.Module, plan: PruningPlan, inputs: Inputs,
         for before in references(masked, inputs, seed, lively=lively):
             worst = max(worst, largest_error(before, small))
             if worst > TOLERANCE:
+                _require_repeatable(before, masked)
                 return Verification(
                     worst, passed=False, first_difference=_first_difference(before, masked, small, plan)
                 )
     return Verification(worst, passed=True)
+
+
+def _require_repeatable(before: Reference, masked: nn.Module) -> None:
+    """Refuse a network that differs from itself: what two networks compute then says nothing about the cut."""
+    if largest_error(before, masked) > TOLERANCE:
+        raise ForwardError(
+            "the cut cannot be proven: on equal inputs, the forward pass of the network computes something else each "
+            "time (it draws from random or numpy, or reads a clock or a counter). Draw with torch, or not in eval mode."
+        )
 
 
 def _foreign_tensor(model: nn.Module, slim: nn.Module, plan: PruningPlan) -> str | None:
@@ -92,7 +102,7 @@ def _enliven(model: nn.Module, seed: int) -> nn.Module:
                 continue
             for tensor, center in ((getattr(module, "weight", None), 1.0), (getattr(module, "bias", None), 0.0)):
                 if isinstance(tensor, torch.Tensor):
-                    drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+                    drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
                     tensor.copy_(center + drawn - 0.5)
     return model
 
@@ -122,7 +132,7 @@ def mask(model: nn.Module, plan: PruningPlan) -> nn.Module:
     shifts = {name: named[name].detach().clone() for name in filled}
     with torch.no_grad():
         for cut in plan.cuts:
-            removed = torch.tensor(cut.removed)
+            removed = torch.tensor(cut.removed, device="cpu")
             for name, dim in cut.at:
                 named[name].index_fill_(dim, removed.to(named[name].device), 0)
         for name, channels in filled.items():
@@ -158,20 +168,21 @@ def references(masked: nn.Module, inputs: Inputs, seed: int = 0, *, lively: bool
     Raises:
         ForwardError: The network fails, or computes nothing but infinities and NaNs, on all of them.
     """
-    reason = "its outputs are not finite"
+    reason = ""
     for fed in feeds(inputs, seed):
         try:
             straight = _reference(masked, fed, seed, None, lively=lively)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the network's own
             reason = first_line(error)
             continue
-        if _is_telling(straight):
+        reason = _says_nothing(straight)
+        if not reason:
             break
     else:
-        raise ForwardError(
-            f"the cut cannot be proven: {reason}, on noise and on the inputs given. "
-            "Give inputs on which the network works."
-        )
+        fix = "Give inputs on which the network works."
+        if "meta" in reason:
+            fix = "End torch.set_default_device('meta'), or give the tensors that forward() makes a device."
+        raise ForwardError(f"the cut cannot be proven: {reason}, on noise and on the inputs given. {fix}")
     yield straight
     for number in DETOURS.values() if straight.decisions.asked else ():
         with suppress(Exception):  # say an assertion about the data: not a way the network goes
@@ -191,14 +202,17 @@ def _turned(watch: Watch, number: float | None) -> Watch:
     return lambda func, args, kwargs, output: detour.turn(watch(func, args, kwargs, output))
 
 
-def _is_telling(reference: Reference) -> bool:
-    """Tell whether every output, or else what decisions were based on, holds finite numbers and mostly no NaN."""
+def _says_nothing(reference: Reference) -> str:
+    """Tell why outputs, or else what decisions were based on, are nothing to compare; empty if they are."""
     outputs = [tensor for tensor in reference.outputs if tensor.numel()] or reference.decisions.evidence
-    return all(
-        bool(tensor.isfinite().any()) and float(tensor.isnan().double().mean()) <= _NAN
-        for tensor in outputs
-        if tensor.is_floating_point() and tensor.numel()
-    )
+    if not any(tensor.numel() for tensor in outputs):
+        return "its outputs are empty"
+    if any(tensor.is_meta for tensor in outputs):
+        return "its outputs are on the meta device, without values"
+    real = [tensor for tensor in outputs if tensor.is_floating_point() and tensor.numel()]
+    if any(not tensor.isfinite().any() or float(tensor.isnan().double().mean()) > _NAN for tensor in real):
+        return "its outputs are not finite"
+    return ""
 
 
 def largest_error(before: Reference, slim: nn.Module) -> float:

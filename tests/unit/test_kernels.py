@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bnprune.channels.kernels import _SHORT_CUTS, run_kernel
+from bnprune.channels.mode import Draws
 
 aten = torch.ops.aten
 SAMPLES = [
@@ -59,14 +60,16 @@ def test_a_short_cut_gives_what_the_operator_gives(func, args) -> None:
         expected = described(func(*args))
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         with pytest.raises((RuntimeError, TypeError, ValueError, NotImplementedError)):
-            run_kernel(func, args, {}, meta=True)
+            run_kernel(func, args, {}, Draws(), meta=True)
         return
-    got = described(run_kernel(func, args, {}, meta=True))
+    got = described(run_kernel(func, args, {}, Draws(), meta=True))
     count = 1 if "batch_norm" in func.name() else None  # statistics it saves for the backward pass are not used
     assert got[:count] == expected[:count]
 
 
 def test_short_cuts_take_indices_and_constants_of_other_devices() -> None:
     x = meta(5, 3)
-    assert described(run_kernel(aten.index.Tensor, (x, [torch.tensor([1, 1])]), {}, meta=True)) == described(meta(2, 3))
-    assert described(run_kernel(aten.mul.Tensor, (x, torch.ones(3)), {}, meta=True)) == described(x)
+    assert described(run_kernel(aten.index.Tensor, (x, [torch.tensor([1, 1])]), {}, Draws(), meta=True)) == described(
+        meta(2, 3)
+    )
+    assert described(run_kernel(aten.mul.Tensor, (x, torch.ones(3)), {}, Draws(), meta=True)) == described(x)

@@ -69,7 +69,7 @@ def _grouped(
     own = call.side(weight, 0)  # transposed: the input's channels; else the output's
     inside = call.side(weight, 1)  # positions inside a group, of the other side
     if ids is None:
-        ids = torch.zeros(width, dtype=torch.int64)
+        ids = torch.zeros(width, dtype=torch.int64, device="cpu")
     if ci == 1 or groups >= max(ci, co):
         call.freeze([inside], "is a position inside a group that goes as a whole")
         return _by_group(call, ids.view(groups, ci), own, transposed, groups, co)

@@ -106,7 +106,7 @@ def _cat(call: Call, parts: Sequence[tuple[Facets, int]], dim: int, rank: int) -
         blocks = []
         for piece, (_, size) in zip(pieces, parts, strict=True):
             shape[dim] = size
-            blocks.append(torch.zeros(shape, dtype=torch.int64) if piece is None else piece.expand(shape))
+            blocks.append(torch.zeros(shape, dtype=torch.int64, device="cpu") if piece is None else piece.expand(shape))
         joined.append(call.moved(torch.cat(blocks, dim)))
     return (*joined, *beside)
 
@@ -148,7 +148,7 @@ def _slice(call: Call, x: torch.Tensor, dim: int, start: int, stop: int, step: i
         if size > 1 and (start, stop, step) != (0, size, 1):
             if not _periodic(call, facet, dim, start, stop, step):
                 continue
-            facet = call.moved(facet.index_select(dim, torch.arange(start, stop, step)))
+            facet = call.moved(facet.index_select(dim, torch.arange(start, stop, step, device="cpu")))
             if not varying(facet):
                 continue
         taken.append(facet)
@@ -209,7 +209,9 @@ def index(call: Call, x: torch.Tensor, indices: Sequence[torch.Tensor | None]) -
         for facet in call.facets(x):
             call.freeze([facet], "is picked by a mask")
         return NONE
-    places = [None if picker is None else torch.zeros(picker.shape, dtype=torch.int64) for picker in indices]
+    places = [
+        None if picker is None else torch.zeros(picker.shape, dtype=torch.int64, device="cpu") for picker in indices
+    ]
     picked = []
     for facet in call.facets(x):
         if any(facet.shape[dim] > 1 for dim in dims):
