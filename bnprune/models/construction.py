@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from bnprune.channels.mode import OperatorMode
+from bnprune.channels.trees import operands
 from bnprune.errors import BnpruneError
 
 _OPERATORS_PER_TENSOR = 20
@@ -27,56 +28,37 @@ class TooLarge(BnpruneError):
     """The network that is being built is larger than the file that names it can account for."""
 
 
-class Construction(TorchDispatchMode):
-    """While active in this thread, bounds what is created, and draws random numbers from a generator of its own.
-
-    A dispatch mode is local to its thread, so that the generators that other threads draw from stay as they are.
+class Construction(OperatorMode):
+    """While active in this thread, bounds what is created. Random numbers come from generators of its own.
 
     Args:
         tensors: Number of tensors the file holds.
-        elements: Largest number of elements of all new tensors together.
+        elements: Largest number of elements of all new tensors together, those on the meta device apart.
     """
 
     def __init__(self, tensors: int, elements: int) -> None:
         super().__init__()
         self._calls_left = _OPERATORS_PER_TENSOR * (tensors + _SPARE_TENSORS)
         self._elements = self._elements_left = elements
-        self._generator = torch.Generator().manual_seed(0)
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
+    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator, unless the network has become too large."""
         self._calls_left -= 1
         if self._calls_left < 0:
             raise TooLarge("it has far more layers than the file has tensors")
-        self._count(func, args, kwargs)
-        func = self._drawing(func, kwargs)
-        return func(*args, **kwargs)
-
-    def _count(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for argument, value in zip(func._schema.arguments, args, strict=False):
-            if argument.name == "size" and not any(isinstance(other, torch.Tensor) for other in args):
-                kind = kwargs.get("device")
-                if kind is None or torch.device(kind).type != "meta":
-                    self._elements_left -= math.prod(value)
+        self._elements_left -= _new_elements(func, args, kwargs)
         if self._elements_left < 0:
             raise TooLarge(f"it has more than {self._elements:,} values")
+        return super().see(func, args, kwargs)
 
-    def _drawing(self, func: Any, kwargs: dict[str, Any]) -> Any:
-        """Return the operator that draws from the generator in `kwargs`, if this one draws random numbers."""
-        if torch.Tag.nondeterministic_seeded not in func.tags:
-            return func
-        if any(argument.name == "generator" for argument in func._schema.arguments):
-            if kwargs.get("generator") is None:
-                kwargs["generator"] = self._generator
-            return func
-        overload = func._schema.overload_name
-        name = f"{overload}_generator" if overload else "generator"
-        if name not in func.overloadpacket.overloads():
-            return func
-        kwargs["generator"] = self._generator
-        return getattr(func.overloadpacket, name)
+
+def _new_elements(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Return how many elements an operator that makes a tensor of a given size allocates."""
+    device = kwargs.get("device")
+    if (device is not None and torch.device(device).type == "meta") or operands(args, {}):
+        return 0
+    sizes = [value for argument, value in zip(func._schema.arguments, args, strict=False) if argument.name == "size"]
+    return math.prod(sizes[0]) if sizes else 0
 
 
 def construct(make: Callable[[], nn.Module], tensors: int, elements: int) -> nn.Module:
