@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 
 from bnprune.errors import ConfigError, DataError
 
-
 _TEMPORARY = (".bnprune-", ".tmp")
 """Temporary folders are called so, with 8 letters in between: short, whatever the file is called."""
 

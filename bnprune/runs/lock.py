@@ -1,4 +1,4 @@
-"""A lock on a folder, held by one process at a time. It leaves no file, and goes when the process ends, however."""
+"""A lock on a folder, held by one process at a time. It leaves no file, and ends with the process in any case."""
 
 from __future__ import annotations
 
