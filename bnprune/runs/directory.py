@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
-import os
 import platform
 import subprocess
 import sys
@@ -38,17 +36,20 @@ from bnprune.errors import CheckpointError, ConfigError, DataError
 from bnprune.launcher import launch
 from bnprune.recipe import as_data
 from bnprune.runs.files import (
+    append_text,
     make_folder,
     plain,
     remove_temporaries,
     require_free_folder,
     require_replaceable,
+    truncate,
     write_atomically,
     write_json,
     write_text,
 )
 from bnprune.runs.lock import lock, unlock
 from bnprune.runs.outputs import RUN_FILES, is_run, is_same
+from bnprune.runs.saved import read_result, read_state, save_state
 from bnprune.runs.stages import is_stage, order_of
 
 _PACKAGES = ("bnprune", "torch", "torchvision", "numpy", "safetensors", "pydantic", "timm", "onnx", "onnxruntime")
@@ -236,13 +237,7 @@ class RunDirectory:
         """
         if not self._begun or not self.result_file.exists():
             return {}
-        try:
-            found = json.loads(self.result_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"'{self.result_file}' is damaged: {error}") from error
-        if not _is_result(found):
-            raise CheckpointError(f"'{self.result_file}' is damaged: it does not hold the figures of stages.")
-        return dict(found)
+        return read_result(self.result_file)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write the figures of the finished stages."""
@@ -270,11 +265,7 @@ class RunDirectory:
         Raises:
             DataError: The file cannot be written.
         """
-        try:
-            with open(self.metrics_file, "a", encoding="utf-8", opener=_without_links) as file:
-                file.write(json.dumps(plain(dict(record))) + "\n")
-        except OSError as error:
-            raise DataError(f"'{self.metrics_file}' cannot be written: {error.strerror}.") from error
+        append_text(self.metrics_file, json.dumps(plain(dict(record))) + "\n")
 
     def metrics_bytes(self) -> int:
         """Return the length of the metrics."""
@@ -294,18 +285,13 @@ class RunDirectory:
         else:
             result = self.result()
             size = result.get("metrics_bytes", self.metrics_bytes()) if result else 0
-        if size >= self.metrics_bytes():
-            return
-        try:
-            with open(self.metrics_file, "r+b", opener=_without_links) as file:
-                file.truncate(size)
-        except OSError as error:
-            raise DataError(f"'{self.metrics_file}' cannot be written: {error.strerror}.") from error
+        if size < self.metrics_bytes():
+            truncate(self.metrics_file, size)
 
     def save_state(self, stage: str, state: Mapping[str, Any]) -> None:
         """Save what a stage needs to go on exactly, with the length of the metrics at this moment."""
         content = {"stage": stage, "metrics_bytes": self.metrics_bytes(), **state}
-        write_atomically(self.state_file, lambda temporary: _save(content, temporary))
+        write_atomically(self.state_file, lambda temporary: save_state(content, temporary))
 
     def load_state(self, stage: str) -> dict[str, Any] | None:
         """Return the saved state of a stage, or None. Nothing is changed; `rewind` follows.
@@ -333,45 +319,7 @@ class RunDirectory:
             ) from error
 
     def _state(self) -> dict[str, Any] | None:
-        if not self.state_file.exists():
-            return None
-        try:
-            content = torch.load(self.state_file, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise CheckpointError("it cannot be read, or holds more than tensors and numbers.") from error
-        if not isinstance(content, dict) or not isinstance(content.get("stage"), str):
-            raise CheckpointError("it does not hold the state of a training.")
-        for name in ("metrics_bytes", "seconds"):
-            if not _is_amount(content.get(name)):
-                raise CheckpointError(f"'{name}' is no number.")
-        return content
-
-
-def _save(content: Mapping[str, Any], path: Path) -> None:
-    with path.open("wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # tells how far it came, not why it stopped
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-
-
-def _without_links(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
-
-
-def _is_amount(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-
-
-def _is_result(found: Any) -> bool:
-    stages = found.get("stages") if isinstance(found, dict) else None
-    return (
-        isinstance(stages, dict)
-        and all(isinstance(figures, dict) for figures in stages.values())
-        and isinstance(found.get("exports", []), list)
-        and isinstance(size := found.get("metrics_bytes", 0), int)
-        and _is_amount(size)
-    )
+        return read_state(self.state_file) if self.state_file.exists() else None
 
 
 def dump_config(config: PipelineConfig) -> str:

@@ -85,6 +85,36 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: _write_text(temporary, text))
 
 
+def append_text(path: Path, text: str) -> None:
+    """Append to a text file, not through a link.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    try:
+        with open(path, "a", encoding="utf-8", opener=_without_links) as file:
+            file.write(text)
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be written: {error.strerror}.") from error
+
+
+def truncate(path: Path, size: int) -> None:
+    """Shorten a file to a number of bytes, not through a link.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    try:
+        with open(path, "r+b", opener=_without_links) as file:
+            file.truncate(size)
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be written: {error.strerror}.") from error
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", errors="replace")  # names of files that are not UTF-8
 

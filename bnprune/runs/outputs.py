@@ -42,13 +42,17 @@ def require_output(
         DataError: There is a folder, a device, a link, or a name that cannot be used.
     """
     for source in sources:
-        if source is not None and (is_same(path, source) or is_same(path.parent, source / "checkpoints")):
+        if source is not None and (is_same(path, source) or path.parent.resolve() == _networks(source)):
             raise ConfigError(f"{option}: '{path}' is where the network comes from, or lies there. Choose another.")
     if recipe is not None and is_same(path, recipe):
         raise ConfigError(f"{option}: '{path}' is the recipe. Choose another.")
     if run := _run_of(path):
         raise ConfigError(f"{option}: '{path}' belongs to the run '{run}'. Choose another.")
     require_free_file(path, force=force, option=option)
+
+
+def _networks(source: Path) -> Path:
+    return (source / "checkpoints").resolve()
 
 
 def _run_of(path: Path) -> Path | None:
