@@ -52,7 +52,7 @@ class Export:
             wish = Wish.of(format, path.suffix, fold_bn=self.fold_bn, batch=self.batch, verify=self.verify)
         except ConfigError as error:
             raise ConfigError(f"--out: {error}" if "ends in" in str(error) else f"--format: {error}") from error
-        for file in {path, path.with_suffix(".py")} if format == "state-dict" else {path}:
+        for file in (path, path.with_suffix(".py")) if format == "state-dict" else (path,):
             require_output(file, force=self.force, sources=self.given, recipe=self.recipe)
         return wish, path
 

@@ -71,9 +71,10 @@ def require_free_plots(stories: Sequence[Story], folder: Path, *, force: bool) -
         DataError: There is a folder, a device, or a link.
     """
     for path in (path for name in _pictures(stories) for path in _paths(folder, name)):
-        if path.is_dir():
-            raise DataError(f"--plots: '{path}' is a folder, and a picture is to be called so. Choose another folder.")
-        require_replaceable(path)
+        try:
+            require_replaceable(path)
+        except DataError as error:
+            raise DataError(f"--plots: {error}") from error
         if path.exists() and not force:
             raise ConfigError(f"--plots: '{path}' exists. Choose another folder, or give --force to overwrite it.")
 
