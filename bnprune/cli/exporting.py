@@ -15,7 +15,7 @@ from bnprune.export.artifact import SUFFIXES, Artifact, Format, Wish, make_artif
 from bnprune.export.parity import Parity
 from bnprune.export.stage import describe_artifact, files_of, real_batches, title_of_network, write_artifact
 from bnprune.recipe import load_recipe
-from bnprune.runs.files import require_free_file
+from bnprune.runs.outputs import require_output
 from bnprune.runs.source import Source
 from bnprune.training.fit import require_fit
 
@@ -50,17 +50,9 @@ class Export:
             wish = Wish.of(format, path.suffix, fold_bn=self.fold_bn, batch=self.batch, verify=self.verify)
         except ConfigError as error:
             raise ConfigError(f"--out: {error}" if "ends in" in str(error) else f"--format: {error}") from error
-        for file in {path, path.with_suffix(".py")} if format == "state-dict" else {path}:
-            self._require_other(file)
-            require_free_file(file, force=self.force)
+        for file in (path, path.with_suffix(".py")) if format == "state-dict" else (path,):
+            require_output(file, force=self.force, sources=self.given, recipe=self.recipe)
         return wish, path
-
-    def _require_other(self, file: Path) -> None:
-        """Refuse to write over what the network comes from, whatever is forced."""
-        target = file.resolve()
-        for given in self.given:
-            if target == given.resolve() or target.parent == (given / "checkpoints").resolve():
-                raise ConfigError(f"--out: '{file}' is where the network comes from, or lies there. Choose another.")
 
     def _told(self) -> Format:
         suffix = self.out.suffix if self.out is not None else None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bnprune.errors import DataError
+from bnprune.runs.files import write_atomically
 from bnprune.training.sweep import Point
 
 _WIDTH, _HEIGHT = 60, 12
@@ -53,6 +54,6 @@ def save_plot(path: Path, points: Sequence[Point], best: Point | None) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     try:
-        figure.savefig(path, dpi=160)
-    except OSError as error:
-        raise DataError(f"--plot: '{path}' cannot be written: {error.strerror}.") from error
+        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=160, format=path.suffix[1:]))
+    except DataError as error:
+        raise DataError(f"--plot: {error}") from error

@@ -26,7 +26,7 @@ from bnprune.pruning.report import Report, foresee, make_report
 from bnprune.pruning.request import Request
 from bnprune.pruning.surgery import require_bare, require_plan_fits
 from bnprune.runs.checkpoint import save_checkpoint
-from bnprune.runs.files import require_free_file
+from bnprune.runs.outputs import require_output
 from bnprune.runs.source import Source, open_source
 from bnprune.runs.summary import describe_prune
 
@@ -62,7 +62,7 @@ def run_prune(
     if request.plan is not None and request.given:
         raise ConfigError(f"--plan replays a plan as it is; leave {' and '.join(request.given)} out.")
     if not request.dry_run:
-        require_free_file(request.out, force=request.force)
+        require_output(request.out, force=request.force, sources=(path, weights, request.plan))
     source = open_source(path, model=model, arguments=arguments, weights=weights, shape=shape, trust=trust)
     if request.plan is not None:
         plan = _read_plan(request.plan, source.model)

@@ -13,7 +13,8 @@ from bnprune.report.page import render
 from bnprune.report.plots import require_free_plots, require_matplotlib, save_plots
 from bnprune.report.story import Story, read_story
 from bnprune.runs.directory import RunDirectory
-from bnprune.runs.files import require_free_file, write_text
+from bnprune.runs.files import require_replaceable, write_text
+from bnprune.runs.outputs import require_output
 
 SCHEMA = "bnprune.report/1"
 
@@ -25,7 +26,10 @@ def run_report(paths: Sequence[Path], *, out: Path | None, plots: Path | None, f
     stories = _distinct([read_story(path) for path in dict.fromkeys(paths)])
     own = out is None and len(stories) == 1
     target = RunDirectory(stories[0].path).report_file if own else out or Path("report.html")
-    require_free_file(target, force=force or own)  # a run's own page is made anew
+    if own:
+        require_replaceable(target)  # a run's own page is made anew
+    else:
+        require_output(target, force=force, sources=paths)
     if plots is not None:
         require_free_plots(stories, plots, force=force)
     write_text(target, render(stories))

@@ -61,7 +61,8 @@ def run_recipe(
         stages = stages_of(config)
         if not stages:
             raise ConfigError(f"{path}: has no stage. Add one of: train, prune, finetune.")
-    _run(config, verb, stages, None, out=out, resume=resume, force=force, as_json=as_json, world=world)
+    sources = [path]
+    _run(config, verb, stages, None, sources, out=out, resume=resume, force=force, as_json=as_json, world=world)
 
 
 @_together
@@ -90,8 +91,10 @@ def run_finetune(
     source = open_source(pruned, model=model, arguments=arguments, recipe=recipe, trust=trust)
     config = about(given or source.config(overrides), source.header.spec)
     config = taught_by(config, teacher or teacher_beside(pruned), asked=teacher is not None)
-    network = source.model, source.header
-    _run(config, "finetune", ("finetune",), network, out=out, resume=resume, force=force, as_json=as_json, world=world)
+    network, sources, stages = (source.model, source.header), [pruned, *recipes], ("finetune",)
+    _run(
+        config, "finetune", stages, network, sources, out=out, resume=resume, force=force, as_json=as_json, world=world
+    )
 
 
 def _run(
@@ -99,6 +102,7 @@ def _run(
     verb: str,
     stages: Sequence[str],
     network: Network | None,
+    sources: Sequence[Path],
     *,
     out: Path | None,
     resume: bool,
@@ -112,8 +116,11 @@ def _run(
         wishes(config.export)  # what is missing is said before anything is spent
     path = out or _default_directory(verb, config)
     again = world.restarted and RunDirectory(path).is_of_this_launch()
-    directory = RunDirectory.resume(path, config) if resume or again else RunDirectory.new(path, force=force)
-    with RichDisplay() as display, stop_requests() as stopping:
+    if resume or again:
+        directory = RunDirectory.resume(path, config)
+    else:
+        directory = RunDirectory.new(path, force=force, sources=[*sources, *_read_by(config)])
+    with directory.claimed(), RichDisplay() as display, stop_requests() as stopping:
         result = execute(config, directory, display, stopping, stages, network, world)
         if verb == "run":
             export_run(config, directory, display.note)
@@ -123,6 +130,13 @@ def _run(
         print_json(result)
     else:
         show_result(result, path)
+
+
+def _read_by(config: PipelineConfig) -> list[Path]:
+    """Return the files with weights that a recipe names."""
+    distill = config.finetune.distill if config.finetune else None
+    named = (config.model.weights, distill.teacher if distill else None)
+    return [path for path in named if path is not None]
 
 
 def _default_directory(verb: str, config: PipelineConfig) -> Path:

@@ -13,6 +13,7 @@ from bnprune.cli.evaluation import Subject, open_with_data
 from bnprune.cli.plot import draw, save_plot
 from bnprune.config import PruneConfig
 from bnprune.errors import ConfigError, PruningError
+from bnprune.runs.outputs import require_output
 from bnprune.runs.passes import request_of
 from bnprune.training.sweep import Point, recommend, sweep
 
@@ -34,6 +35,9 @@ def run_sweep(
         raise ConfigError(f"--plot: '{plot}' must end in .png or .svg.")
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("--plot needs matplotlib: pip install 'bnprune[report]'")
+    if plot is not None:
+        sources = (subject.path, subject.weights)
+        require_output(plot, force=True, sources=sources, recipe=subject.recipe, option="--plot")
     if tolerance is not None and not 0 <= tolerance < 1:
         raise ConfigError(f"--tolerance: must be at least 0 and below 1 (got {tolerance}). 0.01 is one point.")
     opened = open_with_data(replace(subject, path=_sparse(subject.path)))

@@ -11,7 +11,7 @@ from bnprune.errors import ConfigError, DataError
 from bnprune.report import charts
 from bnprune.report.figures import Axis, Chart, Figure, Histogram, Widths
 from bnprune.report.story import Story
-from bnprune.runs.files import write_atomically
+from bnprune.runs.files import require_replaceable, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,11 +68,13 @@ def require_free_plots(stories: Sequence[Story], folder: Path, *, force: bool) -
 
     Raises:
         ConfigError: There is a file and `force` is off.
-        DataError: There is a folder.
+        DataError: There is a folder, a device, or a link.
     """
     for path in (path for name in _pictures(stories) for path in _paths(folder, name)):
-        if path.is_dir():
-            raise DataError(f"--plots: '{path}' is a folder, and a picture is to be called so. Choose another folder.")
+        try:
+            require_replaceable(path)
+        except DataError as error:
+            raise DataError(f"--plots: {error}") from error
         if path.exists() and not force:
             raise ConfigError(f"--plots: '{path}' exists. Choose another folder, or give --force to overwrite it.")
 

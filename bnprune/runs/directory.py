@@ -18,15 +18,14 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import yaml
@@ -35,8 +34,22 @@ from bnprune.config import PipelineConfig
 from bnprune.errors import CheckpointError, ConfigError, DataError
 from bnprune.launcher import launch
 from bnprune.recipe import as_data
-from bnprune.runs.files import plain, require_free_folder, write_atomically, write_json, write_text
+from bnprune.runs.files import (
+    append_text,
+    make_folder,
+    plain,
+    remove_temporaries,
+    require_free_folder,
+    require_replaceable,
+    truncate,
+    write_atomically,
+    write_json,
+    write_text,
+)
+from bnprune.runs.lock import lock, unlock
+from bnprune.runs.outputs import RUN_FILES, is_run, is_same
 from bnprune.runs.revision import revision
+from bnprune.runs.saved import read_result, read_state, save_state
 from bnprune.runs.stages import is_stage, order_of
 
 _PACKAGES = ("bnprune", "torch", "torchvision", "numpy", "safetensors", "pydantic", "timm", "onnx", "onnxruntime")
@@ -45,11 +58,14 @@ _PACKAGES = ("bnprune", "torch", "torchvision", "numpy", "safetensors", "pydanti
 class RunDirectory:
     """A run on disk."""
 
-    def __init__(self, path: Path, *, begun: bool = True) -> None:
+    def __init__(self, path: Path, *, begun: bool = True, force: bool = False) -> None:
         self.path = path
         self._begun = begun
-        self._claim_on: BinaryIO | None = None
+        self._force = force
+        self._claimed = False
+        self._lock: int | None = None
         self.config_file = path / "config.yaml"
+        self._environment_file = path / "env.json"
         self.metrics_file = path / "metrics.jsonl"
         self.result_file = path / "result.json"
         self.report_file = path / "report.html"
@@ -66,34 +82,45 @@ class RunDirectory:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keep other processes out of a run that goes on, until the end of a `with`; one that is new, from `begin` on.
+        """Keep other processes out until the end of a `with`; of a directory that does not exist yet, from `begin` on.
 
         Raises:
-            DataError: Another process works on this run.
+            DataError: Another process works on this run, or there are links where files of the run should be.
         """
+        if self._claimed:
+            yield
+            return
+        self._claimed = True
         try:
+            if self.path.is_dir():
+                self._lock = lock(self.path)
             if self._begun:
-                self._claim()
+                self._require_own()
             yield
         finally:
-            if self._claim_on is not None:
-                self._claim_on.close()
-                self._claim_on = None
+            unlock(self._lock)
+            self._lock, self._claimed = None, False
 
-    def _claim(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # not on Windows
-            return
-        self._claim_on = self.config_file.open("rb")
-        try:
-            fcntl.flock(self._claim_on, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(
-                f"'{self.path}' is in use: another process works on this run. Wait for it, or choose another --out."
-            ) from error
-        except OSError:  # the file system knows no locks
-            return
+    def _require_own(self) -> None:
+        for folder in ("checkpoints", "exports", "tensorboard", "tensorboard/*"):
+            for found in self._found(folder):
+                if found.is_symlink():
+                    raise DataError(
+                        f"'{found}' is a symbolic link, and a run writes into its own directory alone. Put a folder in "
+                        "its place, or choose another --out."
+                    )
+        for file in self._files():
+            require_replaceable(file)
+
+    def _files(self) -> Iterator[Path]:
+        """Yield where the files of a run are, there or not."""
+        for name in RUN_FILES:
+            yield from self._found(name)
+
+    def _found(self, name: str) -> Iterable[Path]:
+        if "*" not in name:
+            return (self.path / name,)
+        return (found for found in self.path.glob(name) if found.is_symlink() or not found.is_dir())
 
     def board(self, stage: str) -> Path:
         """Return the folder of a stage's curves for TensorBoard."""
@@ -106,33 +133,57 @@ class RunDirectory:
     # -- beginning and resuming ------------------------------------------------------------------------------------
 
     @classmethod
-    def new(cls, path: Path, *, force: bool) -> RunDirectory:
+    def new(cls, path: Path, *, force: bool, sources: Iterable[Path | None] = ()) -> RunDirectory:
         """Choose a place for a new run. Nothing is written, and nothing removed, before `begin`.
 
+        Args:
+            path: The directory.
+            force: Whether the run may take the place of an earlier one.
+            sources: Files and run directories that the new run reads.
+
         Raises:
-            ConfigError: The directory is not empty and `force` is off.
-            DataError: There is a file.
+            ConfigError: The directory is not empty and `force` is off, or it holds a source.
+            DataError: There is a file, or a run that is going on.
         """
-        require_free_folder(path, force=force)
-        return cls(path, begun=False)
+        run = cls(path, begun=False, force=force)
+        with run.claimed():
+            require_free_folder(path, force=force)
+            run._require_own()
+            for source in sources:
+                if source is not None and run._would_lose(source):
+                    raise ConfigError(
+                        f"--out: '{source}' would be overwritten, and the run starts from it. Choose another --out."
+                    )
+        return run
+
+    def _would_lose(self, source: Path) -> bool:
+        if is_run(self.path) and is_same(source, self.config_file):
+            return False  # a run that is repeated in its place: the recipe is written again
+        return is_same(source, self.path) or any(is_same(source, file) for file in self._files())
 
     def begin(self, config: PipelineConfig) -> None:
         """Write what a new run starts with, in place of an earlier run; leave one that is resumed as it is.
 
         Raises:
-            DataError: The directory cannot be written.
+            DataError: The directory cannot be written, or another process was faster.
         """
-        for killed in (
-            found for folder in (".", "checkpoints", "exports") for found in self.path.glob(f"{folder}/.*.tmp")
-        ):
-            killed.unlink(missing_ok=True)  # half of a file, of a run that was killed while it wrote
-        if self._begun:
-            return
-        self._begun = True
-        self._clear()
-        write_json(self.path / "env.json", environment())
-        write_text(self.config_file, dump_config(config))  # the last: where it is, the run can be resumed
-        self._claim()
+        if not self._begun:
+            self._take_place()
+        for folder in (self.path, self.path / "checkpoints", self.path / "exports"):
+            remove_temporaries(folder)
+        if not self._begun:
+            self._begun = True
+            self._clear()
+            write_text(self.config_file, dump_config(config))
+        if not self._environment_file.exists():
+            write_json(self._environment_file, environment())
+
+    def _take_place(self) -> None:
+        make_folder(self.path)
+        self._lock = lock(self.path) if self._lock is None else self._lock
+        self._require_own()
+        if not self._force and any(self.path.iterdir()):
+            raise DataError(f"'{self.path}' has been filled by another process meanwhile. Choose another --out.")
 
     @classmethod
     def resume(cls, path: Path, config: PipelineConfig) -> RunDirectory:
@@ -140,12 +191,16 @@ class RunDirectory:
 
         Raises:
             ConfigError: There is no run, or its configuration differs from the one given.
+            DataError: It cannot be read, or another process works on it.
         """
         run = cls(path)
         try:
-            before = run.config_file.read_text(encoding="utf-8")
-        except OSError as error:
+            with run.claimed():
+                before = run.config_file.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
             raise ConfigError(f"--resume: '{path}' is not a run directory (it has no config.yaml).") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"--resume: '{run.config_file}' cannot be read: {error}") from error
         after = dump_config(config)
         if before != after:
             changed = difflib.unified_diff(
@@ -158,23 +213,19 @@ class RunDirectory:
     def is_of_this_launch(self) -> bool:
         """Tell whether the run was begun by the `torchrun` that has started this process, maybe again."""
         try:
-            begun: str | None = json.loads((self.path / "env.json").read_text(encoding="utf-8")).get("launch")
+            begun: str | None = json.loads(self._environment_file.read_text(encoding="utf-8")).get("launch")
         except (OSError, ValueError, AttributeError):
             return False
         return begun is not None and begun == launch() and self.config_file.exists()
 
     def _clear(self) -> None:
-        """Remove what an earlier run left, and nothing else."""
-        leftovers = [self.config_file, self.metrics_file, self.result_file, self.state_file]
-        leftovers += [self.report_file, self.gamma_file]
-        patterns = (
-            "plan*.json",
-            "checkpoints/*.safetensors",
-            "exports/network.*",
-            "tensorboard/*/events.out.tfevents.*",
-        )
-        for file in [*leftovers, *(found for pattern in patterns for found in self.path.glob(pattern))]:
-            file.unlink(missing_ok=True)
+        """Remove what an earlier run left, and nothing else: results first, so that no half of them is taken for whole.
+
+        The recipe stays until the new one replaces it.
+        """
+        for file in self._files():
+            if file != self.config_file:
+                file.unlink(missing_ok=True)
 
     # -- results ---------------------------------------------------------------------------------------------------
 
@@ -186,11 +237,7 @@ class RunDirectory:
         """
         if not self._begun or not self.result_file.exists():
             return {}
-        try:
-            found: dict[str, Any] = json.loads(self.result_file.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"'{self.result_file}' is damaged: {error}") from error
-        return found
+        return read_result(self.result_file)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write the figures of the finished stages."""
@@ -218,51 +265,61 @@ class RunDirectory:
         Raises:
             DataError: The file cannot be written.
         """
-        try:
-            with self.metrics_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(plain(dict(record))) + "\n")
-        except OSError as error:
-            raise DataError(f"'{self.metrics_file}' cannot be written: {error.strerror}.") from error
+        append_text(self.metrics_file, json.dumps(plain(dict(record))) + "\n")
 
     def metrics_bytes(self) -> int:
         """Return the length of the metrics."""
         return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
 
-    def forget_unfinished(self) -> None:
-        """Drop metrics that were written after the last finished stage: a stage begins, maybe once more."""
-        result = self.result()
-        self._shorten_metrics(result.get("metrics_bytes", 0 if not result else self.metrics_bytes()))
+    def rewind(self, saved: Mapping[str, Any] | None = None) -> None:
+        """Drop the metrics written after a saved state, or without one after the last finished stage.
 
-    def _shorten_metrics(self, size: int) -> None:
+        Args:
+            saved: What `load_state` returned, once nothing is found wrong with it.
+
+        Raises:
+            DataError: The file cannot be written.
+        """
+        if saved is not None:
+            size = saved["metrics_bytes"]
+        else:
+            result = self.result()
+            size = result.get("metrics_bytes", self.metrics_bytes()) if result else 0
         if size < self.metrics_bytes():
-            os.truncate(self.metrics_file, size)
+            truncate(self.metrics_file, size)
 
     def save_state(self, stage: str, state: Mapping[str, Any]) -> None:
         """Save what a stage needs to go on exactly, with the length of the metrics at this moment."""
         content = {"stage": stage, "metrics_bytes": self.metrics_bytes(), **state}
-        write_atomically(self.state_file, lambda temporary: torch.save(content, temporary))
+        write_atomically(self.state_file, lambda temporary: save_state(content, temporary))
 
     def load_state(self, stage: str) -> dict[str, Any] | None:
-        """Return the saved state of a stage, or None; metrics written after it are dropped.
+        """Return the saved state of a stage, or None. Nothing is changed; `rewind` follows.
 
         Raises:
             CheckpointError: The file is damaged.
         """
-        content = self._state()
-        if content is None or content["stage"] != stage:
-            self.forget_unfinished()
-            return None
-        self._shorten_metrics(content["metrics_bytes"])
-        return content
+        with self.naming_state():
+            content = self._state()
+        return content if content is not None and content["stage"] == stage else None
+
+    @contextmanager
+    def naming_state(self) -> Iterator[None]:
+        """Say of damage found in a saved state which file it is in, and what can be done.
+
+        Raises:
+            CheckpointError: In place of one from within the `with`.
+        """
+        try:
+            yield
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"'{self.state_file}' is damaged: {error} Nothing was changed. To repeat the stage from its beginning, "
+                "remove the file; finished stages stay."
+            ) from error
 
     def _state(self) -> dict[str, Any] | None:
-        if not self.state_file.exists():
-            return None
-        try:
-            content: dict[str, Any] = torch.load(self.state_file, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise CheckpointError(f"'{self.state_file}' is damaged: {error}") from error
-        return content
+        return read_state(self.state_file) if self.state_file.exists() else None
 
 
 def dump_config(config: PipelineConfig) -> str:

@@ -2,41 +2,50 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
+import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from safetensors import SafetensorError
+
 from bnprune.errors import ConfigError, DataError
+
+_TEMPORARY = (".bnprune-", ".tmp")
+"""Temporary folders are called so, with 8 letters in between: short, whatever the file is called."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Write to a temporary file beside `path`, flush it to disk, and rename it into place.
 
+    The file lies in a temporary folder of its own, so that whatever `write` puts beside it goes, too: safetensors makes
+    a temporary file itself.
+
     Raises:
         DataError: The file cannot be written; whatever was at `path` before is still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    require_replaceable(path)
+    prefix, suffix = _TEMPORARY
     try:
         _make_folder(path.parent)
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except Exception as error:
-        _discard(temporary)
-        if isinstance(error, OSError) or "I/O" in str(error) or "space" in str(error):
-            reason = getattr(error, "strerror", None) or str(error)
-            kept = " The previous file is intact." if path.is_file() else ""
-            raise DataError(f"'{path}' cannot be written: {reason}.{kept}") from error
-        raise
-    except BaseException:  # interrupted: leave nothing behind
-        _discard(temporary)
-        raise
+        with TemporaryDirectory(suffix, prefix, path.parent, ignore_cleanup_errors=True) as folder:
+            temporary = Path(folder) / "content"
+            temporary.touch()
+            mode = temporary.stat().st_mode  # as the umask has it, whatever `write` makes of it
+            write(temporary)
+            temporary.chmod(stat.S_IMODE(mode))
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        kept = " The previous file is intact." if path.is_file() else ""
+        raise DataError(f"'{path}' cannot be written: {reason}.{kept}") from error
 
 
 def _make_folder(path: Path) -> None:
@@ -46,16 +55,23 @@ def _make_folder(path: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
 
 
-def _discard(temporary: Path) -> None:
-    # What went wrong before is the news: no second error about a file the user has never heard of.
-    with contextlib.suppress(OSError):
-        temporary.unlink(missing_ok=True)
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it.
+
+    Raises:
+        DataError: It cannot be made.
+    """
+    try:
+        _make_folder(path)
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be made: {error.strerror}.") from error
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote into a folder has left there."""
+    for found in folder.glob("????????".join(_TEMPORARY)):
+        if found.is_dir() and not found.is_symlink():
+            shutil.rmtree(found, ignore_errors=True)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -69,8 +85,38 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: _write_text(temporary, text))
 
 
+def append_text(path: Path, text: str) -> None:
+    """Append to a text file, not through a link.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    try:
+        with open(path, "a", encoding="utf-8", opener=_without_links) as file:
+            file.write(text)
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be written: {error.strerror}.") from error
+
+
+def truncate(path: Path, size: int) -> None:
+    """Shorten a file to a number of bytes, not through a link.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    try:
+        with open(path, "r+b", opener=_without_links) as file:
+            file.truncate(size)
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be written: {error.strerror}.") from error
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="replace")  # names of files that are not UTF-8
 
 
 def plain(data: Any) -> Any:
@@ -86,15 +132,60 @@ def plain(data: Any) -> Any:
     return data
 
 
-def require_free_file(path: Path, *, force: bool) -> None:
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def require_replaceable(path: Path) -> None:
+    """Refuse to write over anything but a regular file: a rename would put a file in place of a device or a link.
+
+    A link is refused, too, wherever it leads, so that no file is replaced but the one that is named.
+
+    Raises:
+        DataError: There is something else, or a name that cannot be used.
+    """
+    if kind := _in_the_way(path):
+        raise DataError(f"'{path}' is {kind}, and nothing but a regular file is written over. Remove it, or rename it.")
+
+
+def _in_the_way(path: Path) -> str | None:
+    require_utf8(path)
+    try:
+        kind = stat.S_IFMT(path.lstat().st_mode)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be written: {error.strerror}.") from error
+    return None if kind == stat.S_IFREG else _KINDS.get(kind, "no regular file")
+
+
+def require_utf8(path: Path) -> None:
+    """Refuse a name that could be written, but not be read again: safetensors takes UTF-8 alone.
+
+    Raises:
+        DataError: The name is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{os.fsencode(path)!r} is not a name in UTF-8. Choose another.") from error
+
+
+def require_free_file(path: Path, *, force: bool, option: str = "--out") -> None:
     """Refuse to write a file over something else.
 
     Raises:
         ConfigError: There is a file and `force` is off.
-        DataError: There is a folder.
+        DataError: There is a folder, a device, a link, or a name that cannot be used.
     """
-    if path.is_dir():
-        raise DataError(f"'{path}' is a folder. Give --out the name of a file.")
+    if kind := _in_the_way(path):
+        raise DataError(f"'{path}' is {kind}. Give {option} the name of a file.")
     _require_free(path, taken=path.exists(), force=force)
 
 
@@ -103,9 +194,10 @@ def require_free_folder(path: Path, *, force: bool) -> None:
 
     Raises:
         ConfigError: The folder is not empty and `force` is off.
-        DataError: There is a file.
+        DataError: There is a file, or a name that cannot be used.
     """
-    if path.exists() and not path.is_dir():
+    require_utf8(path)
+    if os.path.lexists(path) and not path.is_dir():
         raise DataError(f"'{path}' is a file. Give --out the name of a folder.")
     _require_free(path, taken=path.is_dir() and any(path.iterdir()), force=force)
 

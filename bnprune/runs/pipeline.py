@@ -150,10 +150,13 @@ def _training(
 ) -> dict[str, Any]:
     teacher = find_teacher(run.config, run.directory) if kind_of(stage) == "finetune" else None
     saved = run.directory.load_state(stage)
-    require_processes(saved, run.world)
+    with run.directory.naming_state():
+        require_processes(saved, run.world)
     lesson = Lesson(run.config, stage, settings or settings_of(run.config, stage), saved)
     hand_out(run.world, lesson, (model, header), teacher)
-    training = set_up(lesson, model, teacher and teacher[0], run.splits, run.device, run.world)
+    with run.directory.naming_state():
+        training = set_up(lesson, model, teacher and teacher[0], run.splits, run.device, run.world)
+    run.directory.rewind(saved)
     config, budget = training.task.config, training.budget
     sparsity = config.sparsity if isinstance(config, TrainConfig) else None
     tracker = Tracker(
@@ -185,7 +188,7 @@ def _training(
 
 def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, Any]:
     config = run.config.prune or PruneConfig()
-    run.directory.forget_unfinished()
+    run.directory.rewind()
     stages = run.directory.result().get("stages", {})
     earlier = [figures["pruned"] for figures in stages.values() if "pruned" in figures]
     extra: dict[str, Any] = {}

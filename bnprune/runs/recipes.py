@@ -6,7 +6,8 @@ from pathlib import Path
 
 from bnprune.errors import ConfigError
 from bnprune.factories import hint
-from bnprune.runs.files import require_free_file, write_text
+from bnprune.runs.files import write_text
+from bnprune.runs.outputs import require_output
 
 
 def recipe_folder() -> Path:
@@ -37,6 +38,6 @@ def copy_recipe(name: str, out: Path | None, *, force: bool) -> Path:
     if full not in names:
         raise ConfigError(f"there is no recipe '{name}'. {hint(full, names)}")
     target = out or Path(full)
-    require_free_file(target, force=force)
+    require_output(target, force=force)
     write_text(target, (recipe_folder() / full).read_text(encoding="utf-8"))
     return target

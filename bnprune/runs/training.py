@@ -7,6 +7,7 @@ one process alone; images are read by each. Before training starts, all compare 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 from bnprune.config import FinetuneConfig, OptimisationConfig, PipelineConfig, SparsityConfig, TrainConfig
 from bnprune.data import Splits, load_data
 from bnprune.data.splits import mixed
-from bnprune.errors import BnpruneError, Interrupted, PeerFailed, TrainingError
+from bnprune.errors import BnpruneError, CheckpointError, Interrupted, PeerFailed, TrainingError
 from bnprune.models.zoo import ModelSpec, build
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.surgery import apply
@@ -28,7 +29,7 @@ from bnprune.training.distill import as_teacher
 from bnprune.training.loop import EpochRecord, Task, begin, train
 from bnprune.training.penalty import make_penalty
 from bnprune.training.sparsity import Budget, Penalty
-from bnprune.training.state import State
+from bnprune.training.state import Progress, State
 from bnprune.training.world import World
 
 
@@ -91,7 +92,14 @@ def set_up(
     )
     if lesson.saved is not None:
         state.restore(lesson.saved, world)
+        _require_reachable(state.progress, task)
     return Training(task, state, penalty, budget)
+
+
+def _require_reachable(progress: Progress, task: Task) -> None:
+    for name, most in (("epoch", task.config.epochs), ("step", task.steps_per_epoch), ("seen", math.inf)):
+        if not 0 <= (found := getattr(progress, name)) <= most:
+            raise CheckpointError(f"'own.progress.{name}' is {found}, and must be from 0 to {most}.")
 
 
 # -- several processes -----------------------------------------------------------------------------------------------

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from bnprune.errors import ConfigError
+from bnprune.errors import CheckpointError, ConfigError
 from bnprune.training.ema import Average
 from bnprune.training.evaluate import exact_type
 from bnprune.training.world import ALONE, World
@@ -85,18 +86,81 @@ class State:
 
         Raises:
             ConfigError: It was saved by another number of processes.
+            CheckpointError: It is not the state of this training; nothing was taken over.
         """
         require_processes(saved, world)
-        own = saved["own"][world.rank]
+        own, buffers = saved["own"][world.rank], dict(self.model.named_buffers())
+        average = None if self.average is None else self.average.state_dict()
+        _require_like(own, {"buffers": buffers, "progress": vars(Progress())}, "own")
+        _require_like(saved.get("model"), self.model.state_dict(), "model")
+        _require_like(saved.get("scaler"), self.scaler.state_dict(), "scaler")
+        _require_like(saved.get("average"), average, "average")
+        optimizer = _fitting(saved.get("optimizer"), self.optimizer)
         self.model.load_state_dict(saved["model"])
-        buffers = dict(self.model.named_buffers())
         for name, value in own["buffers"].items():
             buffers[name].copy_(value)
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self.optimizer.load_state_dict(optimizer)
         self.scaler.load_state_dict(saved["scaler"])
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
         self.progress = Progress(**own["progress"])
+
+
+def _require_like(found: Any, expected: Any, name: str) -> None:
+    """Refuse a saved value that is not of the same make as the one it replaces: names, types and shapes."""
+    if isinstance(expected, Mapping):
+        if not isinstance(found, Mapping) or found.keys() != expected.keys():
+            raise CheckpointError(f"'{name}' does not have the parts that this training has.")
+        for key, value in expected.items():
+            _require_like(found[key], value, f"{name}.{key}")
+    elif isinstance(expected, torch.Tensor):
+        _require_tensor(found, expected, name)
+    elif isinstance(expected, float):
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            raise CheckpointError(f"'{name}' is no number.")
+    elif type(found) is not type(expected):
+        raise CheckpointError(f"'{name}' is not what belongs there.")
+
+
+def _require_tensor(found: Any, like: torch.Tensor, name: str) -> None:
+    if not isinstance(found, torch.Tensor) or found.is_meta or found.layout != torch.strided:
+        raise CheckpointError(f"'{name}' is no tensor with values.")
+    kinds = [(tensor.shape, tensor.is_floating_point(), tensor.is_complex()) for tensor in (found, like)]
+    if kinds[0] != kinds[1]:
+        raise CheckpointError(
+            f"'{name}' is {found.dtype} of shape {tuple(found.shape)}, not {like.dtype} of shape {tuple(like.shape)}."
+        )
+
+
+def _fitting(saved: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the saved state of an optimizer after a look at everything in it.
+
+    Of the settings, only the learning rate changes while training; the others are those of the recipe.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    groups = optimizer.state_dict()["param_groups"]
+    states, rates = _parts(saved)
+    if len(rates) != len(groups) or not states.keys() <= set(range(len(parameters))):
+        raise CheckpointError("'optimizer' does not have the parts that this training has.")
+    for index, state in states.items():
+        _require_like(state, _slots(optimizer, parameters[index]), f"optimizer.state.{index}")
+    return {"state": states, "param_groups": [{**group, "lr": lr} for group, lr in zip(groups, rates, strict=True)]}
+
+
+def _parts(saved: Any) -> tuple[dict[int, Any], list[float]]:
+    try:
+        states, rates = dict(saved["state"]), [group["lr"] for group in saved["param_groups"]]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise CheckpointError("'optimizer' is not the state of an optimizer.") from error
+    for rate in rates:
+        _require_like(rate, 0.0, "optimizer.lr")
+    return states, rates
+
+
+def _slots(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+    if isinstance(optimizer, torch.optim.SGD):
+        return {"momentum_buffer": parameter}
+    return {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
 
 
 def require_processes(saved: dict[str, Any] | None, world: World) -> None:
@@ -104,7 +168,10 @@ def require_processes(saved: dict[str, Any] | None, world: World) -> None:
 
     Raises:
         ConfigError: With both numbers.
+        CheckpointError: The state does not say how many there were.
     """
+    if saved is not None and not isinstance(saved.get("own"), list):
+        raise CheckpointError("'own' is no list of what each process had.")
     count = world.size if saved is None else len(saved["own"])
     if count != world.size:
         raise ConfigError(

@@ -170,13 +170,13 @@ def test_weights_of_what_python_cannot_say_replace_both_files(more: Path) -> Non
     assert Path("net.py").read_text() == "mine"
 
 
-def test_where_the_network_comes_from_is_never_overwritten(trained: Path) -> None:
-    for source in (trained, trained / "checkpoints/train.safetensors"):
-        before = contents(trained)
-        for out in ("train.safetensors", "other.safetensors") if source == trained else ("train.safetensors",):
-            message = refusal(2, "export", source, "--out", trained / "checkpoints" / out, "--force")
+def test_where_the_network_comes_from_is_never_overwritten(run: Path) -> None:
+    before = contents(run)
+    for source, outs in ((run, ("train", "other")), (run / "checkpoints/train.safetensors", ("train",))):
+        for out in outs:
+            message = refusal(2, "export", source, "--out", run / f"checkpoints/{out}.safetensors", "--force")
             assert "is where the network comes from, or lies there" in message
-        assert contents(trained) == before
+    assert contents(run) == before
 
 
 def test_a_batch_larger_than_what_is_compared_is_filled(run: Path) -> None:

@@ -53,12 +53,6 @@ def test_prune_a_checkpoint_again(trained: Path, here: Path) -> None:
     assert document("evaluate", "quarter.safetensors")["test"]["count"] == 359
 
 
-def test_prune_a_file_in_place(trained: Path, here: Path) -> None:
-    done("prune", trained, "--out", "slim.safetensors")
-    done("prune", "slim.safetensors", "--out", "slim.safetensors", "--force")
-    assert load_file(here / "slim.safetensors")["layers.1.weight"].shape == (8, 256)
-
-
 def test_prune_a_run_takes_its_last_network(run: Path, here: Path) -> None:
     done("prune", run, "--ratio", "0.25")
     assert load_file(here / "slim.safetensors")["layers.1.weight"].shape == (12, 256)

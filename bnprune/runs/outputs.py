@@ -1,0 +1,78 @@
+"""Where a verb may write a file: not over what it reads, and not over what belongs to a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from pathlib import Path
+
+from bnprune.errors import ConfigError
+from bnprune.runs.files import require_free_file
+
+RUN_FILES = (
+    "result.json",
+    "checkpoints/last.state.pt",
+    "metrics.jsonl",
+    "env.json",
+    "report.html",
+    "gamma.safetensors",
+    "plan*.json",
+    "checkpoints/*.safetensors",
+    "exports/network.*",
+    "tensorboard/*/events.out.tfevents.*",
+    "config.yaml",
+)
+"""What a run writes; a new run in its place replaces all of it."""
+
+
+def require_output(
+    path: Path, *, force: bool, sources: Iterable[Path | None] = (), recipe: Path | None = None, option: str = "--out"
+) -> None:
+    """Refuse to write a file where something would be lost.
+
+    Args:
+        path: The file.
+        force: Whether a regular file may be overwritten that is none of the following.
+        sources: Files and run directories the verb reads a network or a plan from.
+        recipe: The recipe it reads.
+        option: What names the file on the command line.
+
+    Raises:
+        ConfigError: It is one of the sources, or belongs to a run; or there is a file and `force` is off.
+        DataError: There is a folder, a device, a link, or a name that cannot be used.
+    """
+    for source in sources:
+        if source is not None and (is_same(path, source) or path.parent.resolve() == _networks(source)):
+            raise ConfigError(f"{option}: '{path}' is where the network comes from, or lies there. Choose another.")
+    if recipe is not None and is_same(path, recipe):
+        raise ConfigError(f"{option}: '{path}' is the recipe. Choose another.")
+    if run := _run_of(path):
+        raise ConfigError(f"{option}: '{path}' belongs to the run '{run}'. Choose another.")
+    require_free_file(path, force=force, option=option)
+
+
+def _networks(source: Path) -> Path:
+    return (source / "checkpoints").resolve()
+
+
+def _run_of(path: Path) -> Path | None:
+    """Return the run that a file would belong to; pages and exports may be replaced on their own."""
+    folder = path.parent.resolve()
+    if folder.name == "checkpoints":
+        run, kept = folder.parent, True
+    else:
+        run, kept = folder, any(fnmatch(path.name, name) for name in RUN_FILES if name != "report.html")
+    return run if kept and is_run(run) else None
+
+
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder is a run directory: it has both the recipe and the environment of a run."""
+    return (folder / "config.yaml").is_file() and (folder / "env.json").is_file()
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Tell whether two paths lead to the same file or folder, be it by links; False where one leads nowhere."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
