@@ -38,6 +38,8 @@ def opened(path: Path) -> Any:
         CheckpointError: The file is missing or damaged.
     """
     require_file(path, "a checkpoint (.safetensors) or a run directory")
+    if any(0xDC80 <= ord(char) <= 0xDCFF for char in str(path)):  # bytes that Python could not decode
+        raise CheckpointError(f"'{path}' cannot be opened: its name is not UTF-8. Rename the file or folder.")
     _require_small_header(path)
     try:
         return safe_open(path, "pt")

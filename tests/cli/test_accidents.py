@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bnprune.errors import CheckpointError
 from bnprune.pruning.surgery import fill
 from bnprune.runs.directory import RunDirectory
 from tests.cli.harness import CHAIN, bnprune, document, done, read_json, refusal, spawn, squeezed, tensor_bytes, write
@@ -368,12 +367,17 @@ def test_a_bug_is_called_one() -> None:
 
 
 @pytest.mark.usefixtures("_bug")
-def test_debug_lets_the_traceback_of_a_bug_through() -> None:
-    assert isinstance(bnprune("--debug", "inspect", *CHAIN).exception, ZeroDivisionError)
+def test_debug_shows_the_traceback_of_a_bug() -> None:
+    result = bnprune("--debug", "inspect", *CHAIN)
+    assert result.exit_code == 1
+    assert 'raise ZeroDivisionError("division by zero")' in result.stderr
 
 
-def test_debug_lets_the_traceback_of_an_error_through() -> None:
-    assert isinstance(bnprune("--debug", "inspect", "absent.safetensors").exception, CheckpointError)
+def test_debug_shows_the_traceback_of_an_error_and_keeps_its_exit_code() -> None:
+    result = bnprune("--debug", "inspect", "absent.safetensors")
+    assert result.exit_code == 5
+    assert "Traceback (most recent call last)" in result.stderr
+    assert "CheckpointError" in result.stderr
 
 
 def test_exit_codes_and_messages_leave_the_process() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -304,3 +305,9 @@ def test_nothing_else_is_written_by_a_refusal(slim: Path, trap: Path) -> None:
     file = forged(slim, "evil.safetensors", lambda header: header.update(model={"factory": "trap:run"}))
     bnprune("prune", file, "--out", "out.safetensors")
     assert set(contents()) - set(before) == {file.name}
+
+
+def test_a_name_that_is_not_utf8_is_not_called_damage(slim: Path, here: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(here / "sl") + b"\xff.safetensors"))
+    shutil.copy(slim, path)
+    assert "its name is not UTF-8. Rename the file or folder." in refusal(5, "inspect", path)
