@@ -17,7 +17,9 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
+from typing import Any
 
 
 class BnpruneError(Exception):
@@ -104,4 +106,35 @@ class PeerFailed(BnpruneError):
 
 def first_line(error: BaseException) -> str:
     """Return the gist of somebody else's error, to be quoted in one of ours."""
-    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
+    return shortened((str(error).strip() or type(error).__name__).split("\n")[0].rstrip("."), 400)
+
+
+def shortened(text: str, limit: int = 200) -> str:
+    """Return text of somebody else for a message: its beginning, with control characters escaped."""
+    part = text if len(text) <= limit else f"{text[: limit - 3]}..."
+    if part.isprintable():
+        return part
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in part)
+
+
+def quoted(value: Any, limit: int = 60) -> str:
+    """Return `repr(value)` for a message, or its beginning, without building the rest of it first."""
+    text = _Repr(limit).repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+class _Repr(reprlib.Repr):
+    """A `repr` of bounded cost, whatever the value: long, deeply nested, or containing itself."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 12
+        self.maxstring = self.maxother = limit
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(x[: self.maxstring])
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write integers of more than 4,300 digits, and takes quadratic time for shorter ones.
+        return repr(x) if x.bit_length() <= 256 else f"an integer of {x.bit_length()} bits"

@@ -178,8 +178,8 @@ def read_story(path: Path) -> Story:
         fix = "A directory made by `bnprune run`, `train` or `finetune` holds one."
         raise ConfigError(f"'{path}' is not a run directory (it has no config.yaml). {fix}")
     notes: list[str] = []
-    config_text = _text(directory.config_file)
-    config = _checked(directory.config_file, lambda: dict(yaml.safe_load(config_text)))
+    config_text = _text(directory.config_file, RECIPE_BYTES)
+    config = _checked(directory.config_file, lambda: table(read_yaml(config_text)))
     environment = _json(path / "env.json", notes)
     _checked(path / "env.json", lambda: _require_environment(environment))
     result = _json(directory.result_file, notes)
@@ -208,12 +208,15 @@ def read_story(path: Path) -> Story:
 def _checked(path: Path, read: Callable[[], T]) -> T:
     try:
         return read()
-    except (KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise CheckpointError(f"'{path}' is damaged: {type(error).__name__}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"'{path}' is damaged: {type(error).__name__}: {shortened(str(error))}") from error
 
 
-def _text(path: Path) -> str:
-    return _checked(path, lambda: path.read_text(encoding="utf-8"))
+def _text(path: Path, limit: int = DATA_BYTES) -> str:
+    try:
+        return _checked(path, lambda: read_text(path, limit))
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be read: {error.strerror}.") from error
 
 
 def _json(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -222,7 +225,7 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
             f"{path.name} is not there" + (" yet: no stage is finished." if path.name == "result.json" else ".")
         )
         return {}
-    return _checked(path, lambda: dict(json.loads(_text(path))))
+    return _checked(path, lambda: table(parse_json(_text(path))))
 
 
 def _require_environment(environment: Mapping[str, Any]) -> None:
@@ -312,9 +315,9 @@ def _curves(directory: RunDirectory, notes: list[str]) -> tuple[Curve, ...]:
     if not directory.metrics_file.is_file():
         return ()
     lines: dict[str, list[dict[str, Any]]] = {}
-    for text in _text(directory.metrics_file).splitlines():
+    for text in _text(directory.metrics_file, LOG_BYTES).splitlines():
         try:
-            record = json.loads(text)
+            record = table(parse_json(text))
         except json.JSONDecodeError:  # the last line of a run that is being written, or was killed
             notes.append("metrics.jsonl has a line that is not complete; it was left out.")
             continue
