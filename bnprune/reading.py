@@ -9,11 +9,11 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
-from bnprune.errors import quoted, shortened
+from bnprune.errors import ConfigError, quoted, shortened
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ MEGABYTE = 1 << 20
 RECIPE_BYTES = MEGABYTE
 DATA_BYTES = 16 * MEGABYTE
 """Plans, figures, and the metadata of checkpoints."""
-LOG_BYTES = 256 * MEGABYTE
+LOG_BYTES = 32 * MEGABYTE
 """Metrics: lines of JSON, each of which is read on its own."""
 DEEPEST = 64
 """Levels of nesting."""
@@ -186,6 +186,9 @@ def words(value: Any, limit: int = 1000) -> str:
 
 
 MOST_DIMENSIONS, MOST_ELEMENTS = 5, 1 << 26
+"""Of one input."""
+MOST_BATCH_ELEMENTS = 1 << 29
+"""Of a batch of inputs: 2 GB in float32."""
 
 
 def require_shape(value: Any) -> tuple[int, ...]:
@@ -198,16 +201,20 @@ def require_shape(value: Any) -> tuple[int, ...]:
     if not 1 <= len(sizes) <= MOST_DIMENSIONS:
         raise ValueError(f"expected 1 to {MOST_DIMENSIONS} sizes, got {quoted(value)}")
     shape = tuple(whole(size, MOST_ELEMENTS, 1) for size in sizes)
-    require_elements(shape)
+    if math.prod(shape) > MOST_ELEMENTS:
+        raise ValueError(f"expected at most {MOST_ELEMENTS} numbers, got {math.prod(shape)}")
     return shape
 
 
-def require_elements(shape: Iterable[int]) -> None:
-    """Refuse shapes of tensors that are too large.
+def require_batch(where: str, batch: int, shape: Sequence[int]) -> None:
+    """Refuse batches of inputs that are too large to be made up.
 
     Raises:
-        ValueError: There are too many elements.
+        ConfigError: The batch is not positive, or holds too many numbers.
     """
-    count = math.prod(shape)
-    if count > MOST_ELEMENTS:
-        raise ValueError(f"expected at most {MOST_ELEMENTS} numbers, got a tensor of {quoted(count)}")
+    most = MOST_BATCH_ELEMENTS // math.prod(shape)
+    if batch < 1:
+        raise ConfigError(f"{where}: expected a positive number (got {quoted(batch)}).")
+    if batch > most:
+        size = ",".join(map(str, shape))
+        raise ConfigError(f"{where}: inputs of shape {size} go in batches of at most {most} (got {quoted(batch)}).")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
 
 from bnprune.cli.voice import say
-from bnprune.errors import BnpruneError, ConfigError, DataError, Interrupted, PeerFailed
+from bnprune.errors import BnpruneError, ConfigError, DataError, Interrupted, PeerFailed, first_line
 
 
 @contextmanager
@@ -43,9 +44,13 @@ def _failure(error: Exception) -> BnpruneError:
     if isinstance(error, OSError):
         where = f"'{error.filename}': " if error.filename else ""
         return DataError(f"{where}{error.strerror or error}.")
+    if isinstance(error, MemoryError | RuntimeError) and _MEMORY.search(str(error) or type(error).__name__):
+        gist = first_line(error)
+        return DataError(f"there is not enough memory: {gist}. Use a smaller input, batch or network.")
     return BnpruneError(f"this is a bug in bnprune: {type(error).__name__}: {error}\n{_REPORT}")
 
 
+_MEMORY = re.compile("allocate memory|out of memory|MemoryError|Unable to allocate", re.IGNORECASE)
 _REPORT = "Please report it with the traceback that `bnprune --debug VERB ...` shows."
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
 
 from bnprune.channels.ids import Refusal
-from bnprune.errors import CheckpointError, ConfigError
+from bnprune.errors import CheckpointError, ConfigError, shortened
 from bnprune.pruning.plan import PruningPlan
+from bnprune.reading import DATA_BYTES, LOG_BYTES, RECIPE_BYTES, parse_json, read_text, table
+from bnprune.recipe import read_yaml
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.gammas import read_gammas
 from bnprune.runs.stages import is_stage, kind_of, title_of
@@ -315,14 +316,18 @@ def _curves(directory: RunDirectory, notes: list[str]) -> tuple[Curve, ...]:
     if not directory.metrics_file.is_file():
         return ()
     lines: dict[str, list[dict[str, Any]]] = {}
+    broken = 0
     for text in _text(directory.metrics_file, LOG_BYTES).splitlines():
         try:
             record = table(parse_json(text))
         except json.JSONDecodeError:  # the last line of a run that is being written, or was killed
-            notes.append("metrics.jsonl has a line that is not complete; it was left out.")
+            broken += 1
             continue
         if "epoch" in record:
             lines.setdefault(str(record["stage"]), []).append(record)
+    if broken:
+        which = "a line that is" if broken == 1 else f"{broken} lines that are"
+        notes.append(f"metrics.jsonl has {which} not complete, left out here.")
     return tuple(_curve(stage, records) for stage, records in lines.items())
 
 

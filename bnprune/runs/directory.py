@@ -35,6 +35,7 @@ import yaml
 from bnprune.config import PipelineConfig
 from bnprune.errors import CheckpointError, ConfigError, DataError
 from bnprune.launcher import launch
+from bnprune.reading import DATA_BYTES, RECIPE_BYTES, parse_json, read_text, table
 from bnprune.recipe import as_data
 from bnprune.runs.files import plain, require_free_folder, write_atomically, write_json, write_text
 from bnprune.runs.stages import is_stage, order_of
@@ -143,8 +144,8 @@ class RunDirectory:
         """
         run = cls(path)
         try:
-            before = run.config_file.read_text(encoding="utf-8")
-        except OSError as error:
+            before = read_text(run.config_file, RECIPE_BYTES)
+        except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--resume: '{path}' is not a run directory (it has no config.yaml).") from error
         after = dump_config(config)
         if before != after:
@@ -158,7 +159,7 @@ class RunDirectory:
     def is_of_this_launch(self) -> bool:
         """Tell whether the run was begun by the `torchrun` that has started this process, maybe again."""
         try:
-            begun: str | None = json.loads((self.path / "env.json").read_text(encoding="utf-8")).get("launch")
+            begun: str | None = parse_json(read_text(self.path / "env.json", DATA_BYTES)).get("launch")
         except (OSError, ValueError, AttributeError):
             return False
         return begun is not None and begun == launch() and self.config_file.exists()
@@ -187,8 +188,11 @@ class RunDirectory:
         if not self._begun or not self.result_file.exists():
             return {}
         try:
-            found: dict[str, Any] = json.loads(self.result_file.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+            found = table(parse_json(read_text(self.result_file, DATA_BYTES)))
+            table(found.get("stages", {}))
+        except OSError as error:
+            raise CheckpointError(f"'{self.result_file}' cannot be read: {error.strerror}.") from error
+        except ValueError as error:
             raise CheckpointError(f"'{self.result_file}' is damaged: {error}") from error
         return found
 
