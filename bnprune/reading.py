@@ -126,7 +126,7 @@ def require_shallow(data: T, depth: int = DEEPEST, below: Callable[[T], Iterable
     """
     inner: Callable[[T], Iterable[T]] = below or _containers
     level = [data]
-    for _ in range(depth + 1):
+    for _ in range(depth):
         level = [item for container in level for item in inner(container)]
         if not level:
             return

@@ -15,7 +15,6 @@ from bnprune.errors import ConfigError, ForwardError, first_line
 from bnprune.export.onnx import onnx_runner, require_onnx, to_onnx
 from bnprune.export.program import record
 from bnprune.factories import hint
-from bnprune.reading import require_batch
 
 Backend = Literal["eager", "compiled", "onnxruntime"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -68,12 +67,7 @@ class Setting:
             )
 
     def inputs(self, batch: int) -> torch.Tensor:
-        """Return a batch of noise, (batch, *shape).
-
-        Raises:
-            ConfigError: It is too large.
-        """
-        require_batch("--batch", batch, self.shape)
+        """Return a batch of noise, (batch, *shape)."""
         noise = torch.randn(batch, *self.shape, generator=torch.Generator().manual_seed(0))
         noise = noise.to(self.device, getattr(torch, self.dtype))
         return noise.to(memory_format=torch.channels_last) if self.channels_last else noise
