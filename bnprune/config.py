@@ -18,6 +18,8 @@ from pydantic import (
 
 # Bounds are far beyond what is sensible, and keep everything within float32, memory and a lifetime.
 Positive = Annotated[float, Field(ge=1e-12, le=1e6, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=1e-12, le=1e20, allow_inf_nan=False)]
+"""A learning rate at which a training diverges is a matter of the training, which says so."""
 NonNegative = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -156,7 +158,7 @@ class OptimisationConfig(Section):
     """Passes over the training images."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     """The penalty of adaptive optimizers is decoupled: a term in the gradient would be normalised away."""
-    lr: Positive = 0.1
+    lr: Rate = 0.1
     """Learning rate at the top of the schedule."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD momentum, or the first beta of Adam."""
@@ -291,7 +293,7 @@ class FinetuneConfig(OptimisationConfig):
     """Recovering accuracy after the cut."""
 
     epochs: Epochs = 15
-    lr: Positive = 0.05
+    lr: Rate = 0.05
     distill: Annotated[DistillConfig | None, BeforeValidator(_section_or_switch)] = None
     """Learn from the network before the cut, too: `true`, or a section."""
 

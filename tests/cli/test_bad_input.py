@@ -121,10 +121,10 @@ def test_a_recipe_that_is_no_text(here: Path) -> None:
 
 
 def test_a_recipe_that_may_not_be_read(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(path: Path, **_: str) -> str:
+    def denied(path: Path, _: int) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_text", denied)
+    monkeypatch.setattr("bnprune.recipe.read_text", denied)
     assert "recipe.yaml: cannot be read: Permission denied." in refusal(2, "run", recipe)
 
 
