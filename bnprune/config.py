@@ -6,14 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Bounds are far beyond what is sensible, and keep everything within float32, memory and a lifetime.
+Positive = Annotated[float, Field(ge=1e-12, le=1e6, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=1e-12, le=1e20, allow_inf_nan=False)]
+"""A learning rate at which a training diverges is a matter of the training, which says so."""
+NonNegative = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1, strict=True)]
-Whole = Annotated[int, Field(ge=0, strict=True)]
+Count = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
+Whole = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
+Epochs = Annotated[int, Field(ge=1, le=100_000, strict=True)]
+Name = Annotated[str, Field(max_length=500)]
 Switch = Annotated[bool, Field(strict=True)]
 
 
@@ -29,6 +43,26 @@ class UserOnly:
     """True if the recipe means something else without the key, so that the user has to give it again."""
 
 
+def _usable(path: Path) -> Path:
+    text = str(path)
+    if "\0" in text or len(text) > 4096:
+        raise ValueError("must be a path: at most 4096 characters, none of them NUL")
+    return path
+
+
+FilePath = Annotated[Path, AfterValidator(_usable)]
+
+
+def _concentration(value: float) -> float:
+    if 0 < value < 0.01:
+        raise ValueError(f"must be 0, or at least 0.01 (got {value:g})")
+    return value
+
+
+Concentration = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False), AfterValidator(_concentration)]
+"""Of a Beta distribution: samples near its limits are not numbers."""
+
+
 class Section(BaseModel):
     """A part of the configuration: frozen, and closed to unknown keys."""
 
@@ -38,13 +72,13 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """Which network."""
 
-    name: str | None = None
+    name: Name | None = None
     """A zoo name (`bnprune doctor` lists them), `torchvision/NAME` or `timm/NAME`."""
-    factory: Annotated[str | None, UserOnly()] = None
+    factory: Annotated[Name | None, UserOnly()] = None
     """A callable of your own that returns the network: `package.module:function`."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the constructor or factory."""
-    weights: Annotated[Path | None, UserOnly(needed=False)] = None
+    weights: Annotated[FilePath | None, UserOnly(needed=False)] = None
     """Initial weights: `.safetensors`, or `.pt` holding a state dict."""
     gamma_init: Positive | None = None
     """Set every BatchNorm scale factor to this before training (the paper: 0.5)."""
@@ -59,20 +93,20 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Which images."""
 
-    name: str | None = None
+    name: Name | None = None
     """`digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `svhn` or `imagefolder`."""
-    factory: Annotated[str | None, UserOnly()] = None
+    factory: Annotated[Name | None, UserOnly()] = None
     """A callable of your own, `package.module:function`, that returns three datasets of (image tensor, label) pairs:
     train, validation, test; or two, and validation images are held out from the first; or `bnprune.data.Splits`."""
     kwargs: Annotated[dict[str, Any], UserOnly()] = Field(default_factory=dict)
     """Keyword arguments of the factory."""
-    root: Annotated[Path, UserOnly()] = Path("data")
+    root: Annotated[FilePath, UserOnly()] = Path("data")
     """Where the files are; for `imagefolder` the folder that holds `train/` and `test/`."""
     download: Annotated[Switch, UserOnly(needed=False)] = False
     """Fetch the data set if it is not there."""
     batch_size: Count = 128
     """Images per micro-batch, of all processes together."""
-    image_size: Count | None = None
+    image_size: Annotated[int, Field(ge=1, le=4096, strict=True)] | None = None
     """Height and width images are resized to; default: as the data set has them (`imagefolder`: of its first image)."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the training images held out; choices are made on them, the test images are used once."""
@@ -80,9 +114,9 @@ class DataConfig(Section):
     """Random shifts and, except for digits and numbers, horizontal flips."""
     in_memory: Switch | None = None
     """Keep all images in memory as uint8; default: for images up to 64x64."""
-    workers: Whole = 2
+    workers: Annotated[int, Field(ge=0, le=256, strict=True)] = 2
     """Loader processes for images that are not kept in memory."""
-    limit: Count | None = None
+    limit: Annotated[int, Field(ge=1, le=2**31, strict=True)] | None = None
     """Use only so many training images (and a fifth as many test images), evenly over the classes."""
 
     @model_validator(mode="after")
@@ -133,11 +167,11 @@ class SparsityConfig(Section):
 class OptimisationConfig(Section):
     """What training and fine-tuning have in common."""
 
-    epochs: Count = 30
+    epochs: Epochs = 30
     """Passes over the training images."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     """The penalty of adaptive optimizers is decoupled: a term in the gradient would be normalised away."""
-    lr: Positive = 0.1
+    lr: Rate = 0.1
     """Learning rate at the top of the schedule."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD momentum, or the first beta of Adam."""
@@ -154,9 +188,9 @@ class OptimisationConfig(Section):
     """Epochs, out of `epochs`, in which the learning rate rises to `lr`."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the target that is spread over all classes."""
-    mixup: NonNegative = 0.0
+    mixup: Concentration = 0.0
     """Blend pairs of images and their labels, by shares drawn from Beta(mixup, mixup); 0: do not. Usual: 0.2."""
-    cutmix: NonNegative = 0.0
+    cutmix: Concentration = 0.0
     """The same, by pasting a rectangle; usual: 1. Where both are given, each batch gets one of them at random."""
     ema: Fraction | None = None
     """Keep an exponential moving average of the weights, with this decay per optimizer step (usual: 0.999; shorter at
@@ -217,11 +251,11 @@ class PruneConfig(Section):
     """Largest share of a layer's channels that goes (per pass)."""
     round_to: Count = 1
     """Widths that are a multiple of this stay multiples of it."""
-    layer_ratios: dict[str, Share] = Field(default_factory=dict)
+    layer_ratios: dict[Name, Share] = Field(default_factory=dict)
     """Share that goes of layers with a ratio of their own, by name, name of a parent, or glob."""
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[Name, ...] = ()
     """Layers whose width stays: module names, names of parents, or globs."""
-    criterion: str = "gamma"
+    criterion: Name = "gamma"
     """What ranks channels: `gamma` (the paper), `gamma-per-mac`, or a control arm: `uniform`, `random`, `l1`, `l2`."""
     reduce: Literal["max", "mean", "sum"] = "max"
     """How the scale factors of channels that must go together become one score."""
@@ -229,11 +263,11 @@ class PruneConfig(Section):
     """Whether layers that share a stream of channels lose the same ones, or each its own behind gates."""
     fold_bias: Switch = False
     """Put biases that nothing but a following BatchNorm sees into its running mean."""
-    passes: Count = 1
+    passes: Annotated[int, Field(ge=1, le=100, strict=True)] = 1
     """Rounds of pruning and fine-tuning, each of which removes an equal share of what is left."""
     compensate: Switch = True
     """Try to put what removed channels said into the biases behind them; kept where validation accuracy gains."""
-    recalibrate: Whole = 100
+    recalibrate: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 100
     """Batches to re-estimate BatchNorm statistics with after the cut; kept where it gains. 0: do not try."""
 
     @model_validator(mode="after")
@@ -260,7 +294,7 @@ class DistillConfig(Section):
     """What the scores of both networks are divided by before they are compared."""
     weight: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of the teacher in the loss; the rest is that of the labels."""
-    teacher: Annotated[Path | None, UserOnly()] = None
+    teacher: Annotated[FilePath | None, UserOnly()] = None
     """A checkpoint; default: the network before the cut, where the run has it."""
 
 
@@ -271,8 +305,8 @@ def _section_or_switch(value: Any) -> Any:
 class FinetuneConfig(OptimisationConfig):
     """Recovering accuracy after the cut."""
 
-    epochs: Count = 15
-    lr: Positive = 0.05
+    epochs: Epochs = 15
+    lr: Rate = 0.05
     distill: Annotated[DistillConfig | None, BeforeValidator(_section_or_switch)] = None
     """Learn from the network before the cut, too: `true`, or a section."""
 
@@ -289,11 +323,11 @@ class ExportConfig(Section):
 class PipelineConfig(Section):
     """A recipe: every stage is optional, but there must be one."""
 
-    seed: Whole = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
     """Of the initial weights, the order of images, and augmentation."""
-    device: str = "auto"
+    device: Name = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
-    threads: Count | None = None
+    threads: Annotated[int, Field(ge=1, le=1024, strict=True)] | None = None
     """CPU threads; default: PyTorch's choice."""
     model: ModelConfig
     data: DataConfig

@@ -18,8 +18,9 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 
 class BnpruneError(Exception):
@@ -151,3 +152,26 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def quoted(value: Any, limit: int = 60) -> str:
+    """Return `repr(value)` for a message, or its beginning, without building the rest of it first."""
+    text = _Repr(limit).repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+class _Repr(reprlib.Repr):
+    """A `repr` of bounded cost, whatever the value: long, deeply nested, or containing itself."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 12
+        self.maxstring = self.maxother = limit
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(x[: self.maxstring])
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write integers of more than 4,300 digits, and takes quadratic time for shorter ones.
+        return repr(x) if x.bit_length() <= 256 else f"an integer of {x.bit_length()} bits"

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from bnprune.errors import BnpruneError, ConfigError
+from bnprune.errors import BnpruneError, ConfigError, quoted
 
 
 def call_factory(reference: str, kwargs: Mapping[str, Any], where: str) -> Any:
@@ -29,7 +29,7 @@ def call_factory(reference: str, kwargs: Mapping[str, Any], where: str) -> Any:
     except BnpruneError:
         raise
     except Exception as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        given = ", ".join(f"{key}={quoted(value)}" for key, value in kwargs.items())
         raise ConfigError(f"{where}: {reference}({given}) failed: {type(error).__name__}: {error}") from error
 
 

@@ -26,11 +26,14 @@ BackendOption = Annotated[
     ),
 ]
 Batch = Annotated[
-    int, typer.Option("--batch", metavar="N", min=1, help="Batch size, besides 1.", rich_help_panel=_RUNNING)
+    int,
+    typer.Option("--batch", metavar="N", min=1, max=1_000_000, help="Batch size, besides 1.", rich_help_panel=_RUNNING),
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", metavar="N", min=1, help="CPU threads.", rich_help_panel=_RUNNING, show_default=False),
+    typer.Option(
+        "--threads", metavar="N", min=1, max=1024, help="CPU threads.", rich_help_panel=_RUNNING, show_default=False
+    ),
 ]
 DtypeOption = Annotated[
     Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="Number format.", rich_help_panel=_RUNNING)
@@ -45,6 +48,7 @@ Rounds = Annotated[
         "--rounds",
         metavar="N",
         min=1,
+        max=1_000_000,
         help="Passes per network and setting. Default: fifteen seconds' worth.",
         rich_help_panel=_RUNNING,
         show_default=False,

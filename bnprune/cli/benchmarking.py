@@ -19,6 +19,7 @@ from bnprune.cli.display import count, print_json, show_rows, stderr, stdout, te
 from bnprune.errors import ConfigError
 from bnprune.models.zoo import build
 from bnprune.pruning.cost import Cost, cost
+from bnprune.reading import require_batch
 from bnprune.runs.checkpoint import read_header
 from bnprune.runs.directory import RunDirectory, environment
 from bnprune.runs.source import Source, open_source
@@ -114,6 +115,8 @@ def run_benchmark(subjects: Sequence[Subject], setting: Setting, plan: Plan, *, 
     """Measure networks and show the figures."""
     for backend in plan.backends:
         setting.check(backend)
+    for batch in plan.batches:
+        require_batch("--batch", batch, setting.shape)
     models = [subject.model for subject in subjects]
     progress = stderr()
     costs = [_cost(model, setting) for model in models]  # before the long wait: what is wrong with a network shows here

@@ -14,6 +14,7 @@ from bnprune.errors import BnpruneError, ConfigError, first_line
 from bnprune.export.artifact import SUFFIXES, Artifact, Format, Wish, make_artifact
 from bnprune.export.parity import Parity
 from bnprune.export.stage import describe_artifact, files_of, real_batches, title_of_network, write_artifact
+from bnprune.reading import require_batch
 from bnprune.recipe import load_recipe
 from bnprune.runs.outputs import require_output
 from bnprune.runs.source import Source
@@ -66,6 +67,8 @@ def run_export(source: Source, request: Export, *, as_json: bool) -> None:
     """Export a network."""
     wish, path = request.check()
     shape = tuple(source.inputs.shape[1:])
+    if request.batch is not None:
+        require_batch("--batch", request.batch, shape)
     real, without = _real(source, request) if request.verify else ((), [])
     artifact = make_artifact(
         source.model, shape, wish, title=title_of_network(source.header), stem=path.stem, real=real

@@ -25,6 +25,7 @@ from bnprune.pruning.prune import PruningResult, carry_out, replay
 from bnprune.pruning.report import Report, foresee, make_report
 from bnprune.pruning.request import Request
 from bnprune.pruning.surgery import require_bare, require_plan_fits
+from bnprune.reading import DATA_BYTES, read_text
 from bnprune.runs.checkpoint import save_checkpoint
 from bnprune.runs.outputs import require_output
 from bnprune.runs.source import Source, open_source
@@ -91,10 +92,12 @@ def run_prune(
 
 def _read_plan(path: Path, model: nn.Module) -> PruningPlan:
     try:
-        plan = PruningPlan.from_json(path.read_text(encoding="utf-8"))
+        plan = PruningPlan.from_json(read_text(path, DATA_BYTES))
         require_plan_fits(plan, model)
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"--plan: '{path}' cannot be read: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"--plan: '{path}' cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"--plan: '{path}' is not a text file.") from error
     except CheckpointError as error:
         raise CheckpointError(f"--plan: '{path}': {error}") from error
     return plan

@@ -12,7 +12,7 @@ from bnprune.cli.display import print_json, show_rows, stdout, tell
 from bnprune.cli.evaluation import Subject, open_with_data
 from bnprune.cli.plot import draw, save_plot
 from bnprune.config import PruneConfig
-from bnprune.errors import ConfigError, PruningError
+from bnprune.errors import ConfigError, PruningError, quoted
 from bnprune.runs.outputs import require_output
 from bnprune.runs.passes import request_of
 from bnprune.training.sweep import Point, recommend, sweep
@@ -85,7 +85,9 @@ def _values(text: str | None) -> list[float]:
     try:
         values = [float(part) for part in (text or "").split(",") if part.strip()]
     except ValueError as error:
-        raise ConfigError(f"--at: expected numbers such as 0.5,0.7,0.9 (got '{text}').") from error
+        raise ConfigError(f"--at: expected numbers such as 0.5,0.7,0.9 (got {quoted(text)}).") from error
+    if len(values) > 1000:
+        raise ConfigError(f"--at: expected at most 1000 values (got {len(values)}).")
     for value in values:
         if not 0 < value < 1:
             raise ConfigError(f"--at: must be between 0 and 1, both excluded (got {value:g}).")

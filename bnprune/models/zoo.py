@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.errors import BnpruneError, ConfigError
+from bnprune.errors import BnpruneError, ConfigError, first_line, quoted
 from bnprune.factories import call_factory, hint
 from bnprune.models.densenet import DenseNet
 from bnprune.models.mlp import MLP
@@ -90,7 +90,9 @@ def build(spec: ModelSpec, where: str = "model") -> nn.Module:
     except (BnpruneError, OSError):
         raise
     except Exception as error:
-        raise ConfigError(f"{where}: '{name}' cannot be built with {dict(spec.kwargs)}: {error}") from error
+        raise ConfigError(
+            f"{where}: '{name}' cannot be built with {quoted(dict(spec.kwargs), 200)}: {first_line(error)}."
+        ) from error
     raise ConfigError(f"{where}: '{name}' is unknown. {_where_else(name)}")
 
 

@@ -20,6 +20,7 @@ from bnprune.channels.mode import OperatorMode
 from bnprune.channels.modules import module_stack, still, walk
 from bnprune.channels.trees import Inputs, map_tensors, operands, tensors
 from bnprune.pruning.gates import gated_name
+from bnprune.reading import items, words
 
 _LAYERS = ("aten::convolution", "aten::addmm", "aten::mm")
 _NORM = "batch_norm"
@@ -144,7 +145,7 @@ def from_data(entries: Any) -> tuple[Fold, ...]:
     Raises:
         ValueError: An entry is no fold.
     """
-    folds = tuple(Fold(str(entry["bias"]), str(entry["into"])) for entry in entries)
+    folds = tuple(Fold(words(entry["bias"]), words(entry["into"])) for entry in items(entries))
     if not all(entry.bias.endswith(".bias") for entry in folds) or len({f.bias for f in folds}) < len(folds):
         raise ValueError("'folds' must name biases, each once")
     return folds

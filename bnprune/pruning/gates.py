@@ -6,7 +6,7 @@ They take the BatchNorm's place in the network and hold it as `norm`. What they 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import nn
 
 from bnprune.channels.boundaries import GateKind
 from bnprune.channels.modules import walk
+from bnprune.errors import quoted
+from bnprune.reading import items, whole, words
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +123,24 @@ def to_data(gates: Iterable[Gate]) -> list[dict[str, Any]]:
     return [{"at": g.at, "kind": g.kind, "stream": list(g.stream), "keep": list(g.keep)} for g in gates]
 
 
-def from_data(entries: Any) -> Iterator[Gate]:
+def from_data(entries: Any) -> tuple[Gate, ...]:
     """Read gates from plain data, checking them.
 
     Raises:
-        ValueError: An entry is no gate.
+        ValueError: An entry is no gate, or there are two for one BatchNorm.
         KeyError: An entry lacks something.
     """
-    for entry in entries:
-        kind, stream, keep = entry["kind"], tuple(map(int, entry["stream"])), tuple(map(int, entry["keep"]))
-        if kind not in ("read", "write"):
-            raise ValueError(f"'{kind}' is no kind of gate")
-        if not keep or not set(keep) <= set(stream):
-            raise ValueError(f"gate at '{entry['at']}': 'keep' must be some of 'stream'")
-        yield Gate(str(entry["at"]), kind, stream, keep)
+    gates = tuple(map(_gate_from, items(entries)))
+    if len({gate.at for gate in gates}) < len(gates):
+        raise ValueError("a BatchNorm has two gates")
+    return gates
+
+
+def _gate_from(entry: Any) -> Gate:
+    at, kind = words(entry["at"]), entry["kind"]
+    stream, keep = (tuple(whole(channel, 1 << 24) for channel in items(entry[key])) for key in ("stream", "keep"))
+    if kind not in ("read", "write"):
+        raise ValueError(f"{quoted(kind)} is no kind of gate")
+    if not keep or not set(keep) <= set(stream):
+        raise ValueError(f"gate at '{at}': 'keep' must be some of 'stream'")
+    return Gate(at, kind, stream, keep)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +16,12 @@ from torch import nn
 from bnprune.channels.call import Count
 from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.ids import Refusal
-from bnprune.errors import CheckpointError
+from bnprune.errors import CheckpointError, quoted, shortened
 from bnprune.pruning import folding
 from bnprune.pruning.folding import Fold
 from bnprune.pruning.gates import Gate, from_data, to_data
 from bnprune.pruning.steps import Mask
+from bnprune.reading import items, parse_json, require_shallow, table, whole, words
 
 SCHEMA = "bnprune.plan/1"
 
@@ -95,8 +97,8 @@ class PruningPlan:
             CheckpointError: The text is not a plan.
         """
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
+            data = parse_json(text)
+        except ValueError as error:
             raise CheckpointError(f"not a pruning plan: {error}") from error
         return cls.from_dict(data)
 
@@ -108,53 +110,87 @@ class PruningPlan:
             CheckpointError: The data is not a plan.
         """
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            got = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise CheckpointError(f"not a pruning plan: expected schema '{SCHEMA}', got {got!r}.")
+            got = quoted(data.get("schema")) if isinstance(data, dict) else type(data).__name__
+            raise CheckpointError(f"not a pruning plan: expected schema '{SCHEMA}', got {got}.")
         try:
             return cls(
-                model=str(data["model"]["name"]),
-                digest=str(data["model"]["digest"]),
-                cuts=tuple(_cut_from(entry) for entry in data["cuts"]),
+                model=words(data["model"]["name"]),
+                digest=words(data["model"]["digest"]),
+                cuts=tuple(_cut_from(entry) for entry in items(data["cuts"])),
                 attributes={
-                    str(module): {str(key): _size_from(value) for key, value in values.items()}
-                    for module, values in data["attributes"].items()
+                    words(module): {words(key): _size_from(value) for key, value in table(values).items()}
+                    for module, values in table(data["attributes"]).items()
                 },
-                gates=tuple(from_data(data.get("gates", ()))),
+                gates=from_data(data.get("gates", ())),
                 folds=folding.from_data(data.get("folds", ())),
                 requested=_figures_from(data.get("requested", {})),
                 realised=_figures_from(data.get("realised", {})),
                 refusals=tuple(
-                    Refusal(str(r["site"]), str(r["reason"]), str(r["fix"])) for r in data.get("refusals", ())
+                    Refusal(words(r["site"]), words(r["reason"]), words(r["fix"]))
+                    for r in items(data.get("refusals", ()))
                 ),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise CheckpointError(f"not a pruning plan: {type(error).__name__}: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"not a pruning plan: {type(error).__name__}: {shortened(str(error))}") from error
+
+
+MOST_PLANS = 128
+"""By which a network has been cut, one after the other; each costs a copy of the network when it is loaded."""
+
+
+def read_plans(entries: Any) -> tuple[PruningPlan, ...]:
+    """Build the plans of a checkpoint from plain data.
+
+    Raises:
+        CheckpointError: The data is not a list of plans, or a very long one.
+    """
+    if not isinstance(entries, list) or len(entries) > MOST_PLANS:
+        raise CheckpointError(f"expected a list of at most {MOST_PLANS} pruning plans, got {quoted(entries)}.")
+    return tuple(PruningPlan.from_dict(entry) for entry in entries)
+
+
+_WIDEST = 1 << 24
+"""Channels of a layer."""
 
 
 def _figures_from(value: Any) -> dict[str, Any]:
     """Check the figures that reports read; the rest is for people."""
-    figures = dict(value)
+    figures = dict(table(value))
+    require_shallow(figures, 8)
     for target in ("ratio", "macs", "params", "latency_ms"):
         if target in figures:
-            figures[target] = float(figures[target])
+            figures[target] = _real(figures[target])
     if "channels" in figures:
-        figures["channels"] = {when: int(figures["channels"][when]) for when in ("before", "after")}
+        figures["channels"] = {when: whole(figures["channels"][when], 1 << 53) for when in ("before", "after")}
     return figures
 
 
+def _real(value: Any) -> float:
+    if type(value) not in (int, float) or not abs(value) <= 1e300:
+        raise ValueError(f"expected a number, got {quoted(value)}")
+    return float(value)
+
+
 def _size_from(value: Any) -> Size:
-    return tuple(int(item) for item in value) if isinstance(value, list) else int(value)
+    """Read a size to set; whether it may be that is seen beside the network."""
+    if isinstance(value, list | tuple):
+        return tuple(whole(item, 1 << 31) for item in value)
+    return whole(value, 1 << 31)
 
 
 def _cut_from(entry: Any) -> Cut:
-    size, keep = int(entry["size"]), tuple(int(index) for index in entry["keep"])
-    if not keep or any(a >= b for a, b in itertools.pairwise(keep)) or keep[0] < 0 or keep[-1] >= size:
+    size = whole(entry["size"], _WIDEST, 1)
+    keep = tuple(whole(index, _WIDEST) for index in items(entry["keep"]))
+    if not keep or any(a >= b for a, b in itertools.pairwise(keep)) or keep[-1] >= size:
         raise ValueError(f"'keep' must be ascending indices below {size}, at least one")
-    places = []
-    for place in entry["at"]:
-        name, _, dim = place.rpartition(":")
-        places.append((name, int(dim)))
-    return Cut(size, keep, tuple(places))
+    return Cut(size, keep, tuple(map(_place_from, items(entry["at"]))))
+
+
+def _place_from(place: Any) -> tuple[str, int]:
+    name, _, dim = words(place).rpartition(":")
+    if not re.fullmatch("-?[0-9]{1,2}", dim):
+        raise ValueError(f"expected NAME:DIMENSION, got {quoted(place)}")
+    return name, int(dim)
 
 
 def identity(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from bnprune.channels.trace import Coupling
-from bnprune.errors import ConfigError
+from bnprune.errors import ConfigError, quoted, shortened
 from bnprune.pruning.score import CRITERIA, Reduce
 from bnprune.pruning.steps import Constraints
 
@@ -60,15 +59,19 @@ class Request:
             _require_count(name, getattr(self, name))
         _require_number("cap", self.cap)
         if not 0 < self.cap <= 1:
-            raise ConfigError(f"cap: must be above 0 and at most 1 (got {self.cap}). 0.5 keeps half of every layer.")
+            raise ConfigError(
+                f"cap: must be above 0 and at most 1 (got {quoted(self.cap)}). 0.5 keeps half of every layer."
+            )
         if not all(isinstance(pattern, str) for pattern in self.exclude):
-            raise ConfigError(f"exclude: must be a list of patterns (got {self.exclude!r}).")
+            raise ConfigError(f"exclude: must be a list of patterns (got {quoted(self.exclude)}).")
         if not isinstance(self.layer_ratios, Mapping | None):
-            raise ConfigError(f"layer_ratios: must map patterns to ratios (got {self.layer_ratios!r}).")
+            raise ConfigError(f"layer_ratios: must map patterns to ratios (got {quoted(self.layer_ratios)}).")
         for pattern, ratio in (self.layer_ratios or {}).items():
-            _require_number(f"layer_ratios: {pattern}", ratio)
+            _require_number(f"layer_ratios: {shortened(str(pattern))}", ratio)
             if not 0 <= ratio <= 1:
-                raise ConfigError(f"layer_ratios: {pattern}: must be between 0 and 1 (got {ratio}).")
+                raise ConfigError(
+                    f"layer_ratios: {shortened(str(pattern))}: must be between 0 and 1 (got {quoted(ratio)})."
+                )
         _require_choice("criterion", self.criterion, tuple(CRITERIA))
         _require_choice("reduce", self.reduce, get_args(Reduce))
         _require_choice("coupling", self.coupling, get_args(Coupling))
@@ -77,11 +80,11 @@ class Request:
         value = getattr(self, kind)
         _require_number(kind, value)
         if kind == "latency_ms":
-            if not 0 < value < math.inf:
-                raise ConfigError(f"latency_ms: must be above 0 (got {value}).")
+            if not 0 < value <= 1e6:  # also false for NaN
+                raise ConfigError(f"latency_ms: must be above 0, and at most 1e6 (got {quoted(value)}).")
         elif not 0 < value < 1:  # also false for NaN
             example = "removes half" if kind == "ratio" else "keeps half"
-            raise ConfigError(f"{kind}: must be between 0 and 1, both excluded (got {value}). 0.5 {example}.")
+            raise ConfigError(f"{kind}: must be between 0 and 1, both excluded (got {quoted(value)}). 0.5 {example}.")
 
     @property
     def target(self) -> tuple[TargetKind, float]:
@@ -117,16 +120,16 @@ class Request:
 
 def _require_number(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{name}: must be a number (got {value!r}).")
+        raise ConfigError(f"{name}: must be a number (got {quoted(value)}).")
 
 
 def _require_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name}: must be a whole number (got {value!r}).")
+        raise ConfigError(f"{name}: must be a whole number (got {quoted(value)}).")
     if value < 1:
-        raise ConfigError(f"{name}: must be at least 1 (got {value}).")
+        raise ConfigError(f"{name}: must be at least 1 (got {quoted(value)}).")
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ConfigError(f"{name}: '{value}' is unknown. Choose one of: {', '.join(choices)}.")
+        raise ConfigError(f"{name}: {quoted(value)} is unknown. Choose one of: {', '.join(choices)}.")

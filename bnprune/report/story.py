@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
 
 from bnprune.channels.ids import Refusal
 from bnprune.errors import CheckpointError, ConfigError, first_line, printable
 from bnprune.pruning.plan import PruningPlan
+from bnprune.reading import DATA_BYTES, LOG_BYTES, RECIPE_BYTES, parse_json, read_text
+from bnprune.recipe import read_yaml
 from bnprune.report.values import MOST, amount, count, loss, number, plain_data, share
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.gammas import read_gammas
@@ -180,8 +181,8 @@ def read_story(path: Path) -> Story:
         fix = "A directory made by `bnprune run`, `train` or `finetune` holds one."
         raise ConfigError(f"'{path}' is not a run directory (it has no config.yaml). {fix}")
     notes: list[str] = []
-    config_text = _text(directory.config_file)
-    config = _checked(directory.config_file, lambda: plain_data(yaml.safe_load(config_text)))
+    config_text = _text(directory.config_file, RECIPE_BYTES)
+    config = _checked(directory.config_file, lambda: plain_data(read_yaml(config_text)))
     environment = _json(path / "env.json", notes)
     _checked(path / "env.json", lambda: _require_environment(environment))
     result = _json(directory.result_file, notes)
@@ -214,17 +215,15 @@ _LARGEST = 64 << 20
 def _checked(path: Path, read: Callable[[], T]) -> T:
     try:
         return read()
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"'{path}' is damaged: {type(error).__name__}: {first_line(error)}") from error
 
 
-def _text(path: Path) -> str:
-    def read() -> str:
-        if path.stat().st_size > _LARGEST:
-            raise ValueError(f"it is larger than {_LARGEST >> 20} MB")
-        return path.read_text(encoding="utf-8")
-
-    return _checked(path, read)
+def _text(path: Path, limit: int = DATA_BYTES) -> str:
+    try:
+        return _checked(path, lambda: read_text(path, limit))
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be read: {error.strerror}.") from error
 
 
 def _json(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -233,7 +232,7 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
             f"{path.name} is not there" + (" yet: no stage is finished." if path.name == "result.json" else ".")
         )
         return {}
-    return _checked(path, lambda: plain_data(json.loads(_text(path))))
+    return _checked(path, lambda: plain_data(parse_json(_text(path))))
 
 
 def _require_environment(environment: Mapping[str, Any]) -> None:
@@ -322,14 +321,18 @@ def _curves(directory: RunDirectory, notes: list[str]) -> tuple[Curve, ...]:
     if not directory.metrics_file.is_file():
         return ()
     lines: dict[str, list[dict[str, Any]]] = {}
-    for text in _text(directory.metrics_file).splitlines():
+    broken = 0
+    for text in _text(directory.metrics_file, LOG_BYTES).splitlines():
         try:
-            record = plain_data(json.loads(text))
+            record = plain_data(parse_json(text))
         except json.JSONDecodeError:  # the last line of a run that is being written, or was killed
-            notes.append("metrics.jsonl has a line that is not complete; it was left out.")
+            broken += 1
             continue
         if "epoch" in record:
             lines.setdefault(str(record["stage"]), []).append(record)
+    if broken:
+        which = "a line that is" if broken == 1 else f"{broken} lines that are"
+        notes.append(f"metrics.jsonl has {which} not complete, left out here.")
     return tuple(_curve(stage, records) for stage, records in lines.items())
 
 

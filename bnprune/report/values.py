@@ -9,30 +9,23 @@ from __future__ import annotations
 from typing import Any
 
 from bnprune.errors import printable, shortened
+from bnprune.reading import table
 
-_DEEPEST = 64
 MOST = 1e18
 """Of counts, seconds, bytes: beyond it, figures are those of a damaged file."""
 
 
 def plain_data(found: Any) -> dict[str, Any]:
-    """Return a mapping of plain data, with texts that can be shown, if it is nested as sections are."""
-    if not isinstance(found, dict):
-        raise TypeError(f"expected names and values, got a {type(found).__name__}")
-    return {printable(str(key)): _plain(value, _DEEPEST, set()) for key, value in found.items()}
+    """Return a mapping of plain data, with texts that can be shown. `reading` has bounded its size and depth."""
+    return {printable(str(key)): _plain(value) for key, value in table(found).items()}
 
 
-def _plain(value: Any, depth: int, seen: set[int]) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return printable(value)
-    if not isinstance(value, dict | list):
-        return value
-    if not depth or id(value) in seen:  # what YAML's aliases repeat could be huge when it is written out
-        raise ValueError("it is nested too deeply, or refers to a part of itself")
-    seen.add(id(value))
     if isinstance(value, dict):
-        return {printable(str(key)): _plain(inner, depth - 1, seen) for key, inner in value.items()}
-    return [_plain(inner, depth - 1, seen) for inner in value]
+        return plain_data(value)
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
 def number(value: Any, low: float = -MOST, high: float = MOST) -> float | None:

@@ -21,19 +21,19 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bnprune.errors import BnpruneError, CheckpointError, ConfigError, PruningError, UntrustedError
+from bnprune.errors import BnpruneError, CheckpointError, ConfigError, PruningError, UntrustedError, shortened
 from bnprune.models.construction import TooLarge, construct, construct_on_meta
 from bnprune.models.zoo import ModelSpec, build
-from bnprune.pruning.plan import PruningPlan
+from bnprune.pruning.plan import PruningPlan, read_plans
 from bnprune.pruning.prune import PruningResult
 from bnprune.pruning.surgery import apply, plans_of
+from bnprune.reading import parse_json, require_shape, table
 from bnprune.runs.files import plain, write_atomically
-from bnprune.runs.trust import Withheld, is_trusted, recipe_from_file, require_arguments, shortened, spec_from_file
+from bnprune.runs.trust import Withheld, is_trusted, recipe_from_file, require_arguments, spec_from_file
 from bnprune.runs.weights import fit_state, opened, read_tensors, require_shapes, stored_shapes
 
 SCHEMA = "bnprune.checkpoint/1"
 _KEY = "bnprune"
-_MOST_PLANS = 64
 _SMALL_NETWORK, _LARGEST_CUT = 2**28, 64
 """A dense network may have 2**28 values, or 64 times as many as the slim one in the file."""
 
@@ -120,7 +120,7 @@ def read_header(path: Path, *, trust: bool = False) -> Header:
             f"--model NAME_OR_pkg.mod:factory --weights {path}"
         )
     try:
-        data = json.loads(metadata[_KEY])
+        data = table(parse_json(metadata[_KEY]))
         schema = data["schema"]
         if schema == SCHEMA:
             return _header_from(data, trusted=is_trusted(path, asked=trust))
@@ -141,13 +141,11 @@ def _header_from(data: Mapping[str, Any], *, trusted: bool) -> Header:
         config, left_out = recipe_from_file(_mapping_from(data, "config"), trusted=trusted)
         withheld |= left_out
     withheld |= {key: "" for key in _names(data.get("withheld", [])) if key not in withheld}
-    plans = data["plans"]
-    if not isinstance(plans, list) or len(plans) > _MOST_PLANS:
-        raise ValueError(f"'plans' must be a list of at most {_MOST_PLANS}")
+    plans = read_plans(data["plans"])
     return Header(
         spec=spec,
-        plans=tuple(PruningPlan.from_dict(plan) for plan in plans),
-        input_shape=_shape_from(data.get("input")),
+        plans=plans,
+        input_shape=None if data.get("input") is None else require_shape(data["input"]),
         stage=_texts(data, "stage").get("stage"),
         config=config,
         metrics=_mapping_from(data, "metrics"),
@@ -172,14 +170,6 @@ def _names(value: Any) -> list[str]:
 
 def _is_key(name: Any) -> bool:
     return isinstance(name, str) and len(name) < 100 and name.isprintable()
-
-
-def _shape_from(value: Any) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list) or not value or not all(isinstance(size, int) and size > 0 for size in value):
-        raise ValueError(f"'input' must be a list of sizes, got {value!r}")
-    return tuple(value)
 
 
 def _mapping_from(data: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -242,7 +232,7 @@ def _dense(path: Path, header: Header, shapes: Mapping[str, tuple[int, ...]], *,
     """Build the dense network that a file names, once it is known that the file fits it."""
     spec = header.spec
     if spec.own and not trusted:
-        raise UntrustedError(str(path), {"model.factory": shortened(spec.label)}, "model")
+        raise UntrustedError(str(path), {"model.factory": shortened(spec.label, 60)}, "model")
     require_arguments(str(path), header.withheld)
     try:
         if trusted:

@@ -33,6 +33,7 @@ import yaml
 from bnprune.config import PipelineConfig
 from bnprune.errors import CheckpointError, ConfigError, DataError
 from bnprune.launcher import launch
+from bnprune.reading import DATA_BYTES, RECIPE_BYTES, parse_json, read_text
 from bnprune.recipe import as_data
 from bnprune.runs.files import (
     append_text,
@@ -196,7 +197,7 @@ class RunDirectory:
         run = cls(path)
         try:
             with run.claimed():
-                before = run.config_file.read_text(encoding="utf-8")
+                before = read_text(run.config_file, RECIPE_BYTES)
         except FileNotFoundError as error:
             raise ConfigError(f"--resume: '{path}' is not a run directory (it has no config.yaml).") from error
         except (OSError, UnicodeDecodeError) as error:
@@ -213,7 +214,7 @@ class RunDirectory:
     def is_of_this_launch(self) -> bool:
         """Tell whether the run was begun by the `torchrun` that has started this process, maybe again."""
         try:
-            begun: str | None = json.loads(self._environment_file.read_text(encoding="utf-8")).get("launch")
+            begun: str | None = parse_json(read_text(self._environment_file, DATA_BYTES)).get("launch")
         except (OSError, ValueError, AttributeError):
             return False
         return begun is not None and begun == launch() and self.config_file.exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from bnprune.errors import CheckpointError
+from bnprune.reading import DATA_BYTES, parse_json, read_text
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -20,8 +20,8 @@ def read_result(path: Path) -> dict[str, Any]:
         CheckpointError: The file is damaged.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = parse_json(read_text(path, DATA_BYTES))
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"'{path}' is damaged: {error}") from error
     stages = found.get("stages") if isinstance(found, dict) else None
     if not isinstance(stages, dict) or not all(isinstance(figures, dict) for figures in stages.values()):

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from bnprune.config import PipelineConfig
-from bnprune.errors import CheckpointError, ConfigError
+from bnprune.errors import CheckpointError, ConfigError, quoted, shortened
 from bnprune.models.zoo import ModelSpec, build
-from bnprune.recipe import amend_data, overridden_keys
+from bnprune.reading import LONGEST_NUMBER, require_shape
+from bnprune.recipe import YamlError, amend_data, overridden_keys, read_yaml
 from bnprune.runs.checkpoint import Header, load_checkpoint, read_header
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.trust import require_arguments, require_recipe
@@ -145,21 +145,23 @@ def refuse_other_model(overrides: Sequence[str]) -> None:
     """
     for text in overrides:
         if text.partition("=")[0].partition(".")[0].strip() == "model":
-            raise ConfigError(f"command line: '{text}': the network is the one given; leave model keys out.")
+            raise ConfigError(f"command line: {quoted(text)}: the network is the one given; leave model keys out.")
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
     """Read "3,224,224" (or "3x224x224").
 
     Raises:
-        ConfigError: The text is something else.
+        ConfigError: The text is something else, or a shape too large.
     """
-    parts = text.lower().replace("x", ",").split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise ConfigError(
-            f"--input: expected the shape of one input without the batch, such as 3,224,224 (got '{text}')."
-        )
-    return tuple(int(part) for part in parts)
+    parts = [part.strip() for part in text.lower().replace("x", ",").split(",")]
+    wanted = f"--input: expected the shape of one input without the batch, such as 3,224,224 (got {quoted(text)})"
+    if not all(part.isascii() and part.isdigit() and len(part) < LONGEST_NUMBER for part in parts):
+        raise ConfigError(f"{wanted}.")
+    try:
+        return require_shape([int(part) for part in parts])
+    except ValueError as error:
+        raise ConfigError(f"{wanted}: {error}.") from error
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
@@ -172,9 +174,9 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     for text in arguments:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
-            raise ConfigError(f"--model-arg: expected key=value, such as num_classes=10 (got '{text}').")
+            raise ConfigError(f"--model-arg: expected key=value, such as num_classes=10 (got {quoted(text)}).")
         try:
-            parsed[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--model-arg: '{value}' is not a YAML value.") from error
+            parsed[key] = read_yaml(value)
+        except YamlError as error:
+            raise ConfigError(f"--model-arg: {shortened(key)}: {quoted(value)} {error}.") from error
     return parsed

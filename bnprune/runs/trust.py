@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bnprune.config import PipelineConfig, UserOnly
-from bnprune.errors import UntrustedError
+from bnprune.errors import UntrustedError, quoted, shortened
 from bnprune.models.zoo import ModelSpec
 
 TRUST_VARIABLE = "BNPRUNE_TRUST"
@@ -65,7 +65,7 @@ def spec_from_file(data: Mapping[str, Any], *, trusted: bool) -> tuple[ModelSpec
         return spec, {}
     kwargs = {key: value for key, value in spec.kwargs.items() if key not in _INITIAL_WEIGHTS}
     refused = {key for key, value in kwargs.items() if not _is_harmless(key, value)}
-    withheld = {f"model.kwargs.{key}": shortened(kwargs[key]) for key in refused}
+    withheld = {f"model.kwargs.{key}": _shown(kwargs[key]) for key in refused}
     kept = {key: value for key, value in kwargs.items() if key not in refused}
     return ModelSpec(spec.name, spec.factory, kept), withheld
 
@@ -136,7 +136,7 @@ def _without_marked(
             inner = _section_of(field)
             clean[key] = value if inner is None else _without_marked(value, inner, f"{prefix}{key}.", withheld)
         elif mark.needed and value is not None and value != _default(field):
-            withheld[f"{prefix}{key}"] = shortened(value)
+            withheld[f"{prefix}{key}"] = _shown(value)
     return clean
 
 
@@ -181,10 +181,5 @@ def require_recipe(path: str, withheld: Withheld, overridden: set[str], sections
         raise UntrustedError(path, missing, "recipe")
 
 
-# -- text of files ----------------------------------------------------------------------------------------------------
-
-
-def shortened(value: Any) -> str:
-    """Return a value of a file for a message: short, and without control characters."""
-    text = value if isinstance(value, str) else repr(value)[:200]
-    return "".join(char if char.isprintable() else "?" for char in text[:60]) + ("..." if len(text) > 60 else "")
+def _shown(value: Any) -> str:
+    return shortened(value, 60) if isinstance(value, str) else quoted(value)

@@ -25,7 +25,7 @@ from bnprune.training.sparsity import (
     mean_gamma,
     require_scale_factors,
 )
-from bnprune.training.strength import Scheduled, Steered, chart
+from bnprune.training.strength import Course, Scheduled, Steered
 from bnprune.training.structured import GammaGroupLasso, GammaMacWeighted, Groups, gamma_units
 
 _STRONGEST_SGD = 0.02
@@ -98,7 +98,7 @@ def make_penalty(
     sgd = config.optimizer == "sgd"
     gain = 1 / (1 - config.momentum) if sgd else 1.0
     start = mean_gamma(require_scale_factors(model))
-    course = chart(config, sparsity, steps_per_epoch, gain)
+    course = Course(config, sparsity, steps_per_epoch, gain)
     limit = _strongest(config)
     solved = min((sparsity.travel or _TRAVEL) * start / course.reach, limit)
     strength = solved if sparsity.lambda_ == "auto" else sparsity.lambda_

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
-from itertools import accumulate
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bnprune.config import OptimisationConfig, SparsityConfig
-from bnprune.training.schedule import learning_rate
+from bnprune.training.schedule import Reals, learning_rates
 from bnprune.training.structured import Groups
 
 _ARRIVE = 0.7
@@ -20,41 +22,57 @@ _AHEAD = 4.0
 """Proportional gain: without resistance, γ falls like the budget that is left to this power."""
 _CLEAR = 5.0
 """Multiple of epsilon down to which the penalty pulls what is to live."""
+_BLOCK = 1 << 14
+"""Steps that are worked out at once."""
 
 
-@dataclass(frozen=True)
 class Course:
-    """The parts of a training that decide how far a penalty can move γ, step by step."""
+    """The parts of a training that decide how far a penalty can move γ, step by step.
 
-    factors: tuple[float, ...]
-    """What λ is multiplied by in each optimizer step."""
-    used: tuple[float, ...]
-    """Σ lr · factor · gain before each step, and in the end."""
+    Worked out in blocks of steps, so that long trainings take neither time nor memory.
+    """
+
+    def __init__(self, config: OptimisationConfig, sparsity: SparsityConfig, steps_per_epoch: int, gain: float) -> None:
+        self._rates = lambda steps: gain * learning_rates(config, steps, steps_per_epoch)
+        self._sparsity = sparsity
+        self._total = config.epochs * steps_per_epoch
+        sums = [float(self._moved(first)[-1]) for first in range(0, self._total, _BLOCK)]
+        self._before: list[float] = [0.0, *itertools.accumulate(sums)]
+        """Σ lr · factor · gain before each block, and in the end."""
+        self._block: tuple[int, Reals] = -1, np.zeros(0)
+        """The block asked for last, and the sums before each of its steps."""
 
     @property
     def reach(self) -> float:
         """Σ lr · factor · gain over all steps: λ times this is how far γ can move."""
-        return self.used[-1]
+        return self._before[-1]
+
+    def factor(self, step: int) -> float:
+        """Return what λ is multiplied by in a step, counted from 0."""
+        return float(factors(self._sparsity, np.array([step]), self._total)[0])
+
+    def used(self, step: int) -> float:
+        """Return Σ lr · factor · gain before a step."""
+        block, place = divmod(step, _BLOCK)
+        if self._block[0] != block:
+            self._block = block, self._before[block] + np.concatenate([[0.0], self._moved(block * _BLOCK)])
+        return float(self._block[1][place])
+
+    def _moved(self, first: int) -> Reals:
+        """Return Σ lr · factor · gain from a step on, after each step of a block."""
+        steps = np.arange(first, min(first + _BLOCK, self._total))
+        return np.cumsum(self._rates(steps) * factors(self._sparsity, steps, self._total))
 
 
-def chart(config: OptimisationConfig, sparsity: SparsityConfig, steps_per_epoch: int, gain: float) -> Course:
-    """Work out a course from learning rates and the schedule of λ."""
-    total = config.epochs * steps_per_epoch
-    factors = tuple(factor(sparsity, step, total) for step in range(total))
-    rates = (learning_rate(config, step, steps_per_epoch) for step in range(total))
-    moved = accumulate((rate * f * gain for rate, f in zip(rates, factors, strict=True)), initial=0.0)
-    return Course(factors, tuple(moved))
-
-
-def factor(sparsity: SparsityConfig, step: int, total: int) -> float:
-    """Return what λ is multiplied by in a step, counted from 0, of so many."""
+def factors(sparsity: SparsityConfig, steps: NDArray[np.int64], total: int) -> Reals:
+    """Return what λ is multiplied by in steps, counted from 0, of so many."""
     first = sparsity.schedule_share * total
     match sparsity.schedule:
         case "warmup":
-            return float(step + 1 > first)  # the last step always counts
+            return np.asarray(steps + 1 > first, np.float64)  # the last step always counts
         case "ramp":
-            return min(1.0, (step + 1) / first)
-    return 1.0
+            return np.minimum(1.0, (steps + 1) / first)
+    return np.ones(len(steps))
 
 
 @dataclass(frozen=True)
@@ -66,7 +84,7 @@ class Scheduled:
 
     def __call__(self, step: int, gammas: torch.Tensor) -> float:
         """Return λ of a step."""
-        return self.strength * self.course.factors[step]
+        return self.strength * self.course.factor(step)
 
 
 @dataclass(frozen=True)
@@ -99,7 +117,7 @@ class Steered:
         ranks = self.groups.reduce(magnitudes, "max")
         position = min(max(1, math.ceil(self.share * len(ranks))), self.groups.count)
         highest = torch.kthvalue(ranks, position).values
-        left = max(_ARRIVE * self.course.reach - self.course.used[step], _LATEST * self.course.reach)
+        left = max(_ARRIVE * self.course.reach - self.course.used(step), _LATEST * self.course.reach)
         needed = (highest * (_AHEAD / left)).clamp_(self.usual, self.limit)
         usual = (magnitudes > _CLEAR * self.epsilon) * self.usual
-        return torch.where(ranks <= highest, needed, usual).mul_(self.course.factors[step])
+        return torch.where(ranks <= highest, needed, usual).mul_(self.course.factor(step))

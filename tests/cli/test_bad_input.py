@@ -123,10 +123,10 @@ def test_a_recipe_that_is_no_text(here: Path) -> None:
 
 
 def test_a_recipe_that_may_not_be_read(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(path: Path, **_: str) -> str:
+    def denied(path: Path, _: int) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_text", denied)
+    monkeypatch.setattr("bnprune.recipe.read_text", denied)
     assert "recipe.yaml: cannot be read: Permission denied." in refusal(2, "run", recipe)
 
 
@@ -148,7 +148,7 @@ def test_a_recipe_without_a_stage() -> None:
         ("train.lr", "'train.lr': expected key=value, such as train.lr=0.05."),
         ("=3", "'=3': expected key=value"),
         ("train..lr=3", "'train..lr=3': expected key=value"),
-        ("prune.ratio=[0", "prune.ratio: '[0' is not a YAML value."),
+        ("prune.ratio=[0", "prune.ratio: '[0' is not YAML: "),
         ("train.lr=", "train.lr: must be a valid number (got nothing)."),
         ("prune=0.5", "prune: must be a section of keys (got 0.5)."),
         ("train.epochs=0", "train.epochs: must be greater than or equal to 1 (got 0)."),
@@ -274,7 +274,7 @@ def test_no_network_given(here: Path) -> None:
     [
         ("width", "--model-arg: expected key=value, such as num_classes=10 (got 'width')."),
         ("wi-dth=4", "--model-arg: expected key=value, such as num_classes=10 (got 'wi-dth=4')."),
-        ("width=[4", "--model-arg: '[4' is not a YAML value."),
+        ("width=[4", "--model-arg: width: '[4' is not YAML: "),
         ("widht=4", "own:build(widht=4) failed: TypeError: build() got an unexpected keyword argument 'widht'"),
     ],
 )

@@ -319,7 +319,6 @@ NESTED = "[" * 100 + "]" * 100
         ("metrics.jsonl", "[1]"),
         ("config.yaml", f"a: {NESTED}"),
         ("config.yaml", "a: &a [*a]"),
-        ("config.yaml", "a: &a [1]\nb: &b [*a, *a]\nc: [*b, *b]"),
         ("config.yaml", "1"),
         ("config.yaml", "a: ]"),
     ],

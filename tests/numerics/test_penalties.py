@@ -20,7 +20,8 @@ from bnprune.training.loop import Task, begin, epoch_order, train
 from bnprune.training.penalty import PENALTIES, make_penalty, shortfall
 from bnprune.training.schedule import learning_rate
 from bnprune.training.sparsity import Budget, scale_factors
-from bnprune.training.strength import chart, factor
+from bnprune.training.strength import Course
+from bnprune.training.strength import factors as factors_of
 from tests.nets import MOTIFS, lively, norms
 from tests.numerics.test_training import CPU, Recorder, data, same
 
@@ -252,11 +253,11 @@ def test_two_ranks_move_scale_factors_alike(tmp_path: Path) -> None:
 
 def test_schedules_of_lambda() -> None:
     def factors(**options: object) -> list[float]:
-        return [factor(SparsityConfig(**options), step, 10) for step in range(10)]
+        return factors_of(SparsityConfig(**options), np.arange(10), 10).tolist()
 
     assert factors() == [1.0] * 10
     assert factors(schedule="warmup", schedule_share=0.3) == [0.0] * 3 + [1.0] * 7
-    assert factor(SparsityConfig(schedule="warmup"), 0, 1) == 1.0  # or no penalty could move anything
+    assert factors_of(SparsityConfig(schedule="warmup"), np.arange(1), 1) == [1.0]  # or no penalty could move anything
     assert factors(schedule="ramp", schedule_share=0.4) == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 7)
 
 
@@ -428,7 +429,7 @@ def test_a_missed_target_says_so() -> None:
 
 def test_the_reach_is_the_sum_of_learning_rates() -> None:
     config = OptimisationConfig(epochs=3, warmup_epochs=1)
-    assert chart(config, SparsityConfig(), 20, 10.0).reach == pytest.approx(
+    assert Course(config, SparsityConfig(), 20, 10.0).reach == pytest.approx(
         10 * sum(learning_rate(config, step, 20) for step in range(20 * config.epochs))
     )
 

@@ -14,7 +14,7 @@ import bnprune
 PACKAGE = Path(bnprune.__file__).parent
 # Lower floors first: a module imports from its own floor and those below. `data` and `models` stand beside training.
 FLOORS = [
-    *("errors", "launcher", "config", "recipe", "factories"),
+    *("errors", "launcher", "reading", "config", "recipe", "factories"),
     *("channels", "pruning", "models", "data", "training", "runs"),
     *("export", "benchmark", "report", "cli"),
 ]
