@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from bnprune.channels.mode import OperatorMode
-from bnprune.channels.modules import still
+from bnprune.channels.modules import still, walk
 from bnprune.channels.trees import Inputs, map_tensors, tensors
 from bnprune.channels.twin import like, twin
 from bnprune.errors import ForwardError, first_line
@@ -34,7 +35,12 @@ def copy_on(model: nn.Module, device: str) -> nn.Module:
         PruningError: The network cannot be copied.
     """
     own = [*model.parameters(), *model.buffers()]
-    return twin(model, {id(tensor): like(tensor, tensor.detach().to(device, copy=True)) for tensor in own})
+    copies = {id(tensor): like(tensor, tensor.detach().to(device, copy=True)) for tensor in own}
+    for module in walk(model).values():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:  # of a weight norm, which computes it again
+                copies[id(value)] = value.detach().to(device, copy=True)
+    return twin(model, copies)
 
 
 def forward(model: nn.Module, inputs: Inputs, *, device: str, training: bool = False) -> Any:

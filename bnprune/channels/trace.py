@@ -66,6 +66,20 @@ def trace(
     return _trace(model, inputs, coupling, "exact", gates or {})
 
 
+def require_repeatable(before: ChannelGraph, again: ChannelGraph) -> None:
+    """Compare two traces of one network on the same inputs.
+
+    Raises:
+        TraceError: The second forward pass did something else.
+    """
+    site = before.traces["eval"].differs_from(again.traces["eval"])
+    if site is not None:
+        raise TraceError(
+            f"{site or 'the network'}: on equal inputs, the forward pass computes with other numbers each time (it "
+            "draws from random or numpy, or reads a clock or a counter). Draw with torch, or not in eval mode."
+        )
+
+
 def _ladder(model: nn.Module, *, real: bool, exact: bool) -> Iterator[Values]:
     """Yield what to try before the exact values."""
     if not real and not suppresses_boxes(model):

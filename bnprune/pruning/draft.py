@@ -16,7 +16,7 @@ from bnprune.channels.call import Count
 from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
 from bnprune.channels.modules import parameter_count, walk
-from bnprune.channels.trace import trace
+from bnprune.channels.trace import require_repeatable, trace
 from bnprune.channels.trees import Inputs, as_inputs
 from bnprune.errors import PruningError, TraceError
 from bnprune.pruning.folding import find_folds
@@ -299,13 +299,7 @@ class _Course:
     def _require_steady(self) -> None:
         """Refuse a network that does something else each time, before its channels are kept for it."""
         found, (args, kwargs) = self.found, self.inputs
-        again = _trace(self.model, kwargs or args, found.request, found.untied)
-        site = found.graph.traces["eval"].differs_from(again.traces["eval"])
-        if site is not None:
-            raise TraceError(
-                f"{site or 'the network'}: on equal inputs, the forward pass computes with other numbers each time (it "
-                "draws from random or numpy, or reads a clock or a counter). Draw with torch, or not in eval mode."
-            )
+        require_repeatable(found.graph, _trace(self.model, kwargs or args, found.request, found.untied))
         self._steady = True
 
     def untying(self) -> dict[str, GateKind]:

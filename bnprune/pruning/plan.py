@@ -126,7 +126,7 @@ class PruningPlan:
                 requested=_figures_from(data.get("requested", {})),
                 realised=_figures_from(data.get("realised", {})),
                 refusals=tuple(
-                    Refusal(words(r["site"]), words(r["reason"]), words(r["fix"]))
+                    Refusal(*(words(r[key], 10_000) for key in ("site", "reason", "fix")))
                     for r in items(data.get("refusals", ()))
                 ),
             )

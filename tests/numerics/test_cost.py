@@ -72,3 +72,13 @@ def test_counting_leaves_the_network_alone() -> None:
     cost(model, torch.zeros(1, 3, 32, 32))
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_network_with_tensors_that_it_computed_is_counted_like_any_other() -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    normed = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8))
+    x = torch.zeros(1, 3, 8, 8)
+    normed(x)
+    assert not normed[0].weight.is_leaf
+    assert cost(normed, x).macs == cost(plain, x).macs

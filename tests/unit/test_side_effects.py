@@ -22,6 +22,12 @@ from tests.nets import Net, conv_bn, head, lively
 X = torch.zeros(1, 3, 8, 8)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests may leave threads behind: torch.compile's own, for one."""
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+
+
 def model(between: Callable[..., Any] = lambda n, x: x, last: Callable[..., Any] = lambda y: y) -> Net:
     """Two layers, with something between them and something behind the last."""
     return lively(Net(lambda n, x: last(n.c(n.b(between(n, n.a(x))))), a=conv_bn(3, 16), b=conv_bn(16, 8), c=head(8)))
@@ -185,9 +191,12 @@ class _Clock:
         return self.now
 
 
-def test_python_numbers_repeat_where_there_is_one_thread_and_are_named_where_there_are_several() -> None:
+def test_python_numbers_repeat_where_there_is_one_thread_and_are_named_where_there_are_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     network = model(lambda n, x: x * random.random())
     assert bnprune.prune(network, X, ratio=0.5).report.ratio_realised == 0.5
+    monkeypatch.undo()
     end = threading.Event()
     other = threading.Thread(target=end.wait)
     other.start()
