@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from bnprune.config import DataConfig
 from bnprune.data.folder import image_folder
 from bnprune.data.memory import Labelled, in_memory
+from bnprune.data.own import own_splits
 from bnprune.data.splits import Splits, stratified
-from bnprune.data.stream import own_splits
 from bnprune.errors import ConfigError, DataError, first_line
 from bnprune.factories import hint
 
