@@ -103,11 +103,5 @@ class PeerFailed(BnpruneError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the gist of somebody else's error, to be quoted in one of ours: short, without control characters."""
-    line = (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
-    shown = "".join(character if character.isprintable() else " " for character in line[: _LONGEST + 1])
-    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."
-
-
-_LONGEST = 300
-"""Characters of somebody else's text in one of our messages."""
+    """Return the gist of somebody else's error, to be quoted in one of ours."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")

@@ -75,7 +75,13 @@ def foreign(failed: str, kind: type[BnpruneError] = ConfigError) -> Iterator[Non
     except (BnpruneError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        raise kind(f"{failed}: {type(error).__name__}: {first_line(error)}") from error
+        raise kind(f"{failed}: {named(error)}") from error
+
+
+def named(error: BaseException) -> str:
+    """Return somebody else's error as Python would print it, with the gist of its message."""
+    kind = type(error).__name__
+    return f"{kind}: {first_line(error)}" if str(error).strip() else kind
 
 
 def hint(name: str, known: Iterable[str]) -> str:

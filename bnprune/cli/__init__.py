@@ -27,6 +27,7 @@ from bnprune.cli import (
 )
 from bnprune.cli.failures import reporting
 from bnprune.cli.processes import leave_together, require_alone
+from bnprune.cli.stdout import json_alone
 from bnprune.cli.voice import VOICE, forward
 from bnprune.errors import ConfigError
 
@@ -49,7 +50,8 @@ class _Verbs(TyperGroup):
             return super().parse_args(context, forward(args))
 
     def invoke(self, context: Any) -> Any:
-        with reporting(json_wanted="--json" in context.args, debug=bool(context.params.get("debug"))):
+        json_wanted = "--json" in context.args
+        with reporting(json_wanted=json_wanted, debug=bool(context.params.get("debug"))), json_alone(json_wanted):
             return super().invoke(context)
 
 

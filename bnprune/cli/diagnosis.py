@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from bnprune.cli.stdout import emit
 from bnprune.cli.voice import say
 
 _CORE = ("bnprune", "torch", "torchvision", "numpy", "pydantic", "PyYAML", "rich", "safetensors", "typer")
@@ -32,7 +33,7 @@ def run_doctor(*, as_json: bool) -> None:
     if as_json:
         from json import dumps
 
-        typer.echo(dumps(report, indent=2))
+        emit(dumps(report, indent=2) + "\n")
     else:
         _show(report)
     if report["problems"]:

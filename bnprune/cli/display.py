@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from bnprune.cli.stdout import emit
 from bnprune.cli.voice import VOICE
 from bnprune.report.numbers import count as count
 from bnprune.runs.files import plain
@@ -24,7 +25,7 @@ from bnprune.training.sparsity import GammaStatistics
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print one JSON document on stdout."""
-    sys.stdout.write(json.dumps(plain(dict(document)), indent=2) + "\n")
+    emit(json.dumps(plain(dict(document)), indent=2) + "\n")
 
 
 class RichDisplay:

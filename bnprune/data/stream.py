@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from bnprune.data.samples import Wanted
 from bnprune.data.splits import Batch, mixed
-from bnprune.errors import BnpruneError, DataError, first_line
-from bnprune.factories import foreign
+from bnprune.errors import BnpruneError, DataError
+from bnprune.factories import foreign, named
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class _Broken:
 
 
 def _broken(what: str, error: BaseException) -> _Broken:
-    told = f"data: {what}: {type(error).__name__}: {first_line(error)}"
-    return _Broken(str(error) if isinstance(error, BnpruneError) else told, traceback.format_exc())
+    message = str(error) if isinstance(error, BnpruneError) else f"data: {what}: {named(error)}"
+    return _Broken(message, traceback.format_exc())
 
 
 def read(dataset: Dataset[Any], index: int, wanted: Wanted) -> tuple[torch.Tensor, int] | _Broken:
