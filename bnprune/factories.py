@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from bnprune.errors import BnpruneError, ConfigError, quoted
+from bnprune.errors import BnpruneError, ConfigError, first_line, quoted
 
 
 def call_factory(reference: str, kwargs: Mapping[str, Any], where: str) -> Any:
@@ -24,13 +25,9 @@ def call_factory(reference: str, kwargs: Mapping[str, Any], where: str) -> Any:
         ConfigError: There is no such module or attribute, or the call fails.
     """
     factory = find_factory(reference, where)
-    try:
+    given = ", ".join(f"{key}={quoted(value)}" for key, value in kwargs.items())
+    with foreign(f"{where}: {reference}({given}) failed"):
         return factory(**kwargs)
-    except BnpruneError:
-        raise
-    except Exception as error:
-        given = ", ".join(f"{key}={quoted(value)}" for key, value in kwargs.items())
-        raise ConfigError(f"{where}: {reference}({given}) failed: {type(error).__name__}: {error}") from error
 
 
 def find_factory(reference: str, where: str) -> Callable[..., Any]:
@@ -45,21 +42,45 @@ def find_factory(reference: str, where: str) -> Callable[..., Any]:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    try:
-        found = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except ModuleNotFoundError as error:
-        missing = f"there is no module '{error.name}'"
-        raise ConfigError(f"{where}: '{reference}' cannot be imported: {missing}, in {here} or installed.") from error
-    except AttributeError as error:
-        near = hint(attribute, (name for name in vars(sys.modules[module_name]) if not name.startswith("_")))
-        raise ConfigError(f"{where}: the module '{module_name}' has no '{attribute}'. {near}") from error
-    except Exception as error:
-        raise ConfigError(f"{where}: importing '{module_name}' failed: {type(error).__name__}: {error}") from error
+    with foreign(f"{where}: importing '{module_name}' failed"):
+        try:
+            module = found = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            missing = f"there is no module '{error.name}'" if error.name else first_line(error)
+            raise ConfigError(
+                f"{where}: '{reference}' cannot be imported: {missing}, in {here} or installed."
+            ) from error
+        try:
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except AttributeError as error:
+            near = hint(attribute, (name for name in dir(module) if not name.startswith("_")))
+            raise ConfigError(f"{where}: the module '{module_name}' has no '{attribute}'. {near}") from error
     if not callable(found):
         raise ConfigError(f"{where}: '{reference}' is not callable.")
     return found
+
+
+@contextmanager
+def foreign(failed: str, kind: type[BnpruneError] = ConfigError) -> Iterator[None]:
+    """Turn whatever code of the user's own raises into one of our errors, `SystemExit` too; Ctrl-C passes.
+
+    Args:
+        failed: The beginning of the message.
+        kind: The error to raise.
+    """
+    try:
+        yield
+    except (BnpruneError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise kind(f"{failed}: {named(error)}") from error
+
+
+def named(error: BaseException) -> str:
+    """Return somebody else's error as Python would print it, with the gist of its message."""
+    kind = type(error).__name__
+    return f"{kind}: {first_line(error)}" if str(error).strip() else kind
 
 
 def hint(name: str, known: Iterable[str]) -> str:

@@ -25,6 +25,7 @@ from bnprune.cli import (
 )
 from bnprune.cli.failures import refusing_exits, reporting
 from bnprune.cli.processes import leave_together, require_alone
+from bnprune.cli.stdout import json_alone
 from bnprune.cli.terminal import exit_code, open_streams
 from bnprune.cli.voice import VOICE, forward, require_no_empty, say
 from bnprune.errors import ConfigError
@@ -53,8 +54,8 @@ class _Verbs(TyperGroup):
             return super().parse_args(context, forward(args))
 
     def invoke(self, context: Any) -> Any:
-        command = context.meta.get(_COMMAND, ())
-        with reporting(json_wanted="--json" in context.args, command=command), refusing_exits():
+        command, json_wanted = context.meta.get(_COMMAND, ()), "--json" in context.args
+        with reporting(json_wanted=json_wanted, command=command), json_alone(json_wanted), refusing_exits():
             return super().invoke(context)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import typer
 
+from bnprune.cli.stdout import emit
 from bnprune.errors import ConfigError, printable
 
 WORDS = ("--quiet", "-q", "--verbose", "-v", "--debug")
@@ -57,7 +57,7 @@ def require_no_empty(args: Sequence[str]) -> None:
 def answer(document: Mapping[str, Any]) -> None:
     """Print one JSON document on stdout; nothing if there is one already."""
     if not VOICE.answered:
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        emit(json.dumps(document, indent=2) + "\n")
     VOICE.answered = True
 
 

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from bnprune.config import DataConfig
-from bnprune.data.memory import Labelled, in_memory
+from bnprune.data.memory import Labelled, in_memory, require_room
 from bnprune.data.splits import Splits, evenly, stratified
 from bnprune.data.stream import StreamSplit
-from bnprune.errors import DataError
+from bnprune.errors import ConfigError, DataError, first_line
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Plain raster images, whatever a file is called. Pillow reads more: for EPS, it starts Ghostscript on the file."""
+_MOST_PIXELS = 2**26
+"""Of one image, as it is or resized: 8192x8192. A file of a few kilobytes may hold any number of them."""
 _SMALL = 64
 # Mean and standard deviation of ImageNet's pixels, the convention for large colour images.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -27,16 +37,21 @@ def image_folder(config: DataConfig) -> Splits:
     """Load an ImageFolder; images up to 64x64 are kept in memory unless the configuration says otherwise.
 
     Raises:
+        ConfigError: Images of the size that is asked for are too large.
         DataError: A folder is missing or empty, an image cannot be read, or the classes differ between splits.
     """
-    train_folder, test_folder = _folders(config.root)
-    classes = sorted(entry.name for entry in train_folder.iterdir() if entry.is_dir())
-    train, test = _listed(train_folder, classes), _listed(test_folder, classes)
+    folders = _folders(config.root)
+    classes = _classes(*folders)
+    train, test = (_listed(folder, classes) for folder in folders)
+    _require_all(classes, train, folders[0])
     size = config.image_size or min(_size(train[0][0]))
+    if size**2 > _MOST_PIXELS:
+        raise ConfigError(f"data.image_size: at most {math.isqrt(_MOST_PIXELS)} (got {size}).")
     train = _subset(train, config.limit)
     test = _subset(test, config.limit and max(1, config.limit // 5))
     if config.in_memory if config.in_memory is not None else size <= _SMALL:
-        return in_memory(config, _read_all(train, size), _read_all(test, size), flip=True)
+        require_room(len(train) + len(test), size)
+        return in_memory(config, _read_all(train, size), _read_all(test, size), len(classes), flip=True)
     return _streamed(config, train, test, size, len(classes))
 
 
@@ -50,20 +65,58 @@ def _folders(root: Path) -> tuple[Path, Path]:
     return train, test
 
 
+def _classes(train: Path, test: Path) -> list[str]:
+    """Return the one list of classes, by the names of their folders, which every split must have."""
+    found, others = (sorted(entry.name for entry in _entries(folder) if entry.is_dir()) for folder in (train, test))
+    if found != others:
+        odd = sorted(set(found) ^ set(others))
+        raise DataError(f"data.root: '{train}' and '{test}' differ in the classes {', '.join(odd[:5])}.")
+    return found
+
+
 def _listed(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
-    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    if found != list(classes):
-        odd = sorted(set(found) ^ set(classes))
-        raise DataError(f"data.root: '{folder}' and its sister folder differ in the classes {', '.join(odd[:5])}.")
-    images = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in _ENDINGS
-    ]
+    images = [(path, label) for label, name in enumerate(classes) for path in sorted(_files(folder / name))]
     if not images:
         raise DataError(f"data.root: '{folder}' holds no images. Expected {folder.name}/<class>/*.jpg or *.png.")
     return images
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the images in a folder and those below it; links to folders are not followed."""
+    waiting = [folder]
+    while waiting:
+        for entry in _entries(waiting.pop()):
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(Path(entry.path))
+            elif Path(entry.name).suffix.lower() in _ENDINGS:
+                if not _regular(entry):  # to open a FIFO is to wait for ever
+                    raise DataError(f"'{entry.path}' is not a regular file. Remove it.")
+                yield Path(entry.path)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise DataError(f"data.root: '{folder}' cannot be read: {error.strerror}.") from error
+
+
+def _regular(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
+
+
+def _require_all(classes: Sequence[str], images: list[tuple[Path, int]], folder: Path) -> None:
+    """Refuse a class that nothing can be learnt about; without test images, a class is merely not tested."""
+    empty = [classes[label] for label in sorted(set(range(len(classes))) - {label for _, label in images})]
+    if empty:
+        raise DataError(
+            f"data.root: '{folder}' holds no images of {', '.join(empty[:5])}. Add some, or remove the folders of that "
+            f"name from all splits."
+        )
 
 
 def _subset(images: list[tuple[Path, int]], limit: int | None) -> list[tuple[Path, int]]:
@@ -72,9 +125,7 @@ def _subset(images: list[tuple[Path, int]], limit: int | None) -> list[tuple[Pat
 
 
 def _size(path: Path) -> tuple[int, int]:
-    from PIL import Image
-
-    with _opening(path), Image.open(path) as image:
+    with _opened(path) as image:
         return image.size
 
 
@@ -88,44 +139,69 @@ def _pixels(path: Path, size: int) -> torch.Tensor:
     from PIL import Image
     from torchvision.transforms.v2.functional import pil_to_tensor
 
-    with _opening(path), Image.open(path) as image:
-        picture = image.convert("RGB")
+    with _opened(path) as image:
+        picture = _coloured(image)
         if picture.size != (size, size):
             picture = picture.resize((size, size), Image.Resampling.BILINEAR)
         pixels: torch.Tensor = pil_to_tensor(picture)
         return pixels
 
 
-class _opening:  # noqa: N801 - reads as a verb where it is used
-    """Turns what goes wrong while an image is read into a DataError that names it."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image, and turn what goes wrong while it is read into a DataError that names it."""
+    from PIL import Image
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            _require_few(path, image.size, math.prod(image.size), "")
+            yield image
+    except DataError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"'{path}' is too large: {first_line(error)}. Shrink or remove it.") from error
+    except Exception as error:  # a damaged file may raise anything
+        raise DataError(
+            f"'{path}' cannot be read as an image ({', '.join(_FORMATS)}): {first_line(error)}. Remove or repair it."
+        ) from error
 
-    def __enter__(self) -> None:
-        return None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        if isinstance(error, OSError | ValueError | SyntaxError):
-            raise DataError(f"'{self.path}' cannot be read as an image: {error}. Remove or repair it.") from error
+def _require_few(path: Path, size: tuple[int, int], pixels: int, when: str) -> None:
+    if pixels > _MOST_PIXELS:
+        shape = f"{size[0]}x{size[1]}"
+        raise DataError(
+            f"'{path}' is an image of {shape}: {pixels} pixels{when}, more than {_MOST_PIXELS}. "
+            f"Crop, shrink or remove it."
+        )
+
+
+def _coloured(image: Image.Image) -> Image.Image:
+    """Return an image as RGB. Pillow would cut values of 16 bits off at 255."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 class _Files(Dataset[Any]):
     """Images read from disk, one by one."""
 
-    def __init__(self, images: list[tuple[Path, int]], transform: Any) -> None:
+    def __init__(self, images: list[tuple[Path, int]], transform: Any, size: int) -> None:
         self.images = images
         self.transform = transform
+        self.size = size
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        from PIL import Image
-
         path, label = self.images[index]
-        with _opening(path), Image.open(path) as image:
-            picture = image.convert("RGB")
+        with _opened(path) as image:
+            short, long = sorted(image.size)
+            resized = self.size**2 * long // short
+            _require_few(path, image.size, resized, f" once the shorter side is resized to {self.size}")
+            picture = _coloured(image)
         return self.transform(picture), label
 
 
@@ -135,14 +211,15 @@ def _streamed(
     from torchvision.transforms import v2
 
     finish = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(_MEAN, _STD)]
-    plain = v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size), *finish])
+    resized = round(size * 256 / 224)
+    plain = v2.Compose([v2.Resize(resized), v2.CenterCrop(size), *finish])
     random = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *finish]) if config.augment else plain
-    whole = StreamSplit(_Files(train, random), _Files(train, plain), workers=config.workers)
+    whole = StreamSplit(_Files(train, random, resized), _Files(train, plain, resized), workers=config.workers)
     fit, held = stratified(torch.tensor([label for _, label in train]), config.validation)
     return Splits(
         train=whole.subset(fit),
         validation=whole.subset(held),
-        test=StreamSplit(_Files(test, plain), workers=config.workers),
+        test=StreamSplit(_Files(test, plain, resized), workers=config.workers),
         shape=(3, size, size),
         classes=classes,
     )

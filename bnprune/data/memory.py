@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from bnprune.config import DataConfig
 from bnprune.data.splits import Batch, Splits, evenly, mixed, stratified
+from bnprune.errors import ConfigError
 
 _CARRIED = 2**31
 """Bytes of images up to which an epoch's images are carried to an accelerator at once."""
@@ -97,14 +99,37 @@ def statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean.float(), std.clamp_min(1e-3).float()
 
 
+def require_room(count: int, size: int) -> None:
+    """Check that images can be kept in memory, before memory is taken: a system may hand out more than it has.
+
+    Raises:
+        ConfigError: They take more than half of it.
+    """
+    if not hasattr(os, "sysconf"):
+        return
+    needed, there = 3 * count * size**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there / 2:
+        raise ConfigError(
+            f"data.image_size: {count} images of {size}x{size} take up to {needed / 1e9:.3g} GB of memory, and there "
+            f"are {there / 1e9:.3g} GB. Choose smaller or fewer images (data.limit), or data.in_memory=false."
+        )
+
+
 Labelled = tuple[torch.Tensor, torch.Tensor]
 """uint8 images (N, C, H, W) and int64 labels (N,)."""
 
 
-def in_memory(config: DataConfig, train: Labelled, test: Labelled, *, flip: bool) -> Splits:
-    """Limit, resize, split, normalise and augment images kept in memory."""
-    images, labels = _resized(_limited(train, config.limit), config.image_size)
-    test_images, test_labels = _resized(_limited(test, config.limit and max(1, config.limit // 5)), config.image_size)
+def in_memory(config: DataConfig, train: Labelled, test: Labelled, classes: int, *, flip: bool) -> Splits:
+    """Limit, resize, split, normalise and augment images kept in memory.
+
+    Raises:
+        ConfigError: They do not fit into memory.
+    """
+    train, test = _limited(train, config.limit), _limited(test, config.limit and max(1, config.limit // 5))
+    if config.image_size is not None:
+        require_room(len(train[1]) + len(test[1]), config.image_size)
+    images, labels = _resized(train, config.image_size)
+    test_images, test_labels = _resized(test, config.image_size)
     fit, held = stratified(labels, config.validation)
     mean, std = statistics(images[fit])
     change = Augmentation(shift=images.shape[-1] // 8, flip=flip) if config.augment else None
@@ -113,7 +138,7 @@ def in_memory(config: DataConfig, train: Labelled, test: Labelled, *, flip: bool
         validation=MemorySplit(images[held], labels[held], mean, std),
         test=MemorySplit(test_images, test_labels, mean, std),
         shape=(images.shape[1], images.shape[2], images.shape[3]),
-        classes=int(labels.max()) + 1,
+        classes=classes,
     )
 
 
@@ -126,6 +151,6 @@ def _resized(data: Labelled, size: int | None) -> Labelled:
     images, labels = data
     if size is None or images.shape[-2:] == (size, size):
         return data
-    shape = (size, size)
-    chunks = (F.interpolate(chunk.float(), shape, mode="bilinear", antialias=True) for chunk in images.split(1000))
+    shape, together = (size, size), max(1, 2**24 // size**2)
+    chunks = (F.interpolate(chunk.float(), shape, mode="bilinear", antialias=True) for chunk in images.split(together))
     return torch.cat([chunk.round().clamp(0, 255).to(torch.uint8) for chunk in chunks]), labels

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from bnprune.config import DataConfig
 from bnprune.data.folder import image_folder
 from bnprune.data.memory import Labelled, in_memory
+from bnprune.data.own import own_splits
 from bnprune.data.splits import Splits, stratified
-from bnprune.data.stream import own_splits
 from bnprune.errors import ConfigError, DataError, first_line
 from bnprune.factories import hint
 
@@ -33,7 +33,7 @@ def load_data(config: DataConfig) -> Splits:
     if name not in _SETS:
         raise ConfigError(f"data.name: '{name}' is unknown. {hint(name, NAMES)}")
     train, test = _SETS[name](config)
-    return in_memory(config, train, test, flip=name in _FLIPPED)
+    return in_memory(config, train, test, int(train[1].max()) + 1, flip=name in _FLIPPED)
 
 
 def _digits(config: DataConfig) -> tuple[Labelled, Labelled]:
@@ -55,26 +55,40 @@ def _torchvision(name: str) -> Callable[[DataConfig], tuple[Labelled, Labelled]]
         from torchvision import datasets
 
         constructor = getattr(datasets, name)
-        return _read(constructor, config, train=True), _read(constructor, config, train=False)
+        train = _read(constructor, config, train=True)
+        test = _read(constructor, config, train=False)
+        if int(test[1].max()) > int(train[1].max()):
+            raise DataError(f"{_unreadable(config)}: its test images have classes that its training images lack.")
+        return train, test
 
     return load
 
 
 def _read(constructor: Any, config: DataConfig, *, train: bool) -> Labelled:
     which = {"split": "train" if train else "test"} if constructor.__name__ == "SVHN" else {"train": train}
+    fix = "Set data.root to where it is, or data.download=true to fetch it."
     try:
         found = constructor(str(config.root), download=config.download, **which)
-    except (RuntimeError, OSError) as error:
-        fix = "Set data.root to where it is, or data.download=true to fetch it."
-        what = f"data.name: '{config.name}' cannot be read from '{config.root}'"
-        raise DataError(f"{what}: {first_line(error)}. {fix}") from error
-    images = torch.as_tensor(np.asarray(found.data))
+        images = torch.as_tensor(np.asarray(found.data))
+        labels = torch.as_tensor(found.labels if hasattr(found, "labels") else found.targets)
+    except ImportError as error:
+        raise DataError(f"{_unreadable(config)}: {first_line(error)}. Install it.") from error
+    except Exception as error:  # a damaged file may raise anything
+        raise DataError(f"{_unreadable(config)}: {first_line(error)}. {fix}") from error
     if images.dim() == 3:
         images = images.unsqueeze(1)
-    elif images.shape[-1] == 3:
+    elif images.dim() == 4 and images.shape[-1] == 3:
         images = images.permute(0, 3, 1, 2)
-    labels = found.labels if hasattr(found, "labels") else found.targets
-    return images.contiguous(), torch.as_tensor(labels).long()
+    if images.dtype != torch.uint8 or images.dim() != 4 or not images.numel() or labels.shape != images.shape[:1]:
+        shapes = f"{tuple(images.shape)} images of {images.dtype} and {tuple(labels.shape)} labels"
+        raise DataError(f"{_unreadable(config)}: its files are damaged (they hold {shapes}). {fix}")
+    if labels.is_floating_point() or int(labels.min()) < 0:
+        raise DataError(f"{_unreadable(config)}: its files are damaged (labels are not whole numbers from 0 up). {fix}")
+    return images.contiguous(), labels.long()
+
+
+def _unreadable(config: DataConfig) -> str:
+    return f"data.name: '{config.name}' cannot be read from '{config.root}'"
 
 
 _SETS: dict[str, Callable[[DataConfig], tuple[Labelled, Labelled]]] = {

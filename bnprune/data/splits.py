@@ -57,9 +57,8 @@ def stratified(labels: torch.Tensor, share: float, seed: int = 0) -> tuple[torch
     The split depends on `seed` only, not on the run's seed, so that runs can be compared.
     """
     generator = torch.Generator().manual_seed(seed)
-    held = []
-    for label in labels.unique():
-        members = torch.nonzero(labels == label).flatten()
+    held = [torch.empty(0, dtype=torch.int64)]
+    for members in _by_class(labels):
         count = min(max(1, round(share * len(members))), len(members) - 1)
         held.append(members[torch.randperm(len(members), generator=generator)[:count]])
     chosen = torch.zeros(len(labels), dtype=torch.bool)
@@ -72,11 +71,17 @@ def evenly(labels: torch.Tensor, limit: int | None) -> torch.Tensor:
     if limit is None or limit >= len(labels):
         return torch.arange(len(labels))
     rank = torch.empty_like(labels)
-    for label in labels.unique():
-        members = torch.nonzero(labels == label).flatten()
+    for members in _by_class(labels):
         rank[members] = torch.arange(len(members))
     order = torch.argsort(rank * (int(labels.max()) + 1) + labels, stable=True)
     return order[:limit].sort().values
+
+
+def _by_class(labels: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Return the indices of the samples of every class, ascending; by one sort, however many classes there are."""
+    counts: list[int] = labels.unique(return_counts=True)[1].tolist()
+    members: Sequence[torch.Tensor] = torch.argsort(labels, stable=True).split(counts)
+    return members
 
 
 def mixed(*numbers: int) -> int:

@@ -1,23 +1,23 @@
-"""Images that do not fit into memory, and data sets of the user's own: torch datasets behind loader processes."""
+"""Images that do not fit into memory: torch datasets behind loader processes."""
 
 from __future__ import annotations
 
-import copy
 import random
+import signal
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from bnprune.config import DataConfig
-from bnprune.data.splits import Batch, Splits, mixed, stratified
-from bnprune.errors import BnpruneError, ConfigError, DataError
-from bnprune.factories import call_factory
+from bnprune.data.samples import Wanted
+from bnprune.data.splits import Batch, mixed
+from bnprune.errors import BnpruneError, DataError
+from bnprune.factories import foreign, named
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class StreamSplit:
     indices: torch.Tensor | None = None
     """Which samples belong to this split, (N,); default all."""
     workers: int = 0
+    wanted: Wanted = field(default_factory=Wanted)
+    """What every sample must be like; one that is not is an error that names it."""
 
     def __len__(self) -> int:
         return len(self.dataset) if self.indices is None else len(self.indices)  # type: ignore[arg-type]
@@ -43,7 +45,7 @@ class StreamSplit:
         source = self.dataset if seed is not None or self.evaluation is None else self.evaluation
         picked = [(batch if self.indices is None else self.indices[batch]).tolist() for batch in batches]
         loader = DataLoader(
-            _Seeded(source, seed),
+            _Seeded(source, seed, self.wanted),
             batch_sampler=picked,
             num_workers=min(self.workers, len(picked)),
             collate_fn=_collated,
@@ -61,9 +63,19 @@ class _Broken:
     trace: str
 
 
-def _broken(what: str, error: Exception) -> _Broken:
-    message = str(error) if isinstance(error, BnpruneError) else f"data: {what}: {type(error).__name__}: {error}"
+def _broken(what: str, error: BaseException) -> _Broken:
+    message = str(error) if isinstance(error, BnpruneError) else f"data: {what}: {named(error)}"
     return _Broken(message, traceback.format_exc())
+
+
+def read(dataset: Dataset[Any], index: int, wanted: Wanted) -> tuple[torch.Tensor, int] | _Broken:
+    """Return a sample as it must be, or what is wrong with it."""
+    try:
+        return wanted.pair(dataset[index], index)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - it may come from another process; see `_Broken`
+        return _broken(f"sample {index} of {wanted.where} cannot be read", error)
 
 
 def _collated(samples: list[Any]) -> Any:
@@ -76,20 +88,45 @@ def _collated(samples: list[Any]) -> Any:
         return _broken("samples cannot be put into one batch (are all of one shape?)", error)
 
 
+def unbroken(found: Any) -> Any:
+    """Return what was read, or raise the DataError that says what was wrong with it."""
+    if isinstance(found, _Broken):
+        failure = DataError(found.message)
+        failure.add_note(found.trace)  # shown by --debug
+        raise failure
+    return found
+
+
 def _received(loader: DataLoader[Any]) -> Iterator[Any]:
+    batches = None
     try:
-        for batch in loader:
-            if isinstance(batch, _Broken):
-                failure = DataError(batch.message)
-                failure.add_note(batch.trace)  # shown by --debug
-                raise failure
-            yield batch
-    except (RuntimeError, OSError) as error:  # the process itself died: killed, or out of shared memory
-        raise DataError(f"a loader process failed: {str(error).strip().splitlines()[-1]}") from error
+        while True:
+            # The process itself may die (killed, out of shared memory), or the data set may not be sent to it.
+            with foreign("data: a loader process failed", DataError):
+                batches = _started(loader) if batches is None else batches
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield unbroken(batch)
+    finally:
+        del batches  # ends the processes at once; a garbage collector that does it later waits seconds for each
+
+
+def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Start the loader processes without torch's handler of SIGCHLD.
+
+    It raises an error wherever the main thread is when a process dies. Without it, the death is noticed when a batch
+    is asked for.
+    """
+    before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    batches = iter(loader)
+    if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
+        signal.signal(signal.SIGCHLD, before)
+    return batches
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed every generator that transforms draw from (torch's, Python's and numpy's), and restore them."""
     python, array = random.getstate(), np.random.get_state()
     try:
@@ -106,89 +143,11 @@ def _seeded(seed: int) -> Iterator[None]:
 class _Seeded(Dataset[Any]):
     """Seeds the random number generators before every sample, so that no sample depends on the ones before it."""
 
-    def __init__(self, dataset: Dataset[Any], seed: int | None) -> None:
+    def __init__(self, dataset: Dataset[Any], seed: int | None, wanted: Wanted) -> None:
         self.dataset = dataset
         self.seed = seed
+        self.wanted = wanted
 
     def __getitem__(self, index: int) -> Any:
-        with _seeded(mixed(self.seed or 0, index)):
-            try:
-                return self.dataset[index]
-            except Exception as error:  # noqa: BLE001 - see `_Broken`
-                return _broken(f"sample {index} cannot be read", error)
-
-
-def own_splits(config: DataConfig) -> Splits:
-    """Call a factory of the user's own.
-
-    It returns `bnprune.data.Splits`, or map-style datasets of (image tensor, label) pairs: (train, test) or
-    (train, validation, test). Without a validation set, a share of the training set is held out, and seen through the
-    `transform` of the test set where both have one.
-
-    Raises:
-        ConfigError: There is no such factory, it fails, or it returns something else.
-        DataError: A dataset is empty, or its samples are not (image tensor, label) pairs.
-    """
-    assert config.factory is not None
-    made = call_factory(config.factory, config.kwargs, "data.factory")
-    if isinstance(made, Splits):
-        return made
-    if not isinstance(made, tuple | list) or len(made) not in (2, 3):
-        raise ConfigError(
-            f"data.factory: {config.factory} must return bnprune.data.Splits, or two or three datasets "
-            f"(got {type(made).__name__})."
-        )
-    splits = [StreamSplit(dataset, workers=config.workers) for dataset in made]
-    image, labels = _inspected(splits[0], config.factory), _labels(splits[0])
-    notes: tuple[str, ...] = ()
-    if len(splits) == 2:
-        calm = _without_augmentation(*made)
-        notes = () if calm is not None else (_AUGMENTED,)
-        fit, held = stratified(labels, config.validation)
-        splits = [splits[0].subset(fit), replace(splits[0].subset(held), evaluation=calm), splits[1]]
-    shape = (image.shape[0], image.shape[1], image.shape[2])
-    train, validation, test = splits
-    return Splits(train, validation, test, shape=shape, classes=int(labels.max()) + 1, notes=notes)
-
-
-_AUGMENTED = (
-    "validation images are training images as the training set gives them; if it augments them, let data.factory "
-    "return three datasets (train, validation, test), or give both sets a `transform` attribute"
-)
-
-
-def _without_augmentation(train: Dataset[Any], test: Dataset[Any]) -> Dataset[Any] | None:
-    """Return the training set with the transform of the test set; None where it is not known how."""
-    if isinstance(train, TensorDataset):
-        return train  # tensors as they are
-    if isinstance(test, Subset):
-        return _without_augmentation(train, test.dataset)
-    calm = copy.copy(train)
-    if isinstance(calm, Subset):
-        inner = _without_augmentation(calm.dataset, test)
-        calm.dataset = inner  # type: ignore[assignment]
-        return None if inner is None else calm
-    if not (hasattr(train, "transform") and hasattr(test, "transform")):
-        return None
-    for name in ("transform", "transforms"):  # torchvision keeps both
-        if hasattr(train, name) and hasattr(test, name):
-            setattr(calm, name, getattr(test, name))
-    return calm
-
-
-def _inspected(split: StreamSplit, factory: str) -> torch.Tensor:
-    if not len(split):
-        raise DataError(f"data.factory: the training set of {factory} is empty.")
-    sample = split.dataset[0]
-    if not (isinstance(sample, tuple | list) and len(sample) == 2 and isinstance(sample[0], torch.Tensor)):
-        raise DataError(f"data.factory: samples of {factory} must be (image tensor, label) pairs.")
-    if sample[0].dim() != 3:
-        raise DataError(f"data.factory: images of {factory} must have shape (C, H, W), got {tuple(sample[0].shape)}.")
-    return sample[0]
-
-
-def _labels(split: StreamSplit) -> torch.Tensor:
-    known = getattr(split.dataset, "targets", None)
-    if known is not None:
-        return torch.as_tensor(known).long()
-    return torch.tensor([int(split.dataset[index][1]) for index in range(len(split))])
+        with seeded(mixed(self.seed or 0, index)):
+            return read(self.dataset, index, self.wanted)

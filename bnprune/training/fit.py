@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from bnprune.channels.trees import as_inputs
 from bnprune.data.splits import Splits
 from bnprune.errors import ConfigError, DataError, first_line
 from bnprune.training.evaluate import logits_of
+
+_MOST_VALUES = 2**28
+"""Of one image; in float32 that is a gigabyte."""
 
 
 def require_fit(model: nn.Module, splits: Splits, where: str, batch_size: int | None = None) -> None:
@@ -24,12 +28,19 @@ def require_fit(model: nn.Module, splits: Splits, where: str, batch_size: int | 
         batch_size: Of the training; None where the network is evaluated only.
 
     Raises:
-        DataError: A split holds no images.
+        DataError: A split holds no images, or there is one class only.
         ConfigError: The forward pass fails, there is not a score per class, or a batch is too small for BatchNorm.
     """
     for name, split in (("training", splits.train), ("validation", splits.validation), ("test", splits.test)):
         if not len(split):
-            raise DataError(f"data: the {name} split holds no images. Use more (data.limit).")
+            raise DataError(
+                f"data: the {name} split holds no images. Use more (data.limit, and data.validation for the share of "
+                f"each class that is held out)."
+            )
+    if splits.classes < 2:
+        raise DataError("data: all images are of one class: there is nothing to tell apart.")
+    if math.prod(splits.shape) > _MOST_VALUES:
+        raise ConfigError(f"data: images of {_sizes(splits.shape)} are too large. Lower data.image_size.")
     try:
         output = _forward(model, splits.shape, 2, training=False)
     except Exception as error:
