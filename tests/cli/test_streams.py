@@ -81,11 +81,17 @@ def network():
 # -- one document ------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_that_fails_after_the_figures_is_no_second_document(run: Path) -> None:
-    result = bnprune("sweep", run, "--at", "0.5", "--plot", "absent/a.png", "--json")
+def test_a_picture_that_fails_after_the_figures_is_no_second_document(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("bnprune.cli.plot.write_atomically", full, raising=False)
+    result = bnprune("sweep", run, "--at", "0.5", "--plot", "a.png", "--json")
     assert result.exit_code == 5
     assert read_json(result.stdout)["schema"] == "bnprune.sweep/1"
-    assert "--plot: 'absent/a.png' cannot be written" in result.stderr
+    assert "No space left on device" in result.stderr
 
 
 def test_debug_keeps_the_document_and_the_exit_code() -> None:
