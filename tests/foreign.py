@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -89,6 +90,8 @@ class Samples(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         image, label = torch.full((3, 8, 8), index / 80), index % CLASSES
+        if self.case == "ctrl-c":
+            raise KeyboardInterrupt
         return SAMPLES[self.case if index >= self.start else "good"](image, label)
 
 
@@ -101,12 +104,12 @@ class Listed(Samples):
 
 
 class Late(Samples):
-    """Goes wrong from a number of reads on: in the second epoch, for one."""
+    """Goes wrong from a number of reads on, of all processes: in the second epoch, for one."""
 
     def __init__(self, case: str, reads: int) -> None:
         super().__init__(case)
         self.targets = [index % CLASSES for index in range(80)]
-        self.left = reads
+        self.left = torch.tensor(reads).share_memory_()
 
     def __getitem__(self, index: int) -> Any:
         self.left -= 1
@@ -261,3 +264,18 @@ MADE: dict[str, Callable[[], Any]] = {
 
 def made(case: str) -> Any:
     return MADE[case]()
+
+
+class Killed(Samples):
+    """Kills its loader process, while others still have batches to deliver."""
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 79:
+            os._exit(9)
+        return super().__getitem__(index)
+
+
+def killed() -> Any:
+    test = Killed()
+    test.targets = [index % CLASSES for index in range(80)]  # type: ignore[attr-defined]
+    return test, Samples(), Samples()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -101,11 +102,24 @@ def _received(loader: DataLoader[Any]) -> Iterator[Any]:
     while True:
         # The process itself may die (killed, out of shared memory), or the data set may not be sent to it.
         with foreign("data: a loader process failed", DataError):
-            batches = iter(loader) if batches is None else batches
+            batches = _started(loader) if batches is None else batches
             batch = next(batches, None)
         if batch is None:
             return
         yield unbroken(batch)
+
+
+def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Start the loader processes without torch's handler of SIGCHLD.
+
+    It raises an error wherever the main thread is when a process dies. Without it, the death is noticed when a batch
+    is asked for.
+    """
+    before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    batches = iter(loader)
+    if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
+        signal.signal(signal.SIGCHLD, before)
+    return batches
 
 
 @contextmanager

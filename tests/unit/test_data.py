@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 import bnprune
 from bnprune.config import DataConfig
-from bnprune.data import MemorySplit, StreamSplit, load_data
+from bnprune.data import MemorySplit, Splits, StreamSplit, load_data
 from bnprune.data.memory import Augmentation, augment, statistics, uniforms
 from bnprune.data.splits import evenly, mixed, stratified
 
@@ -174,12 +177,104 @@ def test_streamed_batches_depend_on_seed_and_sample_only(tmp_path, workers: int)
             r"3\.png' cannot be read as an image",
         ),
         (lambda root: (root / "train" / "cat" / "3.png").write_bytes(b""), r"3\.png' cannot be read as an image"),
+        (lambda root: cut_short(root / "train" / "cat" / "3.png"), r"3\.png' cannot be read as an image"),
+        (lambda root: (root / "train" / "cat" / "x.png").write_bytes(EPS), r"x\.png' cannot be read as an image"),
+        (lambda root: os.mkfifo(root / "train" / "cat" / "x.png"), r"x\.png' is not a regular file"),
+        (lambda root: (root / "train" / "cat" / "x.png").symlink_to("/dev/zero"), r"x\.png' is not a regular file"),
+        (lambda root: (root / "train" / "cat" / "x.png").symlink_to("x.png"), r"x\.png' is not a regular file"),
+        (lambda root: (root / "train" / "cat" / "x.png").symlink_to("none"), r"x\.png' is not a regular file"),
+        (lambda root: bomb(root / "train" / "cat" / "x.png", 8000), r"x\.png' is an image of 10000x8000: 80000000 pix"),
+        (lambda root: bomb(root / "train" / "cat" / "x.png", 10000), r"x\.png' is too large"),
+        (lambda root: bomb(root / "train" / "cat" / "x.png", 90000), r"x\.png' is too large"),
+        (lambda root: [f.unlink() for f in root.glob("train/dog/*")], "train' holds no images of dog"),
+        (lambda root: [f.unlink() for f in root.glob("*/dog/*")], "train' holds no images of dog"),
     ],
 )
-def test_broken_folders(tmp_path, spoil, message: str) -> None:
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_broken_folders(tmp_path, spoil, message: str, in_memory: bool) -> None:
     spoil(make_folder(tmp_path))
     with pytest.raises(bnprune.DataError, match=message):
+        read_all(load_data(DataConfig(name="imagefolder", root=tmp_path, in_memory=in_memory, workers=0)))
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 12\n%%EndComments\n%%EOF\n"
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def bomb(path: Path, height: int) -> None:
+    """A PNG of a few bytes, 10,000 pixels wide."""
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", 10_000, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    )
+    chunks = (struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in parts)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+def read_all(splits: Splits) -> torch.Tensor:
+    served = [split.serve([torch.arange(len(split))], CPU) for split in (splits.train, splits.validation, splits.test)]
+    return torch.cat([images for batches in served for images, _ in batches])
+
+
+def test_a_file_is_not_handed_to_another_program(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the file was taken for an EPS, which Ghostscript reads")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.EpsImageFile._open", refuse)
+    (make_folder(tmp_path) / "train" / "cat" / "x.png").write_bytes(EPS)
+    with pytest.raises(bnprune.DataError, match=r"\(BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP\)"):
         load_data(DataConfig(name="imagefolder", root=tmp_path))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I;16"])
+def test_images_of_every_mode_are_read_as_colours(tmp_path, mode: str, in_memory: bool) -> None:
+    grey = Image.new("RGB", (12, 12), (128, 128, 128))
+    image = Image.fromarray(np.full((12, 12), 128 << 8, np.uint16)) if mode == "I;16" else grey.convert(mode)
+    for path in make_folder(tmp_path).glob("train/cat/*"):
+        image.save(path, "TIFF" if mode == "CMYK" else "PNG")
+    config = DataConfig(name="imagefolder", root=tmp_path, in_memory=in_memory, workers=0, augment=False)
+    split = load_data(config).train
+    ((images, labels),) = split.serve([torch.arange(len(split))], CPU)
+    assert images.shape[1:] == (3, 12, 12)
+    pixels = images[labels == 0].mean((0, 2, 3))
+    if isinstance(split, MemorySplit) and mode != "1":
+        pixels = (pixels * split.std + split.mean) * 255
+        assert (pixels - 128).abs().max() < 2
+
+
+def test_a_folder_whose_name_ends_like_an_image_is_a_folder(tmp_path) -> None:
+    (make_folder(tmp_path) / "train" / "cat" / "1.png").rename(tmp_path / "moved.png")
+    (tmp_path / "train" / "cat" / "x.png").mkdir()
+    (tmp_path / "moved.png").rename(tmp_path / "train" / "cat" / "x.png" / "1.png")
+    assert len(load_data(DataConfig(name="imagefolder", root=tmp_path, validation=0.3)).train) == 8
+
+
+def test_an_image_that_would_be_resized_to_gigabytes(tmp_path) -> None:
+    Image.new("RGB", (500_000, 1)).save(make_folder(tmp_path) / "train" / "cat" / "x.png")
+    splits = load_data(DataConfig(name="imagefolder", root=tmp_path, in_memory=False, workers=0))
+    with pytest.raises(bnprune.DataError, match="500000x1: 98000000 pixels once the shorter side is resized to 14"):
+        read_all(splits)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("limit", [None, 2])
+def test_classes_are_counted_alike_in_memory_and_streamed(tmp_path, in_memory: bool, limit: int | None) -> None:
+    root = make_folder(tmp_path)
+    for split in ("train", "test"):
+        (root / split / "cat").rename(root / split / "zebra")
+    [path.unlink() for path in root.glob("test/zebra/*")]
+    config = DataConfig(name="imagefolder", root=root, in_memory=in_memory, workers=0, limit=limit)
+    assert load_data(config).classes == 2
+
+
+def test_an_image_size_that_nothing_fits(tmp_path) -> None:
+    with pytest.raises(bnprune.ConfigError, match=r"data\.image_size: at most 8192 \(got 100000\)"):
+        load_data(DataConfig(name="imagefolder", root=make_folder(tmp_path), image_size=100_000))
 
 
 def test_a_broken_image_in_a_stream(tmp_path) -> None:
