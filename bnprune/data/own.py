@@ -205,9 +205,12 @@ class GuardedSplit:
         """Yield batches; see `Split.serve`."""
         failed = f"data: {self.wanted.where} cannot be read"
         served: Iterator[Any] | None = None
-        for indices in batches:
-            with foreign(failed, DataError):
-                served = iter(self.split.serve(batches, device, seed)) if served is None else served
-                batch = next(served, None)
-            images, labels = self.wanted.batch(batch, indices)
-            yield images.to(device), labels.to(device)
+        try:
+            for indices in batches:
+                with foreign(failed, DataError):
+                    served = iter(self.split.serve(batches, device, seed)) if served is None else served
+                    batch = next(served, None)
+                images, labels = self.wanted.batch(batch, indices)
+                yield images.to(device), labels.to(device)
+        finally:
+            del served  # ends loader processes, if it has any

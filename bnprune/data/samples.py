@@ -86,8 +86,7 @@ class Wanted:
         return _MOST_CLASSES if self.classes is None else self.classes
 
     def _image(self, image: torch.Tensor, index: int) -> torch.Tensor:
-        plain = image.layout == torch.strided and image.device.type == "cpu"
-        if not (plain and image.is_floating_point()):
+        if not (image.is_cpu and image.layout == torch.strided and image.is_floating_point()):
             raise DataError(
                 f"data: the image of {self._sample(index)} must be a dense floating-point tensor on the CPU (got "
                 f"{described(image)}). For images of whole numbers: v2.ToDtype(torch.float32, scale=True)."
@@ -97,6 +96,8 @@ class Wanted:
             raise DataError(
                 f"data: the image of {self._sample(index)} must have shape {wanted} (got {tuple(image.shape)})."
             )
+        if type(image) is torch.Tensor and image.dtype == torch.float32 and not image.requires_grad:
+            return image
         return image.detach().as_subclass(torch.Tensor).float()
 
     def _label(self, label: Any, index: int) -> int:
@@ -118,6 +119,8 @@ class Wanted:
 
 def whole(label: Any) -> int | None:
     """Return a label as an int: a whole number of Python, numpy or torch, also in an array of one; otherwise None."""
+    if type(label) is int:
+        return label
     if isinstance(label, np.ndarray | np.generic | torch.Tensor) and label.ndim < 2 and math.prod(label.shape) == 1:
         label = label.item()
     try:
