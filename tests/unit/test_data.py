@@ -262,7 +262,7 @@ def test_an_image_that_would_be_resized_to_gigabytes(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-@pytest.mark.parametrize("limit", [None, 2])
+@pytest.mark.parametrize("limit", [None, 1])
 def test_classes_are_counted_alike_in_memory_and_streamed(tmp_path, in_memory: bool, limit: int | None) -> None:
     root = make_folder(tmp_path)
     for split in ("train", "test"):
