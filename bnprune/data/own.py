@@ -72,13 +72,13 @@ _AUGMENTED = (
 
 
 def _opened(dataset: Any, name: str, config: DataConfig) -> StreamSplit:
-    where = f"the {name} set"
+    where = f"the {name} set of {config.factory}"
     if isinstance(dataset, type | IterableDataset) or not hasattr(dataset, "__getitem__"):
         raise DataError(
-            f"data.factory: {where} of {config.factory} must be a map-style dataset, with __len__ and __getitem__ "
+            f"data.factory: {where} must be a map-style dataset, with __len__ and __getitem__ "
             f"(got {described(dataset)})."
         )
-    indices = torch.arange(_length(dataset, f"{where} of {config.factory}"))
+    indices = torch.arange(_length(dataset, where))
     return StreamSplit(dataset, indices=indices, workers=config.workers, wanted=Wanted(where))
 
 
@@ -168,7 +168,9 @@ def _guarded(made: Splits, factory: str) -> Splits:
         raise DataError(f"{where} must have a tuple of texts as notes (got {described(made.notes)}).")
     sizes = (shape[0], shape[1], shape[2])
     given = zip((made.train, made.validation, made.test), _NAMES, strict=True)
-    train, validation, test = (_guard(split, Wanted(f"the {name} set", sizes, classes), where) for split, name in given)
+    train, validation, test = (
+        _guard(split, Wanted(f"the {name} set of {factory}", sizes, classes)) for split, name in given
+    )
     return Splits(train, validation, test, shape=sizes, classes=classes, notes=tuple(made.notes))
 
 
@@ -176,16 +178,16 @@ def _positive(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
-def _guard(split: Any, wanted: Wanted, where: str) -> Split:
+def _guard(split: Any, wanted: Wanted) -> Split:
     if not callable(getattr(split, "serve", None)):
         raise DataError(
-            f"{where}: {wanted.where} must have a method serve(batches, device, seed) (got {described(split)})."
+            f"data.factory: {wanted.where} must have a method serve(batches, device, seed) (got {described(split)})."
         )
-    count = _length(split, f"{wanted.where} of {where.rpartition(' ')[2]}")
+    count = _length(split, wanted.where)
     if isinstance(split, StreamSplit):  # checks every sample where it is read
         split = replace(split, wanted=wanted)
     if isinstance(split, MemorySplit):
-        with foreign(f"{where}: the labels of {wanted.where} cannot be read", DataError):
+        with foreign(f"data.factory: the labels of {wanted.where} cannot be read", DataError):
             wanted.labels(split.labels)
     return GuardedSplit(split, count, wanted)
 

@@ -85,9 +85,9 @@ def test_targets_that_are_no_labels_are_passed_over(case: str) -> None:
 
 
 def test_targets_are_checked_before_anything_is_trained() -> None:
-    with pytest.raises(bnprune.DataError, match=r"sample 77 of the training set must be .* from 0 up \(got -1\)"):
+    with pytest.raises(bnprune.DataError, match=r"sample 77 of the training set of .* must be .* from 0 up \(got -1\)"):
         load("negative_targets")
-    with pytest.raises(bnprune.DataError, match=r"sample 3 of the test set must be .* from 0 to 3, .* \(got 7\)"):
+    with pytest.raises(bnprune.DataError, match=r"sample 3 of the test set of .* must be .* from 0 to 3, .* \(got 7\)"):
         load("targets_of_test_beyond")
 
 
