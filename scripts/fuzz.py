@@ -58,7 +58,7 @@ def run_all(names: Sequence[str], args: argparse.Namespace, base: Path, folder: 
 
 
 def limits_of(args: argparse.Namespace) -> Limits:
-    return Limits(args.seconds, int(args.memory * 2**30))
+    return Limits(args.seconds * args.patience, int(args.memory * 2**30))
 
 
 def _maker(name: str, seed: int, base: Path) -> Callable[[], Case]:
@@ -272,6 +272,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=10, help="for what only reads; six times as long for trainings"
     )
+    parser.add_argument("--patience", type=float, default=1, metavar="F", help="factor on times, for a busy machine")
     parser.add_argument("--memory", type=float, default=3, metavar="GIB", help="resident, of one process")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the inputs of findings")
     parser.add_argument("--replay", type=Path, metavar="DIR", help="run one of them again")

@@ -24,28 +24,28 @@ State = dict[str, list[int]]
 def of_the_end(code: int, events: Sequence[str], out: bytes, err: bytes, case: Case) -> Iterator[str]:
     """Look at the exit code and at what was printed."""
     last = _last_line(err)
-    if code < 0:
-        yield f"killed: {signal.Signals(-code).name} {last}"
-    elif f"end {code}" not in events:
-        yield f"vanished: exit code {code} without an end {last}"
-    elif REFUSED in last:
-        pass  # the guard has told of it
-    elif b"Traceback (most recent call last)" in err:
-        yield f"traceback: {last}"
-    elif code == 1:
-        yield f"exit 1: {last}"
-    elif code == 4:
-        yield f"exit 4: {last}"
-    elif code not in (0, *REFUSALS):
-        yield f"exit {code}: {last}"
+    if REFUSED not in last:  # the guard has told of it
+        yield from _of_the_code(code, events, b"Traceback (most recent call last)" in err, last)
     if code in REFUSALS and len(out) + len(err) > SHORT:
         yield f"long: {len(out) + len(err)} bytes: {last}"
     text = (out + err).decode("utf-8", "replace")
     found = _CONTROL.search(text)
     if found:
         yield f"control: {text[max(0, found.start() - 40) : found.end() + 20]!r}"
-    if "--json" in case.args and code in (0, *REFUSALS) and "--help" not in case.args and not _is_json(out):
+    wanted = "--json" in case.args and not {"--help", "-h", "--version"} & set(case.args)
+    if wanted and code in (0, *REFUSALS) and not _is_json(out):
         yield f"json: {out[:80]!r} {last}"
+
+
+def _of_the_code(code: int, events: Sequence[str], failed: bool, last: str) -> Iterator[str]:
+    if code < 0:
+        yield f"killed: {signal.Signals(-code).name} {last}"
+    elif f"end {code}" not in events:
+        yield f"vanished: exit code {code} without an end {last}"
+    elif failed:
+        yield f"traceback: {last}"
+    elif code not in (0, *REFUSALS):
+        yield f"exit {code}: {last}"
 
 
 def _last_line(err: bytes) -> str:

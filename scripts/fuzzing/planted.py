@@ -82,7 +82,8 @@ PLANTED: tuple[tuple[str, Callable[[], Any]], ...] = (
 
 def planted(index: int, _: random.Random, base: Path) -> Case:
     take(base, "canary.py", "recipe.yaml")
-    return Case((str(index), "--json") if PLANTED[index][0] == "json" else (str(index),), call="planted")
+    kind = PLANTED[index][0]
+    return Case((str(index), kind, *(("--json",) if kind == "json" else ())), call="planted")
 
 
 def plant(index: str, *_: str) -> None:
