@@ -31,6 +31,8 @@ class Case:
     """Modules in the folder that the user has named."""
     changes: tuple[str, ...] = ()
     """Files of the folder that may be changed."""
+    stdout: str = ""
+    """"full": nothing more can be written to it; "unread": nobody reads it; "closed": there is none."""
 
     @property
     def trains(self) -> bool:

@@ -55,16 +55,15 @@ ON_FILE: dict[str, tuple[int, Callable[[str], tuple[str, ...]]]] = {
 }
 # fmt: on
 DISTILLED = ("finetune.epochs=1", "finetune.distill=true")
-_LOAD = 30
 
 
 def on_file(rng: random.Random, base: Path, source: str, verb: str = "") -> Case:
     """Return a case that reads a checkpoint."""
     take(base, "recipe.yaml", "canary.py")
     shutil.copy(base / "run/checkpoints/finetune.safetensors", "good.safetensors")
-    verb = verb or rng.choices(["load", *ON_FILE], [_LOAD, *(weight for weight, _ in ON_FILE.values())])[0]
-    if verb == "load":
-        return Case((source,), call="load")
+    verb = verb or rng.choices(["load", "load into", *ON_FILE], [24, 6, *(weight for weight, _ in ON_FILE.values())])[0]
+    if verb.startswith("load"):
+        return Case((source,), call=verb)
     if verb == "beside":
         Path(source).rename("train.safetensors")
     return Case((*ON_FILE[verb][1](source), *(["--json"] if rng.random() < 0.3 else [])))

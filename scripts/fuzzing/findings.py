@@ -14,6 +14,8 @@ from fuzzing.guard import REFUSED
 
 REFUSALS = (2, 3, 5)
 """Exit codes. 4, a failed proof, is one to look at."""
+SIGPIPE = 141
+"""What a shell calls the end of a program that nobody listens to."""
 SHORT = 20_000
 """Bytes that a refusal may print."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -25,26 +27,26 @@ def of_the_end(code: int, events: Sequence[str], out: bytes, err: bytes, case: C
     """Look at the exit code and at what was printed."""
     last = _last_line(err)
     if REFUSED not in last:  # the guard has told of it
-        yield from _of_the_code(code, events, b"Traceback (most recent call last)" in err, last)
+        yield from _of_the_code(code, events, b"Traceback (most recent call last)" in err, last, case)
     if code in REFUSALS and len(out) + len(err) > SHORT:
         yield f"long: {len(out) + len(err)} bytes: {last}"
     text = (out + err).decode("utf-8", "replace")
     found = _CONTROL.search(text)
     if found:
         yield f"control: {text[max(0, found.start() - 40) : found.end() + 20]!r}"
-    wanted = "--json" in case.args and not {"--help", "-h", "--version"} & set(case.args)
+    wanted = not case.stdout and "--json" in case.args and not {"--help", "-h", "--version"} & set(case.args)
     if wanted and code in (0, *REFUSALS) and not _is_json(out):
         yield f"json: {out[:80]!r} {last}"
 
 
-def _of_the_code(code: int, events: Sequence[str], failed: bool, last: str) -> Iterator[str]:
+def _of_the_code(code: int, events: Sequence[str], failed: bool, last: str, case: Case) -> Iterator[str]:
     if code < 0:
         yield f"killed: {signal.Signals(-code).name} {last}"
     elif f"end {code}" not in events:
         yield f"vanished: exit code {code} without an end {last}"
     elif failed:
         yield f"traceback: {last}"
-    elif code not in (0, *REFUSALS):
+    elif code not in (0, *REFUSALS, *((SIGPIPE,) if case.stdout else ())):
         yield f"exit {code}: {last}"
 
 

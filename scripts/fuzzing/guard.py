@@ -10,6 +10,7 @@ import faulthandler
 import os
 import resource
 import signal
+import socket
 import sys
 import tempfile
 import traceback
@@ -43,8 +44,6 @@ _NETWORK = frozenset(
         "socket.getaddrinfo",
         "socket.gethostbyname",
         "socket.gethostbyaddr",
-        "socket.sendto",
-        "socket.sendmsg",
         "urllib.Request",
         "http.client.connect",
         "ftplib.connect",
@@ -91,6 +90,8 @@ class Guard:
             "os.fork": self._forks,
             "os.kill": self._kills,
             "os.killpg": self._kills,
+            "socket.sendto": self._sends,
+            "socket.sendmsg": self._sends,
             "socket.connect": self._connects,
             "socket.bind": self._connects,
             "open": self._opens,
@@ -116,6 +117,9 @@ class Guard:
 
     def _network(self, event: str, args: tuple[Any, ...]) -> str:
         return f"network: {event} {args!r}"
+
+    def _sends(self, event: str, args: tuple[Any, ...]) -> str | None:
+        return None if args[0].family == socket.AF_UNIX else f"network: {event} {args!r}"
 
     def _connects(self, event: str, args: tuple[Any, ...]) -> str | None:
         address = args[1]
@@ -202,8 +206,21 @@ def isolate(slot: Path) -> int:
     return os.open(slot / "events", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
-def watch(slot: Path, events: int, allowed: tuple[str, ...]) -> Guard:
+def _redirect(stdout: str) -> None:
+    if stdout == "full":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    elif stdout == "unread":  # a pipe whose reader has gone, such as `head -1`
+        reader, writer = os.pipe()
+        os.dup2(writer, 1)
+        os.close(reader)
+    elif stdout == "closed":
+        os.close(1)
+        sys.stdout = None  # type: ignore[assignment] - as Python starts with such a stream
+
+
+def watch(slot: Path, events: int, allowed: tuple[str, ...], stdout: str = "") -> Guard:
     """Start to refuse: from here on, nothing may be executed, fetched, or written outside the slot."""
+    _redirect(stdout)
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory starts anew
     modules = frozenset(path.stem for path in (slot / "work").glob("*.py")) - set(allowed)
     guard = Guard(events, (slot / "work", slot / "scratch"), modules)
@@ -220,7 +237,7 @@ def leave(guard_of: Callable[[], Guard | None], work: Callable[[], int]) -> NoRe
     except BaseException:  # noqa: BLE001 - every one of them is a finding
         traceback.print_exc()
     finally:
-        for stream in (sys.stdout, sys.stderr):
+        for stream in filter(None, (sys.stdout, sys.stderr)):
             try:
                 stream.flush()
             except (OSError, ValueError):

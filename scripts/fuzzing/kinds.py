@@ -8,6 +8,7 @@ from pathlib import Path
 
 import bnprune
 from fuzzing.cases import (
+    RECIPE,
     Case,
     Kind,
 )
@@ -24,13 +25,18 @@ def load(path: str) -> None:
     bnprune.load(path)
 
 
+def load_into(path: str) -> None:
+    """`bnprune.load` with a network."""
+    bnprune.load(path, model=bnprune.build(bnprune.ModelSpec("mlp", kwargs=RECIPE["model"]["kwargs"])))
+
+
 def plan(path: str, source: str) -> None:
     """Read and apply a plan."""
     found = bnprune.PruningPlan.from_json(Path(path).read_text(encoding="utf-8", errors="replace"))
     bnprune.apply(found, bnprune.load(source))
 
 
-CALLS: dict[str, Callable[..., None]] = {"load": load, "plan": plan, "planted": plant}
+CALLS: dict[str, Callable[..., None]] = {"load": load, "load into": load_into, "plan": plan, "planted": plant}
 KINDS: dict[str, Kind] = {
     "checkpoint": Kind(0.28, KNOWN_CHECKPOINTS, draw_checkpoint, ATTACKS),
     "plan": Kind(0.08, KNOWN_PLANS, draw_plan),

@@ -151,7 +151,7 @@ def _run(make: Callable[[], Case], slot: Path) -> None:
             case = make()
         stored = {"case": asdict(case), "before": findings.state_of(slot / "work")}
         (slot / "case.json").write_text(json.dumps(stored))
-        guard = watch(slot, events, case.imports)
+        guard = watch(slot, events, case.imports, case.stdout)
         return perform(case)
 
     leave(lambda: guard, work)

@@ -8,6 +8,7 @@ import random
 import shutil
 import string
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -286,7 +287,8 @@ def on_line(line: Sequence[str], base: Path) -> Case:
     if line[:1] in (("run",), ("train",)) and "--resume" not in line:
         line = (*line, *BOUNDED)
     overwritten = {word.removesuffix("/") for flag, word in itertools.pairwise(line) if flag == "--out"}
-    free = "--force" in line or "--resume" in line
+    overwritten |= {"run/report.html"} if line[:1] == ("report",) else set()  # made anew from the rest of the run
+    free = "--force" in line or "--resume" in line or line[:1] == ("report",)
     return Case(
         tuple(line), changes=tuple(sorted(overwritten - {"dense.safetensors", "slim.safetensors"})) if free else ()
     )
@@ -294,6 +296,10 @@ def on_line(line: Sequence[str], base: Path) -> Case:
 
 def known_line(line: Sequence[str], _: random.Random, base: Path) -> Case:
     return on_line(tuple(line), base)
+
+
+def known_stdout(line: Sequence[str], stdout: str, _: random.Random, base: Path) -> Case:
+    return replace(on_line(tuple(line), base), stdout=stdout)
 
 
 _INSPECT = ("inspect", "--model", "mlp", "--model-arg", "image_size=16", "--input")
@@ -335,6 +341,8 @@ KNOWN_LINES: list[Builder] = [
     )
 ]
 # fmt: on
+STDOUTS = ("full", "unread", "closed")
+KNOWN_LINES += [partial(known_stdout, line, stdout) for line in LINES[:8] for stdout in STDOUTS]
 
 
 def draw_line(rng: random.Random, base: Path) -> Case:
@@ -352,7 +360,7 @@ def draw_line(rng: random.Random, base: Path) -> Case:
             words[at] = _misspelt(rng, words[at])
         else:
             words.append(rng.choice([word for line in LINES for word in line]))
-    return on_line(tuple(words), base)
+    return replace(on_line(tuple(words), base), stdout=rng.choice(STDOUTS) if rng.random() < 0.05 else "")
 
 
 def _misspelt(rng: random.Random, word: str) -> str:
