@@ -222,13 +222,14 @@ def other_classes(split: str, change: str, rng: random.Random, base: Path) -> Ca
     return on_images(rng, base)
 
 
+_FLAT = holding(png(1, 2**31 - 1, content=False))
 _EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(owned) (w) file closefile\nshowpage\n%%EOF\n"
 # fmt: off
 _PICTURES: tuple[tuple[str | bytes, Callable[[Path], None]], ...] = (
     *(("x.png", make) for make in (holding(_EPS), fifo, zero, loop, Path.mkdir, holding(b""), holding(b"\x89PNG\r\n"))),
     *(
         ("0.jpg", make)
-        for make in (holding(_EPS), fifo, _png(30_000, 30_000), _png(13_000, 13_000), _png(1, 2**31 - 1))
+        for make in (holding(_EPS), fifo, _png(30_000, 30_000), _png(13_000, 13_000), _FLAT)
     ),
     *(("x.png", _png(*size)) for size in ((30_000, 30_000), (0, 0), (1, 65_000), (65_000, 1))),
     ("x.png", holding(png(30_000, 30_000, content=False))), ("x.ppm", holding(b"P6 30000 30000 255\n")),

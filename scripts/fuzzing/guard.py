@@ -215,7 +215,9 @@ def _redirect(stdout: str) -> None:
         os.close(reader)
     elif stdout == "closed":
         os.close(1)
-        sys.stdout = None  # type: ignore[assignment] - as Python starts with such a stream
+    # As Python does when it starts; the streams of the parent remember what they led to.
+    sys.stdout = None if stdout == "closed" else open(1, "w", closefd=False)  # type: ignore[assignment] # noqa: SIM115
+    sys.stderr = open(2, "w", closefd=False, errors="backslashreplace", buffering=1)  # noqa: SIM115
 
 
 def watch(slot: Path, events: int, allowed: tuple[str, ...], stdout: str = "") -> Guard:
