@@ -1,0 +1,1 @@
+"""The cases of `scripts/fuzz.py`, and the process they run in."""
