@@ -133,7 +133,12 @@ def value(field: FieldInfo) -> str:
 def limits(metadata: Any) -> list[str]:
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
     bounds = ((sign, getattr(m, name, None)) for m in metadata for name, sign in signs.items())
-    return [f"{sign} {bound:g}" for sign, bound in bounds if bound is not None]
+    told = [(sign, bound) for sign, bound in bounds if bound is not None and bound < _ABSURD]
+    return ["> 0" if bound == _TINY else f"{sign} {bound:g}" for sign, bound in told]
+
+
+_TINY, _ABSURD = 1e-12, 1000
+"""Bounds that keep figures within what a number can hold; nobody needs to read about them."""
 
 
 WORDS = {
