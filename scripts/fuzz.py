@@ -253,7 +253,9 @@ def main() -> None:
     print(table(verdicts))
     for count, finding, verdict in distinct(verdicts):
         print(f"\n{count} x {finding}\n    {verdict.name}: {told(verdict)}")
-    print(f"\n{len(verdicts)} cases in {seconds:.0f} s, seed {args.seed}.")
+    slowest, largest = max(verdicts, key=lambda v: v.seconds), max(verdicts, key=lambda v: v.memory)
+    print(f"\nslowest: {slowest.name}: {told(slowest)}\nlargest: {largest.name}: {told(largest)}")
+    print(f"{len(verdicts)} cases in {seconds:.0f} s, seed {args.seed}.")
     if args.keep and any(v.findings for v in verdicts):
         print(f"Inputs: {args.keep}. Again: scripts/fuzz.py --replay {args.keep}/NAME --debug")
     if args.json:

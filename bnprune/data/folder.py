@@ -18,7 +18,7 @@ from bnprune.config import DataConfig
 from bnprune.data.memory import Labelled, in_memory, require_room
 from bnprune.data.splits import Splits, evenly, stratified
 from bnprune.data.stream import StreamSplit
-from bnprune.errors import ConfigError, DataError, first_line
+from bnprune.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,8 +45,6 @@ def image_folder(config: DataConfig) -> Splits:
     train, test = (_listed(folder, classes) for folder in folders)
     _require_all(classes, train, folders[0])
     size = config.image_size or min(_size(train[0][0]))
-    if size**2 > _MOST_PIXELS:
-        raise ConfigError(f"data.image_size: at most {math.isqrt(_MOST_PIXELS)} (got {size}).")
     train = _subset(train, config.limit)
     test = _subset(test, config.limit and max(1, config.limit // 5))
     if config.in_memory if config.in_memory is not None else size <= _SMALL:

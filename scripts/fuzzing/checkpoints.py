@@ -127,10 +127,8 @@ _BOMBS: tuple[tuple[Mapping[str, Any], str], ...] = (
     ({"model": {"name": "timm/resnet18", "kwargs": {"layers": [10**6, 1, 1, 1]}}}, "load"),
     ({"model": {"name": "timm/vit_tiny_patch16_224", "kwargs": {"depth": 10**6}}}, "load inspect"),
     ({"model": {"name": "torchvision/densenet121", "kwargs": {"block_config": [10**5] * 4}}}, "load"),
-    (
-        {"model": {"name": "torchvision/mobilenet_v2", "kwargs": {"inverted_residual_setting": [[1, 8, 10**6, 1]]}}},
-        "load",
-    ),
+    ({"model": {"name": "torchvision/mobilenet_v2", "kwargs": {"inverted_residual_setting": [[1, 8, 10**6, 1]]}}},
+     "load"),
     ({"model": {"name": "torchvision/resnet18", "kwargs": {"width_per_group": 10**5, "groups": 10**5}}}, "load"),
     ({"input": [10**9, 1, 1]}, "inspect prune"), ({"input": [1, 30_000, 30_000]}, "inspect prune benchmark"),
     ({"input": [1] * 5000}, "inspect"), ({"input": [10**30]}, "inspect load prune benchmark"),

@@ -97,7 +97,8 @@ _BEFORE = (
         "warnings.warn('x' * 1000)", "raise Exception('x' * 100_000)", "raise Exception('\\x1b[31m\\x07')",
         "raise Exception",
     ),
-    *("if n > 4: raise IndexError", "raise OSError(5, 'x')", "os._exit(1)", "torch.set_default_dtype(torch.float64)"),
+    *("if n > 4: raise IndexError", "raise OSError(5, 'x')", "torch.set_default_dtype(torch.float64)"),
+    "if torch.utils.data.get_worker_info(): os._exit(1)",
     "torch.set_default_device('meta')",
 )
 # fmt: on

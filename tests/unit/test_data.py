@@ -272,11 +272,6 @@ def test_classes_are_counted_alike_in_memory_and_streamed(tmp_path, in_memory: b
     assert load_data(config).classes == 2
 
 
-def test_an_image_size_that_nothing_fits(tmp_path) -> None:
-    with pytest.raises(bnprune.ConfigError, match=r"data\.image_size: at most 8192 \(got 100000\)"):
-        load_data(DataConfig(name="imagefolder", root=make_folder(tmp_path), image_size=100_000))
-
-
 def test_a_broken_image_in_a_stream(tmp_path) -> None:
     make_folder(tmp_path)
     (tmp_path / "train" / "cat" / "3.png").write_bytes(b"no image")
