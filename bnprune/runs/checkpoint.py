@@ -138,7 +138,7 @@ def _header_from(data: Mapping[str, Any], *, trusted: bool) -> Header:
     spec, withheld = spec_from_file(_texts(model, "name", "factory"), trusted=trusted)
     config = None
     if data.get("config") is not None:
-        config, left_out = recipe_from_file(_mapping_from(data, "config"), trusted=trusted)
+        config, left_out = recipe_from_file(_mapping_from(data, "config"), spec, trusted=trusted)
         withheld |= left_out
     withheld |= {key: "" for key in _names(data.get("withheld", [])) if key not in withheld}
     plans = read_plans(data["plans"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class Source:
         if self.header.config is None:
             raise CheckpointError(f"{self.label}: no recipe is stored with this network. Give one: CONFIG.yaml")
         require_recipe(self.label, self.header.withheld, overridden_keys(overrides), sections)
-        data = {"model": self.header.spec.to_dict(), **copy.deepcopy(dict(self.header.config))}
+        data = copy.deepcopy(dict(self.header.config))
         try:
             return amend_data(data, overrides)
         except ConfigError as error:
@@ -134,7 +134,24 @@ def _from_file(
         dense = build(given, where)
     network, header = load_checkpoint(file, dense, trust=trust)
     spec = given if given is not None and stored.own else stored
-    return Source(network, replace(header, spec=spec, input_shape=shape or header.input_shape), str(path))
+    config = _about(header.config, spec)
+    return Source(
+        network, replace(header, spec=spec, config=config, input_shape=shape or header.input_shape), str(path)
+    )
+
+
+def _about(config: Mapping[str, Any] | None, spec: ModelSpec) -> Mapping[str, Any] | None:
+    """Return a stored recipe with the network that is given in place of its own."""
+    if config is None:
+        return None
+    model = config.get("model")
+    stored = model if isinstance(model, Mapping) else {}
+    same = (stored.get("name"), stored.get("factory"), stored.get("kwargs", {})) == (
+        spec.name,
+        spec.factory,
+        spec.kwargs,
+    )
+    return config if same else {**config, "model": spec.to_dict()}
 
 
 def refuse_other_model(overrides: Sequence[str]) -> None:

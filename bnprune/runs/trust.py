@@ -103,22 +103,22 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
 # -- recipes ----------------------------------------------------------------------------------------------------------
 
 
-def recipe_from_file(data: Mapping[str, Any], *, trusted: bool) -> tuple[dict[str, Any], Withheld]:
+def recipe_from_file(data: Mapping[str, Any], spec: ModelSpec, *, trusted: bool) -> tuple[dict[str, Any], Withheld]:
     """Leave out of a recipe what a file may not say.
 
     Args:
         data: The recipe, as plain data that has not been checked yet.
+        spec: What `spec_from_file` returned. It takes the place of the recipe's `model` section.
         trusted: True if the file may name anything.
 
     Returns:
-        The recipe without its `model` section (the header says what the network is) and without keys that are marked
-        `UserOnly`, and what was left out and is needed.
+        The recipe without keys that are marked `UserOnly`, and what was left out and is needed.
     """
     if trusted:
         return dict(data), {}
     withheld: Withheld = {}
     clean = _without_marked(data, PipelineConfig, "", withheld)
-    clean.pop("model", None)
+    clean["model"] = spec.to_dict()
     return clean, {key: shown for key, shown in withheld.items() if not key.startswith("model.")}
 
 
