@@ -134,10 +134,9 @@ def _from_file(
         dense = build(given, where)
     network, header = load_checkpoint(file, dense, trust=trust)
     spec = given if given is not None and stored.own else stored
-    config = _about(header.config, spec)
-    return Source(
-        network, replace(header, spec=spec, config=config, input_shape=shape or header.input_shape), str(path)
-    )
+    shape = shape or header.input_shape
+    header = replace(header, spec=spec, config=_about(header.config, spec), input_shape=shape)
+    return Source(network, header, str(path))
 
 
 def _about(config: Mapping[str, Any] | None, spec: ModelSpec) -> Mapping[str, Any] | None:
@@ -146,11 +145,7 @@ def _about(config: Mapping[str, Any] | None, spec: ModelSpec) -> Mapping[str, An
         return None
     model = config.get("model")
     stored = model if isinstance(model, Mapping) else {}
-    same = (stored.get("name"), stored.get("factory"), stored.get("kwargs", {})) == (
-        spec.name,
-        spec.factory,
-        spec.kwargs,
-    )
+    same = all(stored.get(key) == value for key, value in spec.to_dict().items())
     return config if same else {**config, "model": spec.to_dict()}
 
 
