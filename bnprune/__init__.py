@@ -12,8 +12,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnprune.channels.ids import Refusal
-    from bnprune.channels.rules.registry import rule
+    from bnprune.channels.ops.registry import rule
+    from bnprune.channels.union_find import Refusal
     from bnprune.errors import (
         BnpruneError,
         CheckpointError,
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from bnprune.models.zoo import ModelSpec, build
-    from bnprune.pruning.compensate import Compensation, compensate
-    from bnprune.pruning.inspect import Inspection, inspect
+    from bnprune.pruning.inspection import Inspection, inspect
     from bnprune.pruning.plan import PruningPlan
-    from bnprune.pruning.prune import PruningResult, prune
+    from bnprune.pruning.pruner import PruningResult, prune
     from bnprune.pruning.report import Report
     from bnprune.pruning.surgery import apply
     from bnprune.pruning.verify import Verification
+    from bnprune.recovery.compensate import Compensation, compensate
+    from bnprune.recovery.recalibrate import recalibrate
     from bnprune.runs.checkpoint import load, save
-    from bnprune.training.recalibrate import recalibrate
-    from bnprune.training.sparsity import GammaL1, GammaPolarization, GammaProximal
-    from bnprune.training.structured import GammaGroupLasso, GammaMacWeighted
+    from bnprune.training.penalties.gamma import GammaL1, GammaPolarization, GammaProximal
+    from bnprune.training.penalties.structured import GammaGroupLasso, GammaMacWeighted
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "bnprune.channels.ids": ("Refusal",),
-    "bnprune.channels.rules.registry": ("rule",),
+    "bnprune.channels.union_find": ("Refusal",),
+    "bnprune.channels.ops.registry": ("rule",),
     "bnprune.errors": (
         "BnpruneError",
         "CheckpointError",
@@ -59,17 +59,17 @@ _HOMES = {
         "VerificationError",
     ),
     "bnprune.models.zoo": ("ModelSpec", "build"),
-    "bnprune.pruning.compensate": ("Compensation", "compensate"),
-    "bnprune.pruning.inspect": ("Inspection", "inspect"),
+    "bnprune.recovery.compensate": ("Compensation", "compensate"),
+    "bnprune.pruning.inspection": ("Inspection", "inspect"),
     "bnprune.pruning.plan": ("PruningPlan",),
-    "bnprune.pruning.prune": ("PruningResult", "prune"),
+    "bnprune.pruning.pruner": ("PruningResult", "prune"),
     "bnprune.pruning.report": ("Report",),
     "bnprune.pruning.surgery": ("apply",),
     "bnprune.pruning.verify": ("Verification",),
     "bnprune.runs.checkpoint": ("load", "save"),
-    "bnprune.training.recalibrate": ("recalibrate",),
-    "bnprune.training.sparsity": ("GammaL1", "GammaPolarization", "GammaProximal"),
-    "bnprune.training.structured": ("GammaGroupLasso", "GammaMacWeighted"),
+    "bnprune.recovery.recalibrate": ("recalibrate",),
+    "bnprune.training.penalties.gamma": ("GammaL1", "GammaPolarization", "GammaProximal"),
+    "bnprune.training.penalties.structured": ("GammaGroupLasso", "GammaMacWeighted"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

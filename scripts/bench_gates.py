@@ -23,11 +23,11 @@ from torch import nn
 import bnprune
 from bnprune.pruning.gates import ReadGate, WriteGate
 from bnprune.pruning.latency import latencies
-from bnprune.pruning.prune import survey
+from bnprune.pruning.pruner import score_network
 from bnprune.pruning.request import Request
 
 
-def lively(name: str) -> nn.Module:
+def randomized(name: str) -> nn.Module:
     """Build a network with scale factors drawn uniformly from (0, 1)."""
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None)
@@ -39,7 +39,7 @@ def lively(name: str) -> nn.Module:
 
 def cut(model: nn.Module, x: torch.Tensor, coupling: str, threshold: float) -> bnprune.PruningResult:
     """Remove the channels whose score lies below a threshold."""
-    found = survey(model, x, Request(coupling=coupling))
+    found = score_network(model, x, Request(coupling=coupling))
     prunable = found.graph.free & (found.graph.gamma_count > 0)
     below = prunable & (found.scores < threshold)
     share = found.graph.gamma_count[below].sum() / found.graph.gamma_count[prunable].sum()
@@ -99,7 +99,7 @@ def main() -> None:
     )
     x = torch.rand(options.batch, 3, options.input, options.input)
     for name in options.models:
-        model = lively(name)
+        model = randomized(name)
         gammas = [m.weight.detach().numpy() for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
         for share in options.share:
             threshold = float(np.quantile(np.concatenate(gammas), share))

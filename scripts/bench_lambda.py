@@ -24,19 +24,19 @@ from typing import Any
 import torch
 
 import bnprune
-from bnprune.channels.ids import NO_CHANNEL
-from bnprune.channels.trace import trace
+from bnprune.channels.trace_modes import trace
+from bnprune.channels.union_find import NO_CHANNEL
 from bnprune.cli.display import RichDisplay, show_rows
-from bnprune.config import PipelineConfig, TrainConfig
+from bnprune.config.schema import PipelineConfig, TrainConfig
 from bnprune.data import Splits, load_data
 from bnprune.models.zoo import ModelSpec, set_gamma
-from bnprune.runs.training import Silence
+from bnprune.recovery.recover import recover
+from bnprune.runs.training_stage import Silence
 from bnprune.training.evaluate import evaluate
 from bnprune.training.loop import Task, begin, train
-from bnprune.training.penalty import make_penalty
-from bnprune.training.recover import recover
-from bnprune.training.sparsity import gamma_statistics, scale_factors
-from bnprune.training.structured import gamma_units
+from bnprune.training.penalties.gamma import gamma_statistics, scale_factors
+from bnprune.training.penalties.structured import gamma_units
+from bnprune.training.penalties.table import make_penalty
 
 KWARGS: dict[str, dict[str, Any]] = {"vgg11": {"width": 0.25}, "resnet20": {}, "densenet40": {"growth": 4}}
 CPU = torch.device("cpu")

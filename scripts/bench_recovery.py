@@ -19,13 +19,13 @@ import torch
 
 import bnprune
 from bnprune.cli.display import RichDisplay, show_rows
+from bnprune.config.recipe import load_recipe
 from bnprune.data import load_data
-from bnprune.recipe import load_recipe
+from bnprune.recovery.recover import recover
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.pipeline import execute
-from bnprune.runs.start import choose_device, load_stage
+from bnprune.runs.preflight import choose_device, load_stage
 from bnprune.training.evaluate import evaluate
-from bnprune.training.recover import recover
 
 NAMES = ("plain", "compensated", "recalibrated", "both")
 

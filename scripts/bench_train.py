@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import models, transforms
 
 from bnprune.cli.display import RichDisplay
-from bnprune.config import OptimisationConfig, SparsityConfig, TrainConfig
+from bnprune.config.schema import OptimisationConfig, SparsityConfig, TrainConfig
 from bnprune.data import MemorySplit, Splits
 from bnprune.data.memory import Augmentation
 from bnprune.data.splits import mixed
@@ -38,19 +38,19 @@ from bnprune.models import ModelSpec
 from bnprune.models.zoo import ZOO
 from bnprune.runs.checkpoint import Header
 from bnprune.runs.directory import RunDirectory, processor
-from bnprune.runs.start import choose_device
-from bnprune.runs.tracker import Tracker
+from bnprune.runs.preflight import choose_device
+from bnprune.runs.training_log import TrainingLog
 from bnprune.training.evaluate import Score, evaluate
 from bnprune.training.loop import EpochRecord, Task, begin, epoch_order, train
-from bnprune.training.schedule import learning_rate
-from bnprune.training.sparsity import GammaL1, GammaProximal, scale_factors
+from bnprune.training.lr_schedule import learning_rate
+from bnprune.training.penalties.gamma import GammaL1, GammaProximal, scale_factors
 from bnprune.training.state import State
 
 CIFAR_STEPS = 351
 """45,000 training images in batches of 128."""
 
 
-class Steps(Tracker):
+class Steps(TrainingLog):
     """The log of a run, less the files at the end of an epoch, which are timed apart."""
 
     def on_epoch(self, record: EpochRecord, state: State) -> None:
@@ -60,8 +60,8 @@ class Steps(Tracker):
         pass
 
     def files(self, record: EpochRecord, state: State) -> None:
-        Tracker.on_epoch(self, record, state)
-        Tracker.on_state(self, state.to_dict())
+        TrainingLog.on_epoch(self, record, state)
+        TrainingLog.on_state(self, state.to_dict())
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from rich.text import Text
 from typer.models import ArgumentInfo, OptionInfo
 
 from bnprune.cli import app
-from bnprune.config import PipelineConfig, Section
+from bnprune.config.schema import PipelineConfig, Section
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 

@@ -123,7 +123,7 @@ def norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
-def lively(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give a network random scale factors, shifts and statistics, so that every channel counts."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

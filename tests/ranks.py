@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
-from bnprune.training.world import open_world
+from bnprune.training.distributed.processes import open_processes
 
 _stores: list[TCPStore] = []
 
@@ -52,8 +52,8 @@ def in_processes(function: Callable[..., Any], *args: Any, size: int = 2) -> lis
 def _call(environment: dict[str, str], folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
-    with open_world() as world:
-        Path(folder, str(world.rank)).write_bytes(pickle.dumps(function(world, *args)))
+    with open_processes() as processes:
+        Path(folder, str(processes.rank)).write_bytes(pickle.dumps(function(processes, *args)))
 
 
 def spawn(*args: object, size: int = 2) -> list[subprocess.Popen[str]]:

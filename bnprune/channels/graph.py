@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bnprune.channels.boundaries import Boundary, GateKind
-from bnprune.channels.call import Count, Work
-from bnprune.channels.decisions import Decisions
-from bnprune.channels.facets import Facets
-from bnprune.channels.ids import NO_CHANNEL, Ids, Refusal
+from bnprune.channels.control_flow import Decisions
+from bnprune.channels.gate_sites import GateKind, GateSite
+from bnprune.channels.labels import Labels
+from bnprune.channels.op_context import Count, Work
+from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
 
 
 class Record(NamedTuple):
@@ -26,9 +26,9 @@ class Record(NamedTuple):
     site: str
     numbers: tuple[float, ...]
     """Numeric arguments of an elementwise operator; they must not depend on a width."""
-    inputs: Facets
-    outputs: tuple[tuple[tuple[int, ...], Facets], ...]
-    """Shape and facets of each output tensor."""
+    inputs: Labels
+    outputs: tuple[tuple[tuple[int, ...], Labels], ...]
+    """Shape and labels of each output tensor."""
     listed: bool
     """Whether the operator returns a list or tuple."""
     macs: int
@@ -42,7 +42,7 @@ class Trace:
     decisions: Decisions
     """What its values decided; none on the meta device."""
     work: tuple[Work, ...]
-    boundaries: tuple[Boundary, ...]
+    gate_sites: tuple[GateSite, ...]
     """BatchNorm calls that could have a gate."""
     macs_vary: bool
     """Whether anything was multiplied after values had decided something, so that MACs may depend on data."""

@@ -23,11 +23,11 @@ from bnprune.cli import (
     train,
     validate,
 )
-from bnprune.cli.failures import refusing_exits, reporting
+from bnprune.cli.error_messages import refusing_exits, reporting
 from bnprune.cli.processes import leave_together, require_alone
 from bnprune.cli.stdout import json_alone
 from bnprune.cli.terminal import exit_code, open_streams
-from bnprune.cli.voice import VOICE, forward, require_no_empty, say
+from bnprune.cli.verbosity import VERBOSITY, forward, require_no_empty, say
 from bnprune.errors import ConfigError
 
 _COMMAND = "bnprune.command"
@@ -47,7 +47,7 @@ class _Verbs(TyperGroup):
         if not args and not context.resilient_parsing:  # which completes half a line
             say(self.get_help(context), err=True)
             raise typer.Exit(ConfigError.exit_code)
-        VOICE.answered = False
+        VERBOSITY.answered = False
         context.meta[_COMMAND] = list(args)
         with reporting(json_wanted="--json" in args):
             require_no_empty(args)
@@ -90,7 +90,7 @@ def options(
     require_alone(context.invoked_subcommand or "")
     if quiet and verbose:
         raise ConfigError("--quiet and --verbose: give one.")
-    VOICE.quiet, VOICE.verbose, VOICE.debug = quiet, verbose, debug
+    VERBOSITY.quiet, VERBOSITY.verbose, VERBOSITY.debug = quiet, verbose, debug
 
 
 _TRAINING = (run, train, prune, finetune)

@@ -84,9 +84,9 @@ def benchmark(
     Two networks run in turn, pass by pass, so that what else the machine does slows both down; their ratio is the
     median over such pairs.
     """
-    from bnprune.benchmark.backends import Setting, parse_backends
     from bnprune.cli.benchmarking import Plan, open_subjects, run_benchmark
-    from bnprune.runs.start import choose_device
+    from bnprune.runs.preflight import choose_device
+    from bnprune.timing.backends import Setting, parse_backends
 
     backends = parse_backends(backend or ["eager"])
     subjects = open_subjects(

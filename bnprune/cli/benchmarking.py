@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.benchmark.backends import Backend, Setting, forward_pass
-from bnprune.benchmark.measure import Timing, measure, threads
-from bnprune.benchmark.memory import peak_memory
 from bnprune.cli.display import count, print_json, show_rows, stderr, stdout, tell
+from bnprune.config.bounded_reading import require_batch
 from bnprune.errors import ConfigError
 from bnprune.models.zoo import build
 from bnprune.pruning.cost import Cost, cost
-from bnprune.reading import require_batch
 from bnprune.runs.checkpoint import read_header
 from bnprune.runs.directory import RunDirectory, environment
-from bnprune.runs.source import Source, open_source
+from bnprune.runs.network_source import NetworkSource, open_source
+from bnprune.timing.backends import Backend, Setting, forward_pass
+from bnprune.timing.measure import Timing, measure, threads
+from bnprune.timing.memory import peak_memory
 
-BENCHMARK_SCHEMA = "bnprune.benchmark/1"
+BENCHMARK_SCHEMA = "bnprune.timing/1"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ def open_subjects(
     return subjects
 
 
-def _rebuilt(path: Path, model: str | None, arguments: Sequence[str], shape: str | None, *, trust: bool) -> Source:
+def _rebuilt(
+    path: Path, model: str | None, arguments: Sequence[str], shape: str | None, *, trust: bool
+) -> NetworkSource:
     """Open one of two checkpoints; --model is for those that do not know how they are built."""
     if model is not None and not read_header(_file(path)).spec.own:
         return open_source(path, shape=shape, trust=trust)
@@ -94,12 +96,12 @@ def _file(path: Path) -> Path:
     return RunDirectory(path).network() if path.is_dir() else path
 
 
-def _subject(source: Source, path: Path | None) -> Subject:
+def _subject(source: NetworkSource, path: Path | None) -> Subject:
     size = _file(path).stat().st_size if path is not None else _weight_bytes(source.model)
     return Subject(source.label, source.model, tuple(source.inputs.shape[1:]), size)
 
 
-def _dense(source: Source) -> Subject:
+def _dense(source: NetworkSource) -> Subject:
     spec = source.header.spec
     if not source.header.plans:
         raise ConfigError(f"--dense: {source.label} was not cut from anything.")

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from bnprune.cli.voice import answer, say
+from bnprune.cli.verbosity import answer, say
 
 _CORE = ("bnprune", "torch", "torchvision", "numpy", "pydantic", "PyYAML", "rich", "safetensors", "typer")
 _EXTRAS = {

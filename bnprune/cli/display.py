@@ -14,13 +14,13 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from bnprune.cli.voice import VOICE, answer
+from bnprune.cli.verbosity import VERBOSITY, answer
 from bnprune.errors import printable
-from bnprune.report.numbers import count as count
+from bnprune.reporting.number_format import count as count
 from bnprune.runs.files import plain
 from bnprune.runs.stages import title_of
 from bnprune.training.loop import EpochRecord
-from bnprune.training.sparsity import GammaStatistics
+from bnprune.training.penalties.gamma import GammaStatistics
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -56,7 +56,7 @@ class RichDisplay:
 
     def __init__(self) -> None:
         self.console = stderr()
-        self.quiet, self.verbose = VOICE.quiet, VOICE.verbose
+        self.quiet, self.verbose = VERBOSITY.quiet, VERBOSITY.verbose
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._epochs = 0

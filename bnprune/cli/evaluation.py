@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from bnprune.cli.display import print_json, show_rows
-from bnprune.config import PipelineConfig
+from bnprune.config.recipe import load_recipe
+from bnprune.config.schema import PipelineConfig
 from bnprune.data import Splits, load_data
 from bnprune.errors import ConfigError
-from bnprune.recipe import load_recipe
-from bnprune.runs.source import Source, open_source, refuse_other_model
-from bnprune.runs.start import choose_device
+from bnprune.runs.network_source import NetworkSource, open_source, refuse_other_model
+from bnprune.runs.preflight import choose_device
+from bnprune.training.compatibility import require_fit
 from bnprune.training.evaluate import evaluate
-from bnprune.training.fit import require_fit
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Subject:
 class Opened:
     """A network, and the data to evaluate it on."""
 
-    source: Source
+    source: NetworkSource
     config: PipelineConfig
     splits: Splits
     device: torch.device

@@ -80,7 +80,7 @@ def export(
     What is written loads where bnprune is not installed, and has been compared with the network in PyTorch.
     """
     from bnprune.cli.exporting import Export, run_export
-    from bnprune.runs.source import open_source
+    from bnprune.runs.network_source import open_source
 
     given = tuple(path for path in (source, weights) if path is not None)
     request = Export(format, out, fold_bn=fold_bn, batch=batch, verify=verify, force=force, recipe=config, given=given)

@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 
 from bnprune.cli.display import print_json, show_rows, stdout, tell
+from bnprune.config.bounded_reading import require_batch
+from bnprune.config.recipe import load_recipe
 from bnprune.data import load_data
 from bnprune.errors import BnpruneError, ConfigError, first_line
-from bnprune.export.artifact import SUFFIXES, Artifact, Format, Wish, make_artifact
-from bnprune.export.parity import Parity
-from bnprune.export.stage import describe_artifact, files_of, real_batches, title_of_network, write_artifact
-from bnprune.reading import require_batch
-from bnprune.recipe import load_recipe
+from bnprune.exporters.artifact import SUFFIXES, Artifact, Format, Wish, make_artifact
+from bnprune.exporters.parity import Parity
+from bnprune.exporters.stage import describe_artifact, files_of, real_batches, title_of_network, write_artifact
+from bnprune.runs.network_source import NetworkSource
 from bnprune.runs.outputs import require_output
-from bnprune.runs.source import Source
-from bnprune.training.fit import require_fit
+from bnprune.training.compatibility import require_fit
 
-EXPORT_SCHEMA = "bnprune.export/1"
+EXPORT_SCHEMA = "bnprune.exporters/1"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Export:
         raise ConfigError(f"--format: choose one of {', '.join(SUFFIXES)}.")
 
 
-def run_export(source: Source, request: Export, *, as_json: bool) -> None:
+def run_export(source: NetworkSource, request: Export, *, as_json: bool) -> None:
     """Export a network."""
     wish, path = request.check()
     shape = tuple(source.inputs.shape[1:])
@@ -83,7 +83,7 @@ def run_export(source: Source, request: Export, *, as_json: bool) -> None:
     _show(artifact, wish, path, notes)
 
 
-def _real(source: Source, request: Export) -> tuple[Sequence[torch.Tensor], list[str]]:
+def _real(source: NetworkSource, request: Export) -> tuple[Sequence[torch.Tensor], list[str]]:
     """Return batches of the data set the network comes with, or why there are none."""
     if request.recipe is None and source.header.config is None:
         return (), ["compared on noise alone: no recipe tells the data (--config CONFIG.yaml)"]

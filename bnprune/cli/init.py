@@ -34,7 +34,7 @@ def init(
     force: Force = False,
 ) -> None:
     """Copy a recipe to edit and run."""
-    from bnprune.cli.voice import say
+    from bnprune.cli.verbosity import say
     from bnprune.runs.recipes import copy_recipe, list_recipes
 
     if listed:

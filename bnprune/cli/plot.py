@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bnprune.errors import DataError
+from bnprune.recovery.sweep import Point
 from bnprune.runs.files import write_atomically
-from bnprune.training.sweep import Point
 
 _WIDTH, _HEIGHT = 60, 12
 

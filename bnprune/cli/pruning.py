@@ -12,23 +12,23 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
-from bnprune.channels.ids import Refusal
+from bnprune.channels.union_find import Refusal
 from bnprune.cli.display import bar, count, print_json, show_rows, stderr, stdout, tell
-from bnprune.cli.voice import VOICE
+from bnprune.cli.verbosity import VERBOSITY
+from bnprune.config.bounded_reading import DATA_BYTES, read_text
 from bnprune.errors import CheckpointError, ConfigError, ForwardError
-from bnprune.pruning.budget import solve
-from bnprune.pruning.compensate import Compensation, Outcome, compensate
-from bnprune.pruning.draft import describe_plan, require_cut, survey
-from bnprune.pruning.inspect import Inspection, inspect
+from bnprune.pruning.inspection import Inspection, inspect
+from bnprune.pruning.latency_search import plan_for_target
 from bnprune.pruning.plan import PruningPlan
-from bnprune.pruning.prune import PruningResult, carry_out, replay
+from bnprune.pruning.planner import describe_plan, require_cut, score_network
+from bnprune.pruning.pruner import PruningResult, carry_out, replay
 from bnprune.pruning.report import Report, foresee, make_report
 from bnprune.pruning.request import Request
 from bnprune.pruning.surgery import require_bare, require_plan_fits
-from bnprune.reading import DATA_BYTES, read_text
+from bnprune.recovery.compensate import Compensation, Outcome, compensate
 from bnprune.runs.checkpoint import save_checkpoint
+from bnprune.runs.network_source import NetworkSource, open_source
 from bnprune.runs.outputs import require_output
-from bnprune.runs.source import Source, open_source
 from bnprune.runs.summary import describe_prune
 
 INSPECT_SCHEMA = "bnprune.inspect/1"
@@ -73,13 +73,13 @@ def run_prune(
         result = replay(plan, source.model, source.inputs)
     else:
         require_bare(source.model)
-        drafted = solve(source.model, source.inputs, survey(source.model, source.inputs, request.what))
+        draft = plan_for_target(source.model, source.inputs, score_network(source.model, source.inputs, request.what))
         if request.dry_run:
-            require_cut(drafted)
-            plan = describe_plan(drafted)
-            _show(request, make_report(drafted, plan, None, {}), plan)
+            require_cut(draft)
+            plan = describe_plan(draft)
+            _show(request, make_report(draft, plan, None, {}), plan)
             return
-        result = carry_out(drafted, source.model, source.inputs)
+        result = carry_out(draft, source.model, source.inputs)
     done: tuple[Compensation, ...] = ()
     if request.compensate:
         try:
@@ -103,7 +103,7 @@ def _read_plan(path: Path, model: nn.Module) -> PruningPlan:
     return plan
 
 
-def _save(path: Path, source: Source, result: PruningResult) -> None:
+def _save(path: Path, source: NetworkSource, result: PruningResult) -> None:
     header = source.header
     pruned = replace(
         header,
@@ -142,7 +142,7 @@ def _show(
         tell(console, f"note: {note}")
     if report.max_relative_error is not None:
         console.print(f"proof: slim equals masked, relative error {report.max_relative_error:.1e} in float64")
-    if VOICE.verbose and report.seconds:
+    if VERBOSITY.verbose and report.seconds:
         steps = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items())
         console.print(f"took: {steps}")
     if compensation:
@@ -175,7 +175,7 @@ def _change(before: int, after: int) -> tuple[str | Text, ...]:
 def _show_layers(console: Console, report: Report, *, every: bool) -> None:
     """Print the width of every layer; of deep networks, where nobody asked, only how many there are."""
     layers = [layer for layer in report.layers if layer.kind != "norm"]
-    if len(layers) > _MANY_LAYERS and not every and not VOICE.verbose:
+    if len(layers) > _MANY_LAYERS and not every and not VERBOSITY.verbose:
         console.print(f"{len(layers)} layers (--verbose lists them)\n")
         return
     longest = max((layer.before for layer in layers), default=1)
@@ -195,7 +195,7 @@ def show_refusals(console: Console, refusals: Iterable[Refusal]) -> None:
     for refusal in refusals:
         sites.setdefault((refusal.reason, refusal.fix), []).append(refusal.site)
     for (reason, fix), names in sites.items():
-        few = len(names) if VOICE.verbose else 3
+        few = len(names) if VERBOSITY.verbose else 3
         shown = ", ".join(names[:few]) + (f" and {len(names) - few} more" if len(names) > few else "")
         tell(console, f"kept: {shown}: {reason}" + (f"\n      fix: {fix}" if fix else ""))
 
@@ -243,7 +243,7 @@ def run_inspect(
         tell(console, f"note: {note}")
 
 
-def _document(source: Source, found: Inspection) -> dict[str, Any]:
+def _document(source: NetworkSource, found: Inspection) -> dict[str, Any]:
     return {
         "schema": INSPECT_SCHEMA,
         "model": source.header.spec.to_dict(),

@@ -8,22 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from bnprune.cli.display import print_json
-from bnprune.cli.voice import say
-from bnprune.report.page import render
-from bnprune.report.plots import require_free_plots, require_matplotlib, save_plots
-from bnprune.report.story import Story, read_story
+from bnprune.cli.verbosity import say
+from bnprune.reporting.page import render
+from bnprune.reporting.plots import require_free_plots, require_matplotlib, save_plots
+from bnprune.reporting.run_data import RunData, read_run_data
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.files import require_replaceable, write_text
 from bnprune.runs.outputs import require_output
 
-SCHEMA = "bnprune.report/1"
+SCHEMA = "bnprune.reporting/1"
 
 
 def run_report(paths: Sequence[Path], *, out: Path | None, plots: Path | None, force: bool, as_json: bool) -> None:
     """Write the page about runs, and pictures."""
     if plots is not None:
         require_matplotlib()
-    stories = _distinct([read_story(path) for path in dict.fromkeys(paths)])
+    stories = _distinct([read_run_data(path) for path in dict.fromkeys(paths)])
     own = out is None and len(stories) == 1
     target = RunDirectory(stories[0].path).report_file if own else out or Path("report.html")
     if own:
@@ -35,7 +35,7 @@ def run_report(paths: Sequence[Path], *, out: Path | None, plots: Path | None, f
     write_text(target, render(stories))
     drawn = [] if plots is None else save_plots(stories, plots)
     if as_json:
-        runs = {story.name: RunDirectory(story.path).result().get("stages", {}) for story in stories}
+        runs = {run_data.name: RunDirectory(run_data.path).result().get("stages", {}) for run_data in stories}
         print_json({"schema": SCHEMA, "out": target, "plots": drawn, "runs": runs})
         return
     say(f"Wrote {target}. Open it in a browser.")
@@ -43,17 +43,19 @@ def run_report(paths: Sequence[Path], *, out: Path | None, plots: Path | None, f
         say(f"Wrote {len(drawn)} pictures into {plots}.")
 
 
-def _distinct(stories: list[Story]) -> list[Story]:
+def _distinct(stories: list[RunData]) -> list[RunData]:
     """Call runs by their paths where the names of their folders are not enough."""
-    times = Counter(story.name for story in stories)
-    return [replace(story, name=str(story.path)) if times[story.name] > 1 else story for story in stories]
+    times = Counter(run_data.name for run_data in stories)
+    return [
+        replace(run_data, name=str(run_data.path)) if times[run_data.name] > 1 else run_data for run_data in stories
+    ]
 
 
 def report_of_run(path: Path) -> str:
     """Write the page of a run that has ended; return a line about it. What fails here must not fail the run."""
     try:
         target = RunDirectory(path).report_file
-        write_text(target, render([read_story(path)]))
+        write_text(target, render([read_run_data(path)]))
     except Exception as error:  # noqa: BLE001 - the run has ended well, and its results are saved
         return f"note: no report was written: {error}"
     return f"The report is {target}"

@@ -11,19 +11,19 @@ from typing import Any
 
 from bnprune.cli.display import RichDisplay, print_json, show_result
 from bnprune.cli.reports import report_of_run
-from bnprune.config import PipelineConfig
+from bnprune.config.recipe import load_recipe
+from bnprune.config.schema import PipelineConfig
 from bnprune.errors import ConfigError
-from bnprune.export.stage import export_run, wishes
-from bnprune.recipe import load_recipe
+from bnprune.exporters.stage import export_run, wishes
 from bnprune.runs.directory import RunDirectory
+from bnprune.runs.network_source import open_source, refuse_other_model
 from bnprune.runs.pipeline import execute
+from bnprune.runs.preflight import Network, about, spec_of
 from bnprune.runs.signals import stop_requests
-from bnprune.runs.source import open_source, refuse_other_model
 from bnprune.runs.stages import stages_of
-from bnprune.runs.start import Network, about, spec_of
 from bnprune.runs.teacher import taught_by, teacher_beside
-from bnprune.runs.training import follow
-from bnprune.training.world import World, open_world
+from bnprune.runs.training_stage import follow
+from bnprune.training.distributed.processes import Processes, open_processes
 
 
 def _together(verb: Callable[..., None]) -> Callable[..., None]:
@@ -31,13 +31,13 @@ def _together(verb: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(verb)
     def run(*args: Any, **options: Any) -> None:
-        with open_world() as world:
-            if world.leads:
-                verb(*args, **options, world=world)
-                world.send(None)
+        with open_processes() as processes:
+            if processes.leads:
+                verb(*args, **options, processes=processes)
+                processes.send(None)
                 return
             with stop_requests() as stopping:
-                follow(world, stopping)
+                follow(processes, stopping)
 
     return run
 
@@ -53,7 +53,7 @@ def run_recipe(
     resume: bool,
     force: bool,
     as_json: bool,
-    world: World,
+    processes: Processes,
 ) -> None:
     """Run stages of a recipe; None for every stage it has."""
     config = load_recipe(path, overrides)
@@ -62,7 +62,7 @@ def run_recipe(
         if not stages:
             raise ConfigError(f"{path}: has no stage. Add one of: train, prune, finetune.")
     sources = [path]
-    _run(config, verb, stages, None, sources, out=out, resume=resume, force=force, as_json=as_json, world=world)
+    _run(config, verb, stages, None, sources, out=out, resume=resume, force=force, as_json=as_json, processes=processes)
 
 
 @_together
@@ -78,7 +78,7 @@ def run_finetune(
     resume: bool,
     force: bool,
     as_json: bool,
-    world: World,
+    processes: Processes,
 ) -> None:
     """Fine-tune a checkpoint, with the recipe it carries or one that is given."""
     recipes = [Path(text) for text in rest if "=" not in text]
@@ -93,7 +93,16 @@ def run_finetune(
     config = taught_by(config, teacher or teacher_beside(pruned), asked=teacher is not None)
     network, sources, stages = (source.model, source.header), [pruned, *recipes], ("finetune",)
     _run(
-        config, "finetune", stages, network, sources, out=out, resume=resume, force=force, as_json=as_json, world=world
+        config,
+        "finetune",
+        stages,
+        network,
+        sources,
+        out=out,
+        resume=resume,
+        force=force,
+        as_json=as_json,
+        processes=processes,
     )
 
 
@@ -108,20 +117,20 @@ def _run(
     resume: bool,
     force: bool,
     as_json: bool,
-    world: World,
+    processes: Processes,
 ) -> None:
     if resume and out is None:
         raise ConfigError("--resume: say which run with --out DIR.")
     if verb == "run" and config.export is not None:
         wishes(config.export)  # what is missing is said before anything is spent
     path = out or _default_directory(verb, config)
-    again = world.restarted and RunDirectory(path).is_of_this_launch()
+    again = processes.restarted and RunDirectory(path).is_of_this_launch()
     if resume or again:
         directory = RunDirectory.resume(path, config)
     else:
         directory = RunDirectory.new(path, force=force, sources=[*sources, *_read_by(config)])
     with directory.claimed(), RichDisplay() as display, stop_requests() as stopping:
-        result = execute(config, directory, display, stopping, stages, network, world)
+        result = execute(config, directory, display, stopping, stages, network, processes)
         if verb == "run":
             export_run(config, directory, display.note)
             result = directory.result()

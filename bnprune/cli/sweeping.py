@@ -11,11 +11,11 @@ from typing import Literal
 from bnprune.cli.display import print_json, show_rows, stdout, tell
 from bnprune.cli.evaluation import Subject, open_with_data
 from bnprune.cli.plot import draw, save_plot
-from bnprune.config import PruneConfig
+from bnprune.config.schema import PruneConfig
 from bnprune.errors import ConfigError, PruningError, quoted
+from bnprune.recovery.sweep import Point, recommend, sweep
 from bnprune.runs.outputs import require_output
 from bnprune.runs.passes import request_of
-from bnprune.training.sweep import Point, recommend, sweep
 
 SCHEMA = "bnprune.sweep/1"
 

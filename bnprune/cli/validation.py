@@ -9,17 +9,17 @@ from typing import Any
 import yaml
 
 from bnprune.cli.display import count, print_json
-from bnprune.cli.voice import say
-from bnprune.config import PipelineConfig
+from bnprune.cli.verbosity import say
+from bnprune.config.recipe import as_data, load_recipe
+from bnprune.config.schema import PipelineConfig
 from bnprune.errors import printable
-from bnprune.export.stage import wishes
+from bnprune.exporters.stage import wishes
 from bnprune.pruning.cost import cost
-from bnprune.recipe import as_data, load_recipe
 from bnprune.runs.directory import dump_config
+from bnprune.runs.preflight import Start, prepare
 from bnprune.runs.stages import stages_of
-from bnprune.runs.start import Start, prepare
 from bnprune.training.loop import Task
-from bnprune.training.penalty import advice, make_penalty
+from bnprune.training.penalties.table import advice, make_penalty
 
 
 def run_validate(path: Path, overrides: Sequence[str], *, print_config: bool, as_json: bool) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from bnprune.config import DataConfig
+from bnprune.config.schema import DataConfig
 from bnprune.data.memory import Labelled, in_memory, require_room
 from bnprune.data.splits import Splits, evenly, stratified
 from bnprune.data.stream import StreamSplit

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from bnprune.config import DataConfig
+from bnprune.config.schema import DataConfig
 from bnprune.data.splits import Batch, Splits, evenly, mixed, stratified
 from bnprune.errors import ConfigError
 

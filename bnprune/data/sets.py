@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from bnprune.config import DataConfig
+from bnprune.config.schema import DataConfig
+from bnprune.config.user_code import hint
 from bnprune.data.folder import image_folder
 from bnprune.data.memory import Labelled, in_memory
-from bnprune.data.own import own_splits
 from bnprune.data.splits import Splits, stratified
+from bnprune.data.user_data import own_splits
 from bnprune.errors import ConfigError, DataError, first_line
-from bnprune.factories import hint
 
 
 def load_data(config: DataConfig) -> Splits:

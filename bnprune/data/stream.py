@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from bnprune.config.user_code import foreign, named
 from bnprune.data.samples import Wanted
 from bnprune.data.splits import Batch, mixed
 from bnprune.errors import BnpruneError, DataError
-from bnprune.factories import foreign, named
 
 
 @dataclass(frozen=True)

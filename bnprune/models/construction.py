@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.channels.mode import OperatorMode
-from bnprune.channels.trees import operands
+from bnprune.channels.operator_mode import OperatorMode
+from bnprune.channels.pytrees import operands
 from bnprune.errors import BnpruneError
 
 _OPERATORS_PER_TENSOR = 20

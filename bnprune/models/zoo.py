@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnprune.config.user_code import call_factory, hint
 from bnprune.errors import BnpruneError, ConfigError, first_line, quoted
-from bnprune.factories import call_factory, hint
 from bnprune.models.densenet import DenseNet
 from bnprune.models.mlp import MLP
 from bnprune.models.resnet import PreResNet, ResNet

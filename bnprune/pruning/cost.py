@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.channels.forward import forward, lightly
-from bnprune.channels.macs import macs_of
-from bnprune.channels.mode import OperatorMode, contained
+from bnprune.channels.forward_pass import forward, lightly
 from bnprune.channels.modules import parameter_count
-from bnprune.channels.trees import Inputs, as_inputs
+from bnprune.channels.op_macs import macs_of
+from bnprune.channels.operator_mode import OperatorMode, contained
+from bnprune.channels.pytrees import Inputs, as_inputs
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.channels.boundaries import GateKind
+from bnprune.channels.gate_sites import GateKind
 from bnprune.channels.modules import walk
+from bnprune.config.bounded_reading import items, whole, words
 from bnprune.errors import quoted
-from bnprune.reading import items, whole, words
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from bnprune.channels.trees import Inputs, tensors
+from bnprune.channels.pytrees import Inputs, tensors
 
 
 def latencies(models: Sequence[nn.Module], inputs: Inputs, runs: int = 20, warmup: int = 3) -> list[float]:

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from bnprune.channels.call import Count
 from bnprune.channels.graph import ChannelGraph
-from bnprune.channels.ids import Refusal
+from bnprune.channels.op_context import Count
+from bnprune.channels.union_find import Refusal
+from bnprune.config.bounded_reading import items, parse_json, require_shallow, table, whole, words
 from bnprune.errors import CheckpointError, quoted, shortened
-from bnprune.pruning import folding
-from bnprune.pruning.folding import Fold
+from bnprune.pruning import bias_folding as folding
+from bnprune.pruning.bias_folding import Fold
+from bnprune.pruning.candidates import Mask
 from bnprune.pruning.gates import Gate, from_data, to_data
-from bnprune.pruning.steps import Mask
-from bnprune.reading import items, parse_json, require_shallow, table, whole, words
 
 SCHEMA = "bnprune.plan/1"
 

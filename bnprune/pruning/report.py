@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import nn
 
-from bnprune.channels.ids import Refusal
 from bnprune.channels.modules import parameter_count
-from bnprune.channels.trace import MADE_UP
+from bnprune.channels.trace_modes import MADE_UP
+from bnprune.channels.union_find import Refusal
 from bnprune.errors import CheckpointError, first_line
 from bnprune.pruning.cost import Cost, cost
-from bnprune.pruning.draft import Draft, Target
 from bnprune.pruning.gates import gated_name
 from bnprune.pruning.plan import PruningPlan
+from bnprune.pruning.planner import DraftPlan, Target
 from bnprune.pruning.request import TARGETS, TargetKind
 from bnprune.pruning.surgery import apply, carve, require_bare, require_plan_fits
 from bnprune.pruning.verify import Verification
@@ -55,35 +55,35 @@ class Report:
     refusals: tuple[Refusal, ...]
     notes: tuple[str, ...]
     seconds: dict[str, float]
-    """Wall-clock seconds of "trace", "select" (with rehearsal), "surgery" and "verify"."""
+    """Wall-clock seconds of "trace", "select" (with dry run), "surgery" and "verify"."""
 
 
 def make_report(
-    drafted: Draft,
+    draft: DraftPlan,
     plan: PruningPlan,
     verification: Verification | None,
     seconds: Mapping[str, float],
 ) -> Report:
     """Sum up what a draft does."""
-    graph, removed = drafted.survey.graph, drafted.removed
-    before, after = drafted.channels
+    graph, removed = draft.score_network.graph, draft.removed
+    before, after = draft.channels
     return Report(
-        target=drafted.target,
+        target=draft.target,
         ratio_requested=plan.requested.get("ratio"),
-        ratio_realised=drafted.ratio,
+        ratio_realised=draft.ratio,
         channels_before=before,
         channels_after=after,
-        params_before=drafted.survey.params,
-        params_after=parameter_count(drafted.hollow),
+        params_before=draft.score_network.params,
+        params_after=parameter_count(draft.meta_slim),
         macs_before=graph.traces["eval"].macs,
-        macs_after=drafted.macs,
+        macs_after=draft.macs,
         max_relative_error=None if verification is None else verification.max_relative_error,
         layers=tuple(
             LayerChange(layer.name, layer.kind, len(layer.ids), int((~removed[graph.units(layer.ids)]).sum()))
             for layer in graph.layers
         ),
         refusals=plan.refusals,
-        notes=(*graph.notes, *drafted.notes),
+        notes=(*graph.notes, *draft.notes),
         seconds=dict(seconds),
     )
 
@@ -115,10 +115,10 @@ def foresee(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> Report:
     """
     require_bare(model)
     require_plan_fits(plan, model)
-    hollow = carve(plan, model)
-    before, after = cost(model, example_inputs), _cost_of(hollow, plan, model, example_inputs)
+    meta_slim = carve(plan, model)
+    before, after = cost(model, example_inputs), _cost_of(meta_slim, plan, model, example_inputs)
     channels = plan.realised.get("channels", {"before": before.channels, "after": after.channels})
-    widths, slim_widths = _widths(model), _widths(hollow)
+    widths, slim_widths = _widths(model), _widths(meta_slim)
     gated = {gate.at for gate in plan.gates}
     return Report(
         target=_target(plan),
@@ -141,9 +141,9 @@ def foresee(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> Report:
     )
 
 
-def _cost_of(hollow: nn.Module, plan: PruningPlan, model: nn.Module, example_inputs: Any) -> Cost:
+def _cost_of(meta_slim: nn.Module, plan: PruningPlan, model: nn.Module, example_inputs: Any) -> Cost:
     try:
-        return cost(hollow, example_inputs)
+        return cost(meta_slim, example_inputs)
     except Exception:  # noqa: BLE001 - a network that decides on its values does not run without weights
         slim = apply(plan, model)
     try:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from bnprune.channels.trace import Coupling
+from bnprune.channels.trace_modes import Coupling
 from bnprune.errors import ConfigError, quoted, shortened
-from bnprune.pruning.score import CRITERIA, Reduce
-from bnprune.pruning.steps import Constraints
+from bnprune.pruning.candidates import Constraints
+from bnprune.pruning.scores import CRITERIA, Reduce
 
 TargetKind = Literal["ratio", "macs", "params", "latency_ms"]
 TARGETS: tuple[TargetKind, ...] = get_args(TargetKind)

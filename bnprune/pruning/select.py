@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnprune.channels.graph import ChannelGraph
-from bnprune.channels.ids import NO_CHANNEL, Refusal
+from bnprune.channels.union_find import NO_CHANNEL, Refusal
 from bnprune.errors import PruningError
-from bnprune.pruning.score import Scores
-from bnprune.pruning.steps import Candidates, Constraints, Mask
+from bnprune.pruning.candidates import Candidates, Constraints, Mask
+from bnprune.pruning.scores import Scores
 
 
 def by_ratio(graph: ChannelGraph, chosen: Candidates, ratio: float) -> Mask:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.channels.mode import contained
 from bnprune.channels.modules import walk
-from bnprune.channels.trees import as_inputs, tensors
-from bnprune.channels.twin import like, twin
+from bnprune.channels.operator_mode import contained
+from bnprune.channels.pytrees import as_inputs, tensors
+from bnprune.channels.structural_copy import like, twin
 from bnprune.errors import CheckpointError, ConfigError, PruningError
-from bnprune.pruning.folding import fold, misfits
+from bnprune.pruning.bias_folding import fold, misfits
 from bnprune.pruning.gates import Gate, gated_name, install
 from bnprune.pruning.plan import Cut, PruningPlan, Size, identity
 
@@ -119,13 +119,13 @@ def carve(plan: PruningPlan, model: nn.Module) -> nn.Module:
     """
     keeps = _keeps(plan)
 
-    def hollow(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def meta_slim(name: str, tensor: torch.Tensor) -> torch.Tensor:
         shape = list(tensor.shape)
         for dim, keep in keeps.get(name, ()):
             shape[dim] = keep.numel()
         return torch.empty(shape, dtype=tensor.dtype, device="meta")
 
-    return _copy(plan, model, hollow)
+    return _copy(plan, model, meta_slim)
 
 
 def fill(slim: nn.Module, plan: PruningPlan, model: nn.Module) -> nn.Module:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.channels.decisions import DETOURS, Decisions, Detour
-from bnprune.channels.trees import Inputs
+from bnprune.channels.control_flow import FORCED_BRANCHES, Decisions, ForcedBranch
+from bnprune.channels.pytrees import Inputs
 from bnprune.errors import ForwardError, VerificationError, first_line
-from bnprune.pruning.float64 import Watch, feeds, run
 from bnprune.pruning.gates import gated_name
 from bnprune.pruning.plan import PruningPlan
+from bnprune.pruning.proof_forward import Watch, feeds, run
 from bnprune.pruning.surgery import apply, fill, named_tensors
 
 TOLERANCE = 1e-9
@@ -184,7 +184,7 @@ def references(masked: nn.Module, inputs: Inputs, seed: int = 0, *, lively: bool
             fix = "End torch.set_default_device('meta'), or give the tensors that forward() makes a device."
         raise ForwardError(f"the cut cannot be proven: {reason}, on noise and on the inputs given. {fix}")
     yield straight
-    for number in DETOURS.values() if straight.decisions.asked else ():
+    for number in FORCED_BRANCHES.values() if straight.decisions.asked else ():
         with suppress(Exception):  # say an assertion about the data: not a way the network goes
             yield _reference(masked, fed, seed, number, lively=lively)
 
@@ -198,8 +198,8 @@ def _reference(masked: nn.Module, fed: Inputs, seed: int, turn: float | None, *,
 def _turned(watch: Watch, number: float | None) -> Watch:
     if number is None:
         return watch
-    detour = Detour(number)
-    return lambda func, args, kwargs, output: detour.turn(watch(func, args, kwargs, output))
+    forced = ForcedBranch(number)
+    return lambda func, args, kwargs, output: forced.turn(watch(func, args, kwargs, output))
 
 
 def _says_nothing(reference: Reference) -> str:

@@ -21,13 +21,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from bnprune.config.bounded_reading import parse_json, require_shape, table
 from bnprune.errors import BnpruneError, CheckpointError, ConfigError, PruningError, UntrustedError, shortened
 from bnprune.models.construction import TooLarge, construct, construct_on_meta
 from bnprune.models.zoo import ModelSpec, build
 from bnprune.pruning.plan import PruningPlan, read_plans
-from bnprune.pruning.prune import PruningResult
+from bnprune.pruning.pruner import PruningResult
 from bnprune.pruning.surgery import apply, plans_of
-from bnprune.reading import parse_json, require_shape, table
 from bnprune.runs.files import plain, write_atomically
 from bnprune.runs.trust import Withheld, is_trusted, recipe_from_file, require_arguments, spec_from_file
 from bnprune.runs.weights import fit_state, opened, read_tensors, require_shapes, stored_shapes

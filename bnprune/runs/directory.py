@@ -30,11 +30,10 @@ from typing import Any
 import torch
 import yaml
 
-from bnprune.config import PipelineConfig
+from bnprune.config.bounded_reading import DATA_BYTES, RECIPE_BYTES, parse_json, read_text
+from bnprune.config.recipe import as_data
+from bnprune.config.schema import PipelineConfig
 from bnprune.errors import CheckpointError, ConfigError, DataError
-from bnprune.launcher import launch
-from bnprune.reading import DATA_BYTES, RECIPE_BYTES, parse_json, read_text
-from bnprune.recipe import as_data
 from bnprune.runs.files import (
     append_text,
     make_folder,
@@ -50,8 +49,9 @@ from bnprune.runs.files import (
 from bnprune.runs.lock import lock, unlock
 from bnprune.runs.outputs import RUN_FILES, is_run, is_same
 from bnprune.runs.revision import revision
-from bnprune.runs.saved import read_result, read_state, save_state
+from bnprune.runs.saved_state import read_result, read_state, save_state
 from bnprune.runs.stages import is_stage, order_of
+from bnprune.training.distributed.torchrun_env import launch
 
 _PACKAGES = ("bnprune", "torch", "torchvision", "numpy", "safetensors", "pydantic", "timm", "onnx", "onnxruntime")
 
@@ -123,7 +123,7 @@ class RunDirectory:
             return (self.path / name,)
         return (found for found in self.path.glob(name) if found.is_symlink() or not found.is_dir())
 
-    def board(self, stage: str) -> Path:
+    def tensorboard_log(self, stage: str) -> Path:
         """Return the folder of a stage's curves for TensorBoard."""
         return self.path / "tensorboard" / stage
 

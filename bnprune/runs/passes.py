@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from bnprune.config import PruneConfig
+from bnprune.config.schema import PruneConfig
 from bnprune.errors import PruningError
 from bnprune.pruning.request import Request
 

@@ -10,39 +10,39 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.channels.trees import as_inputs
-from bnprune.config import OptimisationConfig, PipelineConfig, PruneConfig, TrainConfig
+from bnprune.channels.pytrees import as_inputs
+from bnprune.config.recipe import as_data
+from bnprune.config.schema import OptimisationConfig, PipelineConfig, PruneConfig, TrainConfig
 from bnprune.data import Splits
 from bnprune.errors import PruningError
-from bnprune.pruning.budget import solve
 from bnprune.pruning.cost import cost
-from bnprune.pruning.draft import survey
 from bnprune.pruning.latency import latencies
-from bnprune.pruning.prune import PruningResult, carry_out
+from bnprune.pruning.latency_search import plan_for_target
+from bnprune.pruning.planner import score_network
+from bnprune.pruning.pruner import PruningResult, carry_out
 from bnprune.pruning.request import Request
-from bnprune.recipe import as_data
-from bnprune.runs.board import open_board
+from bnprune.recovery.recover import recover
+from bnprune.recovery.sweep import recommend, sweep
 from bnprune.runs.checkpoint import Header, load_weights, save_checkpoint
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.files import write_text
-from bnprune.runs.gammas import save_gammas
+from bnprune.runs.from_scratch import scratch_network, scratch_training
 from bnprune.runs.passes import request_of
-from bnprune.runs.scratch import scratch_network, scratch_training
+from bnprune.runs.preflight import Network, initial, load_stage, prepare
+from bnprune.runs.requirements import require_tools
+from bnprune.runs.scale_factors import save_gammas
 from bnprune.runs.stages import CONTROLS, kind_of, order_of, pass_of
-from bnprune.runs.start import Network, initial, load_stage, prepare
 from bnprune.runs.summary import describe, describe_recovery, describe_request
 from bnprune.runs.teacher import find_teacher, require_teacher
-from bnprune.runs.tools import require_tools
-from bnprune.runs.tracker import Display, Tracker
-from bnprune.runs.training import Lesson, hand_out, set_up, settings_of
-from bnprune.training.alarms import collapse, small_batches
+from bnprune.runs.tensorboard_log import open_tensorboard_log
+from bnprune.runs.training_log import Display, TrainingLog
+from bnprune.runs.training_stage import StageTask, hand_out, set_up, settings_of
+from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
 from bnprune.training.evaluate import evaluate
 from bnprune.training.loop import train
-from bnprune.training.penalty import advice, shortfall
-from bnprune.training.recover import recover
+from bnprune.training.penalties.table import advice, shortfall
 from bnprune.training.state import require_processes
-from bnprune.training.sweep import recommend, sweep
-from bnprune.training.world import ALONE, World
+from bnprune.training.warnings import collapse, small_batches
 
 RESULT_SCHEMA = "bnprune.run/1"
 
@@ -57,7 +57,7 @@ class Run:
     stopping: Callable[[], bool]
     device: torch.device
     splits: Splits
-    world: World
+    processes: Processes
 
 
 def execute(
@@ -67,7 +67,7 @@ def execute(
     stopping: Callable[[], bool],
     stages: Sequence[str],
     network: Network | None = None,
-    world: World = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Run stages one after the other, skipping those that are finished, and return the result.
 
@@ -79,13 +79,13 @@ def execute(
         stopping: Whether the user has asked to stop.
         stages: Names of stages, in order.
         network: What the first stage starts from; default: built from the recipe.
-        world: The processes that train together; the others are in `follow`.
+        processes: The processes that train together; the others are in `follow`.
 
     Raises:
         BnpruneError: Whatever goes wrong; finished stages and checkpoints stay.
     """
     with directory.claimed():
-        return _execute(config, directory, display, stopping, stages, network, world)
+        return _execute(config, directory, display, stopping, stages, network, processes)
 
 
 def _execute(
@@ -95,7 +95,7 @@ def _execute(
     stopping: Callable[[], bool],
     stages: Sequence[str],
     network: Network | None,
-    world: World,
+    processes: Processes,
 ) -> dict[str, Any]:
     result = directory.result() or {"schema": RESULT_SCHEMA, "seed": config.seed, "stages": {}}
     todo = [stage for stage in stages if stage not in result["stages"]]
@@ -105,7 +105,7 @@ def _execute(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     before = _left_behind(config, directory, result, todo[0]) if todo else None
-    start = prepare(config, todo, before or network, world)
+    start = prepare(config, todo, before or network, processes)
     require_teacher(config, stages, start.splits)
     require_tools(config, todo, start.device)
     for note in start.splits.notes:
@@ -113,7 +113,7 @@ def _execute(
     directory.begin(config)
     if not result["stages"] and not directory.gamma_file.exists():
         save_gammas(directory.gamma_file, start.network[0])
-    run = Run(config, directory, display, stopping, start.device, start.splits, world)
+    run = Run(config, directory, display, stopping, start.device, start.splits, processes)
     for stage in todo:
         started = time.perf_counter()
         first = start.network if stage == todo[0] else None
@@ -151,33 +151,35 @@ def _training(
     teacher = find_teacher(run.config, run.directory) if kind_of(stage) == "finetune" else None
     saved = run.directory.load_state(stage)
     with run.directory.naming_state():
-        require_processes(saved, run.world)
-    lesson = Lesson(run.config, stage, settings or settings_of(run.config, stage), saved)
-    hand_out(run.world, lesson, (model, header), teacher)
+        require_processes(saved, run.processes)
+    stage_task = StageTask(run.config, stage, settings or settings_of(run.config, stage), saved)
+    hand_out(run.processes, stage_task, (model, header), teacher)
     with run.directory.naming_state():
-        training = set_up(lesson, model, teacher and teacher[0], run.splits, run.device, run.world)
+        training = set_up(stage_task, model, teacher and teacher[0], run.splits, run.device, run.processes)
     run.directory.rewind(saved)
     config, budget = training.task.config, training.budget
     sparsity = config.sparsity if isinstance(config, TrainConfig) else None
-    tracker = Tracker(
+    training_log = TrainingLog(
         run.directory, run.display, stage, config, _header(run, header, stage), sparsity, run.splits.classes
     )
     if saved is not None:
-        tracker.seconds = saved["seconds"]
+        training_log.seconds = saved["seconds"]
     run.display.begin(stage, config.epochs, str(budget) if budget else "")
     if budget and sparsity and budget.strength and not budget.enough:
         run.display.note(f"warning: {budget}. {advice(budget, config, sparsity)}")
     together = min(run.config.data.batch_size, len(run.splits.train))
-    if problem := small_batches(together if config.sync_bn else together // run.world.size):
+    if problem := small_batches(together if config.sync_bn else together // run.processes.size):
         run.display.note(f"warning: {problem}")
-    with open_board(run.config, run.directory, stage, training.state.progress.epoch) as tracker.board:
-        train(training.state, training.task, training.penalty, tracker, run.stopping)
+    with open_tensorboard_log(
+        run.config, run.directory, stage, training.state.progress.epoch
+    ) as training_log.tensorboard_log:
+        train(training.state, training.task, training.penalty, training_log, run.stopping)
     # Scale factors are sparsest at the end; elsewhere the epoch that did best on validation counts.
     choice = "last" if stage == "train" else "best"
     load_weights(run.directory.checkpoint(choice), model)
-    extra: dict[str, Any] = {"epochs": config.epochs, "chosen": choice, "seconds": tracker.seconds}
+    extra: dict[str, Any] = {"epochs": config.epochs, "chosen": choice, "seconds": training_log.seconds}
     if budget is not None:
-        gamma = tracker.gamma_figures(model)
+        gamma = training_log.gamma_figures(model)
         strength = {"lambda": budget.strength, "travel": budget.travel}
         steered = {"lambda": "auto", "target": budget.target}
         extra["sparsity"] = {**(strength if budget.target is None else steered), **gamma}
@@ -234,7 +236,7 @@ def _cut(run: Run, model: nn.Module, request: Request) -> PruningResult:
     """Cut and prove, on the CPU; where time is asked for, on the device it is to be measured on."""
     device = run.device if request.latency_ms is not None else torch.device("cpu")
     example = run.splits.example.to(device)
-    return carry_out(solve(model.to(device), example, survey(model, example, request)), model, example)
+    return carry_out(plan_for_target(model.to(device), example, score_network(model, example, request)), model, example)
 
 
 _KINDS: dict[str, Callable[[Run, nn.Module, Header, str], dict[str, Any]]] = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bnprune.config.user_code import hint
 from bnprune.errors import ConfigError
-from bnprune.factories import hint
 from bnprune.runs.files import write_text
 from bnprune.runs.outputs import require_output
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from bnprune.config import PipelineConfig
+from bnprune.config.schema import PipelineConfig
 
 KINDS = ("baseline", "train", "prune", "finetune", "scratch")
 """What a stage does, in the order of a single pass."""

@@ -8,7 +8,7 @@ from typing import Any
 from bnprune.pruning.report import Report
 from bnprune.pruning.request import Request
 from bnprune.pruning.verify import TOLERANCE
-from bnprune.training.recover import Recovery
+from bnprune.recovery.recover import Recovery
 
 PRUNE_SCHEMA = "bnprune.prune/1"
 

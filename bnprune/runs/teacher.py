@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bnprune.config import DistillConfig, FinetuneConfig, PipelineConfig
+from bnprune.config.schema import DistillConfig, FinetuneConfig, PipelineConfig
 from bnprune.data import Splits
 from bnprune.errors import CheckpointError, ConfigError
 from bnprune.runs.directory import RunDirectory
+from bnprune.runs.preflight import Network, initial, load_stage
 from bnprune.runs.stages import kind_of
-from bnprune.runs.start import Network, initial, load_stage
-from bnprune.training.fit import require_fit
+from bnprune.training.compatibility import require_fit
 
 
 def require_teacher(config: PipelineConfig, stages: Sequence[str], splits: Splits) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bnprune.config import PipelineConfig, UserOnly
+from bnprune.config.schema import PipelineConfig, UserOnly
 from bnprune.errors import UntrustedError, quoted, shortened
 from bnprune.models.zoo import ModelSpec
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from bnprune.training.sparsity import scale_factors
+from bnprune.training.penalties.gamma import scale_factors
 
 _Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 

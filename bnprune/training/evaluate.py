@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bnprune.data.splits import Split
-from bnprune.training.world import ALONE, World
+from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Score:
 
 
 def evaluate(
-    model: nn.Module, split: Split, device: torch.device, batch_size: int = 256, world: World = ALONE
+    model: nn.Module, split: Split, device: torch.device, batch_size: int = 256, processes: Processes = SINGLE_PROCESS
 ) -> Score:
     """Evaluate in eval mode, every image once; the modes of its modules are restored.
 
@@ -37,7 +37,7 @@ def evaluate(
     correct = torch.zeros((), dtype=torch.int64, device=device)
     try:
         with torch.no_grad():
-            own = torch.arange(len(split))[world.rank :: world.size]
+            own = torch.arange(len(split))[processes.rank :: processes.size]
             for images, labels in split.serve(own.split(batch_size) if len(own) else (), device):
                 logits = logits_of(model(images)).float()
                 total += F.cross_entropy(logits, labels, reduction="sum")
@@ -45,7 +45,7 @@ def evaluate(
     finally:
         for module, mode in modes.items():  # some may be frozen in eval mode
             module.training = mode
-    world.add(total, correct)
+    processes.add(total, correct)
     count = len(split)
     return Score(float(total) / count, int(correct) / count, count)
 

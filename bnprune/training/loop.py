@@ -19,20 +19,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bnprune.config import OptimisationConfig
+from bnprune.config.schema import OptimisationConfig
 from bnprune.data.splits import Split, Splits, mixed
 from bnprune.errors import DataError, Interrupted, TrainingError
+from bnprune.recovery.recalibrate import recalibrate
 from bnprune.training.distill import Teacher
+from bnprune.training.distributed.ddp import accumulating, average_statistics, wrap
+from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
+from bnprune.training.distributed.sync_bn import SyncedBatchNorm
 from bnprune.training.ema import Average
 from bnprune.training.evaluate import Score, evaluate, logits_of
-from bnprune.training.mix import make_mix
-from bnprune.training.parallel import accumulating, average_statistics, wrap
-from bnprune.training.recalibrate import recalibrate
-from bnprune.training.schedule import learning_rate
-from bnprune.training.sparsity import Penalty
+from bnprune.training.lr_schedule import learning_rate
+from bnprune.training.mixup import make_mix
+from bnprune.training.penalties.gamma import Penalty
 from bnprune.training.state import Progress, State
-from bnprune.training.syncbn import SyncedBatchNorm
-from bnprune.training.world import ALONE, World
 
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -84,7 +84,7 @@ class Task:
     device: torch.device
     seed: int
     """Of this stage; stages of one run use different ones."""
-    world: World = ALONE
+    processes: Processes = SINGLE_PROCESS
     teacher: Teacher | None = None
 
     @property
@@ -148,7 +148,7 @@ def train(state: State, task: Task, penalty: Penalty | None, log: Log, stopping:
         progress = state.progress
         state.model.train()
         for images, labels in _batches(task, progress):
-            _seed(task, mixed(task.seed, progress.epoch, progress.step, *task.world.tag))
+            _seed(task, mixed(task.seed, progress.epoch, progress.step, *task.processes.tag))
             lr = _set_rate(state, task)
             completes = _completes_update(task, progress.step)
             images, targets = mix(images, labels)
@@ -192,9 +192,9 @@ def _look_up(state: State, task: Task, log: Log, stopping: Callable[[], bool]) -
     progress, steps = state.progress, task.steps_per_epoch
     # Reading the loss makes the host wait for an accelerator, and asking the others takes time: not in every step.
     regular = task.device.type == "cpu" or progress.step // task.config.accumulate % 20 == 0 or progress.step == steps
-    if not (regular or (task.world.size == 1 and stopping())):
+    if not (regular or (task.processes.size == 1 and stopping())):
         return
-    broken, stop, save = task.world.any(not math.isfinite(progress.loss), stopping(), log.wants_state())
+    broken, stop, save = task.processes.any(not math.isfinite(progress.loss), stopping(), log.wants_state())
     where = f"epoch {progress.epoch + 1}, step {progress.step} of {steps}"
     if broken:  # what would be saved now would replace the last good state
         raise _diverged(progress, f"the loss is not finite in {where}")
@@ -202,7 +202,7 @@ def _look_up(state: State, task: Task, log: Log, stopping: Callable[[], bool]) -
     if stop or save:
         if not all(parameter.isfinite().all() for parameter in state.model.parameters()):
             raise _diverged(progress, f"a weight is not finite after {where}")
-        log.on_state(state.to_dict(task.world))
+        log.on_state(state.to_dict(task.processes))
     if stop:
         raise Interrupted(f"stopped in {where}. Go on with --resume.")
 
@@ -223,7 +223,7 @@ def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> list[torc
 def _batches(task: Task, progress: Progress, most: int | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     split: Split = task.splits.train
     order = epoch_order(len(split), task.batch_size, task.seed, progress.epoch)[progress.step :][:most]
-    order = [batch.tensor_split(task.world.size)[task.world.rank] for batch in order]
+    order = [batch.tensor_split(task.processes.size)[task.processes.rank] for batch in order]
     served = split.serve(order, task.device, seed=mixed(task.seed, progress.epoch))
     if not task.config.channels_last:
         return served
@@ -267,12 +267,12 @@ def _completes_update(task: Task, step: int) -> bool:
 
 
 def _parallel(state: State, task: Task) -> nn.Module:
-    return wrap(state.model, task.world, torch.zeros(2, *task.splits.shape, device=task.device))
+    return wrap(state.model, task.processes, torch.zeros(2, *task.splits.shape, device=task.device))
 
 
 def _synced(task: Task) -> contextlib.AbstractContextManager[Any]:
-    shared = task.config.sync_bn and task.world.size > 1
-    return SyncedBatchNorm(task.world) if shared else contextlib.nullcontext()
+    shared = task.config.sync_bn and task.processes.size > 1
+    return SyncedBatchNorm(task.processes) if shared else contextlib.nullcontext()
 
 
 def _precision(task: Task) -> contextlib.AbstractContextManager[Any]:
@@ -284,14 +284,14 @@ def _finish_epoch(state: State, task: Task, log: Log) -> None:
     progress = state.progress
     if not progress.seen:
         raise DataError("the training split holds no images.")
-    fitted = _fitted(progress, task.world)
-    average_statistics(state.model, task.world)
+    fitted = _fitted(progress, task.processes)
+    average_statistics(state.model, task.processes)
     if state.average is not None:
         with _synced(task), _precision(task):
             again = _batches(task, Progress(progress.epoch), _RECALIBRATED)
             recalibrate(state.network, (images for images, _ in again))
-        average_statistics(state.network, task.world)
-    held = evaluate(state.network, task.splits.validation, task.device, max(task.batch_size, 256), task.world)
+        average_statistics(state.network, task.processes)
+    held = evaluate(state.network, task.splits.validation, task.device, max(task.batch_size, 256), task.processes)
     if not math.isfinite(held.loss):  # the last step of an epoch is seen here only
         raise _diverged(progress, f"the validation loss is not finite after epoch {progress.epoch + 1}")
     # Of equal accuracies the lower loss counts: on a small validation set many epochs tie, and the first is no better.
@@ -305,11 +305,11 @@ def _finish_epoch(state: State, task: Task, log: Log) -> None:
         best_epoch=progress.epoch if is_best else progress.best_epoch,
     )
     log.on_epoch(record, state)
-    log.on_state(state.to_dict(task.world))
+    log.on_state(state.to_dict(task.processes))
 
 
-def _fitted(progress: Progress, world: World) -> Score:
+def _fitted(progress: Progress, processes: Processes) -> Score:
     seen = torch.tensor(progress.seen, device=progress.correct.device)
-    world.add(progress.loss_sum, progress.correct, seen)
+    processes.add(progress.loss_sum, progress.correct, seen)
     count = int(seen)
     return Score(float(progress.loss_sum) / count, int(progress.correct) / count, count)

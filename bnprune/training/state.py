@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from bnprune.errors import CheckpointError, ConfigError
+from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
 from bnprune.training.ema import Average
 from bnprune.training.evaluate import exact_type
-from bnprune.training.world import ALONE, World
 
 
 @dataclass
@@ -68,7 +68,7 @@ class State:
         """What is validated and saved: the average of the weights where there is one."""
         return self.model if self.average is None else self.average.network
 
-    def to_dict(self, world: World = ALONE) -> dict[str, Any]:
+    def to_dict(self, processes: Processes = SINGLE_PROCESS) -> dict[str, Any]:
         """Return plain containers of tensors and numbers, the same ones in every process. Between optimizer steps."""
         buffers = {name: buffer.cpu() for name, buffer in self.model.named_buffers()}
         progress = vars(self.progress) | {name: getattr(self.progress, name).cpu() for name in ("loss_sum", "correct")}
@@ -78,18 +78,18 @@ class State:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
-            "own": world.gather(own),  # what differs between processes
+            "own": processes.gather(own),  # what differs between processes
         }
 
-    def restore(self, saved: dict[str, Any], world: World = ALONE) -> None:
+    def restore(self, saved: dict[str, Any], processes: Processes = SINGLE_PROCESS) -> None:
         """Take over what `to_dict` returned.
 
         Raises:
             ConfigError: It was saved by another number of processes.
             CheckpointError: It is not the state of this training; nothing was taken over.
         """
-        require_processes(saved, world)
-        own, buffers = saved["own"][world.rank], dict(self.model.named_buffers())
+        require_processes(saved, processes)
+        own, buffers = saved["own"][processes.rank], dict(self.model.named_buffers())
         average = None if self.average is None else self.average.state_dict()
         _require_like(own, {"buffers": buffers, "progress": vars(Progress())}, "own")
         _require_like(saved.get("model"), self.model.state_dict(), "model")
@@ -163,7 +163,7 @@ def _slots(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> dict[st
     return {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
 
 
-def require_processes(saved: dict[str, Any] | None, world: World) -> None:
+def require_processes(saved: dict[str, Any] | None, processes: Processes) -> None:
     """Refuse to go on with another number of processes: batches would be shared, and statistics kept, otherwise.
 
     Raises:
@@ -172,9 +172,9 @@ def require_processes(saved: dict[str, Any] | None, world: World) -> None:
     """
     if saved is not None and not isinstance(saved.get("own"), list):
         raise CheckpointError("'own' is no list of what each process had.")
-    count = world.size if saved is None else len(saved["own"])
-    if count != world.size:
+    count = processes.size if saved is None else len(saved["own"])
+    if count != processes.size:
         raise ConfigError(
             f"--resume: the run was stopped in {count} process(es), and can only go on exactly in as many (got "
-            f"{world.size})."
+            f"{processes.size})."
         )

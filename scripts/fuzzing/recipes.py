@@ -119,7 +119,7 @@ def draw_recipe(rng: random.Random, base: Path) -> Case:
 
 def complete() -> dict[str, Any]:
     """Return a recipe with every key that has a default."""
-    from bnprune.recipe import as_data, check
+    from bnprune.config.recipe import as_data, check
 
     return as_data(check(RECIPE, {}))
 

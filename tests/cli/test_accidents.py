@@ -345,7 +345,7 @@ def test_a_cut_that_cannot_be_proven_is_not_written(monkeypatch: pytest.MonkeyPa
             slim.get_parameter("1.0.weight").mul_(1.001)
         return slim
 
-    monkeypatch.setattr("bnprune.pruning.prune.fill", wrong)
+    monkeypatch.setattr("bnprune.pruning.pruner.fill", wrong)
     message = refusal(4, "prune", *CHAIN)
     assert "the slim network does not equal the masked original" in message
     assert "first difference in '1.0.weight'. Nothing was written." in message

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bnprune.errors import ConfigError
-from bnprune.runs.start import choose_device
+from bnprune.runs.preflight import choose_device
 from tests.cli.harness import CHAIN, bnprune, contents, document, done, refusal, tensor_bytes, write
 
 OWN = ("--model", "own:build", "--input", "1,8,8")
@@ -126,7 +126,7 @@ def test_a_recipe_that_may_not_be_read(recipe: Path, monkeypatch: pytest.MonkeyP
     def denied(path: Path, _: int) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("bnprune.recipe.read_text", denied)
+    monkeypatch.setattr("bnprune.config.recipe.read_text", denied)
     assert "recipe.yaml: cannot be read: Permission denied." in refusal(2, "run", recipe)
 
 

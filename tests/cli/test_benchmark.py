@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from bnprune.benchmark.measure import Spread, ratios
-from bnprune.benchmark.memory import peak_memory
 from bnprune.pruning.latency import in_turn
+from bnprune.timing.measure import Spread, ratios
+from bnprune.timing.memory import peak_memory
 from tests.cli.harness import CHAIN, document, done, refusal, squeezed, write
 
 QUICK = ("--rounds", "3", "--batch", "4", "--device", "cpu")
@@ -25,7 +25,7 @@ def slim() -> str:
 def test_two_networks_side_by_side(slim: str) -> None:
     model = CHAIN[:2]
     found = document("benchmark", slim, *model, "--dense", *QUICK, "--backend", "onnxruntime,eager", "--threads", "1")
-    assert found["schema"] == "bnprune.benchmark/1"
+    assert found["schema"] == "bnprune.timing/1"
     assert found["input"] == [3, 8, 8]
     machine = found["machine"]
     assert machine["threads"] == 1

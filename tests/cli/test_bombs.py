@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bnprune.cli.failures import _failure
+from bnprune.cli.error_messages import _failure
 from tests.cli.harness import CHAIN, bnprune, refusal, write
 
 VGG = ("--model", "vgg11", "--input", "3,32,32")

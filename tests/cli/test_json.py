@@ -88,8 +88,8 @@ def test_a_replayed_plan_has_the_figures_of_the_plan(option: tuple[str, ...], he
 
 def test_a_dry_run_of_a_plan_cuts_and_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     write("plan.json", json.dumps(document("prune", *CHAIN, "--dry-run")["plan"]))
-    monkeypatch.setattr("bnprune.pruning.prune.verify", None)
-    monkeypatch.setattr("bnprune.pruning.prune.apply", None)
+    monkeypatch.setattr("bnprune.pruning.pruner.verify", None)
+    monkeypatch.setattr("bnprune.pruning.pruner.apply", None)
     assert document("prune", *CHAIN, "--plan", "plan.json", "--dry-run")["verification"]["passed"] is None
 
 

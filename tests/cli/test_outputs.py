@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+from bnprune.config.recipe import load_recipe
 from bnprune.errors import DataError
-from bnprune.recipe import load_recipe
 from bnprune.runs import pipeline
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.files import write_atomically, write_text

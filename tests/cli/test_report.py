@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bnprune.report.figures import Axis
-from bnprune.report.plots import save_plots
-from bnprune.report.story import read_story
+from bnprune.reporting.figures import Axis
+from bnprune.reporting.plots import save_plots
+from bnprune.reporting.run_data import read_run_data
 from tests.cli.harness import bnprune, contents, document, done, refusal, squeezed, write
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>'
@@ -85,7 +85,7 @@ def test_runs_are_compared(run: Path, recipe: Path, here: Path) -> None:
     assert ("train.epochs", "2", "1") in differing
     assert len(differing) == 2
     found = document("report", run, "gentle", "--force")
-    assert found["schema"] == "bnprune.report/1"
+    assert found["schema"] == "bnprune.reporting/1"
     assert found["out"] == "report.html"
     assert found["runs"]["gentle"] == json.loads((here / "gentle/result.json").read_text())["stages"]
 
@@ -162,8 +162,8 @@ def test_a_report_that_fails_does_not_fail_the_run(recipe: Path, monkeypatch: py
 
 def test_gammas_and_what_went_of_them_are_those_of_the_checkpoints(run: Path) -> None:
     """Against the files: what the cut left of γ is what the story says was not removed."""
-    story = read_story(run)
-    before, trained = story.gammas
+    run_data = read_run_data(run)
+    before, trained = run_data.gammas
     assert before.title == "before training"
     assert bool((before.values == 1).all())
     [name] = load_file(run / "gamma.safetensors")
@@ -181,17 +181,17 @@ def test_widths_behind_gates_are_those_of_the_last_network(recipe: Path) -> None
     cut = ("prune.coupling=gates", "prune.passes=2", "prune.min_channels=4")
     few = ("train.epochs=1", "data.limit=50", "data.batch_size=25", "prune.recalibrate=0")
     done("run", recipe, *net, *cut, *few, "--out", "gated")
-    story = read_story(Path("gated"))
-    assert story.gated
-    assert story.final is not None
-    assert sum(layer.before for layer in story.layers) == story.stages[0].channels == 688
-    assert sum(layer.after for layer in story.layers) == story.final.channels
+    run_data = read_run_data(Path("gated"))
+    assert run_data.gated
+    assert run_data.final is not None
+    assert sum(layer.before for layer in run_data.layers) == run_data.stages[0].channels == 688
+    assert sum(layer.after for layer in run_data.layers) == run_data.final.channels
 
 
 def test_gammas_of_another_network_are_left_out(copy: Path) -> None:
     [name] = load_file(copy / "gamma.safetensors")
     save_file({name: torch.ones(7)}, copy / "gamma.safetensors")
-    assert [gammas.removed for gammas in read_story(copy).gammas] == [None]
+    assert [gammas.removed for gammas in read_run_data(copy).gammas] == [None]
 
 
 def test_pictures(run: Path, here: Path) -> None:
@@ -239,7 +239,7 @@ def test_pictures_that_fail_leave_what_was_there(run: Path, here: Path, monkeypa
 
 
 def test_pictures_of_names_that_become_alike(run: Path, here: Path) -> None:
-    stories = [replace(read_story(run), name=name) for name in ("a b", "a/b", "A_b-2")]
+    stories = [replace(read_run_data(run), name=name) for name in ("a b", "a/b", "A_b-2")]
     written = save_plots(stories, here / "plots")
     assert len(set(written)) == len(written)
     names = {path.name for path in written}
@@ -248,7 +248,7 @@ def test_pictures_of_names_that_become_alike(run: Path, here: Path) -> None:
 
 def test_pictures_of_odd_names(run: Path, here: Path) -> None:
     """A $ would start mathematics in matplotlib, a slash another folder."""
-    stories = [replace(read_story(run), name=name) for name in ("$x_{1$", "a/../b <i>")]
+    stories = [replace(read_run_data(run), name=name) for name in ("$x_{1$", "a/../b <i>")]
     written = {path.name for path in save_plots(stories, here / "plots")}
     assert {"_x__1_-overview.png", "a_.._b__i_-gamma.svg", "comparison.png"} <= written
     assert written == {path.name for path in (here / "plots").iterdir()}

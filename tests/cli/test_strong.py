@@ -14,16 +14,16 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bnprune.cli.display import RichDisplay
+from bnprune.config.recipe import load_recipe
 from bnprune.errors import Interrupted
 from bnprune.models.zoo import build
 from bnprune.pruning.surgery import apply
-from bnprune.recipe import load_recipe
 from bnprune.runs.checkpoint import read_header
 from bnprune.runs.directory import RunDirectory
+from bnprune.runs.from_scratch import scratch_network
 from bnprune.runs.pipeline import execute
-from bnprune.runs.scratch import scratch_network
+from bnprune.runs.preflight import initial, spec_of
 from bnprune.runs.stages import stages_of
-from bnprune.runs.start import initial, spec_of
 from tests.cli.harness import RECIPE, document, done, refusal, spawn, squeezed, tensor_bytes, write
 
 MORE = ("finetune.distill=true", "scratch=compute", "tensorboard=true", "train.ema=0.9")
@@ -217,8 +217,8 @@ def test_the_curves_are_those_of_the_metrics(strong) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for stage in ("train", "finetune", "scratch"):
         epochs = [line for line in lines if line["stage"] == stage and "epoch" in line]
-        board = EventAccumulator(str(run / "tensorboard" / stage)).Reload()
-        curve = board.Scalars("accuracy/validation")
+        tensorboard_log = EventAccumulator(str(run / "tensorboard" / stage)).Reload()
+        curve = tensorboard_log.Scalars("accuracy/validation")
         assert [event.step for event in curve] == [line["epoch"] for line in epochs]
         assert [event.value for event in curve] == pytest.approx([line["validation"]["top1"] for line in epochs])
     below = EventAccumulator(str(run / "tensorboard" / "train")).Reload()

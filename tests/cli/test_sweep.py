@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import bnprune
-from bnprune.config import DataConfig, PruneConfig
+from bnprune.config.schema import DataConfig, PruneConfig
 from bnprune.data import load_data
 from bnprune.errors import PruningError
+from bnprune.recovery.recover import recover
+from bnprune.recovery.sweep import Point, recommend
 from bnprune.runs.passes import request_of
 from bnprune.training.evaluate import evaluate
-from bnprune.training.recover import recover
-from bnprune.training.sweep import Point, recommend
 from tests.cli.harness import document, done, refusal
 
 DIGITS = load_data(DataConfig(name="digits"))

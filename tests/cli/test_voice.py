@@ -14,12 +14,12 @@ import pytest
 import yaml
 
 from bnprune.cli.display import bar
-from bnprune.cli.voice import forward
-from bnprune.config import PipelineConfig
+from bnprune.cli.verbosity import forward
+from bnprune.config.recipe import load_recipe
+from bnprune.config.schema import PipelineConfig
 from bnprune.models.zoo import build
-from bnprune.recipe import load_recipe
+from bnprune.runs.preflight import spec_of
 from bnprune.runs.recipes import list_recipes, recipe_folder
-from bnprune.runs.start import spec_of
 from tests.cli.harness import CHAIN, bnprune, done, refusal, squeezed
 
 RECIPES = [name for name, _ in list_recipes()]

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 import bnprune
-from bnprune.export.artifact import Wish, make_artifact
+from bnprune.exporters.artifact import Wish, make_artifact
 from bnprune.models.zoo import ModelSpec, build
-from tests.nets import lively
+from tests.nets import randomized
 
 NETWORKS = {
     "torchvision/mobilenet_v3_small": (3, 64, 64),
@@ -46,7 +46,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     torch.set_num_threads(1)
     shape = NETWORKS[request.param]
     torch.manual_seed(0)
-    dense = lively(build(ModelSpec(request.param)))
+    dense = randomized(build(ModelSpec(request.param)))
     # float32 and as random as this, deep networks would compute infinities.
     calm(dense, torch.randn(8, *shape))
     model = bnprune.prune(dense, torch.zeros(1, *shape), ratio=0.5, coupling="gates").model.eval()
@@ -81,7 +81,7 @@ def error(got: np.ndarray, expected: torch.Tensor) -> float:
     return float((torch.from_numpy(got) - expected).abs().max() / expected.abs().max())
 
 
-ALONE = """
+SINGLE_PROCESS = """
 import sys
 
 class Blocked:
@@ -122,7 +122,7 @@ assert not any(name.partition(".")[0] == "bnprune" for name in sys.modules)
 
 def test_every_format_loads_and_computes_the_same_where_bnprune_cannot_be_imported(exported: Exported) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", ALONE], cwd=exported.folder, capture_output=True, text=True, check=False
+        [sys.executable, "-c", SINGLE_PROCESS], cwd=exported.folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     for kind in ("onnx", "pt2", "state-dict"):

@@ -10,8 +10,8 @@ import torch
 
 import bnprune
 from bnprune.cli.display import RichDisplay
-from bnprune.config import PipelineConfig
-from bnprune.recipe import load_recipe
+from bnprune.config.recipe import load_recipe
+from bnprune.config.schema import PipelineConfig
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.pipeline import execute
 from bnprune.runs.recipes import recipe_folder

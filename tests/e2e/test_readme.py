@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from bnprune.pruning import score
-from bnprune.recipe import load_recipe
+from bnprune.config.recipe import load_recipe
+from bnprune.pruning import scores as score
 from tests.cli.harness import bnprune
 from tests.e2e.conftest import QUICK
 from tests.nets import chain

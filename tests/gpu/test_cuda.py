@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import bnprune
 from tests.cli.harness import done
-from tests.nets import chain, concat, depthwise, head, lively, residual
+from tests.nets import chain, concat, depthwise, head, randomized, residual
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -40,7 +40,7 @@ def exact_matmul() -> None:
 
 @pytest.mark.parametrize("make", [chain, residual, concat, depthwise])
 def test_a_network_on_the_device_is_cut_as_on_the_cpu(make: Any) -> None:
-    model, x = lively(make()), torch.randn(2, 3, 16, 16)
+    model, x = randomized(make()), torch.randn(2, 3, 16, 16)
     expected = bnprune.prune(model, x, ratio=0.4)
     result = bnprune.prune(copy.deepcopy(model).cuda(), x.cuda(), ratio=0.4)
     assert result.plan == expected.plan
@@ -54,7 +54,7 @@ def test_a_network_on_the_device_is_cut_as_on_the_cpu(make: Any) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x1_0", "densenet121"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_torchvision_networks_are_proven_on_the_device(name: str, layout: torch.memory_format) -> None:
-    model = lively(bnprune.build(bnprune.ModelSpec(f"torchvision/{name}"))).cuda().to(memory_format=layout)
+    model = randomized(bnprune.build(bnprune.ModelSpec(f"torchvision/{name}"))).cuda().to(memory_format=layout)
     result = bnprune.prune(model, torch.randn(1, 3, 96, 96, device="cuda"), ratio=0.5)
     assert result.report.max_relative_error is not None
     assert result.report.max_relative_error < 1e-9
@@ -106,7 +106,7 @@ def test_the_penalty_acts_after_unscaling() -> None:
 
 
 def test_statistics_are_recalibrated_and_constants_compensated_on_the_device() -> None:
-    model, x = lively(residual()).cuda(), torch.randn(8, 3, 16, 16, device="cuda")
+    model, x = randomized(residual()).cuda(), torch.randn(8, 3, 16, 16, device="cuda")
     result = bnprune.prune(model, x, ratio=0.3)
     bnprune.compensate(model, result.model, result.plan, x)
     bnprune.recalibrate(result.model, [x, x + 1])
@@ -134,4 +134,4 @@ def test_wrong_surgery_is_caught_on_the_device(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(module, "fill", broken)
     with pytest.raises(bnprune.VerificationError):
-        bnprune.prune(lively(chain()).cuda(), torch.randn(2, 3, 16, 16, device="cuda"), ratio=0.4)
+        bnprune.prune(randomized(chain()).cuda(), torch.randn(2, 3, 16, 16, device="cuda"), ratio=0.4)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import bnprune
-from tests.nets import lively, noise
+from tests.nets import noise, randomized
 from tests.numerics import batchnorm
 
 CASES = {
@@ -20,7 +20,7 @@ CASES = {
 @pytest.fixture(params=CASES)
 def case(request):
     kind, shape = CASES[request.param]
-    norm = lively(kind(shape[1])).double()
+    norm = randomized(kind(shape[1])).double()
     return norm, noise(*shape), noise(*shape, seed=2)
 
 
@@ -60,7 +60,7 @@ def test_recalibration_is_the_average_of_batch_statistics(case) -> None:
 
 
 def test_failed_recalibration_leaves_statistics_alone() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), lively(nn.BatchNorm2d(4)))
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), randomized(nn.BatchNorm2d(4)))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     def batches():

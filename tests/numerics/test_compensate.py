@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnprune
-from bnprune.pruning.compensate import Compensation, compensate, silence
-from tests.nets import Net, conv_bn, head, lively, noise
+from bnprune.recovery.compensate import Compensation, compensate, silence
+from tests.nets import Net, conv_bn, head, noise, randomized
 
 X = noise(2, 3, 12, 12)
 
@@ -22,7 +22,7 @@ def bn(channels: int) -> nn.Sequential:
 
 def compensated(model: nn.Module, ratio: float = 0.5, x: torch.Tensor = X) -> tuple[torch.Tensor, torch.Tensor, dict]:
     """Outputs of the silenced original and of the compensated network, and what was done by layer."""
-    model = lively(model).double().eval()
+    model = randomized(model).double().eval()
     result = bnprune.prune(model, x, ratio=ratio)
     done = compensate(model, result.model, result.plan, x)
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_exact_where_every_position_sees_the_same(name: str) -> None:
 
 
 def test_without_it_the_networks_differ() -> None:
-    model = lively(POINTWISE["1x1"]()).double().eval()
+    model = randomized(POINTWISE["1x1"]()).double().eval()
     result = bnprune.prune(model, X, ratio=0.5)
     with torch.no_grad():
         off = (silence(copy.deepcopy(model), result.plan)(X) - result.model.eval()(X)).abs().max()
@@ -112,7 +112,7 @@ def test_what_is_multiplied_is_not_compensated() -> None:
     gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 4, 1), nn.ReLU(), nn.Conv2d(4, 16, 1), nn.Sigmoid())
     net = Net(lambda n, x: n.c((y := n.a(x)) * n.gate(y)), a=conv_bn(3, 16), gate=gate, c=nn.Conv2d(16, 5, 1))
     before = net.c.bias.detach().clone()
-    model = lively(net).double().eval()
+    model = randomized(net).double().eval()
     with torch.no_grad():
         model.a[1].bias.abs_()  # otherwise ReLU makes zero of half of them, and zero times anything is constant
     result = bnprune.prune(model, X, ratio=0.5)
@@ -132,7 +132,7 @@ def test_a_layer_without_a_bias_says_so() -> None:
 
 def test_with_data_the_mean_is_made_up() -> None:
     """Whatever γ is: the output is right on average over the batches given."""
-    model = lively(POINTWISE["1x1"]()).double().eval()
+    model = randomized(POINTWISE["1x1"]()).double().eval()
     result = bnprune.prune(model, X, ratio=0.3, exclude=["b"])
     batches = [(noise(4, 3, 12, 12, seed=seed), torch.zeros(4)) for seed in range(3)]
     plain = copy.deepcopy(result.model).eval()
@@ -156,7 +156,7 @@ def test_gates() -> None:
         b=nn.Sequential(bn(16), conv_bn(16, 16, 1)),
         c=head(16),
     )
-    model = lively(model).double().eval()
+    model = randomized(model).double().eval()
     result = bnprune.prune(model, X, ratio=0.4, coupling="gates")
     assert result.plan.gates
     compensate(model, result.model, result.plan, X)
@@ -242,7 +242,7 @@ TREACHEROUS = {
 @pytest.mark.parametrize("coupling", ["shared", "gates"])
 @pytest.mark.parametrize("name", TREACHEROUS)
 def test_never_worse_and_exact_where_it_says_so(name: str, coupling: str) -> None:
-    model = lively(TREACHEROUS[name]()).double().eval()
+    model = randomized(TREACHEROUS[name]()).double().eval()
     result = bnprune.prune(model, X, ratio=0.4, coupling=coupling)
     plain = copy.deepcopy(result.model).eval()
     done = compensate(model, result.model, result.plan, X)
@@ -271,7 +271,7 @@ def test_tokens_are_told_apart() -> None:
         e=nn.Embedding(50, 8), b=nn.Sequential(nn.Conv1d(8, 16, 1), nn.BatchNorm1d(16), nn.ReLU()),
         g=nn.Conv1d(16, 16, 1), c=nn.Conv1d(16, 5, 1),
     )  # fmt: skip
-    model = lively(net).double()
+    model = randomized(net).double()
     with torch.no_grad():
         model.b[1].bias.abs_()
     x = torch.arange(12).view(1, 12)
@@ -287,7 +287,7 @@ def test_a_dummy_of_equal_tokens(dummy: torch.Tensor) -> None:
         lambda n, x: n.c(n.b(n.e(x).transpose(1, 2)).mean(2) * n.e(x).mean((1, 2))[:, None]),
         e=nn.Embedding(50, 8), b=nn.Sequential(nn.Conv1d(8, 16, 1), nn.BatchNorm1d(16), nn.ReLU()), c=nn.Linear(16, 5),
     )  # fmt: skip
-    model = lively(net).double()
+    model = randomized(net).double()
     with torch.no_grad():
         model.b[1].bias.abs_()
     result = bnprune.prune(model, dummy, ratio=0.5)
@@ -302,7 +302,7 @@ def test_classes_vary_with_the_noise() -> None:
     net = Net(
         lambda n, x, y: n.c(n.a(x) * n.e(y)[..., None, None]), a=conv_bn(3, 16), e=nn.Embedding(9, 16), c=head(16)
     )
-    model = lively(net).double()
+    model = randomized(net).double()
     with torch.no_grad():
         model.a[1].bias.abs_()
     inputs = {"x": X, "y": torch.tensor([2, 5])}
@@ -312,7 +312,7 @@ def test_classes_vary_with_the_noise() -> None:
 
 
 def test_literal_casts_do_not_matter_with_data() -> None:
-    model = lively(Net(lambda n, x: n.c(n.a(x.float())), a=conv_bn(3, 16), c=nn.Conv2d(16, 5, 1)))
+    model = randomized(Net(lambda n, x: n.c(n.a(x.float())), a=conv_bn(3, 16), c=nn.Conv2d(16, 5, 1)))
     result = bnprune.prune(model, X.float(), ratio=0.5)
     done = compensate(model, result.model, result.plan, X.float(), batches=[X.float()])
     assert [c.outcome for c in done] == ["mean"]
@@ -330,7 +330,7 @@ def test_a_border_that_outweighs_the_rest_gets_the_mean() -> None:
 
 def test_batches_of_other_kinds() -> None:
     net = Net(lambda n, x, y: n.c(n.a(x) + y.mean()), a=conv_bn(3, 16), c=nn.Conv2d(16, 5, 1))
-    model = lively(net).double()
+    model = randomized(net).double()
     inputs = {"x": X, "y": noise(2, 3)}
     result = bnprune.prune(model, inputs, ratio=0.5)
     for batches in ([inputs], [((X, inputs["y"]), torch.zeros(2))]):
@@ -346,6 +346,6 @@ def test_noise_that_does_not_run() -> None:
             raise ValueError("expected an image")
         return n.c(n.a(x))
 
-    model = lively(Net(forward, a=conv_bn(3, 16), c=nn.Conv2d(16, 5, 1))).double()
+    model = randomized(Net(forward, a=conv_bn(3, 16), c=nn.Conv2d(16, 5, 1))).double()
     result = bnprune.prune(model, X.abs(), ratio=0.5)
     assert compensate(model, result.model, result.plan, X.abs())[0].outcome == "exact"

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import bnprune
 from bnprune.models import ZOO
 from bnprune.pruning.cost import cost
-from tests.nets import MOTIFS, lively
+from tests.nets import MOTIFS, randomized
 
 PUBLISHED = {
     "vgg19": (20.04e6, 0.001),  # Liu et al. 2017, table 1
@@ -57,7 +57,7 @@ def test_macs_of_vgg19_are_those_of_the_paper() -> None:
 def test_reported_cost_is_what_is_counted_on_the_slim_network(name: str) -> None:
     make, shape = MOTIFS[name]
     x = torch.zeros(shape)
-    model = lively(make())
+    model = randomized(make())
     result = bnprune.prune(model, x, ratio=0.5)
     for network, macs in ((model, result.report.macs_before), (result.model, result.report.macs_after)):
         with FlopCounterMode(display=False) as counter, torch.no_grad():

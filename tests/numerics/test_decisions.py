@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 import bnprune
-from bnprune.channels.trees import as_inputs
-from bnprune.pruning.draft import draft, survey
-from bnprune.pruning.prune import carry_out
+from bnprune.channels.pytrees import as_inputs
+from bnprune.pruning.planner import plan_cut, score_network
+from bnprune.pruning.pruner import carry_out
 from bnprune.pruning.request import Request
 from bnprune.pruning.surgery import apply
 from bnprune.pruning.verify import largest_error, references, verify
-from tests.nets import Net, conv_bn, head, lively, noise
+from tests.nets import Net, conv_bn, head, noise, randomized
 from tests.numerics.test_verify import wrong
 
 
@@ -28,7 +28,7 @@ def detector(threshold: float) -> nn.Module:
         picked = boxes[scores > threshold]
         return picked[picked.argsort(descending=True)]
 
-    return lively(Net(forward, a=conv_bn(3, 8), scores=head(8), boxes=head(8))).double()
+    return randomized(Net(forward, a=conv_bn(3, 8), scores=head(8), boxes=head(8))).double()
 
 
 def test_what_a_threshold_hides_is_compared_all_the_same() -> None:
@@ -78,16 +78,16 @@ def _listed(n: Net, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("model", "hollow"),
-    [(detector(0.0), True), (lively(Net(_listed, a=conv_bn(3, 8), b=head(8))).double(), False)],
+    [(detector(0.0), True), (randomized(Net(_listed, a=conv_bn(3, 8), b=head(8))).double(), False)],
     ids=["decisions are repeated", "values are needed"],
 )
-def test_a_network_that_decides_is_rehearsed_without_values_if_possible(model: nn.Module, hollow: bool) -> None:
+def test_a_network_that_decides_is_rehearsed_without_values_if_possible(model: nn.Module, meta_slim: bool) -> None:
     """The trace has the decisions; memory and arithmetic of a second forward pass are saved."""
     x = noise(1, 3, 8, 8)
-    drafted = draft(model, x, survey(model, x, Request(ratio=0.5)))
-    assert drafted.survey.graph.real
-    assert all(parameter.is_meta == hollow for parameter in drafted.hollow.parameters())
-    result = carry_out(drafted, model, x)
+    draft = plan_cut(model, x, score_network(model, x, Request(ratio=0.5)))
+    assert draft.score_network.graph.real
+    assert all(parameter.is_meta == meta_slim for parameter in draft.meta_slim.parameters())
+    result = carry_out(draft, model, x)
     assert result.report.max_relative_error < 1e-12
     assert result.report.macs_after < result.report.macs_before
 
@@ -103,7 +103,7 @@ def test_rows_written_by_an_index_keep_their_channels_apart() -> None:
         out[torch.where(~level)[0]] = large[torch.where(~level)[0]]
         return n.head(out)
 
-    model = lively(Net(forward, a=conv_bn(3, 8), b=conv_bn(3, 8), head=head(8))).double()
+    model = randomized(Net(forward, a=conv_bn(3, 8), b=conv_bn(3, 8), head=head(8))).double()
     result = bnprune.prune(model, noise(4, 3, 8, 8), ratio=0.5)
     assert result.report.ratio_realised == 0.5
     assert result.model.a[1].num_features == result.model.b[1].num_features == 4
@@ -117,5 +117,5 @@ def test_rows_that_nothing_picks_have_no_channels_to_miss() -> None:
         places = (rows.sum(1) > 1e6).nonzero().flatten()
         return torch.cat([rows, rows[places]])
 
-    model = lively(Net(forward, a=conv_bn(3, 8), b=nn.Conv2d(8, 4, 1))).double()
+    model = randomized(Net(forward, a=conv_bn(3, 8), b=nn.Conv2d(8, 4, 1))).double()
     assert bnprune.prune(model, noise(1, 3, 8, 8), ratio=0.5).report.ratio_realised == 0.5

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import bnprune
-from bnprune.pruning.folding import Fold, find_folds
-from tests.nets import Net, conv_bn, head, lively, noise
+from bnprune.pruning.bias_folding import Fold, find_folds
+from tests.nets import Net, conv_bn, head, noise, randomized
 
 X = noise(2, 3, 8, 8)
 
@@ -20,7 +20,7 @@ def biased(channels: int, out: int) -> nn.Sequential:
 
 
 def test_the_function_stays_and_the_bias_goes() -> None:
-    model = lively(nn.Sequential(biased(3, 8), biased(8, 8), nn.Flatten(), nn.Linear(512, 4), nn.BatchNorm1d(4)))
+    model = randomized(nn.Sequential(biased(3, 8), biased(8, 8), nn.Flatten(), nn.Linear(512, 4), nn.BatchNorm1d(4)))
     model = model.double()
     plain, folded = (bnprune.prune(model, X, ratio=0.4, fold_bias=wanted) for wanted in (False, True))
     assert folded.plan.folds == (Fold("0.0.bias", "0.1"), Fold("1.0.bias", "1.1"), Fold("3.bias", "4"))
@@ -34,7 +34,7 @@ def test_the_function_stays_and_the_bias_goes() -> None:
 
 
 def test_folds_are_in_the_plan_and_in_checkpoints(tmp_path) -> None:
-    model = lively(nn.Sequential(biased(3, 8), biased(8, 8), head(8)))
+    model = randomized(nn.Sequential(biased(3, 8), biased(8, 8), head(8)))
     result = bnprune.prune(model, X.float(), ratio=0.4, fold_bias=True)
     plan = bnprune.PruningPlan.from_json(result.plan.to_json())
     assert plan == result.plan
@@ -79,7 +79,7 @@ def test_a_bias_that_is_seen_elsewhere_stays(name: str) -> None:
 def test_with_gates() -> None:
     stem = biased(3, 8)
     model = Net(lambda n, x: n.d((y := n.a(x)) + n.c(n.b(y))), a=stem, b=biased(8, 8), c=conv_bn(8, 8), d=head(8))
-    result = bnprune.prune(lively(model).double(), X, ratio=0.4, fold_bias=True, coupling="gates")
+    result = bnprune.prune(randomized(model).double(), X, ratio=0.4, fold_bias=True, coupling="gates")
     assert result.plan.gates
     assert Fold("b.0.bias", "b.1") in result.plan.folds
     assert result.report.max_relative_error < 1e-12

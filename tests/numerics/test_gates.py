@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import bnprune
 from bnprune.pruning.gates import ReadGate, WriteGate
-from tests.nets import Net, conv_bn, head, lively, noise, norms, outputs
+from tests.nets import Net, conv_bn, head, noise, norms, outputs, randomized
 
 
 def postactivation() -> nn.Module:
@@ -69,7 +69,7 @@ SHAPE = (2, 3, 8, 8)
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return lively(NETS[name]()).double()
+    return randomized(NETS[name]()).double()
 
 
 def gates(model: nn.Module) -> list[nn.Module]:
@@ -166,7 +166,7 @@ def test_what_a_stream_cannot_give_up_its_layers_still_can() -> None:
         def branch() -> nn.Module:
             return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
 
-        return lively(Net(forward, a=branch(), b=branch()))
+        return randomized(Net(forward, a=branch(), b=branch()))
 
     shared, gated = (bnprune.inspect(model(), torch.zeros(SHAPE), coupling=c) for c in ("shared", "gates"))
     assert (shared.prunable, gated.prunable) == (0, 16)
@@ -192,7 +192,7 @@ def test_a_norm_that_runs_twice_or_does_more_than_normalise_gets_no_write_gate()
 
     convs = {name: nn.Conv2d(width, 8, 3, padding=1) for name, width in zip("abcd", (3, 3, 8, 8), strict=True)}
     bns = {"norm": nn.BatchNorm2d(8), "activated": Activated(8), "plain": nn.BatchNorm2d(8)}
-    model = lively(Net(forward, **convs, **bns, head=head(8)))
+    model = randomized(Net(forward, **convs, **bns, head=head(8)))
     plan = bnprune.prune(model, torch.zeros(SHAPE), ratio=0.4, coupling="gates").plan
     assert {gate.at for gate in plan.gates} <= {"plain"}
 
@@ -200,7 +200,7 @@ def test_a_norm_that_runs_twice_or_does_more_than_normalise_gets_no_write_gate()
 def test_the_paper_prunes_preresnet_and_densenet_per_reader() -> None:
     for name in ("preresnet164", "densenet40"):
         torch.manual_seed(0)
-        model = lively(bnprune.build(bnprune.ModelSpec(name)))
+        model = randomized(bnprune.build(bnprune.ModelSpec(name)))
         result = bnprune.prune(model, torch.zeros(1, 3, 32, 32), ratio=0.6, coupling="gates")
         assert abs(result.report.ratio_realised - 0.6) < 0.001
         assert {gate.kind for gate in result.plan.gates} == {"read"}
@@ -214,7 +214,7 @@ def test_a_gate_is_called_as_the_norm_was_and_stands_under_every_name_it_had() -
 
     second = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
     first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
-    model = lively(Net(forward, first=first, second=second, alias=second[1], head=head(8)))
+    model = randomized(Net(forward, first=first, second=second, alias=second[1], head=head(8)))
     result = bnprune.prune(model, torch.zeros(SHAPE), ratio=0.5, coupling="gates")
     assert result.report.ratio_realised == 0.5
     assert not result.report.refusals

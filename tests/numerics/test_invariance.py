@@ -10,7 +10,7 @@ import torch
 import torchvision
 
 import bnprune
-from tests.nets import MOTIFS, Net, conv_bn, head, kill, lively, noise, norms, outputs
+from tests.nets import MOTIFS, Net, conv_bn, head, kill, noise, norms, outputs, randomized
 
 ARCHITECTURES = [
     "resnet18",
@@ -44,12 +44,12 @@ def test_motifs_do_not_change(name: str) -> None:
     make, shape = MOTIFS[name]
     torch.manual_seed(0)
     parts = 2 if name == "grouped" else 1
-    assert_unchanged(kill(lively(make()).double(), parts), noise(2, *shape[1:]), 0.3)
+    assert_unchanged(kill(randomized(make()).double(), parts), noise(2, *shape[1:]), 0.3)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architectures_do_not_change(name: str) -> None:
-    model = kill(lively(build(name)))
+    model = kill(randomized(build(name)))
     assert_unchanged(model, noise(1, 3, 64, 64), 0.2)
 
 
@@ -57,7 +57,7 @@ def test_a_wrong_channel_would_be_noticed() -> None:
     """The check above can fail: removing live channels changes the output."""
     make, shape = MOTIFS["chain"]
     torch.manual_seed(0)
-    model = lively(make()).double()
+    model = randomized(make()).double()
     x = noise(*shape)
     result = bnprune.prune(model, x, ratio=0.3, proof=False)
     assert (outputs(model, x) - outputs(result.model, x)).abs().max() > 1e-3
@@ -66,7 +66,7 @@ def test_a_wrong_channel_would_be_noticed() -> None:
 @pytest.mark.parametrize("name", MOTIFS)
 def test_the_original_is_untouched(name: str) -> None:
     make, shape = MOTIFS[name]
-    model = lively(make()).train()
+    model = randomized(make()).train()
     frozen = next(model.parameters())
     frozen.requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
@@ -95,7 +95,7 @@ def test_the_original_keeps_its_tensors_whatever_happens(when: str) -> None:
             raise ValueError("not today")
         return n.head(x)
 
-    model = lively(Net(forward, a=conv_bn(3, 8), head=head(8)))
+    model = randomized(Net(forward, a=conv_bn(3, 8), head=head(8)))
     model.notes = Shy([1])
     model.register_buffer("seen", torch.zeros(8))
     before = model.state_dict(keep_vars=True)
@@ -108,7 +108,7 @@ def test_the_original_keeps_its_tensors_whatever_happens(when: str) -> None:
 def test_slim_networks_train() -> None:
     """Forward in train mode and backward; every parameter gets a gradient."""
     model = build("googlenet").train()
-    slim = bnprune.prune(lively(model), torch.zeros(1, 3, 96, 96), ratio=0.5).model.float().train()
+    slim = bnprune.prune(randomized(model), torch.zeros(1, 3, 96, 96), ratio=0.5).model.float().train()
     result = slim(torch.randn(2, 3, 96, 96))
     (result.logits.sum() + result.aux_logits1.sum() + result.aux_logits2.sum()).backward()
     assert all(parameter.grad is not None for parameter in slim.parameters())

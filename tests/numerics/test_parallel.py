@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 import bnprune
-from bnprune.config import OptimisationConfig
+from bnprune.config.schema import OptimisationConfig
 from bnprune.data import MemorySplit, Splits
 from bnprune.data.memory import Augmentation
-from bnprune.runs.training import require_equal
+from bnprune.runs.training_stage import require_equal
+from bnprune.training.distributed.ddp import average_statistics, wrap
+from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
+from bnprune.training.distributed.sync_bn import SyncedBatchNorm
 from bnprune.training.evaluate import evaluate
 from bnprune.training.loop import Task, begin, train
-from bnprune.training.parallel import average_statistics, wrap
-from bnprune.training.sparsity import GammaL1
-from bnprune.training.syncbn import SyncedBatchNorm
-from bnprune.training.world import ALONE, World
+from bnprune.training.penalties.gamma import GammaL1
 from tests.nets import conv_bn, head
 from tests.ranks import in_processes
 
@@ -63,19 +63,19 @@ class Notes:
 
 
 def trained(
-    world: World, settings: dict[str, Any], stop: int = -1, saved: Any = None, model: Any = None, batch: int = 8
+    processes: Processes, settings: dict[str, Any], stop: int = -1, saved: Any = None, model: Any = None, batch: int = 8
 ) -> Any:
     """Train; return the weights, what the log was told, and the state."""
     model = model or network()
-    task = Task(data(), batch, OptimisationConfig(**settings), CPU, 7, world)
+    task = Task(data(), batch, OptimisationConfig(**settings), CPU, 7, processes)
     state, log, count = begin(model, task), Notes(), 0
     if saved is not None:
-        state.restore(saved, world)
+        state.restore(saved, processes)
 
     def stopping() -> bool:
         nonlocal count
         count += 1
-        return count == stop and world.rank == 1  # not the leader: all must stop
+        return count == stop and processes.rank == 1  # not the leader: all must stop
 
     try:
         train(state, task, GammaL1(model, 1e-3), log, stopping)
@@ -90,7 +90,7 @@ def equal(left: dict[str, Any], right: dict[str, Any]) -> bool:
 
 def test_two_processes_with_half_the_batch_each_match_one() -> None:
     """With an average of the weights, too, whose statistics are taken anew from small batches."""
-    alone, epochs, _ = trained(ALONE, SETTINGS | {"ema": 0.5})
+    alone, epochs, _ = trained(SINGLE_PROCESS, SETTINGS | {"ema": 0.5})
     settings = SETTINGS | {"ema": 0.5, "sync_bn": True}
     (first, first_epochs, _), (second, second_epochs, _) = in_processes(trained, settings)
     assert equal(first, second)
@@ -104,12 +104,12 @@ def test_two_processes_with_half_the_batch_each_match_one() -> None:
             assert one.loss == pytest.approx(two.loss, rel=1e-4)
 
 
-def resumed(world: World) -> Any:
-    whole, _, _ = trained(world, SETTINGS)
-    _, _, saved = trained(world, SETTINGS, stop=2)
-    assert saved["own"][world.rank]["progress"]["step"] == 4
+def resumed(processes: Processes) -> Any:
+    whole, _, _ = trained(processes, SETTINGS)
+    _, _, saved = trained(processes, SETTINGS, stop=2)
+    assert saved["own"][processes.rank]["progress"]["step"] == 4
     differ = [not torch.equal(a, b) for a, b in zip(*(own["buffers"].values() for own in saved["own"]), strict=True)]
-    again, _, _ = trained(world, SETTINGS, saved=saved)
+    again, _, _ = trained(processes, SETTINGS, saved=saved)
     return whole, again, any(differ)
 
 
@@ -122,11 +122,11 @@ def test_without_shared_statistics_all_end_with_the_same_network_and_resume_exac
     assert equal(other_again, whole)
 
 
-def wide_and_resumed(world: World) -> Any:
+def wide_and_resumed(processes: Processes) -> Any:
     settings = SETTINGS | {"accumulate": 1, "epochs": 1}
-    whole, _, _ = trained(world, settings, model=wide(), batch=6)
-    _, _, saved = trained(world, settings, stop=2, model=wide(), batch=6)
-    again, _, _ = trained(world, settings, saved=saved, model=wide(), batch=6)
+    whole, _, _ = trained(processes, settings, model=wide(), batch=6)
+    _, _, saved = trained(processes, settings, stop=2, model=wide(), batch=6)
+    again, _, _ = trained(processes, settings, saved=saved, model=wide(), batch=6)
     return equal(whole, again)
 
 
@@ -163,16 +163,16 @@ class Idle(nn.Module):
         return self.head(x), self.aux(x.mean((2, 3)))
 
 
-def pieces(world: World) -> Any:
+def pieces(processes: Processes) -> Any:
     """What the parts do, each against torch in one process on everything."""
     torch.manual_seed(0)
     model, whole = Idle(), torch.randn(8, 3, 8, 8)
     reference = copy.deepcopy(model)
-    own = whole.chunk(world.size)[world.rank]
-    parallel = wrap(model, world, whole[:2])
+    own = whole.chunk(processes.size)[processes.rank]
+    parallel = wrap(model, processes, whole[:2])
     for _ in range(2):  # DDP complains in the second step about parameters without gradients
         model.zero_grad()
-        with SyncedBatchNorm(world):
+        with SyncedBatchNorm(processes):
             parallel(own)[0].square().mean().backward()
     reference.train()
     reference(whole)
@@ -188,10 +188,10 @@ def pieces(world: World) -> Any:
         for (name, a), b in zip(model.named_buffers(), reference.buffers(), strict=True)
     }
     norm = nn.BatchNorm2d(2)
-    norm.running_mean.fill_(1.0 + world.rank)
-    norm.running_var.fill_(2.0 * world.rank)
-    average_statistics(norm, world)
-    score = evaluate(reference, data().test, CPU, 16, world)
+    norm.running_mean.fill_(1.0 + processes.rank)
+    norm.running_var.fill_(2.0 * processes.rank)
+    average_statistics(norm, processes)
+    score = evaluate(reference, data().test, CPU, 16, processes)
     return (
         close,
         statistics,
@@ -211,14 +211,14 @@ def test_gradients_statistics_and_scores() -> None:
         assert score.loss == pytest.approx(alone.loss, rel=1e-6)
 
 
-def compared(world: World) -> str:
+def compared(processes: Processes) -> str:
     model = network()
-    require_equal(world, model, ())
-    if world.rank == 1:
+    require_equal(processes, model, ())
+    if processes.rank == 1:
         with torch.no_grad():
             model[0][0].weight[0, 0, 0, 0] += 1e-7
     try:
-        require_equal(world, model, ())
+        require_equal(processes, model, ())
     except bnprune.BnpruneError as error:
         return str(error)
     return "equal"

@@ -14,15 +14,15 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import bnprune
-from bnprune.config import OptimisationConfig, PruneConfig, SparsityConfig
+from bnprune.config.schema import OptimisationConfig, PruneConfig, SparsityConfig
 from bnprune.data.splits import mixed
 from bnprune.training.loop import Task, begin, epoch_order, train
-from bnprune.training.penalty import PENALTIES, make_penalty, shortfall
-from bnprune.training.schedule import learning_rate
-from bnprune.training.sparsity import Budget, scale_factors
-from bnprune.training.strength import Course
-from bnprune.training.strength import factors as factors_of
-from tests.nets import MOTIFS, lively, norms
+from bnprune.training.lr_schedule import learning_rate
+from bnprune.training.penalties.gamma import TravelBudget, scale_factors
+from bnprune.training.penalties.lambda_schedule import Course
+from bnprune.training.penalties.lambda_schedule import factors as factors_of
+from bnprune.training.penalties.table import PENALTIES, make_penalty, shortfall
+from tests.nets import MOTIFS, norms, randomized
 from tests.numerics.test_training import CPU, Recorder, data, same
 
 IMAGE = torch.zeros(1, 3, 8, 8)
@@ -32,7 +32,7 @@ STEPPED = ("l1-proximal", "group-lasso")
 def residual(seed: int = 0) -> nn.Module:
     """Stem (8) and the branch's second BatchNorm (8) write one stream; its first (12) stands alone."""
     torch.manual_seed(seed)
-    return lively(MOTIFS["residual"][0](), seed)
+    return randomized(MOTIFS["residual"][0](), seed)
 
 
 def gathered(model: nn.Module) -> torch.Tensor:
@@ -358,7 +358,7 @@ def test_steering_is_a_function_of_step_and_scale_factors() -> None:
         strength = min(max(4 * highest / left, usual), 0.1)
         expected = torch.where(rank <= highest, strength, torch.where(gamma > 0.35, usual, 0.0))
         torch.testing.assert_close(penalty.strength_at(step, gamma), expected)
-    assert budget == Budget(0.02, pytest.approx(sum(rates)), pytest.approx(gamma.mean().item()), 0.5)
+    assert budget == TravelBudget(0.02, pytest.approx(sum(rates)), pytest.approx(gamma.mean().item()), 0.5)
 
 
 @pytest.mark.parametrize("name", ["l1", "group-lasso"])
@@ -384,7 +384,7 @@ def test_a_steered_training_resumes_to_the_same_bits(name: str, stop_after: int)
 
 
 def test_the_aim_of_auto() -> None:
-    def budget(sparsity: dict, prune: dict | None = None) -> Budget:
+    def budget(sparsity: dict, prune: dict | None = None) -> TravelBudget:
         config = PruneConfig(**prune) if prune is not None else None
         options = {"example_inputs": IMAGE, "prune": config}
         return make_penalty(residual(), OptimisationConfig(), SparsityConfig(**sparsity), 100, **options)[1]
@@ -418,13 +418,13 @@ def test_what_the_cut_must_leave_alone_is_not_steered_to_zero() -> None:
 
 
 def test_a_missed_target_says_so() -> None:
-    aimed = Budget(0.02, 1000.0, 0.5, 0.7)
+    aimed = TravelBudget(0.02, 1000.0, 0.5, 0.7)
     assert shortfall(aimed, 0.66) == ""
-    assert shortfall(Budget(0.02, 1000.0, 0.5), 0.1) == ""
+    assert shortfall(TravelBudget(0.02, 1000.0, 0.5), 0.1) == ""
     assert shortfall(aimed, 0.5).startswith("50% of γ ended near zero, 70% were wanted. Train longer (train.epochs)")
     assert "50% of γ" not in shortfall(aimed, 0.9)
     assert str(aimed) == "λ is steered to bring 70% of all γ to zero"
-    assert "too little to reach zero" in str(Budget(0.02, 10.0, 0.5, 0.7))
+    assert "too little to reach zero" in str(TravelBudget(0.02, 10.0, 0.5, 0.7))
 
 
 def test_the_reach_is_the_sum_of_learning_rates() -> None:

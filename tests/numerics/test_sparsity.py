@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import bnprune
-from bnprune.config import OptimisationConfig, SparsityConfig
-from bnprune.training.penalty import make_penalty
-from bnprune.training.schedule import learning_rate
-from bnprune.training.sparsity import Budget, gamma_statistics, scale_factors
-from tests.nets import MOTIFS, lively, norms
+from bnprune.config.schema import OptimisationConfig, SparsityConfig
+from bnprune.training.lr_schedule import learning_rate
+from bnprune.training.penalties.gamma import TravelBudget, gamma_statistics, scale_factors
+from bnprune.training.penalties.table import make_penalty
+from tests.nets import MOTIFS, norms, randomized
 
 
 def backward(model: nn.Module) -> None:
@@ -19,7 +19,7 @@ def backward(model: nn.Module) -> None:
 
 
 def test_gradient_gains_lambda_times_sign() -> None:
-    model = lively(MOTIFS["residual"][0]()).train()
+    model = randomized(MOTIFS["residual"][0]()).train()
     with torch.no_grad():
         norms(model)[0].weight[:3] = torch.tensor([-0.5, 0.0, 0.5])
     backward(model)
@@ -106,7 +106,7 @@ def test_proximal_gives_exact_zeros_and_subgradient_does_not() -> None:
 
 
 def test_auto_lambda_solves_the_budget() -> None:
-    model = lively(MOTIFS["chain"][0]())
+    model = randomized(MOTIFS["chain"][0]())
     start = torch.cat([norm.weight.detach().abs() for norm in norms(model)]).mean().item()
     config = OptimisationConfig(epochs=50, lr=0.1, momentum=0.8)
     _, budget = make_penalty(model, config, SparsityConfig(travel=4.0), 200)
@@ -117,7 +117,7 @@ def test_auto_lambda_solves_the_budget() -> None:
 
 
 def test_a_budget_that_cannot_reach_zero_says_so() -> None:
-    budget = Budget(strength=1e-5, reach=100.0, start=0.5)
+    budget = TravelBudget(strength=1e-5, reach=100.0, start=0.5)
     assert not budget.enough
     assert "too little to reach zero" in str(budget)
 

@@ -11,14 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnprune
-from bnprune.config import OptimisationConfig
+from bnprune.config.schema import OptimisationConfig
 from bnprune.data.splits import mixed
 from bnprune.training.distill import as_teacher, divergence
 from bnprune.training.ema import Average
 from bnprune.training.evaluate import evaluate
 from bnprune.training.loop import Task, begin, epoch_order, train
-from bnprune.training.mix import make_mix
-from bnprune.training.sparsity import GammaL1, GammaProximal
+from bnprune.training.mixup import make_mix
+from bnprune.training.penalties.gamma import GammaL1, GammaProximal
 from bnprune.training.state import State
 from tests.nets import conv_bn, head, norms, perceptron
 from tests.numerics.test_training import CPU, Recorder, data, run, same, task, tiny

@@ -14,7 +14,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils import _python_dispatch
 
 import bnprune
-from tests.nets import MOTIFS, Net, conv_bn, head, lively
+from tests.nets import MOTIFS, Net, conv_bn, head, randomized
 
 X = torch.zeros(1, 3, 8, 8)
 IMAGES = ("chain", "residual", "concat", "depthwise", "grouped", "squeeze_excitation")
@@ -50,7 +50,7 @@ def networks(count: int) -> list[nn.Module]:
         net = MOTIFS[IMAGES[seed % len(IMAGES)]][0]()
         if seed % 3 == 2:
             net = Net(drawing, a=conv_bn(3, 8), b=conv_bn(8, 8), c=head(8))
-        made.append(lively(net, seed))
+        made.append(randomized(net, seed))
     return made
 
 
@@ -77,7 +77,7 @@ def trained(net: nn.Module, steps: int) -> list[float]:
 def test_threads_prune_and_train_as_one_after_the_other() -> None:
     groups = [networks(9)[start::3] for start in range(3)]
     build = MOTIFS["residual"][0]
-    learners = [lively(build()) for _ in range(2)]
+    learners = [randomized(build()) for _ in range(2)]
     learners[1].load_state_dict(learners[0].state_dict())
     expected = [*(pruned(group) for group in groups), trained(learners[0], 40)]
     got = together(*(lambda group=group: pruned(group) for group in groups), lambda: trained(learners[1], 40))
@@ -106,7 +106,7 @@ def test_nothing_of_the_process_changes_while_a_network_is_pruned() -> None:
         together(look)
         return n.c(n.a(x))
 
-    network = lively(Net(looking, a=conv_bn(3, 8), c=head(8))).train()
+    network = randomized(Net(looking, a=conv_bn(3, 8), c=head(8))).train()
     nn.Linear(2, 2)
     state = torch.get_rng_state()
     together(look)
@@ -117,7 +117,7 @@ def test_nothing_of_the_process_changes_while_a_network_is_pruned() -> None:
 
 
 def test_a_network_runs_in_one_thread_while_another_prunes_it() -> None:
-    network = lively(MOTIFS["residual"][0]()).eval()
+    network = randomized(MOTIFS["residual"][0]()).eval()
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         expected = network(x)
@@ -137,7 +137,7 @@ def test_a_network_runs_in_one_thread_while_another_prunes_it() -> None:
 
 
 def test_other_threads_draw_on_while_networks_that_draw_are_pruned() -> None:
-    network = lively(Net(drawing, a=conv_bn(3, 8), b=conv_bn(8, 8), c=head(8)))
+    network = randomized(Net(drawing, a=conv_bn(3, 8), b=conv_bn(8, 8), c=head(8)))
 
     def numbers() -> torch.Tensor:
         return torch.stack([torch.rand(()) for _ in range(3000)])
@@ -154,6 +154,6 @@ def test_modules_that_run_in_a_thread_of_the_network_are_named() -> None:
     def forward(n: Net, x: torch.Tensor) -> torch.Tensor:
         return n.c(together(lambda: n.b(n.a(x)))[0])
 
-    network = lively(Net(forward, a=conv_bn(3, 8), b=conv_bn(8, 8), c=head(8)))
+    network = randomized(Net(forward, a=conv_bn(3, 8), b=conv_bn(8, 8), c=head(8)))
     with pytest.raises(bnprune.TraceError, match=r"^a: the module runs in another thread .*without a thread"):
         bnprune.prune(network, X, ratio=0.5)

@@ -12,13 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnprune
-from bnprune.config import OptimisationConfig
+from bnprune.config.schema import OptimisationConfig
 from bnprune.data import MemorySplit, Splits
 from bnprune.data.splits import mixed
 from bnprune.training.evaluate import Score, evaluate, logits_of
 from bnprune.training.loop import Task, begin, epoch_order, make_optimizer, train, update
-from bnprune.training.schedule import learning_rate
-from bnprune.training.sparsity import GammaL1, GammaProximal
+from bnprune.training.lr_schedule import learning_rate
+from bnprune.training.penalties.gamma import GammaL1, GammaProximal
 from bnprune.training.state import State
 from tests.nets import conv_bn, head, norms
 

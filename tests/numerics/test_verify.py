@@ -9,18 +9,18 @@ import torch
 from torch import nn
 
 import bnprune
-from bnprune.channels.trees import as_inputs
+from bnprune.channels.pytrees import as_inputs
 from bnprune.pruning.plan import Cut
 from bnprune.pruning.surgery import apply
 from bnprune.pruning.verify import mask, require, verify
-from tests.nets import MOTIFS, lively, outputs
+from tests.nets import MOTIFS, outputs, randomized
 
 
 @pytest.mark.parametrize("name", MOTIFS)
 def test_slim_equals_a_hand_masked_original(name: str) -> None:
     """The reference is a loop over the plan in this test, not the mask of `verify`."""
     make, shape = MOTIFS[name]
-    model = lively(make())
+    model = randomized(make())
     x = torch.randn(2, *shape[1:], dtype=torch.float64)
     result = bnprune.prune(model, torch.zeros(shape), ratio=0.4)
     assert result.report.max_relative_error < 1e-12
@@ -47,7 +47,7 @@ def wrong(plan: bnprune.PruningPlan, place: str) -> bnprune.PruningPlan:
 
 @pytest.mark.parametrize("place", ["1.0.weight", "0.1.weight", "0.1.running_mean", "4.2.weight"])
 def test_a_wrong_cut_is_caught_and_named(place: str) -> None:
-    model = lively(MOTIFS["chain"][0]())
+    model = randomized(MOTIFS["chain"][0]())
     x = torch.zeros(1, 3, 8, 8)
     good = bnprune.prune(model, x, ratio=0.4).plan
     with pytest.raises(bnprune.VerificationError, match=rf"does not equal the masked original.*'{place}'"):
@@ -57,7 +57,7 @@ def test_a_wrong_cut_is_caught_and_named(place: str) -> None:
 @pytest.mark.parametrize(("place", "layer"), [("1.0.weight", "1.0"), ("0.1.bias", "0.1")])
 def test_a_wrong_plan_is_caught_by_what_the_networks_compute(place: str, layer: str) -> None:
     """Tensors are the slices the plan asks for, but the plan does not fit together."""
-    model = lively(MOTIFS["chain"][0]())
+    model = randomized(MOTIFS["chain"][0]())
     x = torch.zeros(1, 3, 8, 8)
     bad = wrong(bnprune.prune(model, x, ratio=0.4).plan, place)
     verification = verify(model, apply(bad, model), bad, as_inputs(x))
@@ -68,7 +68,7 @@ def test_a_wrong_plan_is_caught_by_what_the_networks_compute(place: str, layer: 
 
 def test_the_signal_may_not_hide_behind_biases() -> None:
     """Tiny scale factors leave the output to the last bias; the proof looks at batch-normalised activations too."""
-    model = lively(MOTIFS["chain"][0]())
+    model = randomized(MOTIFS["chain"][0]())
     with torch.no_grad():
         model[3][1].weight.mul_(1e-14)
         model[3][1].bias.zero_()
@@ -88,13 +88,13 @@ def test_literal_float32_does_not_spoil_the_proof() -> None:
             x = self.norm(self.conv(x)).to(torch.float32).float()
             return self.last(x.type_as(self.last.weight))
 
-    report = bnprune.prune(lively(Casting()), torch.zeros(1, 3, 8, 8), ratio=0.5).report
+    report = bnprune.prune(randomized(Casting()), torch.zeros(1, 3, 8, 8), ratio=0.5).report
     assert report.max_relative_error < 1e-12
 
 
 def test_mask_zeroes_exactly_what_is_removed() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))
-    result = bnprune.prune(lively(model), torch.zeros(1, 1, 4, 4), ratio=0.5)
+    result = bnprune.prune(randomized(model), torch.zeros(1, 1, 4, 4), ratio=0.5)
     gone = result.plan.cuts[0].removed
     masked = mask(model, result.plan)
     assert masked[0].weight[gone].abs().sum() == 0

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import bnprune
-from bnprune.channels.trees import as_inputs, tensors
-from tests.nets import Net, conv_bn, head, kill, lively, noise, norms
+from bnprune.channels.pytrees import as_inputs, tensors
+from tests.nets import Net, conv_bn, head, kill, noise, norms, randomized
 
 X = noise(2, 3, 8, 8)
 
@@ -78,7 +78,7 @@ def checked(
         free: BatchNorm channels that may go; all by default.
         off: How far the realised ratio may be from the requested: half of the largest set that goes together.
     """
-    model = lively(model).double()
+    model = randomized(model).double()
     emptied = kill(copy.deepcopy(model), parts)
     small = bnprune.prune(emptied, inputs, ratio=dead, proof=False)
     assert abs(small.report.ratio_realised - dead) <= 2 * off

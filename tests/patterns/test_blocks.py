@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnprune
-from tests.nets import Net, conv_bn, lively
+from tests.nets import Net, conv_bn, randomized
 from tests.patterns.builder import X, checked, framed, refusal, tail, width
 
 
@@ -150,11 +150,11 @@ def test_nothing_can_go() -> None:
     with pytest.raises(
         bnprune.PruningError, match=r"nothing can be pruned(.|\n)*1: shares LayerNorm statistics.*fix: "
     ):
-        bnprune.prune(lively(net).double(), X, ratio=0.5)
+        bnprune.prune(randomized(net).double(), X, ratio=0.5)
 
 
 def test_an_analysis_that_fails_names_operator_and_module(monkeypatch) -> None:
-    from bnprune.channels.rules.registry import _RULES
+    from bnprune.channels.ops.registry import _RULES
 
     monkeypatch.setitem(_RULES, "aten::cat", lambda *_: 1 / 0)
     net = framed(lambda n, x: n.tail(n.join(n.stem(x))), join=Net(lambda n, x: torch.cat([x, x], 1)), tail=tail(32))

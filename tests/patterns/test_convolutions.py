@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnprune
-from tests.nets import Net, conv_bn, head, lively, noise
+from tests.nets import Net, conv_bn, head, noise, randomized
 from tests.patterns.builder import X, assert_trains, assert_unchanged, checked, framed, tail, width
 
 
@@ -133,7 +133,7 @@ def tied_to_what_stays() -> nn.Module:
 
 
 def test_a_gate_stands_behind_a_grouped_convolution_where_nothing_could_go_without() -> None:
-    net = lively(tied_to_what_stays())
+    net = randomized(tied_to_what_stays())
     with torch.no_grad():
         for norm, dead in ((net.stem[1], 8), (net.wide[1], 16)):
             norm.weight[:dead], norm.bias[:dead] = 0, 0.5 if norm is net.wide[1] else 0
@@ -147,4 +147,4 @@ def test_a_gate_stands_behind_a_grouped_convolution_where_nothing_could_go_witho
 
 def test_no_gate_stands_behind_a_grouped_convolution_where_something_goes_anyway() -> None:
     net = nn.Sequential(tied_to_what_stays().wide, tail(32))
-    assert not bnprune.prune(lively(nn.Sequential(conv_bn(3, 16), net)), X.float(), ratio=0.5).plan.gates
+    assert not bnprune.prune(randomized(nn.Sequential(conv_bn(3, 16), net)), X.float(), ratio=0.5).plan.gates

@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnprune
-from bnprune.channels.trees import as_inputs
+from bnprune.channels.pytrees import as_inputs
 from bnprune.pruning.surgery import apply
 from bnprune.pruning.verify import verify
-from tests.nets import Net, conv_bn, head, lively
+from tests.nets import Net, conv_bn, head, randomized
 from tests.numerics.test_verify import wrong
 
 X = torch.zeros(1, 3, 8, 8)
@@ -19,7 +19,9 @@ X = torch.zeros(1, 3, 8, 8)
 
 def model(between, last=lambda y: y) -> nn.Module:
     """Two layers, with something between them and something behind the last."""
-    return lively(Net(lambda n, x: last(n.c(n.b(between(n, n.a(x))))), a=conv_bn(3, 16), b=conv_bn(16, 8), c=head(8)))
+    return randomized(
+        Net(lambda n, x: last(n.c(n.b(between(n, n.a(x))))), a=conv_bn(3, 16), b=conv_bn(16, 8), c=head(8))
+    )
 
 
 def test_what_happens_only_in_train_mode_is_followed() -> None:
@@ -34,7 +36,7 @@ def test_the_branch_other_inputs_would_take_is_followed() -> None:
         y = n.a(x)
         return n.c(n.b(y.roll(3, 1) if x.mean() > 1e6 else y))
 
-    network = lively(Net(forward, a=conv_bn(3, 16), b=conv_bn(16, 8), c=head(8)))
+    network = randomized(Net(forward, a=conv_bn(3, 16), b=conv_bn(16, 8), c=head(8)))
     report = bnprune.prune(network, X, ratio=0.3).report
     assert any("is rotated" in refusal.reason for refusal in report.refusals)
 
@@ -56,7 +58,7 @@ class Slots:
 
 
 def test_outputs_are_found_in_slots_and_missed_nowhere() -> None:
-    net = lively(nn.Sequential(conv_bn(3, 8), Net(lambda n, x: Slots(n.b(x)), b=conv_bn(8, 8))))
+    net = randomized(nn.Sequential(conv_bn(3, 8), Net(lambda n, x: Slots(n.b(x)), b=conv_bn(8, 8))))
     assert bnprune.prune(net, X, ratio=0.4).model(X).logits.shape == (1, 8, 8, 8)
     for last in (torch.Tensor.numpy, torch.Tensor.tolist, lambda y: None):
         with pytest.raises(bnprune.TraceError, match="returns no tensor"):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnprune
-from tests.nets import Net, conv_bn, head, lively
+from tests.nets import Net, conv_bn, head, randomized
 from tests.patterns.builder import X, assert_trains, assert_unchanged
 from tests.patterns.test_attention import LayerScale, gate
 from tests.patterns.test_splitting import C2f, Sliced
@@ -168,7 +168,7 @@ def emptied(model: nn.Module, plan: bnprune.PruningPlan) -> nn.Module:
 @given(specs, st.sampled_from(sorted(HEADS)), st.sampled_from([0.3, 0.5, 0.8]))
 def test_random_graphs(spec: Spec, ending: str, ratio: float) -> None:
     torch.manual_seed(0)
-    model = lively(network(spec, ending)).double()
+    model = randomized(network(spec, ending)).double()
     result = bnprune.prune(model, X, ratio=ratio)
     assert result.report.ratio_realised > 0
     assert_unchanged(emptied(model, result.plan), result.model, X)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnprune
-from tests.nets import conv_bn, lively
+from tests.nets import conv_bn, randomized
 from tests.patterns.builder import X, checked, framed, refusal, tail, width
 
 
@@ -149,7 +149,7 @@ def test_channel_shuffle_that_ties_everything() -> None:
 def test_channel_shuffle_is_numerically_right() -> None:
     """A shuffle followed by a linear map of known weights, computed by hand on the channels that stay."""
     net = framed(lambda n, x: n.c(F.channel_shuffle(n.stem(x), 4)), c=nn.Conv2d(16, 2, 1))
-    model = lively(net).double().eval()
+    model = randomized(net).double().eval()
     result = bnprune.prune(model, X, ratio=0.5)
     keep = next(torch.tensor(cut.keep) for cut in result.plan.cuts if ("stem.1.weight", 0) in cut.at)
     order = torch.arange(16).view(4, 4).t().reshape(-1)

@@ -10,16 +10,16 @@ import torch
 from rich.console import Console
 
 from bnprune.cli.display import RichDisplay, describe_gamma
-from bnprune.config import SparsityConfig, TrainConfig
+from bnprune.config.schema import SparsityConfig, TrainConfig
 from bnprune.models import ModelSpec
 from bnprune.runs.checkpoint import Header
 from bnprune.runs.directory import RunDirectory
-from bnprune.runs.tracker import Tracker
-from bnprune.training.alarms import collapse, small_batches
+from bnprune.runs.training_log import TrainingLog
 from bnprune.training.evaluate import Score
 from bnprune.training.loop import EpochRecord
-from bnprune.training.sparsity import gamma_statistics
+from bnprune.training.penalties.gamma import gamma_statistics
 from bnprune.training.state import Progress, State
+from bnprune.training.warnings import collapse, small_batches
 from tests.nets import chain
 
 
@@ -52,11 +52,11 @@ def terminal(width: int = 200) -> tuple[RichDisplay, io.StringIO]:
     return display, shown
 
 
-def tracker(folder: Path, display: RichDisplay) -> Tracker:
+def training_log(folder: Path, display: RichDisplay) -> TrainingLog:
     sparsity = SparsityConfig()
     (folder / "checkpoints").mkdir()
     header = Header(ModelSpec("mlp", None, {}))
-    return Tracker(RunDirectory(folder), display, "train", TrainConfig(), header, sparsity, classes=10)
+    return TrainingLog(RunDirectory(folder), display, "train", TrainConfig(), header, sparsity, classes=10)
 
 
 def state() -> State:
@@ -66,7 +66,7 @@ def state() -> State:
 
 def test_a_collapse_is_reported_once_with_what_to_do(tmp_path: Path) -> None:
     display, shown = terminal(1000)
-    log, now, best = tracker(tmp_path, display), state(), 0.0
+    log, now, best = training_log(tmp_path, display), state(), 0.0
     for epoch, accuracy in enumerate((0.5, 0.9, 0.1, 0.1, 0.8, 0.2), 1):
         score = Score(1.0, accuracy, 100)
         is_best, best = accuracy > best, max(accuracy, best)
@@ -81,7 +81,7 @@ def test_a_collapse_is_reported_once_with_what_to_do(tmp_path: Path) -> None:
 
 def test_the_bar_shows_scale_factors_while_an_epoch_runs(tmp_path: Path) -> None:
     display, shown = terminal()
-    log, now = tracker(tmp_path, display), state()
+    log, now = training_log(tmp_path, display), state()
     for norm in (m for m in now.model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         norm.weight.data.fill_(0.25)
     with display:

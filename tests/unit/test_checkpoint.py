@@ -17,9 +17,9 @@ from torch import nn
 import bnprune
 from bnprune.models import ModelSpec, build
 from bnprune.runs.checkpoint import Header, load_checkpoint, read_header, save_checkpoint
-from bnprune.runs.source import open_source
+from bnprune.runs.network_source import open_source
 from bnprune.runs.weights import read_weights
-from tests.nets import Net, conv_bn, head, lively
+from tests.nets import Net, conv_bn, head, randomized
 
 X = torch.zeros(1, 3, 32, 32)
 
@@ -27,7 +27,7 @@ X = torch.zeros(1, 3, 32, 32)
 @pytest.fixture
 def slim(tmp_path):
     spec = ModelSpec("resnet20", kwargs={"num_classes": 5})
-    result = bnprune.prune(lively(build(spec)), X, ratio=0.5)
+    result = bnprune.prune(randomized(build(spec)), X, ratio=0.5)
     path = tmp_path / "slim.safetensors"
     bnprune.save(result, path, spec=spec, input_shape=(3, 32, 32))
     return result, path
@@ -56,7 +56,7 @@ def own() -> nn.Module:
 
 
 def test_a_network_of_ones_own_is_given_again(tmp_path) -> None:
-    result = bnprune.prune(lively(own()), X, ratio=0.5)
+    result = bnprune.prune(randomized(own()), X, ratio=0.5)
     path = tmp_path / "own.safetensors"
     bnprune.save(result, path)
     loaded = bnprune.load(path, model=own())
@@ -87,7 +87,7 @@ def test_arguments_that_fetch_are_not_obeyed_from_a_file(tmp_path) -> None:
 
 def test_two_cuts_load_in_order(tmp_path) -> None:
     spec = ModelSpec("vgg11", kwargs={"width": 0.25})
-    first = bnprune.prune(lively(build(spec)), X, ratio=0.4)
+    first = bnprune.prune(randomized(build(spec)), X, ratio=0.4)
     second = bnprune.prune(first.model, X, ratio=0.3)
     path = tmp_path / "twice.safetensors"
     save_checkpoint(path, second.model, Header(spec, (first.plan, second.plan)))
@@ -95,7 +95,7 @@ def test_two_cuts_load_in_order(tmp_path) -> None:
 
 
 def test_a_network_pruned_twice_in_python_is_loaded(tmp_path) -> None:
-    first = bnprune.prune(lively(own()), X, ratio=0.4)
+    first = bnprune.prune(randomized(own()), X, ratio=0.4)
     second = bnprune.prune(first.model, X, ratio=0.3)
     bnprune.save(second, tmp_path / "twice.safetensors")
     loaded = bnprune.load(tmp_path / "twice.safetensors", model=own())
@@ -123,7 +123,7 @@ def test_another_input_shape_changes_nothing_else_of_a_header(tmp_path) -> None:
 
 def test_shared_tensors_are_stored_once_and_shared_again(tmp_path) -> None:
     path = tmp_path / "tied.safetensors"
-    model = lively(tied())
+    model = randomized(tied())
     save_checkpoint(path, model, Header(ModelSpec(factory="x:tied")))
     assert path.stat().st_size < 2 * 8 * 8 * 9 * 4 + 4000
     loaded, _ = load_checkpoint(path, tied())

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 import bnprune
-from bnprune.config import DataConfig
+from bnprune.config.schema import DataConfig
 from bnprune.data import MemorySplit, Splits, StreamSplit, load_data
 from bnprune.data.memory import Augmentation, augment, statistics, uniforms
 from bnprune.data.splits import evenly, mixed, stratified

@@ -11,21 +11,21 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnprune
-from bnprune.export import fold
-from bnprune.export.artifact import Wish, make_artifact
-from bnprune.export.fold import fold_batchnorms
-from bnprune.export.parity import TOLERANCE, compare
-from bnprune.export.source import to_python
-from bnprune.export.variables import reuse_names
+from bnprune.exporters import batchnorm_folding as fold
+from bnprune.exporters.artifact import Wish, make_artifact
+from bnprune.exporters.batchnorm_folding import fold_batchnorms
+from bnprune.exporters.parity import TOLERANCE, compare
+from bnprune.exporters.python_source import to_python
+from bnprune.exporters.variable_names import reuse_names
 from bnprune.pruning.gates import ReadGate, WriteGate
-from tests.nets import MOTIFS, Net, conv_bn, head, lively, noise, norms, outputs
+from tests.nets import MOTIFS, Net, conv_bn, head, noise, norms, outputs, randomized
 from tests.numerics.test_gates import postactivation, preactivation
 
 # -- folding BatchNorms ----------------------------------------------------------------------------------------------
 
 
 def test_folding_is_the_arithmetic_of_batchnorm() -> None:
-    net = lively(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    net = randomized(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
     folded, count = fold_batchnorms(net, torch.zeros(2, 3, 6, 6))
     conv, norm = net.requires_grad_(False)
     assert count == 1
@@ -40,7 +40,7 @@ def test_folding_is_the_arithmetic_of_batchnorm() -> None:
 @pytest.mark.parametrize("motif", MOTIFS)
 def test_a_folded_network_computes_the_same_and_the_given_one_is_untouched(motif: str) -> None:
     build, shape = MOTIFS[motif]
-    net = lively(build())
+    net = randomized(build())
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     folded, count = fold_batchnorms(net, torch.zeros(2, *shape[1:]))
     assert count == len(norms(net)) - len(norms(folded)) > 0
@@ -51,7 +51,7 @@ def test_a_folded_network_computes_the_same_and_the_given_one_is_untouched(motif
 
 def test_transposed_convolutions_fold_and_batchnorms_in_front_stay() -> None:
     net = nn.Sequential(nn.BatchNorm2d(3), nn.ConvTranspose2d(3, 5, 3, groups=1), nn.BatchNorm2d(5), nn.ReLU())
-    folded, count = fold_batchnorms(lively(net), torch.zeros(2, 3, 6, 6))
+    folded, count = fold_batchnorms(randomized(net), torch.zeros(2, 3, 6, 6))
     assert count == 1
     assert [type(module) for module in folded] == [nn.BatchNorm2d, nn.ConvTranspose2d, nn.Identity, nn.ReLU]
 
@@ -63,7 +63,7 @@ def test_a_batchnorm_that_does_more_or_is_not_alone_is_left_alone() -> None:
 
     assert fold_batchnorms(nn.Sequential(nn.Conv2d(3, 4, 3), Activated(4)), torch.zeros(2, 3, 6, 6))[1] == 0
     shared = Net(lambda n, x: n.norm(n.conv(x)) + n.conv(x), conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4))
-    assert fold_batchnorms(lively(shared), torch.zeros(2, 3, 6, 6))[1] == 0
+    assert fold_batchnorms(randomized(shared), torch.zeros(2, 3, 6, 6))[1] == 0
     batch_statistics = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
     assert fold_batchnorms(batch_statistics, torch.zeros(2, 3, 6, 6))[1] == 0
 
@@ -79,7 +79,7 @@ def test_a_wrong_fold_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(fold, "_fused", wrong)
     with pytest.raises(bnprune.VerificationError, match="folding BatchNorms changes"):
-        fold_batchnorms(lively(MOTIFS["chain"][0]()), torch.zeros(2, 3, 8, 8))
+        fold_batchnorms(randomized(MOTIFS["chain"][0]()), torch.zeros(2, 3, 8, 8))
 
 
 # -- parity ----------------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def rebuilt(net: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("motif", MOTIFS)
 def test_plain_python_computes_the_same_in_both_modes(motif: str) -> None:
     build, shape = MOTIFS[motif]
-    net = bnprune.prune(lively(build()), torch.zeros(shape), ratio=0.4).model
+    net = bnprune.prune(randomized(build()), torch.zeros(shape), ratio=0.4).model
     made, x = rebuilt(net), noise(4, *shape[1:])
     assert torch.equal(outputs(made, x), outputs(net, x))
     assert torch.equal(made.train()(x), net.train()(x))
@@ -143,7 +143,7 @@ def test_plain_python_computes_the_same_in_both_modes(motif: str) -> None:
 
 @pytest.mark.parametrize(("build", "gate"), [(preactivation, ReadGate), (postactivation, WriteGate)])
 def test_plain_python_includes_gates(build, gate: type[nn.Module]) -> None:
-    net = bnprune.prune(lively(build()), torch.zeros(1, 3, 8, 8), ratio=0.4, coupling="gates").model
+    net = bnprune.prune(randomized(build()), torch.zeros(1, 3, 8, 8), ratio=0.4, coupling="gates").model
     assert any(isinstance(module, gate) for module in net.modules())
     x = noise(4, 3, 8, 8)
     assert torch.equal(outputs(rebuilt(net), x), outputs(net, x))
@@ -182,7 +182,7 @@ def test_names_that_cannot_be_written_have_a_reason(name: str, told: str) -> Non
 
 @pytest.mark.parametrize("format", ["pt2", "state-dict"])
 def test_networks_in_other_precision_keep_it(format: str) -> None:
-    net = lively(MOTIFS["chain"][0]()).bfloat16()
+    net = randomized(MOTIFS["chain"][0]()).bfloat16()
     artifact = make_artifact(net, (3, 8, 8), Wish.of(format), real=[torch.randn(2, 3, 8, 8)])
     assert artifact.random.inputs == 4
     assert artifact.real.inputs == 2
@@ -312,7 +312,7 @@ def test_a_python_file_that_computes_something_else_is_left_out() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("format", ["pt2", "state-dict"])
 def test_folding_keeps_the_precision(format: str, dtype: torch.dtype) -> None:
-    net = lively(MOTIFS["chain"][0]()).to(dtype)
+    net = randomized(MOTIFS["chain"][0]()).to(dtype)
     artifact = make_artifact(net, (3, 8, 8), Wish.of(format, fold_bn=True))
     assert artifact.folded == 3
     assert artifact.random.passed
@@ -330,7 +330,7 @@ def test_a_network_without_a_finite_number_is_not_verified() -> None:
 def test_folding_is_proven_with_outputs_of_any_kind(more) -> None:
     layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     net = Net(lambda n, x: (lambda y: (more(y), y))(n.layers(x)), layers=layers)
-    assert fold_batchnorms(lively(net), torch.zeros(2, 3, 6, 6))[1] == 1
+    assert fold_batchnorms(randomized(net), torch.zeros(2, 3, 6, 6))[1] == 1
 
 
 def test_layers_that_cannot_be_copied_are_told_of() -> None:

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import bnprune
-from bnprune.config import DataConfig
+from bnprune.config.schema import DataConfig
 from bnprune.data import Splits, load_data
 from bnprune.models.zoo import ModelSpec, build
-from bnprune.training.fit import require_fit
+from bnprune.training.compatibility import require_fit
 from tests import foreign
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnprune.channels.ids import NO_CHANNEL, ChannelIds, Refusal
+from bnprune.channels.union_find import NO_CHANNEL, ChannelIds, Refusal
 
 WHY = Refusal("here", "for a test", "")
 

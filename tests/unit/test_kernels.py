@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from bnprune.channels.kernels import _SHORT_CUTS, run_kernel
-from bnprune.channels.mode import Draws
+from bnprune.channels.meta_kernels import _SHORT_CUTS, run_kernel
+from bnprune.channels.operator_mode import Draws
 
 aten = torch.ops.aten
 SAMPLES = [

@@ -10,7 +10,7 @@ from torch import nn
 import bnprune
 from bnprune.models.zoo import ModelSpec
 from bnprune.runs.checkpoint import Header, save_checkpoint
-from tests.nets import MOTIFS, lively
+from tests.nets import MOTIFS, randomized
 
 
 def state(model: nn.Module) -> list[tuple[int, bool, list[float]]]:
@@ -19,7 +19,7 @@ def state(model: nn.Module) -> list[tuple[int, bool, list[float]]]:
 
 def test_the_network_given_stays_as_it_was(tmp_path: Path) -> None:
     build = MOTIFS["chain"][0]
-    dense, given = lively(build()), build()
+    dense, given = randomized(build()), build()
     save_checkpoint(tmp_path / "dense.safetensors", dense, Header(ModelSpec(factory="own:build")))
     slim = bnprune.prune(dense, torch.zeros(1, 3, 8, 8), ratio=0.5)
     bnprune.save(slim, tmp_path / "slim.safetensors")

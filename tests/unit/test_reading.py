@@ -13,13 +13,13 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt
 
 import bnprune
-from bnprune.config import OptimisationConfig, PipelineConfig, Section, SparsityConfig
+from bnprune.config.bounded_reading import parse_json, read_text, require_batch, require_shape
+from bnprune.config.recipe import amend, load_recipe
+from bnprune.config.schema import OptimisationConfig, PipelineConfig, Section, SparsityConfig
 from bnprune.errors import first_line, quoted, shortened
 from bnprune.pruning.plan import MOST_PLANS, read_plans
-from bnprune.reading import parse_json, read_text, require_batch, require_shape
-from bnprune.recipe import amend, load_recipe
-from bnprune.training.schedule import learning_rate
-from bnprune.training.strength import Course
+from bnprune.training.lr_schedule import learning_rate
+from bnprune.training.penalties.lambda_schedule import Course
 
 GOOD = "model: {name: mlp}\ndata: {name: digits}\n"
 
@@ -255,20 +255,20 @@ def test_the_longest_training_is_charted_in_seconds() -> None:
     ).train
     assert most is not None
     started = time.perf_counter()
-    course = Course(most, SparsityConfig(), 100, 10.0)
-    assert course.reach == pytest.approx(10 * most.lr * 100 * 100_000 / 2)
+    planner = Course(most, SparsityConfig(), 100, 10.0)
+    assert planner.reach == pytest.approx(10 * most.lr * 100 * 100_000 / 2)
     assert time.perf_counter() - started < 10
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "step", "one-cycle", "constant"])
 def test_a_course_is_the_running_sum_of_its_steps(schedule: str) -> None:
     config = OptimisationConfig(epochs=10, schedule=schedule, warmup_epochs=1)
-    course = Course(config, SparsityConfig(schedule="ramp"), 1700, 2.0)
-    moved = [2.0 * learning_rate(config, step, 1700) * course.factor(step) for step in range(17_000)]
+    planner = Course(config, SparsityConfig(schedule="ramp"), 1700, 2.0)
+    moved = [2.0 * learning_rate(config, step, 1700) * planner.factor(step) for step in range(17_000)]
     used = np.cumsum([0.0, *moved])
     for step in (0, 1, 16_383, 16_384, 16_385, 16_999):
-        assert course.used(step) == pytest.approx(used[step])
-    assert course.reach == pytest.approx(used[-1])
+        assert planner.used(step) == pytest.approx(used[step])
+    assert planner.reach == pytest.approx(used[-1])
 
 
 @pytest.mark.parametrize("warmup", [1e-300, 0.1, 0.75, 1.5])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import bnprune
-from bnprune.recipe import amend, load_recipe
+from bnprune.config.recipe import amend, load_recipe
 from bnprune.runs.directory import dump_config
 from bnprune.runs.recipes import recipe_folder
 

@@ -8,13 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnprune
-from tests.nets import Net, conv_bn, head, lively
+from tests.nets import Net, conv_bn, head, randomized
 
 X = torch.zeros(1, 3, 8, 8)
 
 
 def refused(net: nn.Module, x: torch.Tensor = X, ratio: float = 0.5) -> tuple[bnprune.PruningResult, str]:
-    result = bnprune.prune(lively(net), x, ratio=ratio)
+    result = bnprune.prune(randomized(net), x, ratio=ratio)
     assert result.report.max_relative_error < 1e-12
     return result, " | ".join(map(str, result.report.refusals))
 
@@ -44,7 +44,7 @@ def test_split_with_literal_sizes() -> None:
 
 
 def test_split_by_a_literal_half() -> None:
-    """`split(4)` looks like `chunk(2)` to ATen; the rehearsal tells them apart."""
+    """`split(4)` looks like `chunk(2)` to ATen; the dry run tells them apart."""
     layers = {"a": conv_bn(3, 8), "b": conv_bn(8, 8), "c": nn.Sequential(conv_bn(8, 8), head(8))}
     literal = Net(lambda n, x: n.c(torch.cat(n.b(n.a(x)).split(4, 1)[::-1], 1)), **layers)
     assert refused(literal)[0].model.b[0].out_channels == 8
@@ -90,10 +90,10 @@ def test_code_that_branches_on_the_width() -> None:
 
 def test_several_sites_are_found_in_one_rehearsal(monkeypatch) -> None:
     """Each failing operator is replaced by a tensor of the expected shape, and the run goes on."""
-    import bnprune.pruning.draft as pruning
+    import bnprune.pruning.planner as pruning
 
     runs = []
-    real = pruning.rehearse
+    real = pruning.dry_run
     monkeypatch.setattr(pruning, "rehearse", lambda *args, **options: runs.append(1) or real(*args, **options))
     blocks = [
         Net(lambda n, x: n.last(n.first(x).view(1, 8, 8, 8)), first=conv_bn(8, 8), last=conv_bn(8, 8)) for _ in range(4)
@@ -147,7 +147,7 @@ def test_caches_on_modules_are_undone() -> None:
                 self.grids[key] = torch.ones_like(x[:, :1])
             return self.c(self.a(x * self.grids[key]))
 
-    net = lively(Caching())
+    net = randomized(Caching())
     bnprune.prune(net, X, ratio=0.5)
     assert net.grids == {}
     assert net.last is None
@@ -160,7 +160,7 @@ def test_forward_that_fails() -> None:
 
 
 def test_a_rule_that_fails_names_operator_and_module(monkeypatch) -> None:
-    from bnprune.channels.rules.registry import _RULES
+    from bnprune.channels.ops.registry import _RULES
 
     def broken(*_):
         raise ZeroDivisionError("oops")
@@ -186,4 +186,4 @@ def test_several_inputs(inputs: str) -> None:
             return {"logits": self.c(self.a(left) + self.b(right))}
 
     given = (X, X) if inputs == "tuple" else {"right": X, "left": X}
-    assert bnprune.prune(lively(Two()), given, ratio=0.5).report.ratio_realised == 0.5
+    assert bnprune.prune(randomized(Two()), given, ratio=0.5).report.ratio_realised == 0.5

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 import bnprune
 from bnprune.channels.graph import ChannelGraph
-from bnprune.channels.rules import look_up, rule, unknown
-from bnprune.channels.trace import trace
+from bnprune.channels.ops import look_up, rule, unknown
+from bnprune.channels.trace_modes import trace
 from tests.nets import Net, conv_bn, head
 
 X = torch.zeros(1, 3, 8, 8)
@@ -214,7 +214,7 @@ def test_a_user_can_teach_an_operator() -> None:
 
     @rule("bnprune_test::double")
     def passes(call, x):
-        return call.facets(x)
+        return call.labels(x)
 
     assert bnprune.prune(model, X, ratio=0.5).report.ratio_realised == 0.5
 
@@ -239,7 +239,7 @@ def test_writing_into_a_part_of_a_tensor_keeps_its_channels() -> None:
 
 def test_every_registered_name_is_an_operator() -> None:
     """A misspelt name in the table would never be looked up."""
-    from bnprune.channels.rules.registry import _RULES
+    from bnprune.channels.ops.registry import _RULES
 
     for name in _RULES:
         space, _, rest = name.partition("::")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import bnprune
-from tests.nets import Net, chain, conv_bn, head, lively, norms
+from tests.nets import Net, chain, conv_bn, head, norms, randomized
 
 X = torch.zeros(1, 3, 8, 8)
 
@@ -41,7 +41,7 @@ def test_the_smallest_go_wherever_they_are() -> None:
 
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 0.5, 0.66, 0.9])
 def test_realised_ratio_is_the_nearest_possible(ratio: float) -> None:
-    result = bnprune.prune(lively(stack(16, 24, 32)), X, ratio=ratio)
+    result = bnprune.prune(randomized(stack(16, 24, 32)), X, ratio=ratio)
     assert abs(result.report.ratio_realised - ratio) <= 0.5 / 72
     assert result.report.channels_after == sum(widths(result))
 
@@ -51,7 +51,7 @@ def test_equal_scores_cost_every_layer_the_same_share() -> None:
 
 
 def test_pruning_is_deterministic() -> None:
-    plans = {bnprune.prune(lively(stack(8, 16)), X, ratio=0.5).plan.to_json() for _ in range(3)}
+    plans = {bnprune.prune(randomized(stack(8, 16)), X, ratio=0.5).plan.to_json() for _ in range(3)}
     assert len(plans) == 1
 
 
@@ -72,14 +72,14 @@ def test_a_layer_of_zeros_does_not_halve_the_healthy_ones() -> None:
 
 @pytest.mark.parametrize("floor", [2, 4])
 def test_floor_holds_and_the_report_says_what_was_possible(floor: int) -> None:
-    result = bnprune.prune(lively(stack(16, 32)), X, ratio=0.97, min_channels=floor)
+    result = bnprune.prune(randomized(stack(16, 32)), X, ratio=0.97, min_channels=floor)
     assert widths(result) == [floor, floor]
     assert result.report.ratio_requested == 0.97
     assert result.report.ratio_realised == pytest.approx(1 - 2 * floor / 48)
 
 
 def test_one_channel_layers_stay() -> None:
-    assert widths(bnprune.prune(lively(stack(8, 1, 8)), X, ratio=0.5))[1] == 1
+    assert widths(bnprune.prune(randomized(stack(8, 1, 8)), X, ratio=0.5))[1] == 1
 
 
 def test_excluded_layers_keep_their_width_and_do_not_count() -> None:
@@ -104,14 +104,14 @@ def test_coupled_channels_score_by_their_best_member() -> None:
 
 def test_layers_without_scale_factors_stay_and_are_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), head(8))
-    result = bnprune.prune(lively(model), X, ratio=0.5)
+    result = bnprune.prune(randomized(model), X, ratio=0.5)
     assert result.model[0].out_channels == 8
     assert [(r.site, "no BatchNorm" in r.reason) for r in result.report.refusals] == [("0", True)]
 
 
 def test_norm_without_affine_is_cut_but_not_ranked() -> None:
     model = nn.Sequential(conv_bn(3, 8, 1), nn.BatchNorm2d(8, affine=False), head(8))
-    slim = bnprune.prune(lively(model), X, ratio=0.5).model
+    slim = bnprune.prune(randomized(model), X, ratio=0.5).model
     assert slim[1].num_features == slim[1].running_mean.numel() == 4
 
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import bnprune
-from bnprune.channels.mode import _with_generator
-from tests.nets import Net, conv_bn, head, lively
+from bnprune.channels.operator_mode import _with_generator
+from tests.nets import Net, conv_bn, head, randomized
 
 X = torch.zeros(1, 3, 8, 8)
 
@@ -30,7 +30,9 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def model(between: Callable[..., Any] = lambda n, x: x, last: Callable[..., Any] = lambda y: y) -> Net:
     """Two layers, with something between them and something behind the last."""
-    return lively(Net(lambda n, x: last(n.c(n.b(between(n, n.a(x))))), a=conv_bn(3, 16), b=conv_bn(16, 8), c=head(8)))
+    return randomized(
+        Net(lambda n, x: last(n.c(n.b(between(n, n.a(x))))), a=conv_bn(3, 16), b=conv_bn(16, 8), c=head(8))
+    )
 
 
 def facts(network: nn.Module) -> list[Any]:
@@ -113,7 +115,7 @@ def test_ctrl_c_leaves_everything_as_it_was(way: Callable[..., Any], monkeypatch
 
 def test_inputs_changed_in_place_by_the_network_stay_as_they_were() -> None:
     x = torch.ones(1, 3, 8, 8, dtype=torch.float64)
-    network = lively(Net(lambda n, x: n.c(n.a(x.mul_(2))) if x.sum() > 0 else x, a=conv_bn(3, 16), c=head(16)))
+    network = randomized(Net(lambda n, x: n.c(n.a(x.mul_(2))) if x.sum() > 0 else x, a=conv_bn(3, 16), c=head(16)))
     bnprune.prune(network.double(), x, ratio=0.5)
     assert torch.equal(x, torch.ones_like(x))
 
@@ -128,7 +130,7 @@ def in_inference_mode(n: Net, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("outer", [nullcontext, torch.no_grad, torch.inference_mode])
 def test_pruning_in_inference_mode_is_like_any_other(outer: Callable[[], AbstractContextManager[Any]]) -> None:
     with outer():
-        network = lively(Net(in_inference_mode, a=conv_bn(3, 16), b=conv_bn(16, 8), c=head(8)))
+        network = randomized(Net(in_inference_mode, a=conv_bn(3, 16), b=conv_bn(16, 8), c=head(8)))
         result = bnprune.prune(network, torch.zeros(1, 3, 8, 8), ratio=0.5)
     assert result.report.ratio_realised == 0.5
     assert not result.report.refusals
@@ -223,9 +225,9 @@ def test_a_network_that_returns_nothing_is_refused(last: Callable[..., Any]) -> 
 
 def test_what_has_no_values_is_refused() -> None:
     with torch.device("meta"):
-        hollow = nn.Sequential(conv_bn(3, 8), head(8))
+        meta_slim = nn.Sequential(conv_bn(3, 8), head(8))
     with pytest.raises(bnprune.PruningError, match=r"^0\.0\.weight: .* meta device.*to_empty"):
-        bnprune.prune(hollow, X, ratio=0.5)
+        bnprune.prune(meta_slim, X, ratio=0.5)
     with pytest.raises(bnprune.ConfigError, match="example inputs are on the meta device"):
         bnprune.prune(model(), X.to("meta"), ratio=0.5)
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnprune
-from tests.nets import conv_bn, head, kill, lively, outputs
+from tests.nets import conv_bn, head, kill, outputs, randomized
 
 X = torch.zeros(1, 3, 8, 8)
 
@@ -30,7 +30,7 @@ class Splits(nn.Module):
 
 @pytest.mark.parametrize("sizes", [[4, 8], (3, 4, 5), [4, 4, 4], None])
 def test_split_sizes_shrink_and_parts_are_independent(sizes) -> None:
-    model = lively(Splits(sizes))
+    model = randomized(Splits(sizes))
     with torch.no_grad():
         model.a[1].weight.copy_(torch.tensor([0.01] * 2 + [1.0] * 10))
     result = bnprune.prune(model, X, ratio=2 / 20)
@@ -88,10 +88,10 @@ class Halves(nn.Module):
 
 @pytest.mark.parametrize("build", [Blur, Scales, Halves])
 def test_widths_in_attributes_shrink(build) -> None:
-    result = bnprune.prune(lively(build()), X, ratio=0.5)
+    result = bnprune.prune(randomized(build()), X, ratio=0.5)
     assert not result.report.refusals
     assert result.model.a[0].out_channels < build().a[0].out_channels
-    again = bnprune.apply(bnprune.PruningPlan.from_json(result.plan.to_json()), lively(build()))
+    again = bnprune.apply(bnprune.PruningPlan.from_json(result.plan.to_json()), randomized(build()))
     assert vars(again).keys() == vars(result.model).keys()
     again(X)
 
@@ -99,7 +99,7 @@ def test_widths_in_attributes_shrink(build) -> None:
 @pytest.mark.parametrize("build", [lambda: Splits([4, 8]), Blur, Halves])
 def test_function_is_kept(build) -> None:
     torch.manual_seed(0)
-    model = kill(lively(build()).double(), 2 if build is Halves else 1)
+    model = kill(randomized(build()).double(), 2 if build is Halves else 1)
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     slim = bnprune.prune(model, x, ratio=0.25, proof=False).model
     torch.testing.assert_close(outputs(slim, x), outputs(model, x), rtol=0, atol=1e-10)
@@ -117,7 +117,7 @@ def test_an_integer_that_is_no_width_is_left_alone() -> None:
             y = self.a(x)
             return self.c(y.view(1, 8, 8, 8) * len(range(self.repeats)))
 
-    result = bnprune.prune(lively(Coincidence()), X, ratio=0.5)
+    result = bnprune.prune(randomized(Coincidence()), X, ratio=0.5)
     assert result.model.repeats == 8
     assert result.model.a[0].out_channels == 8
 
@@ -133,7 +133,7 @@ def test_one_attribute_for_two_widths_keeps_both() -> None:
             parts = [*self.a(x).split(self.width, 1), *self.b(x).split(self.width, 1)]
             return self.c(torch.cat(parts[::-1], 1))
 
-    model = lively(Contested())
+    model = randomized(Contested())
     with torch.no_grad():
         model.a[1].weight.mul_(0.01)
     result = bnprune.prune(model, X, ratio=0.4)
@@ -150,7 +150,7 @@ def test_a_size_that_a_class_keeps_is_not_set(groups, proof: bool) -> None:
         "forward": lambda self, x: F.conv2d(x, self.weight, padding=1, groups=self.groups),
     })()  # fmt: skip
     depthwise.weight = nn.Parameter(torch.randn(8, 1, 3, 3))
-    model = lively(nn.Sequential(conv_bn(3, 8), depthwise, nn.BatchNorm2d(8), conv_bn(8, 8), head(8)))
+    model = randomized(nn.Sequential(conv_bn(3, 8), depthwise, nn.BatchNorm2d(8), conv_bn(8, 8), head(8)))
     result = bnprune.prune(model, X, ratio=0.5, proof=proof)
     bnprune.apply(result.plan, model)
     assert result.model[1].weight.shape[0] == (8 if isinstance(groups, int) else result.model[0][0].out_channels)

@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import bnprune
 from bnprune.channels.modules import suppresses_boxes
-from bnprune.channels.sketch import Sketch
-from bnprune.channels.trace import trace
-from tests.nets import Net, conv_bn, head, lively, noise
+from bnprune.channels.surrogate_ops import SurrogateOps
+from bnprune.channels.trace_modes import trace
+from tests.nets import Net, conv_bn, head, noise, randomized
 
 aten = torch.ops.aten
 X = noise(4, 3, 8, 8).float()
@@ -30,7 +30,7 @@ def test_a_sketched_convolution_is_one_with_a_single_weight_per_filter(groups, k
     x = noise(2, 4, 9, 7).float()
     args = (x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, False, [0, 0], groups)
     with torch.no_grad():
-        got = Sketch(conv.parameters()).run(aten.convolution.default, args)
+        got = SurrogateOps(conv.parameters()).run(aten.convolution.default, args)
         tap = [-(-pad // spread) for pad, spread in zip(conv.padding, conv.dilation, strict=True)]
         single = torch.zeros_like(conv.weight)
         single[:, 0, tap[0], tap[1]] = conv.weight[:, 0, tap[0], tap[1]] * math.sqrt(conv.weight[0].numel())
@@ -41,13 +41,13 @@ def test_a_sketched_product_is_one_with_a_single_weight_per_output() -> None:
     linear = nn.Linear(9, 4)
     x = noise(2, 9).float()
     with torch.no_grad():
-        got = Sketch(linear.parameters()).run(aten.addmm.default, (linear.bias, x, linear.weight.t()))
+        got = SurrogateOps(linear.parameters()).run(aten.addmm.default, (linear.bias, x, linear.weight.t()))
         torch.testing.assert_close(got, linear.bias + 3 * x[:, :1] * linear.weight[:, 0])
 
 
 def test_what_is_no_weight_or_does_not_fit_is_not_sketched() -> None:
     linear, conv = nn.Linear(9, 9), nn.Conv2d(4, 8, 3)
-    sketch = Sketch([*linear.parameters(), *conv.parameters()])
+    sketch = SurrogateOps([*linear.parameters(), *conv.parameters()])
     x, rest = torch.zeros(2, 3, 5, 5), (None, [1, 1], [0, 0], [1, 1])
     assert sketch.run(aten.mm.default, (torch.zeros(9, 9), torch.zeros(9, 9))) is None, "a product of activations"
     assert sketch.run(aten.mm.default, (torch.zeros(2, 8), linear.weight)) is None, "the operator's own error"
@@ -66,7 +66,7 @@ def test_an_input_that_is_too_small_is_told_of() -> None:
 def test_a_batch_of_nothing_is_sketched() -> None:
     conv = nn.Conv2d(4, 8, 3, padding=1)
     args = (torch.zeros(0, 4, 5, 5), conv.weight, conv.bias, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
-    assert Sketch(conv.parameters()).run(aten.convolution.default, args).shape == (0, 8, 5, 5)
+    assert SurrogateOps(conv.parameters()).run(aten.convolution.default, args).shape == (0, 8, 5, 5)
 
 
 def test_a_loop_that_sketched_values_do_not_leave_runs_on_exact_ones() -> None:
@@ -76,7 +76,7 @@ def test_a_loop_that_sketched_values_do_not_leave_runs_on_exact_ones() -> None:
             y = n.shrink(y)
         return n.head(n.a(x)) + y.mean()
 
-    net = lively(Net(forward, a=conv_bn(3, 8), shrink=nn.Conv2d(8, 8, 1, bias=False), head=head(8)))
+    net = randomized(Net(forward, a=conv_bn(3, 8), shrink=nn.Conv2d(8, 8, 1, bias=False), head=head(8)))
     with torch.no_grad():
         net.shrink.weight.copy_(torch.tensor([1, -0.9, 0, 0, 0, 0, 0, 0]).view(1, 8, 1, 1))
     assert bnprune.prune(net, X, ratio=0.5).report.ratio_realised == 0.5
@@ -90,7 +90,7 @@ def chosen_rows() -> nn.Module:
         scores = x.mean((1, 2, 3))
         return n.head(n.c(x[scores > scores.median()]))
 
-    return lively(Net(forward, a=conv_bn(3, 8), b=conv_bn(8, 8), c=conv_bn(8, 8), head=head(8)))
+    return randomized(Net(forward, a=conv_bn(3, 8), b=conv_bn(8, 8), c=conv_bn(8, 8), head=head(8)))
 
 
 def counted(net: nn.Module, x: torch.Tensor) -> int:
@@ -108,7 +108,7 @@ def test_macs_that_choices_are_made_by_are_those_of_the_inputs(asked: dict) -> N
 
 
 def test_a_penalty_by_macs_weighs_with_those_of_the_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    import bnprune.training.structured as module
+    import bnprune.training.penalties.structured as module
 
     asked = []
     follow = module.trace
@@ -132,7 +132,7 @@ def branching(ask) -> nn.Module:
         x = n.a(x)
         return n.head(n.b(x) if ask(x) else n.c(x))
 
-    return lively(Net(forward, a=conv_bn(3, 8), b=conv_bn(8, 8), c=conv_bn(8, 8), head=head(8)))
+    return randomized(Net(forward, a=conv_bn(3, 8), b=conv_bn(8, 8), c=conv_bn(8, 8), head=head(8)))
 
 
 def test_a_detour_takes_up_what_is_known() -> None:
@@ -168,12 +168,12 @@ class Detector(nn.Module):
 
 
 def test_nothing_is_tried_without_values_where_boxes_are_suppressed(monkeypatch) -> None:
-    import bnprune.channels.trace as module
+    import bnprune.channels.trace_modes as module
 
     tried = []
     follow = module._trace
     monkeypatch.setattr(module, "_trace", lambda *args: tried.append(args[3]) or follow(*args))
-    net = lively(Detector())
+    net = randomized(Detector())
     assert suppresses_boxes(net)
     assert not suppresses_boxes(chosen_rows())
     assert bnprune.prune(net, X, ratio=0.5).report.ratio_realised == 0.5

@@ -13,14 +13,14 @@ from torch import nn
 
 import bnprune
 from bnprune.pruning.surgery import apply, plans_of
-from tests.nets import MOTIFS, Net, conv_bn, head, lively
+from tests.nets import MOTIFS, Net, conv_bn, head, randomized
 
 X = torch.zeros(1, 3, 8, 8)
 
 
 @pytest.fixture
 def result() -> bnprune.PruningResult:
-    return bnprune.prune(lively(MOTIFS["chain"][0]()), X, ratio=0.5, exclude=["0"])
+    return bnprune.prune(randomized(MOTIFS["chain"][0]()), X, ratio=0.5, exclude=["0"])
 
 
 def test_plan_survives_json(result) -> None:
@@ -33,7 +33,7 @@ def test_plan_survives_json(result) -> None:
 
 def test_plan_replays_to_the_same_weights(result) -> None:
     torch.manual_seed(0)
-    model = lively(MOTIFS["chain"][0]())
+    model = randomized(MOTIFS["chain"][0]())
     replayed = bnprune.apply(result.plan, model).state_dict()
     assert all(torch.equal(replayed[name], bnprune.apply(result.plan, model).state_dict()[name]) for name in replayed)
     assert {name: t.shape for name, t in replayed.items()} == {n: t.shape for n, t in result.model.state_dict().items()}
@@ -60,7 +60,7 @@ def test_damaged_plans_are_refused(text: str, message: str) -> None:
 
 
 def test_plan_for_another_network_is_refused_with_what_differs(result) -> None:
-    other = lively(MOTIFS["residual"][0]())
+    other = randomized(MOTIFS["residual"][0]())
     with pytest.raises(bnprune.PruningError, match="fits a Sequential, and this Net differs"):
         bnprune.apply(result.plan, other)
     wider = MOTIFS["chain"][0]()
@@ -131,7 +131,7 @@ def test_figures_that_are_none_are_refused(result, change) -> None:
 
 
 def test_attributes_are_made_true() -> None:
-    model = lively(
+    model = randomized(
         nn.Sequential(
             conv_bn(3, 16), nn.PReLU(16), conv_bn(16, 16, groups=16), nn.ConvTranspose2d(16, 8, 2), nn.BatchNorm2d(8),
             nn.InstanceNorm2d(8, affine=True), nn.GroupNorm(4, 8), nn.Flatten(), nn.Linear(8 * 81, 6), nn.BatchNorm1d(6), nn.Linear(6, 2),  # noqa: E501
@@ -155,7 +155,7 @@ def test_attributes_are_made_true() -> None:
 
 
 def test_parameters_keep_dtype_layout_and_freedom() -> None:
-    model = lively(MOTIFS["chain"][0]()).bfloat16().to(memory_format=torch.channels_last)
+    model = randomized(MOTIFS["chain"][0]()).bfloat16().to(memory_format=torch.channels_last)
     model[1][1].bias.requires_grad_(False)
     slim = bnprune.prune(model, X.bfloat16(), ratio=0.5).model
     assert {p.dtype for p in slim.parameters()} == {torch.bfloat16}
@@ -168,7 +168,7 @@ def test_parameters_keep_dtype_layout_and_freedom() -> None:
 
 
 def test_nothing_is_shared_with_the_original(result) -> None:
-    model = lively(MOTIFS["chain"][0]())
+    model = randomized(MOTIFS["chain"][0]())
     slim = bnprune.prune(model, X, ratio=0.5).model
     before = copy.deepcopy(model.state_dict())
     with torch.no_grad():
@@ -187,7 +187,7 @@ def test_tied_weights_stay_tied() -> None:
         head=head(8),
     )
     model.c[0].weight = shared.weight
-    result = bnprune.prune(lively(model), X, ratio=0.5)
+    result = bnprune.prune(randomized(model), X, ratio=0.5)
     assert result.model.c[0].weight is result.model.b[0].weight
     assert result.model.b[0].out_channels == result.model.c[0].in_channels == result.model.c[0].weight.shape[0]
 
@@ -214,7 +214,7 @@ def test_recurrent_weights_follow_their_module() -> None:
     )  # fmt: skip
     del model.b
     model.a = nn.Sequential(conv_bn(3, 8), conv_bn(8, 8))
-    slim = bnprune.prune(lively(model), X, ratio=0.5).model
+    slim = bnprune.prune(randomized(model), X, ratio=0.5).model
     assert all(a is b for a, b in zip(slim.lstm._flat_weights, slim.lstm.parameters(), strict=True))
     slim(X)
 
@@ -255,7 +255,7 @@ def test_the_copy_is_what_deepcopy_makes() -> None:
             self.seen.append(x.shape[0])
             return self.head(self.plain[0](self.again(x)))
 
-    model = lively(Odd())
+    model = randomized(Odd())
     model.a.register_forward_hook(lambda module, args, output: output + 0)
     slim = bnprune.prune(model, torch.zeros(1, 3, 8, 8), ratio=0.4).model
     assert slim.again is slim.a is slim.plain[1]["first"]

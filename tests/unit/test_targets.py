@@ -9,14 +9,14 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import bnprune
-from bnprune.config import PruneConfig
-from bnprune.pruning.draft import draft, survey
+from bnprune.config.schema import PruneConfig
+from bnprune.pruning.cost_model import CostModel
 from bnprune.pruning.latency import latencies
+from bnprune.pruning.planner import plan_cut, score_network
 from bnprune.pruning.request import Request
-from bnprune.pruning.score import CRITERIA
-from bnprune.pruning.tally import Tally
+from bnprune.pruning.scores import CRITERIA
 from bnprune.runs.passes import request_of
-from tests.nets import MOTIFS, Net, conv_bn, head, lively, norms
+from tests.nets import MOTIFS, Net, conv_bn, head, norms, randomized
 from tests.unit.test_select import X, set_gammas, stack, widths
 
 
@@ -42,12 +42,12 @@ def stream(width: int = 16, blocks: int = 3) -> nn.Module:
 @pytest.mark.parametrize("options", [{"ratio": 0.3}, {"ratio": 0.5}, {"ratio": 0.7, "min_channels": 2}])
 def test_with_gates_a_ratio_counts_what_really_goes(options) -> None:
     """Channels of the stream come back where a BatchNorm still reads them; the ratio is met all the same."""
-    report = bnprune.prune(lively(stream()), X, coupling="gates", **options).report
+    report = bnprune.prune(randomized(stream()), X, coupling="gates", **options).report
     assert abs(report.ratio_realised - options["ratio"]) < 0.5 / report.channels_before + 1e-9
 
 
 def test_with_gates_a_ratio_out_of_reach_has_reasons() -> None:
-    report = bnprune.prune(lively(stream()), X, coupling="gates", ratio=0.9, cap=0.25).report
+    report = bnprune.prune(randomized(stream()), X, coupling="gates", ratio=0.9, cap=0.25).report
     assert report.ratio_realised <= 0.25
     assert any("cap" in why.reason for why in report.refusals)
 
@@ -68,7 +68,7 @@ class OneHead(nn.Module):
 
 @pytest.mark.parametrize("share", [0.9, 0.8, 0.5, 0.3])
 def test_a_cost_the_tally_misjudges_is_corrected(share: float) -> None:
-    model = lively(OneHead())
+    model = randomized(OneHead())
     kept = macs(bnprune.prune(model, X, macs=share).model) / macs(model)
     assert share - 0.03 < kept <= share
 
@@ -87,22 +87,22 @@ def params(model: nn.Module) -> int:
 def test_the_tally_is_what_the_slim_network_costs(motif: str) -> None:
     """Known before anything is built, for every way channels are coupled."""
     build, shape = MOTIFS[motif]
-    model, x = lively(build()), torch.zeros(shape)
-    found = survey(model, x, Request(ratio=0.5))
-    drafted = draft(model, x, found)
-    tally, slim = Tally(found.graph, model), bnprune.prune(model, x, ratio=0.5).model
-    assert tally.macs(drafted.removed) == drafted.macs == macs(slim, x)
-    assert tally.params(drafted.removed) == params(slim)
+    model, x = randomized(build()), torch.zeros(shape)
+    found = score_network(model, x, Request(ratio=0.5))
+    draft = plan_cut(model, x, found)
+    cost_model, slim = CostModel(found.graph, model), bnprune.prune(model, x, ratio=0.5).model
+    assert cost_model.macs(draft.removed) == draft.macs == macs(slim, x)
+    assert cost_model.params(draft.removed) == params(slim)
 
 
 @pytest.mark.parametrize("share", [0.7, 0.5, 0.3])
 @pytest.mark.parametrize(("kind", "cost"), [("macs", macs), ("params", params)])
 def test_a_cost_is_met_from_below(kind: str, cost, share: float) -> None:
-    model = lively(stack(64, 96, 128))
+    model = randomized(stack(64, 96, 128))
     result = bnprune.prune(model, X, **{kind: share})
     kept = cost(result.model) / cost(model)
     assert share - 0.015 < kept <= share
-    assert result.report.target == bnprune.pruning.draft.Target(kind, share, pytest.approx(kept))
+    assert result.report.target == bnprune.pruning.planner.Target(kind, share, pytest.approx(kept))
     assert result.plan.requested[kind] == share
     assert result.plan.realised[kind] == pytest.approx(kept)
 
@@ -110,13 +110,13 @@ def test_a_cost_is_met_from_below(kind: str, cost, share: float) -> None:
 def test_a_large_step_is_passed_over_for_smaller_ones() -> None:
     """Half of the network is one channel per unit, half goes in blocks of 16 (whole groups)."""
     grouped = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, groups=4, bias=False), nn.BatchNorm2d(64), nn.ReLU())
-    model = lively(nn.Sequential(conv_bn(3, 64), grouped, conv_bn(64, 64), head(64)))
+    model = randomized(nn.Sequential(conv_bn(3, 64), grouped, conv_bn(64, 64), head(64)))
     kept = macs(bnprune.prune(model, X, macs=0.6).model) / macs(model)
     assert 0.585 < kept <= 0.6
 
 
 def test_a_cost_out_of_reach_is_refused_with_the_nearest() -> None:
-    model = lively(stack(16, 16))
+    model = randomized(stack(16, 16))
     with pytest.raises(
         bnprune.PruningError, match=r"macs 0.05 cannot be reached: what must stay costs (0\.\d+)"
     ) as why:
@@ -130,7 +130,7 @@ def test_a_cost_out_of_reach_is_refused_with_the_nearest() -> None:
 @pytest.mark.parametrize("multiple", [4, 8])
 def test_multiples_stay_multiples(motif: str, multiple: int, coupling: str) -> None:
     build, shape = {**MOTIFS, "stream": (stream, (1, 3, 8, 8))}[motif]
-    result = bnprune.prune(lively(build()), torch.zeros(shape), ratio=0.5, round_to=multiple, coupling=coupling)
+    result = bnprune.prune(randomized(build()), torch.zeros(shape), ratio=0.5, round_to=multiple, coupling=coupling)
     assert result.report.max_relative_error < 1e-12
     for layer in result.report.layers:
         assert layer.before % multiple or layer.after % multiple == 0 < layer.after, layer
@@ -148,7 +148,7 @@ def test_a_multiple_is_the_nearest() -> None:
 
 
 def test_a_layer_too_small_for_a_portion_is_named() -> None:
-    report = bnprune.prune(lively(stack(8, 32)), X, ratio=0.5, round_to=8).report
+    report = bnprune.prune(randomized(stack(8, 32)), X, ratio=0.5, round_to=8).report
     assert next(layer.after for layer in report.layers if layer.name == "0.1") == 8
     assert [why.site for why in report.refusals] == ["0.1"]
     assert report.refusals[0].fix == "lower round_to"
@@ -168,7 +168,7 @@ def test_layers_with_a_ratio_of_their_own() -> None:
     assert widths(result)[1:] == [6, 4]
     assert result.report.ratio_realised == 0.5
     assert widths(bnprune.prune(model, X, macs=0.9, layer_ratios={"1": 0}))[1] == 8
-    rounded = bnprune.prune(lively(stack(32, 32)), X, ratio=0.3, layer_ratios={"0": 15 / 32}, round_to=8)
+    rounded = bnprune.prune(randomized(stack(32, 32)), X, ratio=0.3, layer_ratios={"0": 15 / 32}, round_to=8)
     assert widths(rounded)[0] == 16
     with pytest.raises(bnprune.ConfigError, match="layer_ratios: must map patterns to ratios"):
         bnprune.prune(model, X, ratio=0.5, layer_ratios=["1"])
@@ -186,21 +186,21 @@ def test_channels_that_count_twice_are_rounded_as_channels() -> None:
     model = Net(
         lambda n, x: n.h(n.n(torch.cat([y := n.a(x), y], 1))), a=conv_bn(3, 32), n=nn.BatchNorm2d(64), h=head(64)
     )
-    report = bnprune.prune(lively(model), X, ratio=0.3, round_to=8, layer_ratios={"n": 0.4}).report
+    report = bnprune.prune(randomized(model), X, ratio=0.3, round_to=8, layer_ratios={"n": 0.4}).report
     assert next(layer.after for layer in report.layers if layer.name == "n") == 32
 
 
 def test_ratios_that_cannot_be_had_are_noted() -> None:
-    capped = bnprune.prune(lively(stack(16, 16)), X, ratio=0.5, cap=0.5, layer_ratios={"0": 0.9}).report
+    capped = bnprune.prune(randomized(stack(16, 16)), X, ratio=0.5, cap=0.5, layer_ratios={"0": 0.9}).report
     assert any("layer_ratios: 0.0: 0.500 of it went, asked 0.9" in note for note in capped.notes)
-    alone = bnprune.prune(lively(stack(16, 16)), X, ratio=0.1, layer_ratios={"0": 0.75}).report
+    alone = bnprune.prune(randomized(stack(16, 16)), X, ratio=0.1, layer_ratios={"0": 0.75}).report
     assert alone.ratio_realised == 0.375
     assert alone.notes == ("ratio 0.375 instead of 0.1: layer_ratios alone take that much",)
 
 
 def test_a_latency_is_met_when_measured_again() -> None:
     """Coarsely: timings on a busy machine are what they are (`scripts/bench_targets.py` has the figures)."""
-    model, x = lively(stack(128, 256, 256)), torch.zeros(8, 3, 48, 48)
+    model, x = randomized(stack(128, 256, 256)), torch.zeros(8, 3, 48, 48)
     (dense,) = latencies([model], ((x,), {}), runs=15)
     report = bnprune.prune(model, x, latency_ms=dense * 1e3 / 2).report
     assert report.target.kind == "latency_ms"
@@ -252,7 +252,7 @@ def test_a_new_criterion_is_one_function_in_a_table(monkeypatch) -> None:
 
 
 def test_filters_that_are_no_numbers_are_refused() -> None:
-    model = lively(stack(8, 8))
+    model = randomized(stack(8, 8))
     with torch.no_grad():
         model[0][0].weight[0] = float("nan")
     with pytest.raises(bnprune.PruningError, match=r"0\.0\.weight: not all weights are finite"):
@@ -266,7 +266,7 @@ def test_gamma_per_mac_spares_cheap_layers() -> None:
     with torch.no_grad():
         for norm in norms(model):
             norm.weight.fill_(1)
-    found = survey(model, X, Request(ratio=0.5, criterion="gamma-per-mac"))
+    found = score_network(model, X, Request(ratio=0.5, criterion="gamma-per-mac"))
     units = found.graph.gamma_units
     first, second = (found.scores[units[f"{name}.1.weight"]] for name in ("narrow", "wide"))
     work = {work.site: work.factor for work in found.graph.traces["eval"].work}

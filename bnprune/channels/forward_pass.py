@@ -1,0 +1,92 @@
+"""One forward pass that changes nothing: no statistics, modes, caches or random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from bnprune.channels.modules import still, walk
+from bnprune.channels.operator_mode import OperatorMode
+from bnprune.channels.pytrees import Inputs, map_tensors, tensors
+from bnprune.channels.structural_copy import like, twin
+from bnprune.errors import ForwardError, first_line
+
+Found = TypeVar("Found")
+
+
+def lightly(run: Callable[[str], Found]) -> Found:
+    """Call a function with the device "meta", where nothing is computed, or with "cpu" where that will not do.
+
+    Networks whose control flow depends on data need real tensors.
+    """
+    try:
+        return run("meta")
+    except Exception:  # noqa: BLE001 - whatever meta tensors cannot do, real ones may; if not, that error counts
+        return run("cpu")
+
+
+def copy_on(model: nn.Module, device: str) -> nn.Module:
+    """Copy a network with its tensors on another device (or on "meta", where they have shapes only).
+
+    Raises:
+        PruningError: The network cannot be copied.
+    """
+    own = [*model.parameters(), *model.buffers()]
+    copies = {id(tensor): like(tensor, tensor.detach().to(device, copy=True)) for tensor in own}
+    for module in walk(model).values():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:  # of a weight norm, which computes it again
+                copies[id(value)] = value.detach().to(device, copy=True)
+    return twin(model, copies)
+
+
+def forward(model: nn.Module, inputs: Inputs, *, device: str, training: bool = False) -> Any:
+    """Run a copy of a network.
+
+    Args:
+        model: Any network.
+        inputs: Positional and keyword arguments.
+        device: Where to run; on "meta" there are shapes only, no memory and no arithmetic.
+        training: In train mode.
+    """
+    args, kwargs = map_tensors(lambda tensor: tensor.to(device, copy=True), inputs)
+    copied = copy_on(model, device)
+    with still(copied, training=training), OperatorMode():
+        return copied(*args, **kwargs)
+
+
+def failed(error: Exception, module: str, inputs: Inputs) -> ForwardError:
+    """Return the error to raise where the forward pass of a network raises one.
+
+    PyTorch's own code raises where shapes do not fit. What other code says about itself needs no advice of that kind.
+
+    Args:
+        error: What it raised.
+        module: Name of the module in which an operator failed; empty if there is none.
+        inputs: Positional and keyword arguments.
+    """
+    reason = f"{type(error).__name__}: {first_line(error)[:_QUOTED]}"
+    given = ", ".join(f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors(inputs))
+    advice = f"The network has to run in eval mode on the inputs given ({given or 'none with tensors'})."
+    if isinstance(error, NotImplementedError):
+        advice = "Give the module whose forward() computes the outputs."
+    elif _is_about_shapes(error):
+        advice = "Check the shape of the input."
+    return ForwardError(f"the forward pass of the network fails in {module or 'forward()'}: {reason}. {advice}")
+
+
+_QUOTED = 200
+"""Characters of somebody else's error that are quoted."""
+_SHAPED = (RuntimeError, ValueError, IndexError, AssertionError)
+
+
+def _is_about_shapes(error: Exception) -> bool:
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    raised_in = "" if frame is None else str(frame.tb_frame.f_globals.get("__name__", ""))
+    ours = raised_in.partition(".")[0] in ("torch", "torchvision", "timm", "bnprune")
+    return isinstance(error, _SHAPED) and ours and not raised_in.startswith("torch.cuda")

@@ -1,0 +1,91 @@
+"""Reductions: what is reduced together goes together, so a reduction over all channels freezes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from bnprune.channels.labels import NONE, Labels, varying
+from bnprune.channels.op_context import OpContext
+from bnprune.channels.ops.registry import rule
+from bnprune.channels.pytrees import operands
+
+
+def _reduce(ctx: OpContext, x: torch.Tensor, dims: Sequence[int], keepdim: bool) -> list[Labels]:
+    dims = [dim % x.dim() for dim in dims] if x.dim() else []
+    kept: list[torch.Tensor] = []
+    for label in ctx.labels(x):
+        rest = label if all(label.shape[dim] == 1 for dim in dims) else ctx.merge(label, dims, "is reduced")
+        if rest is None:
+            continue
+        if not keepdim:
+            rest = rest.reshape([size for dim, size in enumerate(rest.shape) if dim not in dims])
+        kept.append(rest)
+    return [tuple(kept)] * len(operands((ctx.output,), {}))
+
+
+@rule(
+    "mean.dim",
+    "sum.dim_IntList",
+    "nansum",
+    "amax",
+    "amin",
+    "logsumexp",
+    "prod.dim_int",
+    "any.dims",
+    "all.dims",
+    "aminmax",
+)
+def reduction(
+    ctx: OpContext, x: torch.Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False, **_: Any
+) -> list[Labels]:
+    """Reduce over `dim`; no dimension, or an empty list, means all."""
+    dims = [dim] if isinstance(dim, int) else list(dim or range(x.dim()))
+    return _reduce(ctx, x, dims, keepdim)
+
+
+@rule("max.dim", "min.dim", "argmax", "argmin", "any.dim", "all.dim", "median.dim", "mode")
+def reduction_of_one(
+    ctx: OpContext, x: torch.Tensor, dim: int | None = None, keepdim: bool = False, **_: Any
+) -> list[Labels]:
+    """Reduce over one dimension, or over all."""
+    return _reduce(ctx, x, range(x.dim()) if dim is None else [dim], keepdim)
+
+
+@rule("var.correction", "std.correction", "var_mean.correction", "std_mean.correction")
+def moments(
+    ctx: OpContext, x: torch.Tensor, dim: Sequence[int] | None = None, *, keepdim: bool = False, **_: Any
+) -> list[Labels]:
+    """Reduce to variance, standard deviation, or them and the mean."""
+    return _reduce(ctx, x, list(dim or range(x.dim())), keepdim)
+
+
+@rule("linalg_vector_norm", "norm.ScalarOpt_dim", "norm.ScalarOpt_dim_dtype")
+def norm(
+    ctx: OpContext, x: torch.Tensor, ord: Any = 2, dim: Sequence[int] | None = None, keepdim: bool = False, **_: Any
+) -> list[Labels]:
+    """Reduce to a vector norm."""
+    return _reduce(ctx, x, list(dim or range(x.dim())), keepdim)
+
+
+@rule("mean", "sum", "max", "min", "prod", "any", "all", "var", "std", "median", "norm.Scalar", "_local_scalar_dense",
+      "equal", "is_nonzero")  # fmt: skip
+def reduction_of_all(ctx: OpContext, x: torch.Tensor, *others: Any, **_: Any) -> list[Labels]:
+    """Reduce everything to a scalar; a scalar read by the model's Python code counts too."""
+    for leaf in (x, *others):
+        for label in ctx.labels(leaf):
+            ctx.merge(label, varying(label), "is reduced to one number")
+    return [NONE] * len(operands((ctx.output,), {}))
+
+
+@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "cumsum", "cumprod", "logcumsumexp",
+      "cummax", "cummin")  # fmt: skip
+def mix(ctx: OpContext, x: torch.Tensor, dim: int, *_: Any, **__: Any) -> list[Labels]:
+    """Mix elements along one dimension and keep the shape (softmax, cumulative sums)."""
+    dim %= x.dim() or 1
+    for label in ctx.labels(x):
+        if label.shape[dim] > 1:
+            ctx.merge(label, [dim])
+    return [ctx.labels(x)] * len(operands((ctx.output,), {}))

@@ -1,0 +1,397 @@
+"""Follow channels from operator to operator: the dispatch mode that carries labels beside the tensors.
+
+A forward pass runs under a `TorchDispatchMode` that sees every ATen operator; beside each activation rides a label,
+which says which channel each element belongs to (`labels`). What the operators say about channels is written by rules
+(`rules`); what follows from it is the `ChannelGraph`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from bnprune.channels.control_flow import Decisions, ForcedBranch
+from bnprune.channels.forward_pass import failed
+from bnprune.channels.gate_sites import GateKind, Gates, Producer, useful_gates
+from bnprune.channels.graph import ChannelGraph, GatedNorm, Known, Layer, Record, Trace
+from bnprune.channels.labels import NONE, Label, Labels, along, varying
+from bnprune.channels.meta_kernels import run_kernel
+from bnprune.channels.modules import module_stack, still, walk
+from bnprune.channels.op_context import Count, Findings, OpContext, constant
+from bnprune.channels.op_macs import macs_of
+from bnprune.channels.op_sizes import numbers_in
+from bnprune.channels.operator_mode import Draws, OperatorMode
+from bnprune.channels.ops import look_up
+from bnprune.channels.pytrees import Inputs, map_tensors, operands, tensors
+from bnprune.channels.structural_copy import like, twin
+from bnprune.channels.surrogate_ops import SurrogateOps
+from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
+from bnprune.errors import TraceError
+
+_AS_ONE = (
+    "its channels are tied together and go all or not at all, and a layer keeps at least one",
+    "take apart what ties them: a shuffle, reshape or product across channels",
+)
+_OUTPUT = Refusal("output", "is an output of the network", "")
+
+
+Values = Literal["none", "sketched", "exact"]
+"""What a forward pass computes: shapes alone, on the meta device; cheap values; or what the network computes."""
+
+
+class Tracer(OperatorMode):
+    """The dispatch mode that carries labels from operator to operator, in a copy of the network."""
+
+    def __init__(self, model: nn.Module, values: Values, gates: Gates) -> None:
+        super().__init__()
+        self.values = values
+        self.real = values != "none"
+        self.findings = Findings(gates=gates)
+        self.aliases: dict[str, str] = {}
+        self._originals: dict[int, str] = {}
+        self.model = twin(model, self._stand_ins(model))
+        self.findings.modules = walk(self.model)
+        self._used: set[str] = set()
+        self._labels: dict[int, tuple[weakref.ref[torch.Tensor], Labels]] = {}
+        self._producers: dict[int, tuple[weakref.ref[torch.Tensor], Producer]] = {}
+        self._records: list[Record] = []
+        self._decisions = Decisions(keep_evidence=False)
+        self._forced: ForcedBranch | None = None
+        self._surrogate: SurrogateOps | None = None
+        self._known: Known | None = None
+        self._macs_vary = False
+        self._stack: list[str] = [""]
+        self._failed_in = ""
+
+    def _stand_ins(self, model: nn.Module) -> dict[int, torch.Tensor]:
+        """Return stand-ins for parameters and buffers by `id`: meta, or real with buffers copied; and name them."""
+        stand_ins: dict[int, torch.Tensor] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._parameters: set[str] = set()
+        for name, tensor in [*parameters.items(), *model.named_buffers(remove_duplicate=False)]:
+            if id(tensor) in stand_ins:
+                self.aliases[name] = self._originals[id(tensor)]
+                continue
+            if not self.real:  # same requires_grad: matmul chooses its decomposition by it
+                stand_in = torch.empty_like(tensor, device="meta")
+            else:
+                stand_in = tensor.detach()
+                stand_in = stand_in if name in parameters and not tensor.is_inference() else stand_in.clone()
+            stand_ins[id(tensor)] = stand_in = like(tensor, stand_in)
+            if name in parameters:
+                self._parameters.add(name)
+            self.findings.names[id(stand_in)] = self._originals[id(tensor)] = name
+            self.shapes[name] = tuple(tensor.shape)
+        self._alive = [*stand_ins.values()]  # so that no other tensor gets the id of one
+        return stand_ins
+
+    def unused(self) -> set[str]:
+        """Names of parameters no operator has read."""
+        return self._parameters - self._used
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        inputs: Inputs,
+        *,
+        training: bool,
+        forced: ForcedBranch | None = None,
+        after: Trace | None = None,
+        surrogate: bool | None = None,
+    ) -> Trace:
+        """Run the forward pass once.
+
+        Args:
+            inputs: Of the network.
+            training: In train mode.
+            forced: Answers what the code asks about values.
+            after: A forward pass that did the same until the detour's first answer: up to there, its labels are used.
+            surrogate: Whether to sketch values, where that is not as in all other passes.
+        """
+        args, kwargs = map_tensors(lambda t: t.detach().clone() if self.real else t.to("meta"), inputs)
+        self._records, self._decisions, self._forced = [], Decisions(keep_evidence=False), forced
+        self._known = None if after is None else Known(after)
+        surrogate = self.values == "sketched" if surrogate is None else surrogate
+        self._surrogate = SurrogateOps(self.model.parameters()) if surrogate else None
+        self._macs_vary, self.draws = False, Draws()
+        done = len(self.findings.work), len(self.findings.gate_sites)
+        why = Refusal("input", "is combined with an input of the network", "")
+        for tensor in tensors((args, kwargs)):
+            labels = constant(self.findings.ids, tensor, why)
+            self._remember(tensor, tuple(label for label in labels if varying(label) != (0,)))
+        astray: list[str] = []
+        resting = still(self.model, training=training, norms=False)
+        with resting as modules, module_stack(modules, astray) as self._stack:
+            try:
+                with self:
+                    output = self.model(*args, **kwargs)
+            except TraceError:
+                raise
+            except Exception as error:
+                if self.values != "exact" or training:
+                    raise
+                raise failed(error, self._failed_in, inputs) from error
+        if astray:
+            raise TraceError(
+                f"{astray[0]}: the module runs in another thread than the one that called forward(), and operators are "
+                "followed in that one alone. Call the module without a thread (threading, concurrent.futures)."
+            )
+        leaving = list(tensors(output))
+        if not leaving and not training and forced is None:
+            raise TraceError(
+                f"the forward pass returns no tensor that could be followed (got {type(output).__name__}). "
+                "Return tensors, also inside lists, dictionaries or objects."
+            )
+        for tensor in leaving:
+            for label in self._labels_of(tensor):
+                self.findings.ids.freeze(label.numpy(), _OUTPUT)
+        work, gate_sites = tuple(self.findings.work[done[0] :]), tuple(self.findings.gate_sites[done[1] :])
+        return Trace(tuple(self._records), self._decisions, work, gate_sites, self._macs_vary)
+
+    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator, and follow the channels through it."""
+        try:
+            output = self._run(func, args, kwargs)
+        except Exception:
+            self._failed_in = self._stack[-1]
+            raise
+        if self._known is not None:
+            output = self._known.repetition.repeat(func, args, kwargs, output)
+        if self.real:
+            self._decisions.record(func, args, kwargs, output)
+        if self._known is None or not self._resume(func, args, kwargs, output):
+            self._follow(func, args, kwargs, output)
+        if self._forced is None:
+            return output
+        answer = self._forced.turn(output)
+        if answer is not output:
+            self._known = None
+        return answer
+
+    def _run(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._surrogate is None:
+            return run_kernel(func, args, kwargs, self.draws, meta=not self.real)
+        output: Any = self._surrogate.run(func, args)
+        if output is None:
+            output = self.draws.run(func, args, kwargs)
+        self._surrogate.see(output)
+        return output
+
+    def _resume(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> bool:
+        """Take what is known of an operator call from an earlier forward pass; False where the two part."""
+        assert self._known is not None
+        entering, results = operands(args, kwargs), operands((output,), {})
+        record = self._known.call(func.name(), self._stack[-1], results)
+        writes = any(result._base is not None for result in results if any(result is other for other in entering))
+        if record is None or writes:
+            self._known = None
+            return False
+        producer = self._producer(func.name(), args, entering)
+        for result, (_, labels) in zip(results, record.outputs, strict=True):
+            self._producers[id(result)] = weakref.ref(result), producer
+            self._remember(result, labels)
+        self._records.append(record)
+        return True
+
+    # -- following -------------------------------------------------------------------------------------------------
+
+    def _labels_of(self, tensor: torch.Tensor) -> Labels:
+        key = id(tensor)
+        known = self._labels.get(key)
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        name = self.findings.names.get(key)
+        if name is not None:
+            labels = self._labels_of_named(name, tensor)
+        else:
+            why = Refusal(self._stack[-1], "is combined with a constant tensor", "register the tensor as a buffer")
+            labels = constant(self.findings.ids, tensor, why)
+        self._remember(tensor, labels)
+        return labels
+
+    def _labels_of_named(self, name: str, tensor: torch.Tensor) -> Labels:
+        labels = []
+        for dim, size in enumerate(tensor.shape):
+            if size > 1:
+                ids = self.findings.axes.get((name, dim))
+                if ids is None:
+                    ids = self.findings.axes[name, dim] = self.findings.ids.new(size)
+                labels.append(along(ids, dim, tensor.dim()))
+        return tuple(labels)
+
+    def _producer_of(self, tensor: torch.Tensor) -> Producer | None:
+        ref, producer = self._producers.get(id(tensor), (None, None))
+        return producer if ref is not None and ref() is tensor else None
+
+    def _producer(self, op: str, args: tuple[Any, ...], entering: Sequence[torch.Tensor]) -> Producer:
+        zeros = [self.findings.is_zero(operand, self._producer_of(operand)) for operand in entering]
+        return Producer.of(op, args, zeros)
+
+    def _remember(self, tensor: torch.Tensor, labels: Labels) -> None:
+        self._labels[id(tensor)] = weakref.ref(tensor), labels
+
+    def _follow(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        entering = operands(args, kwargs)
+        results = operands((output,), {})
+        for operand in entering:
+            name = self.findings.names.get(id(operand))
+            if name is not None:
+                self._used.add(name)
+            elif id(operand) in self._originals:
+                raise _left_behind(self._originals[id(operand)])
+        site = self._stack[-1]
+        call = OpContext(func.name(), site, output, self.findings, self._labels_of, self._producer_of)
+        try:
+            if torch.Tag.inplace_view in func.tags:
+                call.freeze(self._all_labels(entering), "is reshaped in place", "use the operator without underscore")
+                said: Labels | list[Labels] = NONE
+            else:
+                said = look_up(func)(call, *args, **kwargs)
+        except Exception as error:
+            raise TraceError(f"{site or 'the network'}: the rule of {func.name()} failed: {error}") from error
+        inputs = tuple(self._all_labels(entering))
+        per_output = said if isinstance(said, list) else [said]
+        outputs = []
+        producer = self._producer(call.op, args, entering)
+        for position, result in enumerate(results):
+            self._producers[id(result)] = weakref.ref(result), producer
+            labels = per_output[position] if position < len(per_output) else NONE
+            self._set(call, result, labels, mutated=any(result is operand for operand in entering))
+            outputs.append((tuple(result.shape), labels))
+        macs = macs_of(func, args, kwargs, output)
+        self._macs_vary |= bool(macs) and self._decisions.any
+        self._records.append(
+            Record(
+                op=func.name(),
+                site=site,
+                numbers=numbers_in(func, args, kwargs),
+                inputs=inputs,
+                outputs=tuple(outputs),
+                listed=isinstance(output, list | tuple),
+                macs=macs,
+            )
+        )
+
+    def _all_labels(self, entering: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [label for operand in entering for label in self._labels_of(operand)]
+
+    def _set(self, call: OpContext, result: torch.Tensor, labels: Labels, *, mutated: bool) -> None:
+        """Store an output's labels. What is written into a part of a larger tensor goes with what that holds."""
+        base = result._base if mutated else None
+        if base is not None:
+            before, held = self._labels_of(result), self._labels_of(base)
+            if [f.shape for f in before] == [f.shape for f in labels]:
+                labels = call.join([before, labels], result.dim())
+            elif not held and all(_spans(label, result, base) for label in labels):
+                self._remember(base, labels)
+            else:
+                why = "is written into a part of another tensor"
+                call.freeze([*before, *labels, *held], why, "use torch.cat")
+                labels = NONE
+        self._remember(result, labels)
+
+    # -- concluding ------------------------------------------------------------------------------------------------
+
+    def gates(self, passed: Trace) -> dict[str, GateKind]:
+        """Choose the BatchNorms to set free, after a first forward pass."""
+        self._settle_views()
+        unit_of, frozen = self.findings.ids.units()
+        stuck = np.array([why is not None for why in frozen])
+        stuck[NO_CHANNEL] = False
+        operators = passed.operators_in({gate_site.site for gate_site in passed.gate_sites})
+        return useful_gates(passed.gate_sites, unit_of, stuck, self.findings.modules, operators)
+
+    def graph(self, traces: dict[str, Trace], notes: Sequence[str]) -> ChannelGraph:
+        """Solve what the rules have said."""
+        ids = self.findings.ids
+        self._settle_views()
+        unit_of, frozen = ids.units()
+        layers = tuple(self._layers())
+        for layer in layers:
+            units = unit_of[layer.ids]
+            if frozen[units[0]] is None and (units == units[0]).all():
+                frozen[units[0]] = Refusal(layer.name, *_AS_ONE)
+        axes = {key: axis.numpy() for key, axis in self.findings.axes.items()}
+        return ChannelGraph(
+            unit_of=unit_of,
+            frozen=tuple(frozen),
+            axes=axes,
+            gammas={**self.findings.gammas, **self._buffer_gammas()},
+            layers=layers,
+            counts=self._counts(np.array([why is None for why in frozen])[unit_of]),
+            shapes=self.shapes,
+            aliases=self.aliases,
+            traces=traces,
+            real=self.real,
+            notes=tuple(notes),
+            gates=tuple(
+                GatedNorm(site, self.findings.gates[site], stream.numpy(), own.numpy())
+                for site, (stream, own) in self.findings.implied.items()
+            ),
+        )
+
+    def _counts(self, free: NDArray[np.bool_]) -> tuple[Count, ...]:
+        """One count per attribute and size; of several (a recurrent layer's input and state) one that may shrink.
+
+        `free` tells whether each channel may go, shape (ids,).
+        """
+        last = sorted(self.findings.counts, key=lambda count: bool(free[count.ids].any()))
+        return tuple({(count.module, count.attribute, len(count.ids)): count for count in last}.values())
+
+    def _settle_views(self) -> None:
+        """A dimension split in two loses the same positions in every part: only the innermost part shrinks."""
+        for label, site in self.findings.views:
+            call = OpContext("view", site, None, self.findings, self._labels_of)
+            dims = varying(call.canonical(label))
+            if len(dims) > 1:
+                call.merge(label, dims[:-1])
+
+    def _buffer_gammas(self) -> dict[str, str]:
+        """Scale factors of BatchNorms that do not call a BatchNorm operator (frozen ones, with buffers only)."""
+        found = {}
+        for name, module in self.findings.modules.items():
+            held = {**module._parameters, **module._buffers}
+            if "running_mean" not in held or isinstance(module, nn.modules.instancenorm._InstanceNorm):
+                continue
+            statistics = [held.get(key) for key in ("weight", "running_mean", "running_var")]
+            weight = f"{name}.weight".removeprefix(".")
+            if all(isinstance(s, torch.Tensor) and s.dim() == 1 for s in statistics) and weight in self.shapes:
+                found[weight] = name
+        return found
+
+    def _layers(self) -> Iterator[Layer]:
+        seen: set[str] = set()
+        for work in self.findings.work:
+            if work.layer and work.site not in seen:
+                seen.add(work.site)
+                kind = "linear" if isinstance(self.findings.modules.get(work.site), nn.Linear) else "conv"
+                yield Layer(work.site, kind, _as_ids(work.outputs))
+        for name, module in self.findings.gammas.items():
+            ids = self.findings.axes.get((name, 0))
+            width = self.shapes[name][0]
+            yield Layer(module, "norm", _as_ids(width if ids is None else ids.numpy()))
+
+
+def _left_behind(tensor: str) -> TraceError:
+    return TraceError(
+        f"{tensor.rpartition('.')[0] or 'the network'}: a copy of the network still runs this module of the original, "
+        "because some code holds on to it (a lambda, or a patched forward). Refer to it through `self` in a method."
+    )
+
+
+def _spans(label: Label, part: torch.Tensor, whole: torch.Tensor) -> bool:
+    """Tell whether the channels of a part (a slice) are those of the whole tensor, from end to end."""
+    same_order = part.stride() == whole.stride()
+    return same_order and all(part.shape[dim] == whole.shape[dim] for dim in varying(label))
+
+
+def _as_ids(axis: Ids | int) -> Ids:
+    return np.full(axis, NO_CHANNEL, dtype=np.int64) if isinstance(axis, int) else axis

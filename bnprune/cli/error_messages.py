@@ -1,0 +1,112 @@
+"""Errors as the user sees them: one message on stderr, the fixed exit code, and JSON where it was asked for."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import typer
+
+from bnprune.cli.terminal import bounded
+from bnprune.cli.trust import ways_to_trust
+from bnprune.cli.verbosity import VERBOSITY, answer, say
+from bnprune.errors import (
+    BnpruneError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    PeerFailed,
+    UntrustedError,
+    printable,
+)
+
+
+@contextmanager
+def reporting(*, json_wanted: bool, command: Sequence[str] = ()) -> Iterator[None]:
+    """Turn exceptions into messages and exit codes, whatever they are; `--debug` shows their tracebacks, too.
+
+    Args:
+        json_wanted: Print the error as a JSON document on stdout, too.
+        command: The command line, for messages that say how to go on.
+    """
+    try:
+        yield
+    except (typer.Exit, typer.Abort, SystemExit):
+        raise
+    except PeerFailed as peer:
+        raise typer.Exit(peer.exit_code) from None
+    except KeyboardInterrupt:
+        if json_wanted:
+            _print_document(Interrupted("interrupted"))
+        say("\ninterrupted", err=True)
+        raise typer.Exit(Interrupted.exit_code) from None
+    except BaseException as error:
+        if type(error).__module__.startswith("typer."):  # a usage error; they have no public base class
+            if json_wanted:
+                _print_document(ConfigError(error.format_message()))  # type: ignore[attr-defined]
+            error.message = bounded(printable(error.message))  # type: ignore[attr-defined]
+            raise  # typer tells it on stderr, with the usage of the verb
+        if VERBOSITY.debug:
+            say(traceback.format_exc(), err=True)
+        failure = _failure(error)
+        if isinstance(failure, UntrustedError):
+            failure = CheckpointError(f"{failure.reason}\n{ways_to_trust(failure, command)}")
+            failure.code = UntrustedError.code
+        _tell(failure, json_wanted)
+        raise typer.Exit(failure.exit_code) from None
+
+
+@contextmanager
+def refusing_exits() -> Iterator[None]:
+    """Turn `sys.exit()` in code of the user's own into an error: a verb that ends early must not look finished.
+
+    Raises:
+        ConfigError: The program was to end.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        call = f"sys.exit({'' if end.code is None else repr(end.code)})"
+        raise ConfigError(f"code of your own (a network, its factory or a data set) called {call}.") from end
+
+
+def _failure(error: BaseException) -> BnpruneError:
+    if isinstance(error, BnpruneError):
+        return error
+    if _lacks_memory(error):
+        return DataError("there is not enough memory. Use a smaller network, input or batch, or another machine.")
+    if isinstance(error, OSError):
+        where = f"'{error.filename}': " if error.filename else ""
+        return DataError(f"{where}{error.strerror or error}.")
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return ConfigError("a path holds a NUL character, which no file name can.")
+    return BnpruneError(f"this is a bug in bnprune: {type(error).__name__}: {error}\n{_REPORT}")
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whether Python, NumPy or torch could not allocate memory; torch says so in words alone."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
+
+
+_MEMORY = re.compile("allocate memory|out of memory|not enough memory", re.IGNORECASE)
+_REPORT = "Please report it with the traceback that `bnprune --debug VERB ...` shows."
+
+
+def _tell(error: BnpruneError, json_wanted: bool) -> None:
+    if json_wanted:
+        _print_document(error)
+    say("error: ", fg="red", bold=True, nl=False, err=True)
+    say(bounded(str(error)), err=True)
+
+
+_MOST_PROBLEMS = 50
+
+
+def _print_document(error: BnpruneError) -> None:
+    problems = [bounded(str(problem)) for problem in error.problems]
+    if (more := len(problems) - _MOST_PROBLEMS) > 0:
+        problems[_MOST_PROBLEMS:] = [f"... and {more} more problems"]
+    answer({"schema": "bnprune.error/1", "code": error.code, "problems": problems})

@@ -1,0 +1,218 @@
+"""Data sets of the user's own. Nothing of them is taken for granted: see `Wanted`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+
+from bnprune.config.schema import DataConfig
+from bnprune.config.user_code import call_factory, foreign
+from bnprune.data.memory import MemorySplit
+from bnprune.data.samples import Wanted, described
+from bnprune.data.splits import Batch, Split, Splits, stratified
+from bnprune.data.stream import StreamSplit, read, seeded, unbroken
+from bnprune.errors import ConfigError, DataError
+
+_NAMES = ("training", "validation", "test")
+
+_MOST_SAMPLES = 10**8
+"""An epoch's order is kept in memory."""
+
+
+def own_splits(config: DataConfig) -> Splits:
+    """Call a factory of the user's own.
+
+    It returns `bnprune.data.Splits`, or map-style datasets of (image tensor, label) pairs: (train, test) or
+    (train, validation, test). Without a validation set, a share of the training set is held out, and seen through the
+    `transform` of the test set where both have one.
+
+    Raises:
+        ConfigError: There is no such factory, it fails, or it returns something else.
+        DataError: A dataset is empty, or its samples are not (image tensor, label) pairs.
+    """
+    assert config.factory is not None
+    made = call_factory(config.factory, config.kwargs, "data.factory")
+    if isinstance(made, Splits):
+        return _guarded(made, config.factory)
+    if not isinstance(made, tuple | list) or len(made) not in (2, 3):
+        count = f" of {len(made)}" if isinstance(made, tuple | list) else ""
+        raise ConfigError(
+            f"data.factory: {config.factory} must return bnprune.data.Splits, or two or three datasets "
+            f"(got {type(made).__name__}{count})."
+        )
+    names = _NAMES if len(made) == 3 else _NAMES[::2]
+    splits = [_opened(dataset, name, config) for dataset, name in zip(made, names, strict=True)]
+    if not len(splits[0]):
+        raise DataError(f"data.factory: the training set of {config.factory} is empty.")
+    splits, labels = _agreed(splits)
+    notes: tuple[str, ...] = ()
+    if len(splits) == 2:
+        with foreign(f"data.factory: the datasets of {config.factory} cannot be copied", DataError):
+            calm = _without_augmentation(*made)
+        notes = () if calm is not None else (_AUGMENTED,)
+        fit, held = stratified(labels, config.validation)
+        splits = [splits[0].subset(fit), replace(splits[0].subset(held), evaluation=calm), splits[1]]
+    train, validation, test = splits
+    shape, classes = train.wanted.shape, train.wanted.classes
+    assert shape is not None
+    assert classes is not None
+    return Splits(train, validation, test, shape=shape, classes=classes, notes=notes)
+
+
+_AUGMENTED = (
+    "validation images are training images as the training set gives them; if it augments them, let data.factory "
+    "return three datasets (train, validation, test), or give both sets a `transform` attribute"
+)
+
+
+def _opened(dataset: Any, name: str, config: DataConfig) -> StreamSplit:
+    where = f"the {name} set of {config.factory}"
+    if isinstance(dataset, type | IterableDataset) or not hasattr(dataset, "__getitem__"):
+        raise DataError(
+            f"data.factory: {where} must be a map-style dataset, with __len__ and __getitem__ "
+            f"(got {described(dataset)})."
+        )
+    indices = torch.arange(_length(dataset, where))
+    return StreamSplit(dataset, indices=indices, workers=config.workers, wanted=Wanted(where))
+
+
+def _length(dataset: Any, where: str) -> int:
+    """Ask for the length once: it is somebody else's code that answers."""
+    with foreign(f"data.factory: {where} has no length", DataError):
+        count = len(dataset)
+    if count > _MOST_SAMPLES:
+        raise DataError(f"data.factory: {where} says it has {count} samples; at most {_MOST_SAMPLES} are possible.")
+    return count
+
+
+def _agreed(splits: list[StreamSplit]) -> tuple[list[StreamSplit], torch.Tensor]:
+    """Let the training set say which shape and classes the samples of every split must have; return its labels, too.
+
+    What a wrong sample of the test set would cost is a training. So the first one is read, and the labels if the data
+    set lists them; others are checked when they are served.
+    """
+    first = splits[0]
+    image, _ = unbroken(read(first.dataset, 0, first.wanted))
+    shape = (image.shape[0], image.shape[1], image.shape[2])
+    labels = _labels(replace(first, wanted=replace(first.wanted, shape=shape)))
+    classes = int(labels.max()) + 1
+    agreed = [replace(split, wanted=replace(split.wanted, shape=shape, classes=classes)) for split in splits]
+    for split in agreed[1:]:
+        if len(split):
+            unbroken(read(split.dataset, 0, split.wanted))
+        listed = _listed(split.dataset, len(split))
+        if listed is not None:
+            split.wanted.labels(listed)
+    return agreed, labels
+
+
+def _labels(split: StreamSplit) -> torch.Tensor:
+    """Return the labels (N,) of a split: those the data set lists, or of the samples one by one."""
+    listed = _listed(split.dataset, len(split))
+    if listed is None:
+        with seeded(0):
+            return torch.tensor([unbroken(read(split.dataset, index, split.wanted))[1] for index in range(len(split))])
+    split.wanted.labels(listed)
+    return listed
+
+
+def _listed(dataset: Any, count: int) -> torch.Tensor | None:
+    """Return the labels (N,) of a data set that lists them; None if it lists none, or something else than labels."""
+    try:
+        if isinstance(dataset, Subset):
+            inner = _listed(dataset.dataset, len(dataset.dataset))  # type: ignore[arg-type]
+            return None if inner is None else inner[torch.as_tensor(dataset.indices)]
+        given = dataset.tensors[-1] if isinstance(dataset, TensorDataset) else getattr(dataset, "targets", None)
+        if given is None or getattr(dataset, "target_transform", None) is not None:
+            return None
+        labels = torch.as_tensor(given if isinstance(given, torch.Tensor) else np.asarray(given))
+    except Exception:  # noqa: BLE001 - the list only saves reading the samples, which say what is wrong with them
+        return None
+    fits = labels.shape == (count,) and not (labels.is_floating_point() or labels.is_complex())
+    return labels.long() if fits else None
+
+
+def _without_augmentation(train: Dataset[Any], test: Dataset[Any]) -> Dataset[Any] | None:
+    """Return the training set with the transform of the test set; None where it is not known how."""
+    if isinstance(train, TensorDataset):
+        return train  # tensors as they are
+    if isinstance(test, Subset):
+        return _without_augmentation(train, test.dataset)
+    calm = copy.copy(train)
+    if isinstance(calm, Subset):
+        inner = _without_augmentation(calm.dataset, test)
+        calm.dataset = inner  # type: ignore[assignment]
+        return None if inner is None else calm
+    if not (hasattr(train, "transform") and hasattr(test, "transform")):
+        return None
+    for name in ("transform", "transforms"):  # torchvision keeps both
+        if hasattr(train, name) and hasattr(test, name):
+            setattr(calm, name, getattr(test, name))
+    return calm
+
+
+def _guarded(made: Splits, factory: str) -> Splits:
+    where = f"data.factory: the Splits of {factory}"
+    shape, classes = made.shape, made.classes
+    if not (isinstance(shape, tuple | list) and len(shape) == 3 and all(_positive(size) for size in shape)):
+        raise DataError(f"{where} must have the shape (channels, height, width) of an image (got {described(shape)}).")
+    if not _positive(classes):
+        raise DataError(f"{where} must have a number of classes (got {described(classes)}).")
+    if not (isinstance(made.notes, tuple | list) and all(isinstance(note, str) for note in made.notes)):
+        raise DataError(f"{where} must have a tuple of texts as notes (got {described(made.notes)}).")
+    sizes = (shape[0], shape[1], shape[2])
+    given = zip((made.train, made.validation, made.test), _NAMES, strict=True)
+    train, validation, test = (
+        _guard(split, Wanted(f"the {name} set of {factory}", sizes, classes)) for split, name in given
+    )
+    return Splits(train, validation, test, shape=sizes, classes=classes, notes=tuple(made.notes))
+
+
+def _positive(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _guard(split: Any, wanted: Wanted) -> Split:
+    if not callable(getattr(split, "serve", None)):
+        raise DataError(
+            f"data.factory: {wanted.where} must have a method serve(batches, device, seed) (got {described(split)})."
+        )
+    count = _length(split, wanted.where)
+    if isinstance(split, StreamSplit):  # checks every sample where it is read
+        split = replace(split, wanted=wanted)
+    if isinstance(split, MemorySplit):
+        with foreign(f"data.factory: the labels of {wanted.where} cannot be read", DataError):
+            wanted.labels(split.labels)
+    return GuardedSplit(split, count, wanted)
+
+
+@dataclass(frozen=True)
+class GuardedSplit:
+    """A split of the user's own, whose batches are checked."""
+
+    split: Split
+    count: int
+    wanted: Wanted
+
+    def __len__(self) -> int:
+        return self.count
+
+    def serve(self, batches: Sequence[torch.Tensor], device: torch.device, seed: int | None = None) -> Iterator[Batch]:
+        """Yield batches; see `Split.serve`."""
+        failed = f"data: {self.wanted.where} cannot be read"
+        served: Iterator[Any] | None = None
+        try:
+            for indices in batches:
+                with foreign(failed, DataError):
+                    served = iter(self.split.serve(batches, device, seed)) if served is None else served
+                    batch = next(served, None)
+                images, labels = self.wanted.batch(batch, indices)
+                yield images.to(device), labels.to(device)
+        finally:
+            del served  # ends loader processes, if it has any

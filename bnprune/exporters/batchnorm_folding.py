@@ -1,0 +1,95 @@
+"""Folding BatchNorms into the layers before them, for inference: W·γ/σ and (b - μ)·γ/σ + β."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from bnprune.channels.modules import has_hooks, set_mode, walk
+from bnprune.channels.pytrees import as_inputs
+from bnprune.errors import TraceError, VerificationError, first_line
+from bnprune.exporters.parity import compare, dtype_of
+from bnprune.pruning.bias_folding import sole_norms
+from bnprune.pruning.proof_forward import feeds, run
+from bnprune.pruning.verify import TOLERANCE
+
+_NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_CONVS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED: tuple[type[nn.Module], ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+"""By exact type: a subclass may do more than the arithmetic that is folded."""
+
+
+def fold_batchnorms(model: nn.Module, example: torch.Tensor) -> tuple[nn.Module, int]:
+    """Return a copy, in eval mode, whose foldable BatchNorms are gone, and how many those are.
+
+    A BatchNorm can be folded where it alone reads what one convolution or linear layer writes. Those behind a read
+    gate, or in front of a convolution (pre-activation networks), stay.
+
+    Args:
+        model: Any network; left untouched.
+        example: One batch of inputs; values do not matter.
+
+    Raises:
+        TraceError: The network cannot be copied.
+        VerificationError: The copy does not compute the same in float64.
+    """
+    original, folded = _copied(model).double(), _copied(model).double()
+    set_mode(folded, training=False)
+    modules = walk(folded)
+    count = 0
+    for layer, norm in sole_norms(model, as_inputs(example)).items():
+        fused = _fused(modules[layer], modules[norm])
+        if fused is not None:
+            _replace(folded, modules[layer], fused)
+            _replace(folded, modules[norm], nn.Identity())
+            count += 1
+    _prove(original, folded, example)
+    return folded.to(dtype_of(model)), count
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise TraceError(
+            f"the network cannot be copied to fold its BatchNorms: {first_line(error)} Take the hooks off that compute "
+            "its weights (torch.nn.utils.remove_weight_norm), or export without --fold-bn."
+        ) from error
+
+
+def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
+    if type(norm) not in _NORMS or norm.running_mean is None or has_hooks(layer) or has_hooks(norm):
+        return None
+    if type(layer) in _CONVS or type(layer) in _TRANSPOSED:
+        return fuse_conv_bn_eval(layer, norm, transpose=type(layer) in _TRANSPOSED)  # type: ignore[type-var, arg-type]
+    return fuse_linear_bn_eval(layer, norm) if type(layer) is nn.Linear else None  # type: ignore[arg-type]
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in the place of another, under every name it has."""
+    for parent in walk(model).values():
+        for name, child in parent._modules.items():
+            if child is old:
+                setattr(parent, name, new)
+
+
+def _prove(original: nn.Module, folded: nn.Module, example: torch.Tensor) -> None:
+    """Compare before anything is rounded to the network's own precision."""
+    seed = 0
+    [noise], _ = next(feeds(as_inputs(example), seed))
+    right, made = (lambda x, net=net: run(net, as_inputs(x), seed, _unwatched) for net in (original, folded))
+    parity = compare(right, made, [noise], tolerance=TOLERANCE)
+    if not parity.passed:
+        raise VerificationError(
+            "folding BatchNorms changes what the network computes: relative error "
+            f"{parity.max_relative_error:.2e} in float64 (allowed {TOLERANCE:.0e}). Nothing was written. Export "
+            "without --fold-bn, and report the network."
+        )
+
+
+def _unwatched(func: Any, args: Any, kwargs: Any, output: Any) -> Any:
+    return output

@@ -1,0 +1,151 @@
+"""Folding: the bias of a layer right before a BatchNorm says nothing, since normalisation takes it away again.
+
+In train mode the mean of the batch holds it, in eval mode the running mean does. Without the bias, and with it taken
+off the running mean, the function is the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnprune.channels.forward_pass import copy_on, lightly
+from bnprune.channels.modules import module_stack, still, walk
+from bnprune.channels.operator_mode import OperatorMode
+from bnprune.channels.pytrees import Inputs, map_tensors, operands, tensors
+from bnprune.config.bounded_reading import items, words
+from bnprune.pruning.gates import gated_name
+
+_LAYERS = ("aten::convolution", "aten::addmm", "aten::mm")
+_NORM = "batch_norm"
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """One bias that goes, and the BatchNorm whose running mean takes it over."""
+
+    bias: str
+    """Name of the parameter."""
+    into: str
+    """Name of the BatchNorm."""
+
+
+class _Watch(OperatorMode):
+    """Sees which BatchNorm reads what a layer wrote, and whether anything else does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = [""]
+        self.pairs: list[tuple[str, str]] = []
+        self.spoiled: set[str] = set()
+        self.layers: Counter[str] = Counter()
+        """How often each layer and each BatchNorm ran."""
+        self.norms: Counter[str] = Counter()
+        self._written: dict[int, tuple[torch.Tensor, str]] = {}
+
+    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator, and note which layers' outputs it reads."""
+        output = super().see(func, args, kwargs)
+        for position, operand in enumerate(operands(args, kwargs)):
+            _, layer = self._written.get(id(operand), (None, None))
+            if layer is not None and _NORM in func.name() and position == 0:
+                self.pairs.append((layer, self.stack[-1]))
+            elif layer is not None:
+                self.spoiled.add(layer)
+        self.norms[self.stack[-1]] += _NORM in func.name()
+        if func.name().startswith(_LAYERS):
+            self.layers[self.stack[-1]] += 1
+            self._written[id(output)] = output, self.stack[-1]  # held, so that no other tensor gets its id
+        return output
+
+    def leave(self, output: Any) -> None:
+        """Note which layers' outputs the network returns."""
+        self.spoiled |= {self._written[id(tensor)][1] for tensor in tensors(output) if id(tensor) in self._written}
+
+
+def find_folds(model: nn.Module, inputs: Inputs) -> tuple[Fold, ...]:
+    """Find biases that nothing but one BatchNorm sees. Errors of the network are its own."""
+    modules = walk(model)
+    owners = Counter(id(m.bias) for m in modules.values() if isinstance(getattr(m, "bias", None), torch.Tensor))
+    folds = []
+    for layer, norm in sole_norms(model, inputs).items():
+        bias, mean = getattr(modules[layer], "bias", None), getattr(modules[norm], "running_mean", None)
+        if isinstance(bias, nn.Parameter) and mean is not None and owners[id(bias)] == 1:
+            folds.append(Fold(f"{layer}.bias", norm))
+    return tuple(folds)
+
+
+def sole_norms(model: nn.Module, inputs: Inputs) -> dict[str, str]:
+    """Return the BatchNorm that alone reads what a layer writes, by layer; both run once, in eval and in train mode."""
+    watched = [_watched(model, inputs, training=False)]
+    with suppress(Exception):  # BatchNorm over a single value, missing targets: such a pass shows nothing more
+        watched.append(_watched(model, inputs, training=True))
+    spoiled = {layer for watch in watched for layer in watch.spoiled}
+    pairs = [pair for pair in watched[0].pairs if all(pair in watch.pairs for watch in watched)]
+    layers, norms = (Counter(pair[side] for pair in watched[0].pairs) for side in (0, 1))
+    ran, modules = watched[0].norms, walk(model)
+    return {
+        layer: norm
+        for layer, norm in pairs
+        if isinstance(modules[layer], nn.Linear | nn.modules.conv._ConvNd)
+        and layer not in spoiled
+        and layers[layer] == norms[norm] == ran[norm] == watched[0].layers[layer] == 1
+    }
+
+
+def _watched(model: nn.Module, inputs: Inputs, *, training: bool) -> _Watch:
+    def run(device: str) -> _Watch:
+        watch, copied = _Watch(), copy_on(model, device)
+        args, kwargs = map_tensors(lambda tensor: tensor.to(device, copy=True), inputs)
+        with still(copied, training=training) as modules, module_stack(modules) as watch.stack, watch:
+            output = copied(*args, **kwargs)
+        watch.leave(output)
+        return watch
+
+    return lightly(run)
+
+
+def fold(slim: nn.Module, folds: Iterable[Fold], gated: Collection[str], dropped: dict[str, torch.Tensor]) -> None:
+    """Take biases out of a network, in place; `dropped` has their values, by name, where there are any."""
+    for entry in folds:
+        layer, norm = slim.get_submodule(entry.bias.removesuffix(".bias")), gated_name(entry.into, gated)
+        if entry.bias in dropped:
+            mean = slim.get_submodule(norm).running_mean
+            assert isinstance(mean, torch.Tensor)
+            with torch.no_grad():
+                mean -= dropped[entry.bias].to(mean.dtype)
+        layer.register_parameter("bias", None)
+
+
+def misfits(
+    folds: Iterable[Fold], modules: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor]
+) -> Iterator[str]:
+    """Yield what folds from a file ask for that the network, with these modules and tensors, does not have."""
+    for entry in folds:
+        bias = tensors.get(entry.bias)
+        mean = getattr(modules.get(entry.into), "running_mean", None)
+        if not isinstance(bias, torch.Tensor) or not isinstance(mean, torch.Tensor) or bias.shape != mean.shape:
+            yield f"'{entry.bias}' cannot be folded into '{entry.into}'"
+
+
+def to_data(folds: Iterable[Fold]) -> list[dict[str, str]]:
+    """Return folds as plain data."""
+    return [asdict(entry) for entry in folds]
+
+
+def from_data(entries: Any) -> tuple[Fold, ...]:
+    """Read folds from plain data.
+
+    Raises:
+        ValueError: An entry is no fold.
+    """
+    folds = tuple(Fold(words(entry["bias"]), words(entry["into"])) for entry in items(entries))
+    if not all(entry.bias.endswith(".bias") for entry in folds) or len({f.bias for f in folds}) < len(folds):
+        raise ValueError("'folds' must name biases, each once")
+    return folds

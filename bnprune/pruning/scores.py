@@ -1,0 +1,159 @@
+"""Scores: how important each unit is. The lower, the sooner it goes.
+
+A criterion is a function of the channel graph and the network's tensors that returns one score per unit, `inf` for
+units it has no opinion on. To add one, write the function and put it into `CRITERIA`. All of them rank the same units,
+those with a BatchNorm scale factor, so that they can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bnprune.channels.graph import ChannelGraph
+from bnprune.channels.union_find import Ids
+from bnprune.errors import PruningError
+
+Scores = NDArray[np.float64]
+Reduce = Literal["max", "mean", "sum"]
+Tensors = Mapping[str, torch.Tensor]
+Criterion = Callable[[ChannelGraph, Tensors, Reduce], Scores]
+
+
+def gamma(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
+    """Score a unit by the |γ| of the BatchNorm channels in it (Liu et al., ICCV 2017, section 3).
+
+    `max` never removes a channel of a residual stream that one live layer writes.
+    """
+    values = [(units, _gamma_values(tensors[name])) for name, units in graph.gamma_units.items()]
+    return reduce_by_unit(graph, values, reduce)
+
+
+def gamma_per_mac(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
+    """Score a unit by |γ| over the square root of the MACs it costs.
+
+    That is the ranking of γ² per MAC.
+    """
+    return gamma(graph, tensors, reduce) / np.sqrt(np.maximum(unit_macs(graph), 1))
+
+
+def unit_macs(graph: ChannelGraph) -> Scores:
+    """Return the MACs that go with each unit, were it the only one to go, shape (units,)."""
+    cost = np.zeros(graph.unit_count)
+    for work in graph.traces["eval"].work:
+        sides = (work.inputs, work.outputs), (work.outputs, work.inputs)
+        for axis, other in sides:
+            if not isinstance(axis, int):
+                width = other if isinstance(other, int) else len(other)
+                np.add.at(cost, graph.units(axis), float(work.factor) * width)
+    return cost
+
+
+def uniform(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
+    """Score a unit by the rank of its |γ| within its layer: every layer loses the same share (uniform width)."""
+    values = []
+    for name, units in graph.gamma_units.items():
+        gammas = _gamma_values(tensors[name])
+        place = np.empty(len(gammas))
+        place[np.argsort(gammas, kind="stable")] = (np.arange(len(gammas)) + 0.5) / len(gammas)
+        values.append((units, place))
+    return reduce_by_unit(graph, values, reduce)
+
+
+def random(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
+    """Score units at random, the same way every time: the control that any criterion must beat."""
+    drawn = np.random.default_rng(0).random(graph.unit_count)
+    return np.where(graph.gamma_count > 0, drawn, np.inf)
+
+
+def l1(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
+    """Score a unit by the mean |w| of the filters in it (Li et al., "Pruning Filters", ICLR 2017)."""
+    return _filters(graph, tensors, reduce, lambda filters: filters.abs().mean(1))
+
+
+def l2(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
+    """Score a unit by the root mean square of the filters in it."""
+    return _filters(graph, tensors, reduce, lambda filters: filters.square().mean(1).sqrt())
+
+
+def _filters(
+    graph: ChannelGraph, tensors: Tensors, reduce: Reduce, measure: Callable[[torch.Tensor], torch.Tensor]
+) -> Scores:
+    """Score by the weights that write a unit's channels: dimension 0 or, in transposed convolutions, 1."""
+    values = []
+    for layer in graph.layers:
+        name = f"{layer.name}.weight".removeprefix(".")
+        if layer.kind == "norm" or name not in tensors:
+            continue
+        weight = tensors[name].detach().double().cpu()
+        if not weight.isfinite().all():
+            raise PruningError(
+                f"{name}: not all weights are finite. Training has diverged: prune an earlier checkpoint."
+            )
+        for dim in (0, 1):
+            written = graph.axes.get((name, dim))
+            if written is not None and np.array_equal(graph.units(written), graph.units(layer.ids)):
+                values.append((graph.units(written), measure(weight.transpose(0, dim).flatten(1)).numpy()))
+                break
+    scores = reduce_by_unit(graph, values, reduce)
+    return np.where(graph.gamma_count > 0, scores, np.inf)
+
+
+def _gamma_values(tensor: torch.Tensor) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = tensor.detach().abs().double().cpu().numpy()
+    return values
+
+
+def require_finite(graph: ChannelGraph, tensors: Tensors) -> None:
+    """Refuse a network that has diverged, whatever ranks its channels.
+
+    Raises:
+        PruningError: A scale factor is NaN or infinite.
+    """
+    for name in graph.gamma_units:
+        bad = ~tensors[name].detach().isfinite()
+        if bad.any():
+            raise PruningError(
+                f"{name}: {int(bad.sum())} of {bad.numel()} scale factors are not finite. Training has diverged: "
+                "prune an earlier checkpoint."
+            )
+
+
+def reduce_by_unit(graph: ChannelGraph, values: Iterable[tuple[Ids, NDArray[np.float64]]], reduce: Reduce) -> Scores:
+    """Combine (units, values) pairs of the same shape into one score per unit; `inf` for units without a value."""
+    totals, counts = np.zeros(graph.unit_count), np.zeros(graph.unit_count)
+    for units, numbers in values:
+        (np.maximum if reduce == "max" else np.add).at(totals, units, numbers)
+        np.add.at(counts, units, 1)
+    if reduce == "mean":
+        totals = totals / np.maximum(counts, 1)
+    return np.where(counts > 0, totals, np.inf)
+
+
+def with_streams(graph: ChannelGraph, scores: Scores) -> Scores:
+    """Score the channels of gated streams: as high as the best of the BatchNorm channels that go with them.
+
+    So a channel leaves the stream when no gated BatchNorm writes or reads it any more.
+    """
+    stream, own = graph.implied
+    scores = scores.copy()
+    silent = np.unique(stream[np.isinf(scores[stream])])
+    scores[silent] = -np.inf
+    must_stay = np.where(graph.free, scores, np.inf)
+    np.maximum.at(scores, stream, must_stay[own])
+    return scores
+
+
+CRITERIA: dict[str, Criterion] = {
+    "gamma": gamma,
+    "gamma-per-mac": gamma_per_mac,
+    "uniform": uniform,
+    "random": random,
+    "l1": l1,
+    "l2": l2,
+}
+"""By name: γ of the paper, γ per cost, and the control arms."""

@@ -1,0 +1,402 @@
+"""The story of a run: what its directory says, checked and typed. Nothing here knows about HTML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from itertools import starmap
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from bnprune.channels.union_find import Refusal
+from bnprune.config.bounded_reading import DATA_BYTES, LOG_BYTES, RECIPE_BYTES, parse_json, read_text
+from bnprune.config.recipe import read_yaml
+from bnprune.errors import CheckpointError, ConfigError, first_line, printable
+from bnprune.pruning.plan import PruningPlan
+from bnprune.reporting.values import MOST, amount, count, loss, number, plain_data, share
+from bnprune.runs.directory import RunDirectory
+from bnprune.runs.scale_factors import read_gammas
+from bnprune.runs.stages import is_stage, kind_of, title_of
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The width of one layer before and after a cut."""
+
+    name: str
+    kind: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One cut that `ratio: auto` tried; accuracies on validation images."""
+
+    macs: float
+    accuracy: float
+    plain: float
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """What a prune stage did."""
+
+    kind: str
+    """The target: "ratio", "macs", "params" or "latency_ms"."""
+    requested: float | None
+    realised: float | None
+    channels: tuple[int, int]
+    """Prunable BatchNorm channels before and after."""
+    params: tuple[int, int]
+    macs: tuple[int, int]
+    error: float | None
+    """Relative error of the float64 proof."""
+    layers: tuple[Layer, ...]
+    refusals: tuple[Refusal, ...]
+    notes: tuple[str, ...]
+    tried: Mapping[str, float]
+    """What was tried after the cut -> validation accuracy."""
+    chosen: str
+    sweep: tuple[SweepPoint, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The figures of one finished stage."""
+
+    name: str
+    title: str
+    accuracy: float | None
+    """Of test images, in 0..1, as `validation`."""
+    validation: float | None
+    channels: int
+    params: int
+    macs: int
+    seconds: float | None
+    latency_ms: float | None
+    file_bytes: int | None
+    cutting: Cutting | None = None
+    skipped: str = ""
+    """Why a later pass did nothing."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training, epoch by epoch."""
+
+    stage: str
+    title: str
+    epochs: tuple[int, ...] = ()
+    train_loss: tuple[float | None, ...] = ()
+    validation_loss: tuple[float | None, ...] = ()
+    train_top1: tuple[float | None, ...] = ()
+    validation_top1: tuple[float | None, ...] = ()
+    quantiles: tuple[tuple[float, ...], ...] = ()
+    """Per epoch: minimum, quartiles and maximum of |γ|; empty where there was no penalty."""
+
+
+@dataclass(frozen=True)
+class Gammas:
+    """All scale factors of one network."""
+
+    title: str
+    values: torch.Tensor
+    """|γ| of every BatchNorm channel, shape (channels,), float64."""
+    removed: torch.Tensor | None = None
+    """Whether the first cut removed each of them, shape (channels,)."""
+
+    @property
+    def threshold(self) -> float | None:
+        """The largest |γ| that went."""
+        if self.removed is None or not bool(self.removed.any()):
+            return None
+        return float(self.values[self.removed].max())
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run."""
+
+    path: Path
+    name: str
+    model: str
+    data: str
+    config: Mapping[str, Any]
+    config_text: str
+    environment: Mapping[str, Any]
+    stages: tuple[Stage, ...]
+    curves: tuple[Curve, ...]
+    gammas: tuple[Gammas, ...]
+    gated: bool = False
+    """Whether the first cut put gates in."""
+    notes: tuple[str, ...] = field(default=())
+    """What is missing, and why."""
+
+    @property
+    def reference(self) -> Stage | None:
+        """What the slim network is compared with: the dense one, else the sparse-trained one."""
+        return next((stage for stage in self.stages if kind_of(stage.name) in ("baseline", "train")), None)
+
+    @property
+    def final(self) -> Stage | None:
+        """The slim network at the end, else the last one there is."""
+        slim = [stage for stage in self.stages if kind_of(stage.name) in ("prune", "finetune")]
+        found = slim or list(self.stages)
+        return found[-1] if found else None
+
+    @property
+    def cuts(self) -> list[Cutting]:
+        """What the prune stages did, in order."""
+        return [stage.cutting for stage in self.stages if stage.cutting is not None]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Widths before the first cut and after the last: of convolutions and linear layers, or behind gates of norms.
+
+        A BatchNorm repeats the width of the layer before it, unless gates stand between them.
+        """
+        if not self.cuts:
+            return []
+        first = [layer for layer in self.cuts[0].layers if (layer.kind == "norm") == self.gated]
+        known = {layer.name for layer in first}
+        after = {_ungated(layer.name, known): layer.after for cut in self.cuts for layer in cut.layers}
+        return [Layer(layer.name, layer.kind, layer.before, after[layer.name]) for layer in first]
+
+
+def read_run_data(path: Path) -> RunData:
+    """Read a run directory, finished or not.
+
+    Raises:
+        ConfigError: It is not a run directory.
+        CheckpointError: A file in it is damaged.
+    """
+    directory = RunDirectory(path)
+    if not directory.config_file.is_file():
+        fix = "A directory made by `bnprune run`, `train` or `finetune` holds one."
+        raise ConfigError(f"'{path}' is not a run directory (it has no config.yaml). {fix}")
+    notes: list[str] = []
+    config_text = _text(directory.config_file, RECIPE_BYTES)
+    config = _checked(directory.config_file, lambda: plain_data(read_yaml(config_text)))
+    environment = _json(path / "env.json", notes)
+    _checked(path / "env.json", lambda: _require_environment(environment))
+    result = _json(directory.result_file, notes)
+    stages = _checked(directory.result_file, lambda: tuple(starmap(_stage, result.get("stages", {}).items())))
+    curves = _checked(directory.metrics_file, lambda: _curves(directory, notes))
+    plan = _plan(directory.plan_file("prune"))
+    return RunData(
+        path=path,
+        name=printable(path.resolve().name),
+        model=_named(config.get("model")),
+        data=_named(config.get("data")),
+        config=config,
+        config_text=printable(config_text),
+        environment=environment,
+        stages=stages,
+        curves=curves,
+        gammas=tuple(_gammas(directory, plan, notes)),
+        gated=plan is not None and bool(plan.gates),
+        notes=tuple(notes),
+    )
+
+
+_LARGEST = 64 << 20
+"""Bytes of a file that is read."""
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def _checked(path: Path, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"'{path}' is damaged: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _text(path: Path, limit: int = DATA_BYTES) -> str:
+    try:
+        return _checked(path, lambda: read_text(path, limit))
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be read: {error.strerror}.") from error
+
+
+def _json(path: Path, notes: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        notes.append(
+            f"{path.name} is not there" + (" yet: no stage is finished." if path.name == "result.json" else ".")
+        )
+        return {}
+    return _checked(path, lambda: plain_data(parse_json(_text(path))))
+
+
+def _require_environment(environment: Mapping[str, Any]) -> None:
+    for name, kind in (("argv", list), ("accelerators", list), ("versions", dict)):
+        if not isinstance(environment.get(name), kind | None):
+            raise TypeError(f"{name} is no {kind.__name__}")
+
+
+def _ungated(name: str, known: Collection[str]) -> str:
+    """Return what a layer was called before a gate took its place and holds it as `norm`."""
+    while name not in known and name.endswith(".norm"):
+        name = name.removesuffix(".norm")
+    return name
+
+
+def _plan(path: Path) -> PruningPlan | None:
+    if not path.is_file():
+        return None
+    try:
+        return PruningPlan.from_json(_text(path))
+    except CheckpointError as error:
+        raise CheckpointError(f"'{path}' is damaged: {error}") from error
+
+
+def _named(section: Any) -> str:
+    if not isinstance(section, Mapping):
+        return "?"
+    return str(section.get("name") or section.get("factory") or "?")
+
+
+# -- stages ----------------------------------------------------------------------------------------------------------
+
+
+def _stage(name: str, figures: Mapping[str, Any]) -> Stage:
+    return Stage(
+        name=name,
+        title=title_of(name) if is_stage(name) else name,
+        accuracy=share(figures.get("accuracy")),
+        validation=share(figures.get("validation_accuracy")),
+        channels=count(figures["channels"]),
+        params=count(figures["params"]),
+        macs=count(figures["macs"]),
+        seconds=amount(figures.get("seconds")),
+        latency_ms=amount(figures.get("latency_ms")),
+        file_bytes=None if figures.get("file_bytes") is None else count(figures["file_bytes"]),
+        cutting=_cutting(figures) if "pruned" in figures else None,
+        skipped=str(figures.get("skipped", "")),
+    )
+
+
+def _cutting(figures: Mapping[str, Any]) -> Cutting:
+    target, recovery, pruned = figures["target"], figures.get("recovery", {}), figures["pruned"]
+
+    def change(what: str) -> tuple[int, int]:
+        return count(pruned[what]["before"]), count(pruned[what]["after"])
+
+    return Cutting(
+        kind=str(target["kind"]),
+        requested=number(target["requested"]),
+        realised=number(target["realised"]),
+        channels=change("channels"),
+        params=change("params"),
+        macs=change("macs"),
+        error=amount(figures["verification"]["max_relative_error"]),
+        layers=tuple(
+            Layer(str(entry["name"]), str(entry["kind"]), count(entry["before"]), count(entry["after"]))
+            for entry in figures["layers"]
+        ),
+        refusals=tuple(Refusal(str(r["site"]), str(r["reason"]), str(r["fix"])) for r in figures["refusals"]),
+        notes=tuple(map(str, figures["notes"])),
+        tried={
+            name: top1 for name, value in recovery.get("validation", {}).items() if (top1 := share(value)) is not None
+        },
+        chosen=str(recovery.get("chosen", "")),
+        sweep=tuple(
+            SweepPoint(amount(p["macs"]) or 0.0, share(p["accuracy"]) or 0.0, share(p["plain"]) or 0.0)
+            for p in figures.get("sweep", ())
+        ),
+    )
+
+
+# -- curves ----------------------------------------------------------------------------------------------------------
+
+
+def _curves(directory: RunDirectory, notes: list[str]) -> tuple[Curve, ...]:
+    if not directory.metrics_file.is_file():
+        return ()
+    lines: dict[str, list[dict[str, Any]]] = {}
+    broken = 0
+    for text in _text(directory.metrics_file, LOG_BYTES).splitlines():
+        try:
+            record = plain_data(parse_json(text))
+        except json.JSONDecodeError:  # the last line of a run that is being written, or was killed
+            broken += 1
+            continue
+        if "epoch" in record:
+            lines.setdefault(str(record["stage"]), []).append(record)
+    if broken:
+        which = "a line that is" if broken == 1 else f"{broken} lines that are"
+        notes.append(f"metrics.jsonl has {which} not complete, left out here.")
+    return tuple(_curve(stage, records) for stage, records in lines.items())
+
+
+def _curve(stage: str, records: list[dict[str, Any]]) -> Curve:
+    return Curve(
+        stage=stage,
+        title=title_of(stage) if is_stage(stage) else stage,
+        epochs=tuple(count(record["epoch"]) for record in records),
+        train_loss=tuple(loss(record["train"]["loss"]) for record in records),
+        validation_loss=tuple(loss(record["validation"]["loss"]) for record in records),
+        train_top1=tuple(share(record["train"]["top1"]) for record in records),
+        validation_top1=tuple(share(record["validation"]["top1"]) for record in records),
+        quantiles=tuple(_quantiles(record["gamma"]["quantiles"]) for record in records if "gamma" in record),
+    )
+
+
+def _quantiles(values: Any) -> tuple[float, ...]:
+    """Return minimum, quartiles and maximum."""
+    numbers = tuple(found for value in values if (found := amount(value)) is not None)
+    if len(numbers) != 5:
+        raise ValueError(f"expected five quantiles, got {len(numbers)}")
+    return numbers
+
+
+# -- scale factors ---------------------------------------------------------------------------------------------------
+
+
+def _gammas(directory: RunDirectory, plan: PruningPlan | None, notes: list[str]) -> list[Gammas]:
+    """Scale factors before training, trained without the penalty, and with it: as far as there are such networks."""
+    if not directory.gamma_file.is_file():
+        notes.append("gamma.safetensors is not there: no histograms of the scale factors.")
+        return []
+    start = read_gammas(directory.gamma_file)
+    names = list(start)
+    networks = [("before training", start)]
+    for stage, title in (("baseline", "trained without the penalty"), ("train", "trained with the penalty")):
+        path = directory.checkpoint(stage)
+        there = read_gammas(path, names) if path.is_file() else {}
+        if there.keys() == start.keys() and all(there[name].shape == start[name].shape for name in names):
+            networks.append((title, there))
+    found = [Gammas(title, values) for title, gammas in networks if (values := _joined(gammas, names)) is not None]
+    if len(found) < len(networks):
+        notes.append("some scale factors are not finite: no histograms of those networks.")
+    if plan is not None and found:
+        found[-1] = Gammas(found[-1].title, found[-1].values, _removed(plan, start, names))
+    return found
+
+
+def _joined(gammas: Mapping[str, torch.Tensor], names: list[str]) -> torch.Tensor | None:
+    """Return all scale factors in a row; None if there are none, or some are not finite."""
+    values = torch.cat([torch.zeros(0, dtype=torch.float64), *(gammas[name].flatten() for name in names)])
+    return values if len(values) and bool((values < MOST).all()) else None
+
+
+def _removed(plan: PruningPlan, gammas: Mapping[str, torch.Tensor], names: list[str]) -> torch.Tensor | None:
+    """Whether the plan removes each scale factor; None where it was made for a network of other sizes."""
+    cuts = {place: cut for cut in plan.cuts for place in cut.at}
+    gone = []
+    for name in names:
+        mask = torch.zeros(gammas[name].numel(), dtype=torch.bool)
+        cut = cuts.get((name, 0))
+        if cut is not None:
+            if cut.size != mask.numel():
+                return None
+            mask[cut.removed] = True
+        gone.append(mask)
+    return torch.cat(gone)

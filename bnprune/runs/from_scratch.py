@@ -1,0 +1,76 @@
+"""The control arm of pruning: the slim architecture, trained from new weights as long as the pruned network was.
+
+Liu et al., "Rethinking the Value of Network Pruning", ICLR 2019, section 3: Scratch-E spends as many epochs, Scratch-B
+as much computation. Here everything the pruned network has been trained for counts, its fine-tuning included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnprune.config.schema import PipelineConfig, SparsityConfig, TrainConfig
+from bnprune.data.splits import mixed
+from bnprune.models.zoo import build, set_gamma
+from bnprune.pruning.surgery import apply
+from bnprune.runs.checkpoint import Header, read_header
+from bnprune.runs.directory import RunDirectory
+from bnprune.runs.preflight import Network, spec_of
+from bnprune.runs.stages import CONTROLS, KINDS, kind_of, order_of
+
+
+def scratch_network(config: PipelineConfig, directory: RunDirectory) -> Network:
+    """Return the architecture of the last pruned network with new weights.
+
+    They are those of a dense network drawn with another seed, cut by the same plans: as its constructor has them, so
+    that every architecture keeps its own initialization.
+    """
+    header = read_header(directory.checkpoint(_last(directory.result()["stages"])))
+    model = _untrained(config)
+    for plan in header.plans:
+        model = apply(plan, model)
+    return model, Header(header.spec, header.plans)
+
+
+def scratch_training(config: PipelineConfig, stages: Mapping[str, Any]) -> TrainConfig:
+    """Return how the control arm is trained: as the `train` stage, without a penalty, and as long as all stages.
+
+    Args:
+        config: The recipe; `scratch` says what "as long" means.
+        stages: Figures of the finished stages.
+    """
+    spent = [(f["epochs"], f["macs"]) for stage, f in stages.items() if kind_of(stage) in ("train", "finetune")]
+    slim = stages[_last(stages)]["macs"]
+    equal = config.scratch == "compute"
+    epochs = sum(count * (macs / slim if equal else 1) for count, macs in spent)
+    changes = {"epochs": max(1, round(epochs)), "sparsity": SparsityConfig(penalty="none")}
+    return (config.train or TrainConfig()).model_copy(update=changes)
+
+
+def _last(stages: Mapping[str, Any]) -> str:
+    return max((stage for stage in stages if kind_of(stage) not in CONTROLS), key=order_of)
+
+
+def _untrained(config: PipelineConfig) -> nn.Module:
+    seed = mixed(config.seed, KINDS.index("scratch"))
+    drawn = []
+    for number in (seed, config.seed):
+        torch.manual_seed(number)
+        drawn.append(build(spec_of(config)))
+    model = drawn[0]
+    if _trained(*drawn):
+        for module in model.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+    if config.model.gamma_init is not None:
+        set_gamma(model, config.model.gamma_init)
+    return model
+
+
+def _trained(one: nn.Module, other: nn.Module) -> bool:
+    """Whether a network comes with weights: the same ones, whatever the seed."""
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return all(torch.equal(left, right) for left, right in pairs if left.dim() > 1)

@@ -1,0 +1,178 @@
+"""What a run starts from: a device, a network and data, checked to go together before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bnprune.config.schema import ModelConfig, PipelineConfig, PruneConfig, TrainConfig
+from bnprune.data import Splits, load_data
+from bnprune.errors import ConfigError, first_line
+from bnprune.models.zoo import ModelSpec, build, set_gamma
+from bnprune.pruning.planner import plan_cut, require_cut, score_network
+from bnprune.runs.checkpoint import Header, load_checkpoint, read_header
+from bnprune.runs.passes import request_of
+from bnprune.runs.stages import kind_of, pass_of
+from bnprune.runs.trust import spec_from_file
+from bnprune.runs.weights import fit_state, read_weights
+from bnprune.training.compatibility import require_fit
+from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
+from bnprune.training.penalties.gamma import require_scale_factors
+
+Network = tuple[nn.Module, Header]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Everything the first stage needs."""
+
+    device: torch.device
+    network: Network
+    splits: Splits
+    prunable: int | None
+    """BatchNorm channels that the prune stage may remove; None where there is no such stage."""
+
+
+def prepare(
+    config: PipelineConfig, stages: Sequence[str], network: Network | None = None, processes: Processes = SINGLE_PROCESS
+) -> Start:
+    """Get ready for stages of a recipe, and find out what they would stumble over.
+
+    Args:
+        config: The recipe.
+        stages: Names of the stages to run.
+        network: What the first of them starts from; default: built from the recipe.
+        processes: The processes that train together.
+
+    Raises:
+        ConfigError: There is no such device, network or data set, or they do not fit each other or the processes.
+        DataError: Data or weights cannot be read.
+        PruningError: The network has nothing to prune, or no scale factors for a penalty.
+    """
+    device = device_of(config, processes)
+    network = network or initial(config)
+    model, splits = network[0], load_data(config.data)
+    trained = any(kind_of(stage) != "prune" for stage in stages)
+    require_fit(model, splits, "model", config.data.batch_size if trained else None)
+    if trained:
+        _require_shares(config, splits, processes)
+    if "train" in stages and (config.train or TrainConfig()).sparsity.penalty != "none":
+        require_scale_factors(model)
+    cuts = [stage for stage in stages if kind_of(stage) == "prune"]
+    prunable = None
+    if cuts:
+        prunable = _prunable(model, splits, config.prune or PruneConfig(), whole=pass_of(cuts[0]) == 1)
+    return Start(device, network, splits, prunable)
+
+
+def _prunable(model: nn.Module, splits: Splits, config: PruneConfig, *, whole: bool) -> int:
+    asked = request_of(config)
+    if asked.latency_ms is not None or not whole:  # solved later; for now, whether anything can go
+        asked = asked.aimed("ratio", 0.5)
+    draft = plan_cut(model, splits.example, score_network(model, splits.example, asked))
+    if whole:  # a later pass may find nothing to do
+        require_cut(draft)
+    return draft.channels[0]
+
+
+def _require_shares(config: PipelineConfig, splits: Splits, processes: Processes) -> None:
+    size, count = config.data.batch_size, len(splits.train)
+    if size % processes.size:
+        near = max(1, round(size / processes.size)) * processes.size
+        raise ConfigError(
+            f"data.batch_size: {size} images cannot be shared by {processes.size} processes in equal parts. "
+            f"Use {near}: "
+            "the batch is that of all processes together."
+        )
+    if processes.size > 1 and count < size:
+        raise ConfigError(
+            f"data.batch_size: with {processes.size} processes there must be a whole batch (got {size}, and {count} "
+            "training images)."
+        )
+
+
+def device_of(config: PipelineConfig, processes: Processes) -> torch.device:
+    """Return the device of this process: of several on one machine, each has an accelerator of its own.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    device = choose_device(config.device)
+    if processes.size == 1 or device.type == "cpu":
+        return device
+    if device.index is not None and config.device != "auto":
+        raise ConfigError(
+            f"device: '{config.device}' cannot be shared by {processes.size} processes. Use {device.type}."
+        )
+    return choose_device(f"{device.type}:{processes.local_rank}")
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device a recipe asks for; `auto` takes an accelerator where there is one.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
+    choose = "Choose auto, cpu, cuda or mps."
+    try:
+        device = torch.device(name)
+    except Exception as error:  # lists every kind of device that PyTorch was ever built for
+        raise ConfigError(f"device: '{name}' cannot be used: there is no such device. {choose}") from error
+    try:
+        torch.zeros(1, device=device).item()  # not on "meta", which computes nothing
+    except Exception as error:  # a back end that is not there may fail in any way, its import included
+        raise ConfigError(f"device: '{name}' cannot be used: {_device_problem(error)}. {choose}") from error
+    return device
+
+
+def _device_problem(error: Exception) -> str:
+    if isinstance(error, NotImplementedError | ImportError) or "INTERNAL ASSERT" in str(error):
+        return "PyTorch computes nothing on it here"
+    return first_line(error).partition(". ")[0]  # what follows is advice for those who build PyTorch
+
+
+def spec_of(config: PipelineConfig) -> ModelSpec:
+    """Return how a recipe builds its network."""
+    return ModelSpec(config.model.name, config.model.factory, config.model.kwargs)
+
+
+def about(config: PipelineConfig, spec: ModelSpec) -> PipelineConfig:
+    """Return a recipe with the network that is given in place of its own, as a record that can be repeated."""
+    if spec_of(config) == spec:
+        return config
+    model = ModelConfig(name=spec.name, factory=spec.factory, kwargs=dict(spec.kwargs))
+    return config.model_copy(update={"model": model})
+
+
+def initial(config: PipelineConfig) -> Network:
+    """Build the recipe's network with its initial weights, the same ones for the same seed.
+
+    Raises:
+        ConfigError: There is no such network.
+        CheckpointError: Its weights cannot be read, or do not fit.
+    """
+    torch.manual_seed(config.seed)
+    spec = spec_of(config)
+    model = build(spec)
+    if config.model.weights is not None:
+        fit_state(model, read_weights(config.model.weights), f"model.weights: '{config.model.weights}'")
+    if config.model.gamma_init is not None:
+        set_gamma(model, config.model.gamma_init)
+    return model, Header(spec)
+
+
+def load_stage(config: PipelineConfig, path: Path) -> Network:
+    """Load a checkpoint of a run, whose recipe the user has named and is trusted like a script.
+
+    The checkpoint itself is not: its network is the recipe's, or one of those that any file may name.
+    """
+    spec = spec_of(config)
+    same = spec_from_file(spec.to_dict(), trusted=False)[0] == read_header(path).spec
+    return load_checkpoint(path, build(spec) if spec.own or same else None)

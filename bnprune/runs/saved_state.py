@@ -1,0 +1,66 @@
+"""The figures and the state that a run saves for going on, checked as they are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bnprune.config.bounded_reading import DATA_BYTES, parse_json, read_text
+from bnprune.errors import CheckpointError
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Read the figures of the finished stages.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    try:
+        found = parse_json(read_text(path, DATA_BYTES))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"'{path}' is damaged: {error}") from error
+    stages = found.get("stages") if isinstance(found, dict) else None
+    if not isinstance(stages, dict) or not all(isinstance(figures, dict) for figures in stages.values()):
+        raise CheckpointError(f"'{path}' is damaged: it does not hold the figures of stages.")
+    if not isinstance(found.get("exports", []), list) or not _is_size(found.get("metrics_bytes", 0)):
+        raise CheckpointError(f"'{path}' is damaged: 'exports' or 'metrics_bytes' is not what belongs there.")
+    return dict(found)
+
+
+def save_state(content: Mapping[str, Any], path: Path) -> None:
+    """Save the state of a training.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with path.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch tells how far it came; the reason is what it met on the way
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read the state of a training, as far as it is the same for every training; the rest is up to `State.restore`.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # noqa: BLE001 - torch's advice, which is to unpickle anything, must not be shown
+        raise CheckpointError("it cannot be read, or holds more than tensors and numbers.") from None
+    if not isinstance(content, dict) or not isinstance(content.get("stage"), str):
+        raise CheckpointError("it does not hold the state of a training.")
+    seconds = content.get("seconds")
+    if not _is_size(content.get("metrics_bytes")) or not isinstance(seconds, float) or not 0 <= seconds < math.inf:
+        raise CheckpointError("'metrics_bytes' or 'seconds' is not what belongs there.")
+    return content
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -1,0 +1,59 @@
+"""Curves for TensorBoard, of one stage; they need the extra `tensorboard`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from bnprune.config.schema import PipelineConfig
+from bnprune.runs.directory import RunDirectory
+from bnprune.training.loop import EpochRecord
+from bnprune.training.penalties.gamma import GammaStatistics, scale_factors
+
+
+class TensorBoardLog:
+    """Writes what an epoch came to."""
+
+    def __init__(self, writer: torch.utils.tensorboard.SummaryWriter) -> None:
+        self._writer = writer
+
+    def epoch(self, record: EpochRecord, gamma: GammaStatistics | None, network: nn.Module) -> None:
+        """Write losses, accuracies, the learning rate, and under a penalty what has become of γ."""
+        curves = {
+            "loss/train": record.train.loss,
+            "loss/validation": record.validation.loss,
+            "accuracy/train": record.train.top1,
+            "accuracy/validation": record.validation.top1,
+            "lr": record.lr,
+        }
+        if gamma is not None:
+            curves |= {"gamma/below": gamma.below, "gamma/median": gamma.quantiles[2]}
+            values = torch.cat([values.detach().abs().flatten() for values in scale_factors(network)])
+            self._writer.add_histogram("gamma", values.float().cpu(), record.epoch)
+        for name, value in curves.items():
+            self._writer.add_scalar(name, value, record.epoch)
+        self._writer.flush()
+
+
+@contextmanager
+def open_tensorboard_log(
+    config: PipelineConfig, directory: RunDirectory, stage: str, epochs: int
+) -> Iterator[TensorBoardLog | None]:
+    """Open the curves of a stage, for as long as it trains; None where the recipe does not ask for them.
+
+    Args:
+        config: The recipe.
+        directory: Of the run.
+        stage: The name of the stage; each has a folder of its own.
+        epochs: Finished ones. Later ones that an interrupted run has written are hidden.
+    """
+    if not config.tensorboard:
+        yield None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(directory.tensorboard_log(stage)), purge_step=epochs + 1 if epochs else None) as writer:
+        yield TensorBoardLog(writer)

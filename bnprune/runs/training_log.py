@@ -1,0 +1,143 @@
+"""What a training stage leaves behind while it runs: metrics, checkpoints, state, and lines for the display."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from torch import nn
+
+from bnprune.config.schema import OptimisationConfig, SparsityConfig
+from bnprune.runs.checkpoint import Header, save_checkpoint
+from bnprune.runs.directory import RunDirectory
+from bnprune.runs.tensorboard_log import TensorBoardLog
+from bnprune.training.loop import EpochRecord
+from bnprune.training.penalties.gamma import GammaStatistics, gamma_statistics, scale_factors
+from bnprune.training.state import State
+from bnprune.training.warnings import collapse
+
+_LOOK_EVERY_S = 1.0
+"""Scale factors are looked at this often."""
+_SAVE_EVERY_S = 600.0
+"""Within an epoch, the state is saved this often."""
+
+
+class Display(Protocol):
+    """Where a run shows what it does."""
+
+    def begin(self, stage: str, epochs: int, note: str) -> None:
+        """Open a stage; 0 epochs where it is not a training."""
+        ...
+
+    def step(self, epoch: int, step: int, steps: int, loss: float, gamma: GammaStatistics | None) -> None:
+        """Show progress within an epoch, with scale factors as they were a moment ago."""
+        ...
+
+    def epoch(self, record: EpochRecord, epochs: int, gamma: GammaStatistics | None) -> None:
+        """Show a finished epoch."""
+        ...
+
+    def end(self, stage: str, figures: Mapping[str, Any]) -> None:
+        """Close a stage."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Show a line."""
+        ...
+
+
+class TrainingLog:
+    """The `Log` of a training stage."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        display: Display,
+        stage: str,
+        config: OptimisationConfig,
+        header: Header,
+        sparsity: SparsityConfig | None,
+        classes: int,
+    ) -> None:
+        self.directory = directory
+        self.display = display
+        self.stage = stage
+        self.config = config
+        self.header = header
+        self.sparsity = sparsity if sparsity and sparsity.penalty != "none" else None
+        self.classes = classes
+        self.tensorboard_log: TensorBoardLog | None = None
+        self.seconds = 0.0
+        """Spent in this stage by earlier, interrupted runs."""
+        self._started = time.monotonic()
+        self._saved = self._started
+        self._looked = -math.inf
+        self._seen: GammaStatistics | None = None
+        self._collapsed = False
+
+    def on_step(self, state: State, steps: int, loss: float) -> None:
+        """Show progress."""
+        if time.monotonic() - self._looked > _LOOK_EVERY_S:
+            self._seen = self._gamma(state.network)
+            self._looked = time.monotonic()
+        self.display.step(state.progress.epoch, state.progress.step, steps, loss, self._seen)
+
+    def on_epoch(self, record: EpochRecord, state: State) -> None:
+        """Write metrics and checkpoints; the state follows, so that a crash in between repeats the epoch."""
+        gamma = self._gamma(state.network)
+        metrics = {"top1": record.validation.top1, "loss": record.validation.loss, "epoch": record.epoch}
+        self.directory.append_metrics(self._line(record, gamma))
+        header = replace(self.header, metrics=metrics)
+        save_checkpoint(self.directory.checkpoint("last"), state.network, header)
+        if record.is_best:
+            save_checkpoint(self.directory.checkpoint("best"), state.network, header)
+        self.display.epoch(record, self.config.epochs, gamma)
+        if self.tensorboard_log is not None:
+            self.tensorboard_log.epoch(record, gamma, state.network)
+        self._warn(record, state)
+
+    def wants_state(self) -> bool:
+        """Save now and then within long epochs."""
+        return time.monotonic() - self._saved > _SAVE_EVERY_S
+
+    def on_state(self, saved: dict[str, Any]) -> None:
+        """Save what it takes to go on exactly from here."""
+        self._saved = time.monotonic()
+        spent = self.seconds + self._saved - self._started
+        self.directory.save_state(self.stage, {**saved, "seconds": spent})
+
+    def _warn(self, record: EpochRecord, state: State) -> None:
+        """Say when accuracy collapses, once a stage: from what to what, and what may help."""
+        problem = collapse(state.progress.best, record.validation.top1, self.classes)
+        if problem and not self._collapsed:
+            self._collapsed = True
+            causes = "the learning rate may be too high: lower lr, set clip_norm, or add warmup_epochs"
+            if self.sparsity:
+                causes += "; or the penalty too strong: lower sparsity.travel or sparsity.lambda"
+            self.display.note(
+                f"  warning: {problem} (epochs {state.progress.best_epoch + 1} and {record.epoch}). If it stays there, "
+                f"{causes}. The better network is in {self.directory.checkpoint('best')}."
+            )
+
+    def gamma_figures(self, model: nn.Module) -> dict[str, Any]:
+        """Return what has become of the scale factors, for the result."""
+        gamma = self._gamma(model)
+        return {} if gamma is None else {"below": gamma.below, "split": gamma.split, "quantiles": list(gamma.quantiles)}
+
+    def _gamma(self, model: nn.Module) -> GammaStatistics | None:
+        return gamma_statistics(scale_factors(model), self.sparsity.epsilon) if self.sparsity else None
+
+    def _line(self, record: EpochRecord, gamma: GammaStatistics | None) -> dict[str, Any]:
+        line: dict[str, Any] = {
+            "stage": self.stage,
+            "epoch": record.epoch,
+            "lr": record.lr,
+            "train": {"loss": record.train.loss, "top1": record.train.top1},
+            "validation": {"loss": record.validation.loss, "top1": record.validation.top1},
+        }
+        if gamma is not None:
+            line["gamma"] = {"quantiles": list(gamma.quantiles), "below": gamma.below, "split": gamma.split}
+        return line

@@ -1,0 +1,56 @@
+"""How much memory a forward pass needs at once."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnprune.channels.forward_pass import forward, lightly
+from bnprune.channels.operator_mode import OperatorMode
+from bnprune.channels.pytrees import as_inputs, tensors
+
+
+class _Alive(OperatorMode):
+    """Adds up the bytes of all storages made under it that are still there."""
+
+    def __init__(self, before: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.now: int = 0
+        self.peak: int = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in before}
+
+    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator, and add up what it makes."""
+        output = super().see(func, args, kwargs)
+        for tensor in tensors(output):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._known:
+                self._known.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return output
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def peak_memory(model: nn.Module, inputs: torch.Tensor) -> int:
+    """Return the bytes alive at once in an eager forward pass: weights, the input, activations.
+
+    What kernels use for themselves is not counted. Nothing is computed: shapes tell it all, on the meta device where
+    the network runs there.
+    """
+
+    def run(device: str) -> int:
+        alive = _Alive([inputs, *model.parameters(), *model.buffers()])
+        with alive:
+            forward(model, as_inputs(inputs), device=device)
+        return alive.peak
+
+    return lightly(run)

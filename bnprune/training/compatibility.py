@@ -1,0 +1,87 @@
+"""Whether a network fits the images it is to be trained or evaluated on, found out from shapes alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnprune.channels.forward_pass import forward, lightly
+from bnprune.channels.pytrees import as_inputs
+from bnprune.data.splits import Splits
+from bnprune.errors import ConfigError, DataError, first_line
+from bnprune.training.evaluate import logits_of
+
+_MOST_VALUES = 2**28
+"""Of one image; in float32 that is a gigabyte."""
+
+
+def require_fit(model: nn.Module, splits: Splits, where: str, batch_size: int | None = None) -> None:
+    """Run the network on the shape of the images, and compare its scores with their classes.
+
+    Args:
+        model: Left untouched.
+        splits: The data.
+        where: What to call the network in messages.
+        batch_size: Of the training; None where the network is evaluated only.
+
+    Raises:
+        DataError: A split holds no images, or there is one class only.
+        ConfigError: The forward pass fails, there is not a score per class, or a batch is too small for BatchNorm.
+    """
+    for name, split in (("training", splits.train), ("validation", splits.validation), ("test", splits.test)):
+        if not len(split):
+            raise DataError(
+                f"data: the {name} split holds no images. Use more (data.limit, and data.validation for the share of "
+                f"each class that is held out)."
+            )
+    if splits.classes < 2:
+        raise DataError("data: all images are of one class: there is nothing to tell apart.")
+    if math.prod(splits.shape) > _MOST_VALUES:
+        raise ConfigError(f"data: images of {_sizes(splits.shape)} are too large. Lower data.image_size.")
+    try:
+        output = _forward(model, splits.shape, 2, training=False)
+    except Exception as error:
+        raise ConfigError(f"{where}: {_misfit(splits, error)}") from error
+    try:
+        scores = logits_of(output)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}.") from error
+    if scores.dim() != 2 or scores.shape[1] < splits.classes:
+        raise ConfigError(
+            f"{where}: the data has {splits.classes} classes, so the network must return as many scores; it "
+            f"returns {_sizes(tuple(scores.shape[1:]))}. Most take num_classes={splits.classes} as an argument."
+        )
+    if batch_size is not None:
+        _require_trainable(model, splits, where, batch_size)
+
+
+def _require_trainable(model: nn.Module, splits: Splits, where: str, batch_size: int) -> None:
+    count = min(batch_size, len(splits.train))
+    try:
+        _forward(model, splits.shape, min(count, 2), training=True)
+    except Exception as error:
+        if count > 1:
+            raise ConfigError(f"{where}: in train mode, {_misfit(splits, error)}") from error
+        raise ConfigError(
+            f"data.batch_size: the network cannot be trained on single images: {first_line(error)}. BatchNorm needs "
+            f"several values per channel (got batch_size {batch_size}, {len(splits.train)} training images)."
+        ) from error
+
+
+def _forward(model: nn.Module, shape: tuple[int, ...], count: int, *, training: bool) -> Any:
+    inputs = as_inputs(torch.zeros(count, *shape))
+    return lightly(lambda device: forward(model, inputs, device=device, training=training))
+
+
+def _misfit(splits: Splits, error: Exception) -> str:
+    return (
+        f"the network does not fit the data: its forward pass fails on images of {_sizes(splits.shape)}: "
+        f"{first_line(error)}. Change the arguments of the network, or data.image_size."
+    )
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "x".join(str(size) for size in shape) or "one number"

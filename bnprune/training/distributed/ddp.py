@@ -1,0 +1,77 @@
+"""Gradients averaged over processes: torch's DistributedDataParallel, as far as training here needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnprune.training.distributed.processes import Processes
+from bnprune.training.evaluate import logits_of
+
+
+def wrap(model: nn.Module, processes: Processes, example: torch.Tensor) -> nn.Module:
+    """Return what to call in training: the network itself, or one that averages gradients over the processes.
+
+    With several processes, the network is put into train mode.
+
+    Args:
+        model: On its device; with the same weights in every process.
+        processes: The processes.
+        example: A batch of inputs, to find out whether every parameter takes part in the scores.
+    """
+    if processes.size == 1:
+        return model
+    model.train()
+    parallel: Any = nn.parallel.DistributedDataParallel
+    # Running statistics stay those of each process; they are averaged before they are used.
+    known = inspect.signature(parallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch before 2.13
+    wrapped: nn.Module = parallel(
+        model,
+        device_ids=[example.device] if example.device.type == "cuda" else None,
+        init_sync=False,  # it would also make running statistics the leader's
+        find_unused_parameters=_has_idle_parameters(model, example),
+        **{buffers: False},
+    )
+    _settle(wrapped, model, example)
+    return wrapped
+
+
+def _settle(wrapped: nn.Module, model: nn.Module, example: torch.Tensor) -> None:
+    """Go forward and back once: DDP groups gradients anew after that, which changes the order they are added in.
+
+    A run that was resumed would otherwise differ in its first step, in the last bits, from one that was not.
+    """
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    logits_of(wrapped(example)).sum().backward()
+    model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+
+def _has_idle_parameters(model: nn.Module, example: torch.Tensor) -> bool:
+    """Whether some parameter gets no gradient from the scores: an auxiliary head's, or one that is never used."""
+    trial = copy.deepcopy(model).train()
+    logits_of(trial(example)).sum().backward()
+    return any(parameter.requires_grad and parameter.grad is None for parameter in trial.parameters())
+
+
+def accumulating(network: nn.Module, completes: bool) -> contextlib.AbstractContextManager[Any]:
+    """Return a context for a micro-batch: only the one that completes an optimizer step averages gradients."""
+    if completes or not isinstance(network, nn.parallel.DistributedDataParallel):
+        return contextlib.nullcontext()
+    waiting: contextlib.AbstractContextManager[Any] = network.no_sync()
+    return waiting
+
+
+def average_statistics(model: nn.Module, processes: Processes) -> None:
+    """Make the running statistics of every process the mean over all of them; each has seen other batches."""
+    if processes.size > 1:
+        names = ("running_mean", "running_var")
+        processes.average([buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] in names])

@@ -1,0 +1,174 @@
+"""The processes that train one network together: `torchrun --nproc-per-node N -m bnprune ...`.
+
+Process 0 leads: it alone reads recipes and checkpoints, writes files, prunes and talks to the user. The others wait
+for it to hand out a training (`send`, `receive`), take part in that, and wait again.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed
+
+from bnprune.errors import BnpruneError, PeerFailed
+from bnprune.training.distributed import torchrun_env
+
+_PATIENCE = datetime.timedelta(days=7)
+"""How long a process waits for the leader, which may be pruning. One that dies closes its connections at once."""
+_FAILED, _TOLD = "bnprune/failed", "bnprune/told"
+"""Notes for the other processes: the exit code of one that failed, and how many have wanted to say why."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of a run; alone by default."""
+
+    rank: int = 0
+    local_rank: int = 0
+    """Among the processes of this machine; also the number of its accelerator."""
+    size: int = 1
+    control: Any = None
+    """Process group (gloo) for decisions and small objects."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that decides and writes."""
+        return self.rank == 0
+
+    @property
+    def tag(self) -> tuple[int, ...]:
+        """What sets this process's random numbers apart; nothing for the leader, which draws as if it were alone."""
+        return (self.rank,) if self.rank else ()
+
+    @property
+    def restarted(self) -> bool:
+        """Whether `torchrun --max-restarts` started these processes again, with the same arguments as before."""
+        return torchrun_env.restarts() > 0
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Return, for each flag, whether it is set in any process. All must ask."""
+        if self.size == 1:
+            return flags
+        found = torch.tensor(flags, dtype=torch.uint8)
+        distributed.all_reduce(found, distributed.ReduceOp.MAX, group=self.control)
+        return tuple(bool(flag) for flag in found)
+
+    def add(self, *tensors: torch.Tensor) -> None:
+        """Replace tensors by their sums over all processes, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                distributed.all_reduce(tensor)
+
+    def average(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace tensors of floating point by their means over all processes, in place, in one message a dtype."""
+        if self.size == 1:
+            return
+        for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+            alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+            flat = torch.cat([tensor.flatten() for tensor in alike])
+            distributed.all_reduce(flat)
+            parts = (flat / self.size).split([tensor.numel() for tensor in alike])
+            for tensor, part in zip(alike, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, in the order of their ranks, to all of them."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        distributed.all_gather_object(found, value, group=self.control)
+        return found
+
+    def send(self, value: Any) -> None:
+        """Leader: hand something to the other processes."""
+        if self.size > 1:
+            distributed.broadcast_object_list([value], src=0, group=self.control)
+
+    def receive(self) -> Any:
+        """Others: wait for what the leader sends."""
+        box: list[Any] = [None]
+        distributed.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+
+SINGLE_PROCESS = Processes()
+"""One process."""
+
+
+@contextmanager
+def open_processes() -> Iterator[Processes]:
+    """Join the processes that `torchrun` started; alone where it did not.
+
+    Raises:
+        PeerFailed: Another process failed: this one has nothing to say, and ends with the same exit code.
+    """
+    if torchrun_env.processes() == 1:
+        yield SINGLE_PROCESS
+        return
+    rank, local = torchrun_env.rank(), torchrun_env.local_rank()
+    backend = "gloo"
+    if torch.cuda.is_available():
+        if local < torch.cuda.device_count():  # if not, choosing the recipe's device says so
+            torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"
+    c10d: Any = distributed  # these two are public, and not marked so
+    store, _, size = next(c10d.rendezvous("env://"))
+    # Where torchrun starts processes again, the store still holds what the ones before left in it.
+    store = c10d.PrefixStore(f"attempt {torchrun_env.restarts()}", store)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+    control: Any = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    with _failing_together(rank, store):
+        yield Processes(rank, local, size, control)
+        distributed.barrier(group=control)
+    distributed.destroy_process_group()  # not after a failure: it would wait for those that are gone
+
+
+@contextmanager
+def _failing_together(rank: int, store: Any) -> Iterator[None]:
+    """Leave a note for the others before failing; where another's end is what made this one fail, end like it."""
+    try:
+        yield
+    except PeerFailed:
+        raise
+    except BaseException as caught:
+        foreign = isinstance(caught, RuntimeError) and not isinstance(caught, BnpruneError)
+        error = _blamed(rank, store, caught) if foreign else caught
+        if isinstance(error, PeerFailed):
+            raise error from caught
+        stopped = 130 if isinstance(error, KeyboardInterrupt) else 1
+        code = error.exit_code if isinstance(error, BnpruneError) else stopped
+        if not _tells(store, code):
+            raise PeerFailed(code) from caught
+        if error is caught:
+            raise
+        raise error from caught
+
+
+def _tells(store: Any, code: int) -> bool:
+    """Note a failure; whether this process is the first, which tells the user."""
+    try:
+        store.set(_FAILED, str(code))
+        return bool(store.add(_TOLD, 1) == 1)
+    except RuntimeError:  # the process that held the notes is gone
+        return True
+
+
+def _blamed(rank: int, store: Any, error: BaseException) -> BaseException:
+    """Return an error, or what it means if it is but the echo of another process's failure."""
+    try:
+        noted = store.check([_FAILED])
+    except RuntimeError:  # so is the leader, which has told the user
+        return PeerFailed(BnpruneError.exit_code)
+    if noted:
+        return PeerFailed(int(store.get(_FAILED)))
+    if any(word in str(error) for word in ("peer", "gloo", "Gloo", "NCCL")):
+        return BnpruneError(
+            f"process {rank}: another process of this run ended without a word (killed, or out of memory?). "
+            "Go on with --resume."
+        )
+    return error

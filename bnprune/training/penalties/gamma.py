@@ -1,0 +1,285 @@
+"""Sparsity: penalties that push BatchNorm scale factors γ towards zero, and what they can be expected to reach.
+
+Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017, equation (1):
+the loss plus λ Σ|γ|, whose subgradient adds λ·sign(γ) to the gradient of γ.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from bnprune.errors import ConfigError, PruningError
+
+
+def scale_factors(model: nn.Module) -> list[nn.Parameter]:
+    """Return the trainable scale factors of every BatchNorm, each once."""
+    found: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None:
+            weight = module.weight
+            if isinstance(weight, nn.Parameter) and weight.requires_grad:
+                found[id(weight)] = weight
+    return list(found.values())
+
+
+class Penalty(Protocol):
+    """A penalty on scale factors, applied once per optimizer step."""
+
+    def at(self, step: int) -> None:
+        """Set λ for an optimizer step, counted from 0 over the whole training, before anything else of it."""
+        ...
+
+    def add_gradients(self) -> None:
+        """Call after backward, gradient unscaling and clipping, and before `optimizer.step()`."""
+        ...
+
+    def shrink(self, lr: float) -> None:
+        """Call after `optimizer.step()` with the learning rate of that step."""
+        ...
+
+
+Strength = Callable[[int, torch.Tensor], "float | torch.Tensor"]
+"""λ as a function of the optimizer step and all scale factors (n,): one number, or one per scale factor."""
+
+
+class GammaPenalty(ABC):
+    """What penalties on scale factors have in common: a subclass says how they are pulled, this class applies it.
+
+    Args:
+        model: The network; BatchNorms that are frozen or without scale factors are left out.
+        strength: λ, at least 0.
+        gain: None adds the pull to the gradients. A number moves γ after the optimizer's step instead, by
+            lr·λ·gain times the pull, and stops at zero.
+
+    Raises:
+        ConfigError: λ is negative or not a number.
+        PruningError: The network has no trainable BatchNorm scale factor.
+    """
+
+    def __init__(self, model: nn.Module, strength: float, *, gain: float | None = None) -> None:
+        self.strength = _checked(strength)
+        self.gain = gain
+        self.gammas = require_scale_factors(model)
+        self.strength_at: Strength | None = None
+        """λ over time; None where it is constant."""
+        self._sizes = [gamma.numel() for gamma in self.gammas]
+        self._force: float | torch.Tensor = self.strength
+
+    @abstractmethod
+    def pull(self, gammas: torch.Tensor) -> torch.Tensor:
+        """Return a subgradient of the penalty for λ = 1 with respect to all scale factors, shape (n,)."""
+
+    def at(self, step: int) -> None:
+        """Set λ for an optimizer step, counted from 0. Of no effect where λ is constant."""
+        if self.strength_at is not None:
+            self._force = self.strength_at(step, self._values())
+
+    def add_gradients(self) -> None:
+        """Add the pull to the gradients. Call after unscaling and clipping, before `optimizer.step()`."""
+        if self.gain is not None or self._is_off:
+            return
+        with torch.no_grad():
+            pulls = self.pull(self._values()).mul_(self._force).split(self._sizes)
+            pairs = [
+                (gamma.grad, pull) for gamma, pull in zip(self.gammas, pulls, strict=True) if gamma.grad is not None
+            ]
+            if pairs:
+                gradients, added = zip(*pairs, strict=True)
+                torch._foreach_add_(gradients, added)
+
+    def shrink(self, lr: float) -> None:
+        """Move γ itself, where the pull is not in the gradients. Call after `optimizer.step()`."""
+        if self.gain is None or self._is_off:
+            return
+        with torch.no_grad():
+            values = self._values()
+            signs = values.sign()
+            values -= self.pull(values).mul_(self._force).mul_(lr * self.gain)
+            moved = values.mul_(signs).clamp_min_(0.0).mul_(signs)  # none crosses zero, and those at zero stay
+            torch._foreach_copy_(list(self.gammas), moved.split(self._sizes))
+
+    @property
+    def _is_off(self) -> bool:
+        return not isinstance(self._force, torch.Tensor) and not self._force
+
+    def _values(self) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.cat(list(self.gammas))
+
+
+class GammaL1(GammaPenalty):
+    """The paper's penalty: adds λ·sign(γ) to the gradient of every scale factor.
+
+    With adaptive optimizers (Adam, AdamW) a term in the gradient is normalised away; `decoupled` moves γ by
+    lr·λ towards zero after the step instead, without crossing it. So it is with all penalties.
+
+    Example::
+
+        penalty = bnprune.GammaL1(model, 1e-4)
+        loss.backward()
+        penalty.add_gradients()
+        optimizer.step()
+        penalty.shrink(lr)  # for decoupled and proximal forms
+
+    Args:
+        model: The network; BatchNorms that are frozen or without scale factors are left out.
+        strength: λ, at least 0.
+        decoupled: Leave gradients alone; shrink after the step.
+
+    Raises:
+        ConfigError: λ is negative or not a number.
+        PruningError: The network has no trainable BatchNorm scale factor.
+    """
+
+    def __init__(self, model: nn.Module, strength: float, *, decoupled: bool = False) -> None:
+        super().__init__(model, strength, gain=1.0 if decoupled else None)
+
+    def pull(self, gammas: torch.Tensor) -> torch.Tensor:
+        """Return sign(γ)."""
+        return gammas.sign()
+
+
+class GammaProximal(GammaPenalty):
+    """Proximal L1 (ISTA): after the step, γ ← sign(γ)·max(|γ| - lr·λ·gain, 0), which gives exact zeros.
+
+    `gain` is 1/(1-momentum) for SGD, so that λ pulls as hard as in `GammaL1`, whose momentum amplifies it.
+
+    Raises:
+        ConfigError: λ is negative or not a number.
+        PruningError: The network has no trainable BatchNorm scale factor.
+    """
+
+    def __init__(self, model: nn.Module, strength: float, *, gain: float = 1.0) -> None:
+        super().__init__(model, strength, gain=gain)
+
+    def pull(self, gammas: torch.Tensor) -> torch.Tensor:
+        """Return sign(γ)."""
+        return gammas.sign()
+
+
+class GammaPolarization(GammaPenalty):
+    """Polarization: λ·(t‖γ‖₁ - ‖γ - mean(γ)‖₁) parts scale factors in a group at zero and a group away from it.
+
+    Zhuang et al., "Neuron-level Structured Pruning using Polarization Regularizer", NeurIPS 2020, equation (2). The
+    paper keeps γ within [0, a]. Here γ may be negative: magnitudes take its place; and instead of clipping at a, which
+    would change a network that starts above it, nothing is pushed up any further there.
+
+    Args:
+        model: The network; BatchNorms that are frozen or without scale factors are left out.
+        strength: λ, at least 0.
+        t: The larger, the more goes to zero; the paper's values are between 0.5 and 2.
+        ceiling: The paper's a.
+        decoupled: Leave gradients alone; move γ after the step, as adaptive optimizers need it.
+
+    Raises:
+        ConfigError: λ is negative or not a number.
+        PruningError: The network has no trainable BatchNorm scale factor.
+    """
+
+    def __init__(
+        self, model: nn.Module, strength: float, *, t: float = 1.0, ceiling: float = 1.0, decoupled: bool = False
+    ) -> None:
+        super().__init__(model, strength, gain=1.0 if decoupled else None)
+        self.t = t
+        self.ceiling = ceiling
+
+    def pull(self, gammas: torch.Tensor) -> torch.Tensor:
+        """Return sign(γ)·(t - s + mean(s)), where s is the side of the mean on which |γ| lies: -1, 0 or 1."""
+        magnitudes = gammas.abs()
+        side = (magnitudes - magnitudes.mean()).sign_()
+        upward = self.t - side + side.mean()
+        return torch.where(magnitudes < self.ceiling, upward, upward.clamp_min(0.0)).mul_(gammas.sign())
+
+
+def _checked(strength: float) -> float:
+    if not 0 <= strength < math.inf:  # also false for NaN
+        raise ConfigError(f"strength: λ must be a number of at least 0 (got {strength}).")
+    return strength
+
+
+def require_scale_factors(model: nn.Module) -> list[nn.Parameter]:
+    """Return the scale factors, or say that there are none.
+
+    Raises:
+        PruningError: The network has no trainable BatchNorm scale factor.
+    """
+    gammas = scale_factors(model)
+    if not gammas:
+        raise PruningError(
+            "the network has no BatchNorm with trainable scale factors (γ): a sparsity penalty has nothing to act on."
+        )
+    return gammas
+
+
+# -- the travel budget -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TravelBudget:
+    """How far the penalty can move a scale factor over the whole training: B = λ · Σ lr · gain."""
+
+    strength: float
+    """λ"""
+    reach: float
+    """Σ lr · gain over all optimizer steps; gain is 1/(1-momentum) for SGD, 1 for decoupled penalties."""
+    start: float
+    """Mean |γ| before training."""
+    target: float | None = None
+    """Share of the scale factors that λ, then at most `strength`, is steered to bring to zero."""
+
+    @property
+    def travel(self) -> float:
+        """B, in units of γ."""
+        return self.strength * self.reach
+
+    @property
+    def enough(self) -> bool:
+        """Whether the penalty could bring an average γ to zero against no resistance."""
+        return self.travel >= self.start
+
+    def __str__(self) -> str:
+        if not self.strength:
+            return "no sparsity penalty"
+        text = f"λ = {self.strength:.3g} can move γ by {self.travel:.2g}; mean |γ| is {self.start:.2g}"
+        if self.target is not None:
+            if self.enough:
+                return f"λ is steered to bring {self.target:.0%} of all γ to zero"
+            text = f"{self.target:.0%} of all γ are to reach zero, but {text}"
+        return text if self.enough else f"{text}: too little to reach zero, so nothing will become sparse"
+
+
+def mean_gamma(gammas: Sequence[torch.Tensor]) -> float:
+    """Return the mean |γ|."""
+    return float(torch.cat([gamma.detach().abs().flatten() for gamma in gammas]).mean())
+
+
+# -- what has become of γ --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GammaStatistics:
+    """How the magnitudes of all scale factors are distributed."""
+
+    quantiles: tuple[float, float, float, float, float]
+    """Minimum, first quartile, median, third quartile, maximum of |γ|."""
+    below: float
+    """Share of scale factors with |γ| below epsilon."""
+    split: bool
+    """Whether there are two groups: at least 5% below epsilon, and almost none (1%) just above it (up to 3 epsilon)."""
+
+
+def gamma_statistics(gammas: Sequence[torch.Tensor], epsilon: float = 0.01) -> GammaStatistics:
+    """Describe the distribution of |γ|."""
+    values = torch.cat([gamma.detach().abs().flatten() for gamma in gammas]).float().cpu()
+    marks = torch.quantile(values, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+    below = float((values < epsilon).float().mean())
+    between = float(((values >= epsilon) & (values < 3 * epsilon)).float().mean())
+    low, first, median, third, high = marks.tolist()
+    return GammaStatistics((low, first, median, third, high), below, below >= 0.05 and between <= 0.01)

@@ -1,0 +1,187 @@
+"""From configuration to penalty: λ steered or solved from the travel budget, and the form that suits the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from bnprune.channels.graph import ChannelGraph
+from bnprune.channels.trace_modes import Coupling, trace
+from bnprune.channels.union_find import NO_CHANNEL, Ids
+from bnprune.config.schema import OptimisationConfig, PruneConfig, SparsityConfig
+from bnprune.errors import PruningError
+from bnprune.pruning.candidates import Constraints, candidates
+from bnprune.training.penalties.gamma import (
+    GammaL1,
+    GammaPenalty,
+    GammaPolarization,
+    GammaProximal,
+    Penalty,
+    TravelBudget,
+    mean_gamma,
+    require_scale_factors,
+)
+from bnprune.training.penalties.lambda_schedule import Course, Scheduled, Steered
+from bnprune.training.penalties.structured import GammaGroupLasso, GammaMacWeighted, Groups, gamma_units
+
+_STRONGEST_SGD = 0.02
+_STRONGEST_ADAPTIVE = 0.3
+"""Limits of `lambda: auto`. A stronger pull beats the loss's gradient on every γ, useful or not: a few times 0.01 for
+SGD, 1 for adaptive optimizers, which normalise it. Short trainings that would need more cannot become sparse safely."""
+_TRAVEL = 5.0
+_INSIST = 5.0
+"""So many times the limit is that of a steered penalty, for what is to die: useful or not, it will be cut."""
+_CLOSE = 0.05
+"""Missing a target by more than this is worth a warning."""
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What penalties are made from."""
+
+    model: nn.Module
+    strength: float
+    sparsity: SparsityConfig
+    sgd: bool
+    gain: float
+    """1/(1-momentum) for SGD, which amplifies a term in the gradient by it; 1 for decoupled penalties."""
+    example_inputs: Any
+    coupling: Coupling
+
+
+PENALTIES: dict[str, Callable[[_Setting], GammaPenalty]] = {
+    "l1": lambda s: GammaL1(s.model, s.strength, decoupled=not s.sgd),
+    "l1-proximal": lambda s: GammaProximal(s.model, s.strength, gain=s.gain),
+    "polarization": lambda s: GammaPolarization(
+        s.model, s.strength, t=s.sparsity.polarization_t, decoupled=not s.sgd
+    ),
+    "group-lasso": lambda s: GammaGroupLasso(
+        s.model, s.strength, s.example_inputs, gain=s.gain, coupling=s.coupling
+    ),
+    "mac-weighted-l1": lambda s: GammaMacWeighted(
+        s.model, s.strength, s.example_inputs, decoupled=not s.sgd, coupling=s.coupling
+    ),
+}  # fmt: skip
+"""By name in recipes. To add one, write a `GammaPenalty` and put it here and into `SparsityConfig`."""
+
+
+def make_penalty(
+    model: nn.Module,
+    config: OptimisationConfig,
+    sparsity: SparsityConfig | None,
+    steps_per_epoch: int,
+    *,
+    example_inputs: Any = None,
+    prune: PruneConfig | None = None,
+) -> tuple[Penalty | None, TravelBudget | None]:
+    """Build the penalty of a training, and say how far it can move the scale factors.
+
+    Args:
+        model: The network as it is before training.
+        config: Optimizer and schedule; momentum amplifies a term in the gradient by 1/(1-momentum).
+        sparsity: The penalty; None or `penalty: none` for no sparsity.
+        steps_per_epoch: Optimizer steps.
+        example_inputs: To follow channels with, where the penalty or a target needs to know them.
+        prune: The cut that is to follow: which channels must go together and, for want of another target, how many go.
+
+    Raises:
+        PruningError: The network has no trainable BatchNorm scale factor.
+        ForwardError: The forward pass fails on the example inputs.
+    """
+    if sparsity is None or sparsity.penalty == "none":
+        return None, None
+    coupling: Coupling = prune.coupling if prune else "shared"
+    sgd = config.optimizer == "sgd"
+    gain = 1 / (1 - config.momentum) if sgd else 1.0
+    start = mean_gamma(require_scale_factors(model))
+    course = Course(config, sparsity, steps_per_epoch, gain)
+    limit = _strongest(config)
+    solved = min((sparsity.travel or _TRAVEL) * start / course.reach, limit)
+    strength = solved if sparsity.lambda_ == "auto" else sparsity.lambda_
+    penalty = PENALTIES[sparsity.penalty](
+        _Setting(model, strength, sparsity, sgd, gain, example_inputs, coupling)
+    )  # fmt: skip
+    if _is_steered(sparsity, prune):
+        units, share = _aim(model, trace(model, example_inputs, coupling=coupling), sparsity, prune)
+        penalty.gain = gain  # in the gradients, a pull would go on in the momentum after λ has changed
+        penalty.strength_at = Steered(
+            share, Groups(units), course, sparsity.epsilon, usual=strength, limit=_INSIST * limit
+        )
+        return penalty, TravelBudget(limit, course.reach, start, share)
+    if sparsity.schedule != "constant":
+        penalty.strength_at = Scheduled(strength, course)
+    return penalty, TravelBudget(strength, course.reach, start)
+
+
+def _is_steered(sparsity: SparsityConfig, prune: PruneConfig | None) -> bool:
+    if sparsity.lambda_ != "auto" or sparsity.travel is not None or sparsity.penalty == "polarization":
+        return False  # polarization pulls away from zero what lies above the mean, whatever is wanted
+    return sparsity.target is not None or (prune is not None and isinstance(prune.ratio, float))
+
+
+def _aim(
+    model: nn.Module, graph: ChannelGraph, sparsity: SparsityConfig, prune: PruneConfig | None
+) -> tuple[Ids, float]:
+    """Return the units of the scale factors that may go, and the share of all scale factors that is to.
+
+    What the cut that follows must leave alone is left alone here, too: no layer that it excludes is emptied.
+    """
+    units = gamma_units(model, graph)
+    wanted = _wanted(sparsity, prune)
+    if prune is None:
+        return units, wanted * float(np.mean(units != NO_CHANNEL))
+    kept = tuple(pattern for pattern, ratio in prune.layer_ratios.items() if not ratio)
+    limits = Constraints(
+        min_channels=prune.min_channels,
+        cap=prune.cap if prune.passes == 1 else 1.0,  # a later pass goes on where this one had to stop
+        exclude=(*prune.exclude, *kept),
+        layer_ratios=tuple(prune.layer_ratios.items()),
+    )
+    found = candidates(graph, np.where(graph.gamma_count > 0, 0.0, np.inf), limits, {})
+    count = np.bincount(units[units != NO_CHANNEL], minlength=graph.unit_count)
+    going = min(wanted * count[found.prunable].sum(), count[found.order].sum())
+    if not going:
+        raise PruningError("prune: nothing may go, so there is nothing to steer λ for. Exclude less, or set lambda.")
+    return np.where(found.prunable[units], units, NO_CHANNEL), float(going) / len(units)
+
+
+def _wanted(sparsity: SparsityConfig, prune: PruneConfig | None) -> float:
+    """Return the share of the prunable channels that is to die."""
+    wanted = sparsity.target if sparsity.target is not None or prune is None else prune.ratio
+    assert isinstance(wanted, float)
+    return wanted
+
+
+def advice(budget: TravelBudget, config: OptimisationConfig, sparsity: SparsityConfig) -> str:
+    """Say what would bring the scale factors to zero, where the budget does not."""
+    needed = budget.start / budget.reach
+    if needed > _strongest(config):
+        return "Train longer (train.epochs), raise train.lr, or let γ start lower (model.gamma_init)."
+    if sparsity.lambda_ == "auto":
+        return f"Raise train.sparsity.travel above 1 (got {sparsity.travel:g})."
+    return f"Raise train.sparsity.lambda above {needed:.2g}, or set it to auto."
+
+
+def shortfall(budget: TravelBudget, below: float) -> str:
+    """Say that a target was missed, and what to do; nothing where it was not.
+
+    Args:
+        budget: What was wanted.
+        below: Share of scale factors that are near zero after training.
+    """
+    if budget.target is None or abs(below - budget.target) <= _CLOSE:
+        return ""
+    missed = f"{below:.0%} of γ ended near zero, {budget.target:.0%} were wanted"
+    if below > budget.target:
+        return f"{missed}: the rest of the network needs fewer channels than it has. Cut more (prune.ratio)."
+    return (
+        f"{missed}. Train longer (train.epochs), raise train.lr, let γ start lower (model.gamma_init), or ask for less."
+    )
+
+
+def _strongest(config: OptimisationConfig) -> float:
+    return _STRONGEST_SGD if config.optimizer == "sgd" else _STRONGEST_ADAPTIVE
