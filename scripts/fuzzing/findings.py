@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -20,23 +21,67 @@ SHORT = 20_000
 """Bytes that a refusal may print."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
+_VALUED = frozenset(
+    f"--{name}"
+    for name in [
+        "out",
+        "model",
+        "model-arg",
+        "weights",
+        "input",
+        "exclude",
+        "ratio",
+        "macs",
+        "params",
+        "latency",
+        "plan",
+        "cap",
+        "round-to",
+        "min-channels",
+        "criterion",
+        "coupling",
+        "teacher",
+        "config",
+        "by",
+        "at",
+        "tolerance",
+        "plot",
+        "plots",
+        "backend",
+        "batch",
+        "threads",
+        "dtype",
+        "device",
+        "rounds",
+        "format",
+    ]
+)
+"""Options that take a value."""
+
 State = dict[str, list[int]]
 
 
 def of_the_end(code: int, events: Sequence[str], out: bytes, err: bytes, case: Case) -> Iterator[str]:
     """Look at the exit code and at what was printed."""
     last = _last_line(err)
+    failed = b"Traceback (most recent call last)" in err and "--debug" not in case.args
     if REFUSED not in last:  # the guard has told of it
-        yield from _of_the_code(code, events, b"Traceback (most recent call last)" in err, last, case)
+        yield from _of_the_code(code, events, failed, last, case)
     if code in REFUSALS and len(out) + len(err) > SHORT:
         yield f"long: {len(out) + len(err)} bytes: {last}"
     text = (out + err).decode("utf-8", "replace")
     found = _CONTROL.search(text)
     if found:
         yield f"control: {text[max(0, found.start() - 40) : found.end() + 20]!r}"
-    wanted = not case.stdout and "--json" in case.args and not {"--help", "-h", "--version"} & set(case.args)
-    if wanted and code in (0, *REFUSALS) and not _is_json(out):
+    if _wants_json(case) and code in (0, *REFUSALS) and not _is_json(out):
         yield f"json: {out[:80]!r} {last}"
+
+
+def _wants_json(case: Case) -> bool:
+    """Return True if a document must be printed; after an option with a value, "--json" is that value."""
+    others = {"--help", "-h", "--version"} & set(case.args)
+    given = any(word == "--json" and before not in _VALUED for before, word in itertools.pairwise(("", *case.args)))
+    return given and not others and not case.stdout
 
 
 def _of_the_code(code: int, events: Sequence[str], failed: bool, last: str, case: Case) -> Iterator[str]:
