@@ -21,41 +21,14 @@ SHORT = 20_000
 """Bytes that a refusal may print."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-_VALUED = frozenset(
-    f"--{name}"
-    for name in [
-        "out",
-        "model",
-        "model-arg",
-        "weights",
-        "input",
-        "exclude",
-        "ratio",
-        "macs",
-        "params",
-        "latency",
-        "plan",
-        "cap",
-        "round-to",
-        "min-channels",
-        "criterion",
-        "coupling",
-        "teacher",
-        "config",
-        "by",
-        "at",
-        "tolerance",
-        "plot",
-        "plots",
-        "backend",
-        "batch",
-        "threads",
-        "dtype",
-        "device",
-        "rounds",
-        "format",
-    ]
-)
+# fmt: off
+_VALUED = frozenset({
+    "--out", "--model", "--model-arg", "--weights", "--input", "--exclude", "--ratio", "--macs", "--params",
+    "--latency", "--plan", "--cap", "--round-to", "--min-channels", "--criterion", "--coupling", "--teacher",
+    "--config", "--by", "--at", "--tolerance", "--plot", "--plots", "--backend", "--batch", "--threads", "--dtype",
+    "--device", "--rounds", "--format",
+})
+# fmt: on
 """Options that take a value."""
 
 State = dict[str, list[int]]

@@ -27,29 +27,16 @@ REFUSED = "refused by the fuzzer"
 READY = "ready"
 """The event after which limits hold."""
 
-_EXECUTION = frozenset(
-    [
-        "os.system",
-        "os.exec",
-        "os.posix_spawn",
-        "os.spawn",
-        "os.forkpty",
-        "pty.spawn",
-        "subprocess.Popen",
-        "webbrowser.open",
-    ]
-)
-_NETWORK = frozenset(
-    [
-        "socket.getaddrinfo",
-        "socket.gethostbyname",
-        "socket.gethostbyaddr",
-        "urllib.Request",
-        "http.client.connect",
-        "ftplib.connect",
-        "smtplib.connect",
-    ]
-)
+# fmt: off
+_EXECUTION = frozenset({
+    "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.forkpty", "pty.spawn", "subprocess.Popen",
+    "webbrowser.open",
+})
+_NETWORK = frozenset({
+    "socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "urllib.Request", "http.client.connect",
+    "ftplib.connect", "smtplib.connect",
+})
+# fmt: on
 _FILES: dict[str, tuple[tuple[int, int], ...]] = {
     "os.mkdir": ((0, 2),),
     "os.rmdir": ((0, 1),),
