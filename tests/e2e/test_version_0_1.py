@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import bnprune
 from bnprune.runs.checkpoint import read_header
@@ -45,7 +46,11 @@ def read_outputs() -> list[float]:
 def test_a_checkpoint_is_pruned_again(here: Path) -> None:
     found = document("prune", "slim.safetensors", "--ratio", "0.3", "--out", "slimmer.safetensors")
     assert found["verification"]["passed"] is True
-    assert len(read_header(here / "slimmer.safetensors").plans) == 2
+    with safe_open("slimmer.safetensors", "pt") as file:
+        assert read_json(file.metadata()["bnprune"])["version"] == bnprune.__version__
+    first, second = read_header(here / "slimmer.safetensors").plans
+    assert first.version is None, "version 0.1 did not write it"
+    assert second.version == second.to_dict()["version"] == bnprune.__version__
 
 
 def test_a_plan_with_gates_applies_to_a_fresh_network() -> None:
