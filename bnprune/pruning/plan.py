@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from bnprune import __version__
 from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.op_context import Count
 from bnprune.channels.union_find import Refusal
@@ -67,6 +68,8 @@ class PruningPlan:
     requested: Mapping[str, Any] = field(default_factory=dict)
     realised: Mapping[str, Any] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
+    version: str | None = field(default=__version__, compare=False)
+    """Version of bnprune that made the plan; None if the plan was read from a file without it."""
 
     def to_json(self, indent: int | None = 1) -> str:
         """Return the plan as JSON text; `PruningPlan.from_json` reads it back."""
@@ -76,6 +79,7 @@ class PruningPlan:
         """Return the plan as plain data."""
         return {
             "schema": SCHEMA,
+            **({"version": self.version} if self.version else {}),
             "model": {"name": self.model, "digest": self.digest},
             "cuts": [
                 {"size": cut.size, "keep": list(cut.keep), "at": [f"{name}:{dim}" for name, dim in cut.at]}
@@ -129,6 +133,7 @@ class PruningPlan:
                     Refusal(*(words(r[key], 10_000) for key in ("site", "reason", "fix")))
                     for r in items(data.get("refusals", ()))
                 ),
+                version=words(data["version"], 100) if data.get("version") else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"not a pruning plan: {type(error).__name__}: {shortened(str(error))}") from error

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from bnprune import __version__
 from bnprune.config.bounded_reading import parse_json, require_shape, table
 from bnprune.errors import BnpruneError, CheckpointError, ConfigError, PruningError, UntrustedError, shortened
 from bnprune.models.construction import TooLarge, construct, construct_on_meta
@@ -91,6 +92,7 @@ def stored(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str,
 def _header_dict(header: Header) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
+        "version": __version__,
         "model": header.spec.to_dict(),
         "plans": [plan.to_dict() for plan in header.plans],
         "input": header.input_shape,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bnprune.pruning import surgery, verify
 from tests.cli.harness import CHAIN, bnprune, contents, document, read_json, write
 
 FIGURES = ("ratio", "channels", "params", "macs", "layers", "refusals")
@@ -87,10 +90,25 @@ def test_a_replayed_plan_has_the_figures_of_the_plan(option: tuple[str, ...], he
 
 
 def test_a_dry_run_of_a_plan_cuts_and_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With surgery and proof out of order everywhere, the dry run succeeds, and the same command without it fails."""
     write("plan.json", json.dumps(document("prune", *CHAIN, "--dry-run")["plan"]))
-    monkeypatch.setattr("bnprune.pruning.pruner.verify", None)
-    monkeypatch.setattr("bnprune.pruning.pruner.apply", None)
+    for function in (surgery.apply, verify.verify):
+        assert forbid(function, monkeypatch) >= 2, "it is patched where it is defined and where it is used"
     assert document("prune", *CHAIN, "--plan", "plan.json", "--dry-run")["verification"]["passed"] is None
+    assert "AssertionError: apply was called" in bnprune("prune", *CHAIN, "--plan", "plan.json", "--debug").stderr
+
+
+def forbid(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Make a function fail in every module of bnprune that holds it; return how many do."""
+
+    def called(*_: Any, **__: Any) -> None:
+        raise AssertionError(f"{function.__name__} was called")
+
+    modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "bnprune"]
+    holders = [(module, key) for module in modules for key, value in vars(module).items() if value is function]
+    for module, key in holders:
+        monkeypatch.setattr(module, key, called)
+    return len(holders)
 
 
 def test_inspect(trained: Path) -> None:
