@@ -18,6 +18,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -29,9 +30,15 @@ class BnpruneError(Exception):
     exit_code = 1
     code = "error"
 
-    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+    def __init__(
+        self, message: str, problems: Sequence[str] = (), *, where: str = "", fix: Mapping[str, object] | None = None
+    ) -> None:
         super().__init__(message)
         self.problems = tuple(problems) or (message,)
+        self.where = where
+        """Name of the argument that is wrong; a command calls it `--where`."""
+        self.fix = dict(fix or {})
+        """Arguments that avoid the error, by name."""
 
 
 class ConfigError(BnpruneError):
@@ -132,6 +139,17 @@ class PeerFailed(BnpruneError):
     def __init__(self, exit_code: int) -> None:
         super().__init__("another process of this run failed.")
         self.exit_code = exit_code
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Return True if Python, NumPy or torch could not allocate memory.
+
+    The message has to be read: torch raises a plain RuntimeError if it cannot allocate memory of the CPU.
+    """
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
+
+
+_MEMORY = re.compile("allocate memory|out of memory|not enough memory", re.IGNORECASE)
 
 
 def first_line(error: BaseException) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +13,7 @@ from bnprune.channels.modules import still, walk
 from bnprune.channels.operator_mode import OperatorMode
 from bnprune.channels.pytrees import Inputs, map_tensors, tensors
 from bnprune.channels.structural_copy import like, twin
-from bnprune.errors import ForwardError, first_line
+from bnprune.errors import ForwardError, first_line, lacks_memory
 
 Found = TypeVar("Found")
 
@@ -58,6 +59,17 @@ def forward(model: nn.Module, inputs: Inputs, *, device: str, training: bool = F
         return copied(*args, **kwargs)
 
 
+@contextmanager
+def raising_forward_errors(inputs: Inputs) -> Iterator[None]:
+    """Turn whatever a network raises in the `with` block into a ForwardError; errors of memory pass as they are."""
+    try:
+        yield
+    except Exception as error:
+        if lacks_memory(error):
+            raise
+        raise failed(error, "", inputs) from error
+
+
 def failed(error: Exception, module: str, inputs: Inputs) -> ForwardError:
     """Return the error to raise where the forward pass of a network raises one.
 
@@ -74,7 +86,7 @@ def failed(error: Exception, module: str, inputs: Inputs) -> ForwardError:
     if isinstance(error, NotImplementedError):
         advice = "Give the module whose forward() computes the outputs."
     elif _is_about_shapes(error):
-        advice = "Check the shape of the input."
+        advice = f"Check the shape of the input and its type (got {given or 'no tensor'})."
     return ForwardError(f"the forward pass of the network fails in {module or 'forward()'}: {reason}. {advice}")
 
 

@@ -85,10 +85,12 @@ def benchmark(
     median over such pairs.
     """
     from bnprune.cli.benchmarking import Plan, open_subjects, run_benchmark
+    from bnprune.cli.error_messages import naming_options
     from bnprune.runs.preflight import choose_device
     from bnprune.timing.backends import Setting, parse_backends
 
-    backends = parse_backends(backend or ["eager"])
+    with naming_options():
+        backends = parse_backends(backend or ["eager"])
     subjects = open_subjects(
         source, other, model=model, arguments=model_arg or (), weights=weights, shape=input, dense=dense, trust=trust
     )

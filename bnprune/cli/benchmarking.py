@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bnprune.cli.display import count, print_json, show_rows, stderr, stdout, tell
+from bnprune.cli.error_messages import naming_options
 from bnprune.config.bounded_reading import require_batch
 from bnprune.errors import ConfigError
 from bnprune.models.zoo import build
@@ -115,8 +116,9 @@ def _weight_bytes(model: nn.Module) -> int:
 
 def run_benchmark(subjects: Sequence[Subject], setting: Setting, plan: Plan, *, as_json: bool) -> None:
     """Measure networks and show the figures."""
-    for backend in plan.backends:
-        setting.check(backend)
+    with naming_options():
+        for backend in plan.backends:
+            setting.check(backend)
     for batch in plan.batches:
         require_batch("--batch", batch, setting.shape)
     models = [subject.model for subject in subjects]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import itertools
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +20,7 @@ from bnprune.errors import (
     Interrupted,
     PeerFailed,
     UntrustedError,
+    lacks_memory,
     printable,
 )
 
@@ -73,10 +74,37 @@ def refusing_exits() -> Iterator[None]:
         raise ConfigError(f"code of your own (a network, its factory or a data set) called {call}.") from end
 
 
+@contextmanager
+def naming_options() -> Iterator[None]:
+    """Add to errors the options of the command that the fields `where` and `fix` are about.
+
+    With where="out", "no such folder." becomes "--out: no such folder."; with fix={"batch": 1}, "Export for one batch
+    size." becomes "Export for one batch size: --batch 1."
+    """
+    try:
+        yield
+    except BnpruneError as error:
+        if error.fix or error.where:
+            error.args = error.problems = (_with_options(error),)
+            error.where, error.fix = "", {}
+        raise
+
+
+def _with_options(error: BnpruneError) -> str:
+    flags = " ".join(itertools.starmap(_flag, error.fix.items()))
+    message = f"{str(error).rstrip('.')}: {flags}." if flags else str(error)
+    return f"--{error.where}: {message}" if error.where else message
+
+
+def _flag(name: str, value: object) -> str:
+    option = f"--{name.replace('_', '-')}"
+    return option if value is True else f"no {option}" if value is False else f"{option} {value}"
+
+
 def _failure(error: BaseException) -> BnpruneError:
     if isinstance(error, BnpruneError):
         return error
-    if _lacks_memory(error):
+    if lacks_memory(error):
         return DataError("there is not enough memory. Use a smaller network, input or batch, or another machine.")
     if isinstance(error, OSError):
         where = f"'{error.filename}': " if error.filename else ""
@@ -86,12 +114,6 @@ def _failure(error: BaseException) -> BnpruneError:
     return BnpruneError(f"this is a bug in bnprune: {type(error).__name__}: {error}\n{_REPORT}")
 
 
-def _lacks_memory(error: BaseException) -> bool:
-    """Whether Python, NumPy or torch could not allocate memory; torch says so in words alone."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
-
-
-_MEMORY = re.compile("allocate memory|out of memory|not enough memory", re.IGNORECASE)
 _REPORT = "Please report it with the traceback that `bnprune --debug VERB ...` shows."
 
 

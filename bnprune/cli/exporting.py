@@ -9,13 +9,22 @@ from pathlib import Path
 import torch
 
 from bnprune.cli.display import print_json, show_rows, stdout, tell
+from bnprune.cli.error_messages import naming_options
 from bnprune.config.bounded_reading import require_batch
 from bnprune.config.recipe import load_recipe
 from bnprune.data import load_data
 from bnprune.errors import BnpruneError, ConfigError, first_line
-from bnprune.exporters.artifact import SUFFIXES, Artifact, Format, Wish, make_artifact
+from bnprune.exporters.export import ExportedNetwork, ExportOptions, export_network
+from bnprune.exporters.formats import FORMATS, format_of
 from bnprune.exporters.parity import Parity
-from bnprune.exporters.stage import describe_artifact, files_of, real_batches, title_of_network, write_artifact
+from bnprune.exporters.stage import (
+    describe_network,
+    files_of,
+    paths_of,
+    real_batches,
+    title_of_network,
+    write_network,
+)
 from bnprune.runs.network_source import NetworkSource
 from bnprune.runs.outputs import require_output
 from bnprune.training.compatibility import require_fit
@@ -27,7 +36,7 @@ EXPORT_SCHEMA = "bnprune.exporters/1"
 class Export:
     """What the command line asks of `export`."""
 
-    format: Format | None
+    format: str | None
     out: Path | None
     fold_bn: bool
     batch: int | None
@@ -37,50 +46,43 @@ class Export:
     given: tuple[Path, ...] = ()
     """Files and run directories the network is read from."""
 
-    def check(self) -> tuple[Wish, Path]:
-        """Return what to make, and where.
+    def check(self) -> tuple[ExportOptions, Path]:
+        """Return the options of the export, and its main file.
 
         Raises:
             ConfigError: The options contradict each other, an extra is missing, or something is in the way.
         """
         if self.batch is not None and self.batch < 1:
             raise ConfigError(f"--batch: expected a positive number (got {self.batch}).")
-        format = self.format or self._told()
-        path = self.out or Path(f"network{SUFFIXES[format][0]}")
-        try:
-            wish = Wish.of(format, path.suffix, fold_bn=self.fold_bn, batch=self.batch, verify=self.verify)
-        except ConfigError as error:
-            raise ConfigError(f"--out: {error}" if "ends in" in str(error) else f"--format: {error}") from error
-        for file in (path, path.with_suffix(".py")) if format == "state-dict" else (path,):
+        format = self.format or (format_of(self.out.suffix) if self.out is not None else None)
+        if format is None:
+            raise ConfigError(f"--format: choose one of {', '.join(FORMATS)}.")
+        path = self.out or Path(f"network{FORMATS[format].suffixes[0]}")
+        with naming_options():
+            options = ExportOptions.of(format, path.suffix, fold_bn=self.fold_bn, batch=self.batch, verify=self.verify)
+        for file in paths_of(options, path):
             require_output(file, force=self.force, sources=self.given, recipe=self.recipe)
-        return wish, path
-
-    def _told(self) -> Format:
-        suffix = self.out.suffix if self.out is not None else None
-        for format, suffixes in SUFFIXES.items():
-            if suffix in suffixes:
-                return format
-        raise ConfigError(f"--format: choose one of {', '.join(SUFFIXES)}.")
+        return options, path
 
 
 def run_export(source: NetworkSource, request: Export, *, as_json: bool) -> None:
     """Export a network."""
-    wish, path = request.check()
+    options, path = request.check()
     shape = tuple(source.inputs.shape[1:])
     if request.batch is not None:
         require_batch("--batch", request.batch, shape)
     real, without = _real(source, request) if request.verify else ((), [])
-    artifact = make_artifact(
-        source.model, shape, wish, title=title_of_network(source.header), stem=path.stem, real=real
-    )
-    notes = [*(without if artifact.random is not None else ()), *artifact.notes]
-    write_artifact(artifact, path)
+    with naming_options():
+        title = title_of_network(source.header)
+        network = export_network(source.model, shape, options, title=title, stem=path.stem, real=real)
+    notes = [*(without if network.random is not None else ()), *network.notes]
+    write_network(network, options, path)
     if as_json:
-        document = describe_artifact(artifact, wish, path) | {"notes": notes}
+        document = describe_network(network, options, path) | {"notes": notes}
         about = {"schema": EXPORT_SCHEMA, "model": source.header.spec.to_dict(), "input": list(shape)}
         print_json({**about, **document})
         return
-    _show(artifact, wish, path, notes)
+    _show(network, options, path, notes)
 
 
 def _real(source: NetworkSource, request: Export) -> tuple[Sequence[torch.Tensor], list[str]]:
@@ -98,21 +100,21 @@ def _real(source: NetworkSource, request: Export) -> tuple[Sequence[torch.Tensor
         return (), [f"compared on noise alone: {first_line(error)}"]
 
 
-def _show(artifact: Artifact, wish: Wish, path: Path, notes: Sequence[str]) -> None:
+def _show(network: ExportedNetwork, options: ExportOptions, path: Path, notes: Sequence[str]) -> None:
     console = stdout()
-    parities = {"noise": artifact.random, "real images": artifact.real}
+    parities = {"noise": network.random, "real images": network.real}
     rows = [_row(name, parity) for name, parity in parities.items() if parity is not None]
     if rows:
         show_rows(["compared with PyTorch on", "inputs", "max abs", "max relative", "same argmax"], rows)
     else:
         console.print("not verified")
-    if artifact.folded is not None:
-        console.print(f"folded {artifact.folded} of {artifact.batchnorms} BatchNorms, proven equal in float64")
+    if network.folded is not None:
+        console.print(f"folded {network.folded} of {network.batchnorms} BatchNorms, proven equal in float64")
     for note in notes:
         tell(console, f"note: {note}")
-    batch = f"batch {wish.batch}" if wish.batch else "any batch size"
-    for file, content in files_of(artifact, path).items():
-        what = f", {batch}" if wish.format != "state-dict" else ""
+    batch = f"batch {options.batch}" if options.batch else "any batch size"
+    for file, content in files_of(network, path).items():
+        what = f", {batch}" if FORMATS[options.format].has_batch_size else ""
         tell(console, f"wrote {file} ({len(content) / 1e6:.2f} MB{what})")
 
 

@@ -14,7 +14,7 @@ from bnprune.cli.reports import report_of_run
 from bnprune.config.recipe import load_recipe
 from bnprune.config.schema import PipelineConfig
 from bnprune.errors import ConfigError
-from bnprune.exporters.stage import export_run, wishes
+from bnprune.exporters.stage import export_run, options_of
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.network_source import open_source, refuse_other_model
 from bnprune.runs.pipeline import execute
@@ -122,7 +122,7 @@ def _run(
     if resume and out is None:
         raise ConfigError("--resume: say which run with --out DIR.")
     if verb == "run" and config.export is not None:
-        wishes(config.export)  # what is missing is said before anything is spent
+        options_of(config.export)  # what is missing is said before anything is spent
     path = out or _default_directory(verb, config)
     again = processes.restarted and RunDirectory(path).is_of_this_launch()
     if resume or again:

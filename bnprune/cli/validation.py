@@ -13,7 +13,7 @@ from bnprune.cli.verbosity import say
 from bnprune.config.recipe import as_data, load_recipe
 from bnprune.config.schema import PipelineConfig
 from bnprune.errors import printable
-from bnprune.exporters.stage import wishes
+from bnprune.exporters.stage import options_of
 from bnprune.pruning.cost import cost
 from bnprune.runs.directory import dump_config
 from bnprune.runs.preflight import Start, prepare
@@ -26,7 +26,7 @@ def run_validate(path: Path, overrides: Sequence[str], *, print_config: bool, as
     """Check everything a run would stumble over, without running it."""
     config = load_recipe(path, overrides)
     if config.export is not None:
-        wishes(config.export)
+        options_of(config.export)
     start = prepare(config, stages_of(config))
     splits, counted = start.splits, cost(start.network[0], start.splits.example)
     facts = {

@@ -20,14 +20,14 @@ from bnprune.pruning.verify import TOLERANCE
 _NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _CONVS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED: tuple[type[nn.Module], ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-"""By exact type: a subclass may do more than the arithmetic that is folded."""
+"""Compared by exact type: a subclass may compute more than the formula that is folded."""
 
 
 def fold_batchnorms(model: nn.Module, example: torch.Tensor) -> tuple[nn.Module, int]:
-    """Return a copy, in eval mode, whose foldable BatchNorms are gone, and how many those are.
+    """Return a copy of a network, in eval mode, with its BatchNorms folded, and the number of them.
 
-    A BatchNorm can be folded where it alone reads what one convolution or linear layer writes. Those behind a read
-    gate, or in front of a convolution (pre-activation networks), stay.
+    A BatchNorm can be folded if its input comes from one convolution or linear layer and nothing else reads that
+    layer's output. BatchNorms behind a read gate, or before a convolution (pre-activation networks), are not folded.
 
     Args:
         model: Any network; left untouched.
@@ -56,8 +56,9 @@ def _copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:
         raise TraceError(
-            f"the network cannot be copied to fold its BatchNorms: {first_line(error)} Take the hooks off that compute "
-            "its weights (torch.nn.utils.remove_weight_norm), or export without --fold-bn."
+            f"the network cannot be copied to fold its BatchNorms: {first_line(error)} Remove the hooks that compute "
+            "its weights (torch.nn.utils.remove_weight_norm), or export without folding.",
+            fix={"fold_bn": False},
         ) from error
 
 
@@ -70,7 +71,7 @@ def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in the place of another, under every name it has."""
+    """Replace a module under every name it has."""
     for parent in walk(model).values():
         for name, child in parent._modules.items():
             if child is old:
@@ -78,7 +79,7 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 
 def _prove(original: nn.Module, folded: nn.Module, example: torch.Tensor) -> None:
-    """Compare before anything is rounded to the network's own precision."""
+    """Compare in float64, before the weights are rounded to the network's own precision."""
     seed = 0
     [noise], _ = next(feeds(as_inputs(example), seed))
     right, made = (lambda x, net=net: run(net, as_inputs(x), seed, _unwatched) for net in (original, folded))
@@ -86,8 +87,9 @@ def _prove(original: nn.Module, folded: nn.Module, example: torch.Tensor) -> Non
     if not parity.passed:
         raise VerificationError(
             "folding BatchNorms changes what the network computes: relative error "
-            f"{parity.max_relative_error:.2e} in float64 (allowed {TOLERANCE:.0e}). Nothing was written. Export "
-            "without --fold-bn, and report the network."
+            f"{parity.max_relative_error:.2e} in float64 (allowed {TOLERANCE:.0e}). Nothing was written. Report the "
+            "network, and export without folding.",
+            fix={"fold_bn": False},
         )
 
 

@@ -1,47 +1,48 @@
-"""ONNX: writing, checking and running it. Needs the `onnx` extra."""
+"""The format ONNX: write a model, check it with `onnx.checker`, run it in ONNX Runtime. Needs the extra `onnx`."""
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
-from bnprune.errors import ConfigError, TraceError, VerificationError, first_line
-from bnprune.exporters.parity import Runner
-from bnprune.exporters.pt2 import quiet
+from bnprune.errors import TraceError, VerificationError, first_line
+from bnprune.exporters.parity import Runner, dtype_of
+from bnprune.exporters.pt2 import quiet, record
+from bnprune.exporters.request import ExportedFiles, ExportRequest
 
-_MODULES = ("onnx", "onnxruntime", "onnxscript")
 _LIMIT = 2**31
-"""Bytes a protobuf message can hold."""
+"""Largest protobuf message, in bytes."""
+_OTHER_FORMAT = {"format": "pt2"}
 
 
-def require_onnx(where: str) -> None:
-    """Refuse where the extra is missing.
-
-    Args:
-        where: What needs it, for the message.
+def export_onnx(request: ExportRequest) -> ExportedFiles:
+    """Write an ONNX model.
 
     Raises:
-        ConfigError: A package is not installed.
+        ForwardError: The forward pass fails.
+        TraceError: The network cannot be traced, or not be written as ONNX.
+        VerificationError: `onnx.checker` reports a fault in the model.
     """
-    missing = [name for name in _MODULES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"{where} needs {' and '.join(missing)}: pip install 'bnprune[onnx]'")
+    if dtype_of(request.model) == torch.bfloat16:
+        message = "ONNX Runtime gets its inputs through NumPy, which has no bfloat16. Use another format."
+        raise TraceError(message, fix=_OTHER_FORMAT)
+    content = to_onnx(record(request.model, request.shape, request.batch))
+    return ExportedFiles({request.suffix: content}, lambda: onnx_runner(content))
 
 
 def to_onnx(program: ExportedProgram) -> bytes:
-    """Return the program as an ONNX model; its input is called "input", an only output "output".
+    """Return the program as an ONNX model. The input is named "input", a single output "output", several "output0" ...
 
     Raises:
         TraceError: An operator has no ONNX form, or the network is too large for one file.
-        VerificationError: `onnx.checker` finds fault with the model.
+        VerificationError: `onnx.checker` reports a fault in the model.
     """
     import onnx
 
     if sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values()) >= _LIMIT:
-        raise TraceError("the weights do not fit into one ONNX file (2 GiB). Use --format pt2.")
+        raise TraceError("the weights do not fit into one ONNX file (2 GiB). Use another format.", fix=_OTHER_FORMAT)
     outputs = len(program.graph_signature.user_outputs)
     try:
         with quiet():
@@ -53,7 +54,8 @@ def to_onnx(program: ExportedProgram) -> bytes:
                 output_names=["output"] if outputs == 1 else [f"output{index}" for index in range(outputs)],
             )
     except Exception as error:
-        raise TraceError(f"the network has no ONNX form: {first_line(error)}. Use --format pt2.") from error
+        message = f"the network has no ONNX form: {first_line(error)}. Use another format."
+        raise TraceError(message, fix=_OTHER_FORMAT) from error
     assert made is not None
     model = made.model_proto
     _name_batch(model)
@@ -66,7 +68,7 @@ def to_onnx(program: ExportedProgram) -> bytes:
 
 
 def _name_batch(model: Any) -> None:
-    """Call the open dimension by its name, in place of a symbol such as s77."""
+    """Name the open dimension "batch", instead of a symbol such as s77."""
     symbols = {d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim if d.dim_param}
     infos = [*model.graph.input, *model.graph.output, *model.graph.value_info]
     for dimension in (d for info in infos for d in info.type.tensor_type.shape.dim):

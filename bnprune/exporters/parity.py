@@ -1,4 +1,4 @@
-"""Parity: what an exported network computes beside the eager one, on the same inputs."""
+"""Parity: the outputs of an exported network compared with those of the eager one, on the same inputs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from bnprune.channels.pytrees import tensors
+from bnprune.channels.forward_pass import raising_forward_errors
+from bnprune.channels.pytrees import as_inputs, tensors
 from bnprune.errors import VerificationError
 
 TOLERANCE = 1e-4
-"""Largest relative difference in float32: other kernels add in another order, and fold what they can."""
+"""Largest relative error that passes in float32: kernels differ in the order of additions and in what they fuse."""
 _ROUNDINGS = 8
-"""Largest relative difference in lower precision, in units of what one rounding does."""
+"""Largest relative error that passes in lower precision, as a multiple of the type's epsilon."""
 
 Runner = Callable[[torch.Tensor], list[torch.Tensor]]
 """Maps a batch (N, ...) to the output tensors of a network."""
@@ -36,26 +37,26 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Whether the difference is within tolerance; NaN is not."""
+        """True if the error is within tolerance; NaN is not."""
         return self.max_relative_error <= self.tolerance
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
-    """Return the largest relative difference between networks of that precision that compute the same."""
+    """Return the largest relative error that passes for networks of that type."""
     return max(TOLERANCE, _ROUNDINGS * torch.finfo(dtype).eps)
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
-    """Return the type of a network's numbers, and so of its inputs."""
+    """Return the type of a network's first floating-point parameter: that of its inputs. float32 if it has none."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def eager(model: nn.Module) -> Runner:
-    """Run a network as it is, in eval mode, without gradients."""
+    """Return a runner of the network in PyTorch, in eval mode; it raises ForwardError if the forward pass fails."""
     model.eval()
 
     def run(batch: torch.Tensor) -> list[torch.Tensor]:
-        with torch.inference_mode():
+        with torch.inference_mode(), raising_forward_errors(as_inputs(batch)):
             return list(tensors(model(batch)))
 
     return run
@@ -66,20 +67,20 @@ def compare(
     candidate: Runner,
     batches: Iterable[torch.Tensor],
     *,
-    what: str = "noise",
+    inputs: str = "noise",
     tolerance: float = TOLERANCE,
 ) -> Parity:
     """Run both on every batch (N, ...).
 
     Args:
-        reference: What is right.
-        candidate: What is to be like it.
+        reference: The network that is right.
+        candidate: The network that is compared with it.
         batches: Inputs.
-        what: What these are, for messages.
+        inputs: Name of the inputs, for messages.
         tolerance: Largest relative error that passes.
 
     Raises:
-        VerificationError: An output of the reference has no finite number: nothing could differ from it.
+        VerificationError: An output of the reference has no finite number, so that every output would pass.
     """
     count = agreeing = positions = 0
     absolute = relative = 0.0
@@ -87,7 +88,8 @@ def compare(
         expected = reference(batch)
         if any(tensor.numel() and not tensor.isfinite().any() for tensor in expected):
             raise VerificationError(
-                f"the network computes no finite number on {what}, so there is nothing to compare. Nothing was written."
+                f"the network computes no finite number on {inputs}, so that nothing can be compared. Nothing was "
+                "written."
             )
         got = candidate(batch)
         if [tensor.shape for tensor in expected] != [tensor.shape for tensor in got]:
@@ -104,7 +106,7 @@ def compare(
 
 
 def _difference(want: torch.Tensor, have: torch.Tensor) -> tuple[float, float]:
-    """Return max |have - want| and max |want|; infinite where one is NaN or infinite and the other is not."""
+    """Return max |have - want| and max |want|; the first is infinite if only one of two values is NaN or infinite."""
     want, have = want.double(), have.double()
     same = (want == have) | (want.isnan() & have.isnan())
     difference = (have - want).abs().masked_fill(same, 0.0).nan_to_num(nan=float("inf"), posinf=float("inf"))

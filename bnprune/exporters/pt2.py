@@ -1,4 +1,4 @@
-"""The graph of a network as `torch.export` records it, and its file format, pt2."""
+"""The format pt2: the graph that `torch.export` records of a network, and the archive that holds it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,26 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from bnprune.channels.forward_pass import raising_forward_errors
 from bnprune.channels.modules import still
-from bnprune.channels.pytrees import tensors
-from bnprune.errors import ForwardError, TraceError, first_line
+from bnprune.channels.pytrees import as_inputs, tensors
+from bnprune.errors import TraceError, first_line
 from bnprune.exporters.parity import Runner, dtype_of
+from bnprune.exporters.request import ExportedFiles, ExportRequest
 
 _ANY = 2
-"""Batch size of the example where the batch is to stay open; 1 would be taken for a constant."""
+"""Batch size of the example if any batch size is allowed: `torch.export` takes a size of 1 for a constant."""
+
+
+def export_pt2(request: ExportRequest) -> ExportedFiles:
+    """Write a pt2 archive.
+
+    Raises:
+        ForwardError: The forward pass fails.
+        TraceError: `torch.export` cannot trace the network.
+    """
+    content = to_pt2(record(request.model, request.shape, request.batch))
+    return ExportedFiles({request.suffix: content}, lambda: pt2_runner(content))
 
 
 def record(model: nn.Module, shape: tuple[int, ...], batch: int | None = None) -> ExportedProgram:
@@ -27,29 +40,26 @@ def record(model: nn.Module, shape: tuple[int, ...], batch: int | None = None) -
 
     Args:
         model: Any network; left untouched.
-        shape: Shape of one input, without the batch.
-        batch: Its only batch size; None for any.
+        shape: Shape of one input, without the batch dimension.
+        batch: The only batch size; None for any.
 
     Raises:
         ForwardError: The forward pass fails on inputs of that shape.
-        TraceError: `torch.export` cannot follow the network, or only for one batch size.
+        TraceError: `torch.export` cannot trace the network, or can for one batch size only.
     """
     example = torch.zeros(batch or _ANY, *shape, dtype=dtype_of(model))
     dynamic = None if batch else ({0: Dim("batch")},)
     with still(model, training=False):
-        try:
+        with raising_forward_errors(as_inputs(example)):
             model(example)
-        except Exception as error:
-            raise ForwardError(
-                f"the forward pass fails on an input of shape {tuple(example.shape)}: {first_line(error)}. "
-                "Is --input the shape of one input?"
-            ) from error
         try:
             return _recorded(model, example, dynamic)
         except Exception as error:
             reason = first_line(error).rstrip(".")
-            fix = " Export for one batch size: --batch 1." if dynamic and _can_be_recorded(model, example) else ""
-            raise TraceError(f"torch.export cannot follow the network: {reason}.{fix}") from error
+            message = f"torch.export cannot follow the network: {reason}."
+            if dynamic and _can_be_recorded(model, example):
+                raise TraceError(f"{message} Export for one batch size.", fix={"batch": 1}) from error
+            raise TraceError(message) from error
 
 
 def _recorded(model: nn.Module, example: torch.Tensor, dynamic: Any) -> ExportedProgram:
@@ -58,17 +68,17 @@ def _recorded(model: nn.Module, example: torch.Tensor, dynamic: Any) -> Exported
 
 
 def _can_be_recorded(model: nn.Module, example: torch.Tensor) -> bool:
-    """Tell whether it was about the batch: messages do not always say."""
+    """Return True if the network can be exported for one batch size: the message of the error does not always say."""
     try:
         _recorded(model, example, None)
-    except Exception:  # noqa: BLE001 - the first error is the one to tell
+    except Exception:  # noqa: BLE001 - the error that the user reads is the first one
         return False
     return True
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what exporters say about themselves: warnings, log, and pages of code on stderr."""
+    """Silence the exporters of PyTorch: warnings, log messages, and generated code on stderr."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

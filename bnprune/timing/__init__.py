@@ -1,1 +1,1 @@
-"""What networks cost on this machine: time, memory, size; two of them side by side."""
+"""Benchmarks: latency and memory of one network, or of two side by side."""

@@ -1,4 +1,4 @@
-"""How much memory a forward pass needs at once."""
+"""Peak memory of a forward pass."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bnprune.channels.operator_mode import OperatorMode
 from bnprune.channels.pytrees import as_inputs, tensors
 
 
-class _Alive(OperatorMode):
-    """Adds up the bytes of all storages made under it that are still there."""
+class _MemoryCounter(OperatorMode):
+    """Adds up the bytes of all storages that were allocated in this mode and not yet freed."""
 
     def __init__(self, before: Iterable[torch.Tensor]) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class _Alive(OperatorMode):
         self._known = {tensor.untyped_storage()._cdata for tensor in before}
 
     def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator, and add up what it makes."""
+        """Run an operator, and count the storages of its outputs."""
         output = super().see(func, args, kwargs)
         for tensor in tensors(output):
             storage = tensor.untyped_storage()
@@ -41,16 +41,16 @@ class _Alive(OperatorMode):
 
 
 def peak_memory(model: nn.Module, inputs: torch.Tensor) -> int:
-    """Return the bytes alive at once in an eager forward pass: weights, the input, activations.
+    """Return the most bytes in use at once in an eager forward pass: weights, input and activations.
 
-    What kernels use for themselves is not counted. Nothing is computed: shapes tell it all, on the meta device where
-    the network runs there.
+    Workspaces of kernels are not counted. The network runs on the meta device, without computing anything, or on the
+    CPU if its control flow depends on values.
     """
 
     def run(device: str) -> int:
-        alive = _Alive([inputs, *model.parameters(), *model.buffers()])
-        with alive:
+        counter = _MemoryCounter([inputs, *model.parameters(), *model.buffers()])
+        with counter:
             forward(model, as_inputs(inputs), device=device)
-        return alive.peak
+        return counter.peak
 
     return lightly(run)

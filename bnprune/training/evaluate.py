@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bnprune.channels.forward_pass import raising_forward_errors
+from bnprune.channels.pytrees import as_inputs
 from bnprune.data.splits import Split
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
 
@@ -30,6 +32,9 @@ def evaluate(
     """Evaluate in eval mode, every image once; the modes of its modules are restored.
 
     With several processes, each takes a part of the images, not necessarily as many as others, and all get the score.
+
+    Raises:
+        ForwardError: The forward pass of the network fails.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -39,7 +44,9 @@ def evaluate(
         with torch.no_grad():
             own = torch.arange(len(split))[processes.rank :: processes.size]
             for images, labels in split.serve(own.split(batch_size) if len(own) else (), device):
-                logits = logits_of(model(images)).float()
+                with raising_forward_errors(as_inputs(images)):
+                    output = model(images)
+                logits = logits_of(output).float()
                 total += F.cross_entropy(logits, labels, reduction="sum")
                 correct += (logits.argmax(1) == labels).sum()
     finally:

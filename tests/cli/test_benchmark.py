@@ -64,7 +64,18 @@ def test_a_network_that_is_not_in_float32() -> None:
 
 def test_a_shape_that_does_not_fit_is_refused() -> None:
     message = refusal(2, "benchmark", *CHAIN[:2], "--input", "1,8,8", *QUICK)
-    assert "the forward pass fails on an input of shape (1, 1, 8, 8)" in message
+    assert "the forward pass of the network fails in forward(): RuntimeError: " in message
+    assert "Check the shape of the input and its type (got (1, 1, 8, 8) float32)." in message
+
+
+def test_a_network_that_fails_only_on_the_backend_is_no_bug() -> None:
+    write(
+        "mixed.py",
+        "from tests.nets import chain\n\n\ndef build():\n    network = chain()\n    network[1].half()\n"
+        "    return network\n",
+    )
+    options = ("--model", "mixed:build", "--input", "3,8,8", *QUICK, "--backend", "onnxruntime")
+    assert "the forward pass of the network fails in forward(): RuntimeError: " in refusal(2, "benchmark", *options)
 
 
 def test_two_files_and_channels_last(slim: str) -> None:

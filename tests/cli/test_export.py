@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from bnprune.exporters import artifact
+from bnprune.exporters import pt2
 from tests.cli.harness import CHAIN, RECIPE, bnprune, contents, document, done, read_json, refusal, squeezed, write
 
 MORE_NETWORKS = """\
@@ -107,7 +107,7 @@ def test_nothing_is_overwritten_without_force() -> None:
 
 
 def test_a_network_that_computes_something_else_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = artifact.record
+    right = pt2.record
 
     def wrong(model, *rest):
         other = copy.deepcopy(model)
@@ -115,7 +115,7 @@ def test_a_network_that_computes_something_else_is_not_written(monkeypatch: pyte
             other[0][1].bias += 0.1
         return right(other, *rest)
 
-    monkeypatch.setattr(artifact, "record", wrong)
+    monkeypatch.setattr(pt2, "record", wrong)
     message = refusal(4, "export", *CHAIN, "--out", "net.pt2")
     assert "on random inputs the relative error is" in message
     assert "Nothing was written" in message
@@ -137,7 +137,41 @@ def test_what_contradicts_itself_is_refused(arguments: tuple[str, ...], told: st
 
 def test_a_shape_that_does_not_fit_is_refused() -> None:
     message = refusal(2, "export", "--model", "tests.nets:chain", "--input", "1,8,8", "--out", "net.pt2")
-    assert "the forward pass fails on an input of shape (2, 1, 8, 8)" in message
+    assert "the forward pass of the network fails in forward(): RuntimeError: " in message
+    assert "Check the shape of the input and its type (got (2, 1, 8, 8) float32)." in message
+
+
+MIXED = """\
+import torch
+from torch import nn
+from tests.nets import chain
+
+
+def build():
+    network = chain()
+    network[1].half()
+    return network
+
+
+def pooled():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), *(nn.MaxPool2d(2) for _ in range(4)))
+"""
+
+
+@pytest.mark.parametrize("out", ["net.safetensors", "net.pt2", "net.onnx"])
+def test_a_network_of_mixed_types_is_no_bug(out: str) -> None:
+    """Its checkpoint can be read, but it does not run."""
+    write("mixed.py", MIXED)
+    message = refusal(2, "export", "--model", "mixed:build", "--input", "3,8,8", "--out", out)
+    assert "the forward pass of the network fails in forward(): RuntimeError: " in message
+    assert "Half" in message or "half" in message or "Float" in message
+
+
+@pytest.mark.parametrize("out", ["net.safetensors", "net.pt2"])
+def test_an_input_too_small_for_the_pooling_is_no_bug(out: str) -> None:
+    write("mixed.py", MIXED)
+    message = refusal(2, "export", "--model", "mixed:pooled", "--input", "3,8,8", "--out", out)
+    assert "Output size is too small. Check the shape of the input and its type (got " in message
 
 
 def test_a_network_for_one_batch_size_is_refused_with_the_option_that_helps(more: Path) -> None:
@@ -205,7 +239,7 @@ def test_without_verification_nothing_is_claimed() -> None:
 def test_a_recipe_exports_its_last_network_and_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     write("recipe.yaml", RECIPE + "export: {formats: [state-dict, pt2], fold_bn: true}\n")
     with monkeypatch.context() as broken:
-        broken.setattr(artifact, "to_pt2", lambda program: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr(pt2, "to_pt2", lambda program: (_ for _ in ()).throw(KeyboardInterrupt))
         assert bnprune("run", "recipe.yaml", "--out", "run").exit_code == 130
     before = Path("run/exports/network.safetensors").stat().st_mtime_ns
     result = document("run", "recipe.yaml", "--out", "run", "--resume")

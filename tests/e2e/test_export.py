@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import bnprune
-from bnprune.exporters.artifact import Wish, make_artifact
+from bnprune.exporters.export import ExportOptions, export_network
 from bnprune.models.zoo import ModelSpec, build
 from tests.nets import randomized
 
@@ -53,10 +53,10 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     if request.param == "preresnet164":
         assert sum(type(module).__name__ == "ReadGate" for module in model.modules()) > 20
     folder = tmp_path_factory.mktemp("exported")
-    for wish in (Wish.of("onnx", fold_bn=True), Wish.of("pt2"), Wish.of("state-dict")):
-        artifact = make_artifact(model, shape, wish, stem="network")
-        assert artifact.random is not None
-        for suffix, content in artifact.files.items():
+    for options in (ExportOptions.of("onnx", fold_bn=True), ExportOptions.of("pt2"), ExportOptions.of("state-dict")):
+        network = export_network(model, shape, options, stem="network")
+        assert network.random is not None
+        for suffix, content in network.files.items():
             (folder / f"network{suffix}").write_bytes(content)
     x = torch.randn(5, *shape)
     with torch.no_grad():

@@ -186,6 +186,15 @@ def test_decay_spares_scale_factors_unless_the_paper_is_followed() -> None:
     assert [group["weight_decay"] for group in paper] == [5e-4]
 
 
+def test_a_network_of_mixed_types_cannot_be_evaluated_and_its_modes_are_restored() -> None:
+    model = tiny()
+    [*model.modules()][-1].bfloat16()
+    model.train()
+    with pytest.raises(bnprune.ForwardError, match=r"RuntimeError: .*got \(10, .* float32"):
+        evaluate(model, data(37).test, CPU, batch_size=10)
+    assert model.training
+
+
 def test_evaluation_counts_every_image_once() -> None:
     split = data(37).test
     model = tiny()
