@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import nn
 
+from bnprune.config.tables import FORMATS
 from bnprune.errors import BnpruneError, ConfigError, TraceError, VerificationError, first_line
 from bnprune.exporters.batchnorm_folding import fold_batchnorms
-from bnprune.exporters.onnx import onnx_runner, require_onnx, to_onnx
+from bnprune.exporters.onnx import onnx_runner, to_onnx
 from bnprune.exporters.parity import Parity, Runner, compare, dtype_of, eager, tolerance_of
 from bnprune.exporters.pt2 import pt2_runner, record, to_pt2
 from bnprune.exporters.python_source import to_python
 from bnprune.runs.checkpoint import stored
 
-Format = Literal["onnx", "pt2", "state-dict"]
-FORMATS: tuple[Format, ...] = get_args(Format)
-SUFFIXES: dict[Format, tuple[str, ...]] = {
-    "onnx": (".onnx",),
-    "pt2": (".pt2",),
-    "state-dict": (".safetensors", ".pt", ".pth"),
-}
-"""What the files of a format end in, the usual one first."""
+Format = str
+"""A name in `config.tables.FORMATS`."""
+SUFFIXES: dict[Format, tuple[str, ...]] = {name: entry.suffixes for name, entry in FORMATS.items()}
+"""File name suffixes of each format, the usual one first."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +45,40 @@ class Wish:
         Raises:
             ConfigError: The suffix belongs to another format, or the format needs an extra that is missing.
         """
-        suffixes = SUFFIXES[format]
+        suffixes = FORMATS[format].suffixes
         suffix = suffix or suffixes[0]
         if suffix not in suffixes:
             raise ConfigError(f"a file of format {format} ends in {' or '.join(suffixes)} (got '{suffix}').")
-        if format == "onnx":
-            require_onnx("the format onnx")
+        FORMATS[format].require_packages()
         return cls(format, suffix, **options)
+
+
+Files = dict[str, bytes]
+"""Contents by suffix."""
+Notes = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files of one format: the result of the functions in `config.tables.FORMATS`.
+
+    These are called with a network in the mode it has, the shape of one input, a `Wish`, the title of the network and
+    the name of the files without suffix.
+    """
+
+    files: Files
+    runner: Runner | None
+    """Runs the exported network, so that it can be compared; None if there is nothing to run."""
+    notes: Notes = ()
+    without_code: Callable[[Exception], tuple[Files, Notes]] | None = None
+    """Returns the files that are still right if the exported network turns out to differ; None if there are none."""
 
 
 @dataclass(frozen=True)
 class Artifact:
     """A network in a format of its own."""
 
-    files: dict[str, bytes]
-    """Contents by suffix."""
+    files: Files
     folded: int | None
     """BatchNorms folded into the layers before them; None where nobody asked."""
     batchnorms: int
@@ -100,18 +116,19 @@ def make_artifact(
     mode = {module: module.training for module in model.modules()}
     try:
         made, folded = _folded(model, shape) if wish.fold_bn else (model, None)
-        files, notes, runner = _written(made, shape, wish, title, stem)
+        written: Written = FORMATS[wish.format](made, shape, wish, title, stem)
+        files, notes = written.files, written.notes
         random = found = None
-        if wish.verify and runner is not None:
+        if wish.verify and written.runner is not None:
             reference = model
             if folded and dtype_of(model) in _HALVES:  # what folding rounds anew is no fault of the file
                 reference, notes = made, (*notes, _FOLDED_HALF)
             try:
-                random, found = _verified(reference, runner, shape, wish, real)
+                random, found = _verified(reference, written.runner, shape, wish, real)
             except _UnlikeError as error:
-                if wish.format != "state-dict":
+                if written.without_code is None:
                     raise VerificationError(f"{error} Nothing was written.") from error
-                files, notes = _weights_alone(files[wish.suffix], wish.suffix, error)
+                files, notes = written.without_code(error)
     finally:
         for module, training in mode.items():
             module.training = training
@@ -132,35 +149,43 @@ def _folded(model: nn.Module, shape: tuple[int, ...]) -> tuple[nn.Module, int]:
     return fold_batchnorms(model, torch.zeros(2, *shape, dtype=dtype_of(model)))
 
 
-def _written(
-    model: nn.Module, shape: tuple[int, ...], wish: Wish, title: str, stem: str
-) -> tuple[dict[str, bytes], tuple[str, ...], Runner | None]:
-    if wish.format == "state-dict":
-        return _state_dict(model, wish.suffix, title, stem)
-    if wish.format == "onnx" and dtype_of(model) == torch.bfloat16:
-        raise TraceError("ONNX Runtime is fed through NumPy, which has no bfloat16. Use --format pt2.")
-    program = record(model, shape, wish.batch)
-    content = to_onnx(program) if wish.format == "onnx" else to_pt2(program)
-    if not wish.verify:
-        return {wish.suffix: content}, (), None
-    return {wish.suffix: content}, (), (onnx_runner if wish.format == "onnx" else pt2_runner)(content)
+def write_onnx(model: nn.Module, shape: tuple[int, ...], wish: Wish, title: str, stem: str) -> Written:
+    """Write ONNX.
+
+    Raises:
+        TraceError: The network cannot be recorded, or is in bfloat16.
+    """
+    if dtype_of(model) == torch.bfloat16:
+        raise TraceError("ONNX Runtime is fed through NumPy, which has no bfloat16. Use the format pt2.")
+    content = to_onnx(record(model, shape, wish.batch))
+    return Written({wish.suffix: content}, onnx_runner(content) if wish.verify else None)
 
 
-def _state_dict(
-    model: nn.Module, suffix: str, title: str, stem: str
-) -> tuple[dict[str, bytes], tuple[str, ...], Runner | None]:
-    weights = _weights(model, suffix)
+def write_pt2(model: nn.Module, shape: tuple[int, ...], wish: Wish, title: str, stem: str) -> Written:
+    """Write the format of `torch.export`.
+
+    Raises:
+        TraceError: The network cannot be recorded.
+    """
+    content = to_pt2(record(model, shape, wish.batch))
+    return Written({wish.suffix: content}, pt2_runner(content) if wish.verify else None)
+
+
+def write_state_dict(model: nn.Module, shape: tuple[int, ...], wish: Wish, title: str, stem: str) -> Written:
+    """Write plain weights and, if the architecture can be expressed in plain Python, a file with it."""
+    weights = _weights(model, wish.suffix)
+
+    def weights_alone(error: Exception) -> tuple[Files, Notes]:
+        reason = str(error) if isinstance(error, BnpruneError) else first_line(error)
+        return {wish.suffix: weights}, (f"no Python file with the architecture: {reason}",)
+
     try:
-        code = to_python(model, title, f"{stem}{suffix}")
-        runner = source_runner(code, _read(weights, suffix))
+        code = to_python(model, title, f"{stem}{wish.suffix}")
+        runner = source_runner(code, _read(weights, wish.suffix))
     except Exception as error:  # noqa: BLE001 - whatever plain Python cannot express, weights are weights
-        return *_weights_alone(weights, suffix, error), None
-    return {suffix: weights, ".py": code.encode()}, (), runner
-
-
-def _weights_alone(weights: bytes, suffix: str, error: Exception) -> tuple[dict[str, bytes], tuple[str, ...]]:
-    reason = str(error) if isinstance(error, BnpruneError) else first_line(error)
-    return {suffix: weights}, (f"no Python file with the architecture: {reason}",)
+        files, notes = weights_alone(error)
+        return Written(files, None, notes)
+    return Written({wish.suffix: weights, ".py": code.encode()}, runner, without_code=weights_alone)
 
 
 def _weights(model: nn.Module, suffix: str) -> bytes:
