@@ -157,7 +157,7 @@ def _range(option: Option) -> str:
 # -- the definition ----------------------------------------------------------------------------------------------------
 
 
-def _about(
+def about(
     kind: Kind, sentence: str, flag: str | None = None, metavar: str | None = None, **more: Any
 ) -> dict[str, Any]:
     return {"option": Option(kind=kind, sentence=sentence, flag=flag, metavar=metavar, **more)}
@@ -173,7 +173,7 @@ class PruneOptions:
 
     ratio: float | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "number",
             "Share of the prunable BatchNorm channels to remove.",
             "--ratio",
@@ -187,14 +187,14 @@ class PruneOptions:
         ),
     )
     macs: float | None = field(
-        default=None, metadata=_about("number", "Largest share of the MACs to keep.", "--macs", "F", **_TO_KEEP)
+        default=None, metadata=about("number", "Largest share of the MACs to keep.", "--macs", "F", **_TO_KEEP)
     )
     params: float | None = field(
-        default=None, metadata=_about("number", "Largest share of the parameters to keep.", "--params", "F", **_TO_KEEP)
+        default=None, metadata=about("number", "Largest share of the parameters to keep.", "--params", "F", **_TO_KEEP)
     )
     latency_ms: float | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "number",
             "Longest time that a forward pass of one input may take on this machine, in milliseconds (measured).",
             "--latency",
@@ -206,11 +206,11 @@ class PruneOptions:
     )
     min_channels: int = field(
         default=1,
-        metadata=_about("count", "Smallest number of channels that a layer keeps.", "--min-channels", "N", ge=1),
+        metadata=about("count", "Smallest number of channels that a layer keeps.", "--min-channels", "N", ge=1),
     )
     cap: float = field(
         default=1.0,
-        metadata=_about(
+        metadata=about(
             "number",
             "Largest share of its channels that a layer may lose in one pass.",
             "--cap",
@@ -222,13 +222,13 @@ class PruneOptions:
     )
     round_to: int = field(
         default=1,
-        metadata=_about(
+        metadata=about(
             "count", "Widths that are a multiple of this number stay multiples of it.", "--round-to", "N", ge=1
         ),
     )
     exclude: tuple[str, ...] = field(
         default=(),
-        metadata=_about(
+        metadata=about(
             "patterns",
             "Layers not to prune: names of modules, names of their parents, or glob patterns.",
             "--exclude",
@@ -237,7 +237,7 @@ class PruneOptions:
     )
     layer_ratios: Mapping[str, float] | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "ratios",
             "Share of the channels to remove from single layers, by name pattern as in `exclude`; 0 removes none.",
             ge=0,
@@ -246,7 +246,7 @@ class PruneOptions:
     )
     criterion: str = field(
         default="gamma",
-        metadata=_about(
+        metadata=about(
             "choice",
             "How channels are ranked; the lowest-ranked are removed.",
             "--criterion",
@@ -257,7 +257,7 @@ class PruneOptions:
     )
     reduce: Reduce = field(
         default="max",
-        metadata=_about(
+        metadata=about(
             "choice",
             "How the scores of channels that must go together are combined into one.",
             choices=lambda: dict.fromkeys(get_args(Reduce), ""),
@@ -265,7 +265,7 @@ class PruneOptions:
     )
     coupling: Coupling = field(
         default="shared",
-        metadata=_about(
+        metadata=about(
             "choice",
             "How layers that share channels, such as those of a residual stream, are pruned.",
             "--coupling",
@@ -278,7 +278,7 @@ class PruneOptions:
     )
     fold_bias: bool = field(
         default=False,
-        metadata=_about("switch", "Fold biases that the next BatchNorm cancels into its running mean.", "--fold-bias"),
+        metadata=about("switch", "Fold biases that the next BatchNorm cancels into its running mean.", "--fold-bias"),
     )
 
 
