@@ -16,7 +16,7 @@ from rich.text import Text
 from typer.models import ArgumentInfo, OptionInfo
 
 from bnprune.cli import app
-from bnprune.config.schema import PipelineConfig, Section
+from bnprune.config.schema import OneOf, PipelineConfig, Section
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -84,7 +84,7 @@ def choices(kind: Any) -> list[str]:
 
 def told(kind: Any, info: ArgumentInfo | OptionInfo, default: Any) -> str:
     text = Text.from_markup(info.help or "").plain  # help is written in rich's markup
-    if info.metavar and choices(kind):
+    if info.metavar and any(f"{name}: " not in text for name in choices(kind)):
         text += f"  One of: {', '.join(choices(kind))}."
     shown = info.show_default and default not in (inspect.Parameter.empty, None, False, True) and "efault" not in text
     return cell(f"{text}  [default: {default}]" if shown else text)
@@ -127,7 +127,12 @@ def is_section(kind: Any) -> bool:
 
 
 def value(field: FieldInfo) -> str:
-    return cell(", ".join([kind_of(field.annotation), *limits(field.metadata)]))
+    return cell(", ".join([named(field.metadata) or kind_of(field.annotation), *limits(field.metadata)]))
+
+
+def named(metadata: Any) -> str:
+    """Return the names that a table allows, if one does."""
+    return ", ".join(f"`{name}`" for entry in metadata if isinstance(entry, OneOf) for name in entry.names)
 
 
 def limits(metadata: Any) -> list[str]:
@@ -156,7 +161,7 @@ def kind_of(kind: Any) -> str:
     origin, inner = get_origin(kind), [k for k in get_args(kind) if k is not type(None)]
     if hasattr(kind, "__metadata__"):
         found = [entry for m in kind.__metadata__ for entry in getattr(m, "metadata", ())]
-        return ", ".join([kind_of(inner[0]), *limits(found)])
+        return ", ".join([named(kind.__metadata__) or kind_of(inner[0]), *limits(found)])
     if origin is None:
         return WORDS.get(getattr(kind, "__name__", ""), "anything")
     if origin is dict:

@@ -7,7 +7,7 @@ real tensors, with values that are cheap to have (`sketch`) unless they are aske
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -19,13 +19,14 @@ from bnprune.channels.operator_mode import contained
 from bnprune.channels.pytrees import Inputs, as_inputs
 from bnprune.channels.surrogate_ops import EndlessLoopError
 from bnprune.channels.tracer import Tracer, Values
+from bnprune.config import prune_options
 from bnprune.errors import TraceError
 
 MADE_UP = "MACs depend on data (how many boxes, say): they are those of a made-up forward pass"
 """Note of a trace whose MACs are no more than a guess."""
 
-Coupling = Literal["shared", "gates"]
-"""Whether layers that share a stream of channels lose the same ones, or each its own behind gates."""
+Coupling = prune_options.Coupling
+"""How layers that share channels are pruned: "shared": all lose the same; "gates": each its own, behind gates."""
 
 
 @contained

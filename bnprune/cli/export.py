@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,18 +19,17 @@ from bnprune.cli.options import (
     Weights,
     option,
 )
+from bnprune.config.tables import FORMATS, listed, sentences
 
+if TYPE_CHECKING:
+    _Format = str
+else:
+    _Format = Literal[tuple(FORMATS)]
 _EXPORT = "Export"
 
 FormatOption = Annotated[
-    Literal["onnx", "pt2", "state-dict"] | None,
-    option(
-        _EXPORT,
-        "--format",
-        "FORMAT",
-        "onnx; pt2 (torch.export); state-dict (plain weights, and a Python file with the slim architecture).  "
-        "\\[default: what --out ends in]",
-    ),
+    _Format | None,
+    option(_EXPORT, "--format", "FORMAT", f"{listed(sentences(FORMATS))}.  \\[default: by the suffix of --out]"),
 ]
 OutFile = Annotated[
     Path | None,

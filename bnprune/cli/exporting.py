@@ -12,10 +12,10 @@ from bnprune.cli.display import print_json, show_rows, stdout, tell
 from bnprune.cli.error_messages import naming_options
 from bnprune.config.bounded_reading import require_batch
 from bnprune.config.recipe import load_recipe
+from bnprune.config.tables import FORMATS, format_of
 from bnprune.data import load_data
 from bnprune.errors import BnpruneError, ConfigError, first_line
 from bnprune.exporters.export import ExportedNetwork, ExportOptions, export_network
-from bnprune.exporters.formats import FORMATS, format_of
 from bnprune.exporters.parity import Parity
 from bnprune.exporters.stage import (
     describe_network,

@@ -1,12 +1,21 @@
-"""`bnprune inspect`: what can be pruned, what cannot, and why."""
+"""`bnprune inspect`: which channels can be pruned, which cannot, and why."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Any
 
 import typer
 
-from bnprune.cli.options import InputShape, Json, Model, ModelArguments, SourcePath, Trust, Weights
+from bnprune.cli.options import (
+    InputShape,
+    Json,
+    Model,
+    ModelArguments,
+    SourcePath,
+    Trust,
+    Weights,
+    with_prune_flags,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -14,6 +23,7 @@ def register(app: typer.Typer) -> None:
     app.command("inspect", epilog="Example:  bnprune inspect --model torchvision/resnet50 --input 3,224,224")(inspect)
 
 
+@with_prune_flags(("exclude", "coupling"))
 def inspect(
     source: SourcePath = None,
     model: Model = None,
@@ -21,18 +31,13 @@ def inspect(
     weights: Weights = None,
     input: InputShape = None,
     trust: Trust = False,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option("--exclude", metavar="PATTERN", help="Layers whose width stays; repeatable.", show_default=False),
-    ] = None,
-    coupling: Annotated[
-        Literal["shared", "gates"], typer.Option("--coupling", help="As for `bnprune prune`.")
-    ] = "shared",
+    asked: dict[str, Any] | None = None,
     json: Json = False,
 ) -> None:
-    """Show what can be pruned, what cannot, and why."""
+    """Show which channels can be pruned, which cannot, and why."""
     from bnprune.cli.pruning import run_inspect
 
+    asked = asked or {}
     run_inspect(
         source,
         model=model,
@@ -40,7 +45,7 @@ def inspect(
         weights=weights,
         shape=input,
         trust=trust,
-        exclude=tuple(exclude or ()),
-        coupling=coupling,
+        exclude=tuple(asked.get("exclude", ())),
+        coupling=asked.get("coupling", "shared"),
         as_json=json,
     )

@@ -1,10 +1,11 @@
-"""The schema of recipes: one truth for YAML files, `key=value` overrides and Python. Module `recipe` reads files."""
+"""The schema of recipes, for YAML files, `key=value` overrides and Python. The text under each key is its reference."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -12,10 +13,16 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from bnprune.config.prune_options import Option, PruneOptions, prune_options, target_names
+from bnprune.config.tables import FORMATS, PENALTIES, listed, sentences
 
 # Bounds are far beyond what is sensible, and keep everything within float32, memory and a lifetime.
 Positive = Annotated[float, Field(ge=1e-12, le=1e6, allow_inf_nan=False)]
@@ -29,6 +36,29 @@ Whole = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
 Epochs = Annotated[int, Field(ge=1, le=100_000, strict=True)]
 Name = Annotated[str, Field(max_length=500)]
 Switch = Annotated[bool, Field(strict=True)]
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Restricts text to the names of a table, which is read anew each time: names can be registered in Python."""
+
+    table: Mapping[str, Any]
+    others: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that are allowed now."""
+        return (*self.table, *self.others)
+
+    def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._check, handler(str))
+
+    def _check(self, value: Any) -> Any:
+        if value not in self.names:
+            *first, last = map(repr, self.names)
+            expected = f"{', '.join(first)} or {last}"
+            raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+        return value
 
 
 @dataclass(frozen=True)
@@ -126,13 +156,13 @@ class DataConfig(Section):
         return self
 
 
+_PENALTY_NAMES = listed({**sentences(PENALTIES), "none": "no penalty"}, "`")
+
+
 class SparsityConfig(Section):
     """The penalty on BatchNorm scale factors γ."""
 
-    penalty: Literal["l1", "l1-proximal", "polarization", "group-lasso", "mac-weighted-l1", "none"] = "l1"
-    """`l1`: λ·sign(γ) added to the gradient (the paper); `l1-proximal`: soft threshold after the step (exact zeros);
-    `polarization`: parts γ in two groups (Zhuang et al. 2020); `group-lasso`: channels that must go together reach zero
-    together (exact zeros); `mac-weighted-l1`: pulls in proportion to the MACs that go with a channel."""
+    penalty: Annotated[str, OneOf(PENALTIES, ("none",)), Field(description=f"{_PENALTY_NAMES}.")] = "l1"
     lambda_: Annotated[Literal["auto"] | NonNegative, Field(alias="lambda")] = "auto"
     """Strength. `auto` steers it so that `target` is reached, and pulls after the step whatever the penalty (so that
     `l1` is `l1-proximal`); given `travel`, or where nothing says how much is to go, it solves the travel budget, as for
@@ -231,44 +261,59 @@ class TrainConfig(OptimisationConfig):
     sparsity: SparsityConfig = Field(default_factory=SparsityConfig)
 
 
-class PruneConfig(Section):
-    """What to remove."""
+def _recipe_type(option: Option) -> Any:
+    """Return the type of a prune option in a recipe, with its bounds."""
+    match option.kind:
+        case "number":
+            return Annotated[float, Field(**option.bounds())]
+        case "count":
+            return Annotated[int, Field(**{"le": 1_000_000, **option.bounds()}, strict=True)]
+        case "switch":
+            return Switch
+        case "patterns":
+            return tuple[Name, ...]
+        case "ratios":
+            return dict[Name, Annotated[float, Field(**option.bounds())]]
+        case "choice":
+            return Name if option.extensible else Literal[tuple(option.choices())]
 
-    ratio: Literal["auto"] | Fraction | None = None
-    """Share of the prunable BatchNorm channels to remove; 0.5 where no other target is given. `auto`: as much as costs
-    no more than `tolerance` of validation accuracy, found by trying (see `bnprune sweep`)."""
+
+def _recipe_key(option: Option) -> tuple[Any, Any]:
+    """Return the type and the field of a prune option in a recipe."""
+    kind = _recipe_type(option)
+    if option.recipe_words:
+        kind = Literal[tuple(option.recipe_words)] | kind
+    default = f" Default: {option.default_text}." if option.default_text else ""
+    about = option.description("`") + default
+    if option.kind == "ratios":
+        return kind, Field(default_factory=dict, description=about)
+    return kind | None if option.default is None else kind, Field(option.default, description=about)
+
+
+if TYPE_CHECKING:
+
+    class _PruneKeys(PruneOptions, Section):  # type: ignore[misc]
+        ratio: Literal["auto"] | float | None = None  # type: ignore[assignment]
+        layer_ratios: dict[str, float] = Field(default_factory=dict)
+else:
+    _PruneKeys = create_model(
+        "_PruneKeys", __base__=Section, **{name: _recipe_key(option) for name, option in prune_options().items()}
+    )
+
+
+class PruneConfig(_PruneKeys):  # type: ignore[misc]
+    """How much to remove, and what to keep."""
+
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    """With `ratio: auto`: how much validation accuracy may be lost before fine-tuning."""
-    macs: Fraction | None = None
-    """Share of the MACs to keep at most."""
-    params: Fraction | None = None
-    """Share of the parameters to keep at most."""
-    latency_ms: Positive | None = None
-    """Milliseconds a forward pass of one image may take on this machine."""
-    min_channels: Count = 1
-    """Channels every layer keeps at least."""
-    cap: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Largest share of a layer's channels that goes (per pass)."""
-    round_to: Count = 1
-    """Widths that are a multiple of this stay multiples of it."""
-    layer_ratios: dict[Name, Share] = Field(default_factory=dict)
-    """Share that goes of layers with a ratio of their own, by name, name of a parent, or glob."""
-    exclude: tuple[Name, ...] = ()
-    """Layers whose width stays: module names, names of parents, or globs."""
-    criterion: Name = "gamma"
-    """What ranks channels: `gamma` (the paper), `gamma-per-mac`, or a control arm: `uniform`, `random`, `l1`, `l2`."""
-    reduce: Literal["max", "mean", "sum"] = "max"
-    """How the scale factors of channels that must go together become one score."""
-    coupling: Literal["shared", "gates"] = "shared"
-    """Whether layers that share a stream of channels lose the same ones, or each its own behind gates."""
-    fold_bias: Switch = False
-    """Put biases that nothing but a following BatchNorm sees into its running mean."""
+    """With `ratio: auto`: share of validation accuracy that may be lost before fine-tuning."""
     passes: Annotated[int, Field(ge=1, le=100, strict=True)] = 1
     """Rounds of pruning and fine-tuning, each of which removes an equal share of what is left."""
     compensate: Switch = True
-    """Try to put what removed channels said into the biases behind them; kept where validation accuracy gains."""
+    """Try to add the constant output of removed channels to the biases of the next layers; kept if validation accuracy
+    improves."""
     recalibrate: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 100
-    """Batches to re-estimate BatchNorm statistics with after the cut; kept where it gains. 0: do not try."""
+    """Batches with which to try to re-estimate the BatchNorm statistics after pruning; kept if validation accuracy
+    improves. 0: do not try."""
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
@@ -281,10 +326,7 @@ class PruneConfig(Section):
     @property
     def targets(self) -> list[str]:
         """Names of the targets that are given."""
-        return [kind for kind in _TARGETS if getattr(self, kind) is not None]
-
-
-_TARGETS = ("ratio", "macs", "params", "latency_ms")
+        return [kind for kind in target_names() if getattr(self, kind) is not None]
 
 
 class DistillConfig(Section):
@@ -311,11 +353,13 @@ class FinetuneConfig(OptimisationConfig):
     """Learn from the network before the cut, too: `true`, or a section."""
 
 
+_FORMAT_NAMES = listed(sentences(FORMATS), "`")
+
+
 class ExportConfig(Section):
     """Formats that need nothing of bnprune; written into the run directory, below `exports/`."""
 
-    formats: tuple[Literal["onnx", "pt2", "state-dict"], ...] = ("onnx",)
-    """`onnx`, `pt2` (torch.export), `state-dict` (plain weights, and a Python file with the architecture)."""
+    formats: Annotated[tuple[Annotated[str, OneOf(FORMATS)], ...], Field(description=f"{_FORMAT_NAMES}.")] = ("onnx",)
     fold_bn: Switch = False
     """Fold BatchNorms into the layers before them."""
 

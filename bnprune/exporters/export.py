@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnprune.config.tables import FORMATS
 from bnprune.errors import ConfigError, VerificationError, first_line
 from bnprune.exporters.batchnorm_folding import fold_batchnorms
-from bnprune.exporters.formats import FORMATS
 from bnprune.exporters.parity import Parity, Runner, compare, dtype_of, eager, tolerance_of
-from bnprune.exporters.request import ExportRequest
+from bnprune.exporters.request import ExportedFiles, ExportRequest
 from bnprune.exporters.state_dict import no_source
 
 
@@ -134,7 +134,7 @@ def _exported(
     written, folded, format = model, None, FORMATS[options.format]
     if options.fold_bn:
         written, folded = fold_batchnorms(model, torch.zeros(2, *shape, dtype=dtype_of(model)))
-    files = format.export(ExportRequest(written, shape, options.suffix, options.batch, title, stem))
+    files: ExportedFiles = format(ExportRequest(written, shape, options.suffix, options.batch, title, stem))
     content, notes = files.content, files.notes
     on_random = on_real = None
     if options.verify and files.load is not None:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from bnprune.config.schema import ExportConfig, PipelineConfig
+from bnprune.config.tables import FORMATS
 from bnprune.data import Splits, load_data
 from bnprune.exporters.export import ExportedNetwork, ExportOptions, export_network
-from bnprune.exporters.formats import FORMATS
 from bnprune.exporters.parity import TOLERANCE, Parity
 from bnprune.exporters.python_source import is_ours
 from bnprune.runs.checkpoint import Header

@@ -1,14 +1,13 @@
 """Scores: how important each unit is. The lower, the sooner it goes.
 
 A criterion is a function of the channel graph and the network's tensors that returns one score per unit, `inf` for
-units it has no opinion on. To add one, write the function and put it into `CRITERIA`. All of them rank the same units,
-those with a BatchNorm scale factor, so that they can be compared.
+units it does not rank. `config.tables.CRITERIA` lists them by name. All of them rank the same units, those with a
+BatchNorm scale factor, so that they can be compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,10 +15,11 @@ from numpy.typing import NDArray
 
 from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.union_find import Ids
+from bnprune.config import prune_options, tables
 from bnprune.errors import PruningError
 
 Scores = NDArray[np.float64]
-Reduce = Literal["max", "mean", "sum"]
+Reduce = prune_options.Reduce
 Tensors = Mapping[str, torch.Tensor]
 Criterion = Callable[[ChannelGraph, Tensors, Reduce], Scores]
 
@@ -148,12 +148,5 @@ def with_streams(graph: ChannelGraph, scores: Scores) -> Scores:
     return scores
 
 
-CRITERIA: dict[str, Criterion] = {
-    "gamma": gamma,
-    "gamma-per-mac": gamma_per_mac,
-    "uniform": uniform,
-    "random": random,
-    "l1": l1,
-    "l2": l2,
-}
-"""By name: γ of the paper, γ per cost, and the control arms."""
+CRITERIA = tables.CRITERIA
+"""The criteria by name. To add one of your own: `CRITERIA["mine"] = function`."""

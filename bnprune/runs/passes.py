@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from bnprune.config.prune_options import DEFAULT_RATIO
 from bnprune.config.schema import PruneConfig
 from bnprune.errors import PruningError
 from bnprune.pruning.request import Request
 
-DEFAULT_RATIO = 0.5
-"""Where no target is given, or one that is found by trying."""
 _FIELDS = {field.name for field in fields(Request)}
 _COUNTED = {"ratio": "channels", "macs": "macs", "params": "params"}
 """The figure of a finished stage that each target is about."""
@@ -33,7 +32,7 @@ def request_of(
     """
     data = {key: value for key, value in config.model_dump().items() if key in _FIELDS}
     if config.ratio == "auto" or not config.targets:
-        data["ratio"] = DEFAULT_RATIO
+        data["ratio"] = DEFAULT_RATIO  # of "auto", a start: the ratio is found by trying
     if config.passes == 1:
         return Request(**data)
     own = {pattern: 1 - (1 - ratio) ** (1 / config.passes) for pattern, ratio in config.layer_ratios.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.trace_modes import Coupling, trace
 from bnprune.channels.union_find import NO_CHANNEL, Ids
+from bnprune.config import tables
 from bnprune.config.schema import OptimisationConfig, PruneConfig, SparsityConfig
 from bnprune.errors import PruningError
 from bnprune.pruning.candidates import Constraints, candidates
@@ -39,9 +39,12 @@ _CLOSE = 0.05
 """Missing a target by more than this is worth a warning."""
 
 
+PENALTIES = tables.PENALTIES
+
+
 @dataclass(frozen=True)
-class _Setting:
-    """What penalties are made from."""
+class PenaltySetting:
+    """What a penalty is made from: the argument of the functions in `config.tables.PENALTIES`."""
 
     model: nn.Module
     strength: float
@@ -53,20 +56,39 @@ class _Setting:
     coupling: Coupling
 
 
-PENALTIES: dict[str, Callable[[_Setting], GammaPenalty]] = {
-    "l1": lambda s: GammaL1(s.model, s.strength, decoupled=not s.sgd),
-    "l1-proximal": lambda s: GammaProximal(s.model, s.strength, gain=s.gain),
-    "polarization": lambda s: GammaPolarization(
-        s.model, s.strength, t=s.sparsity.polarization_t, decoupled=not s.sgd
-    ),
-    "group-lasso": lambda s: GammaGroupLasso(
-        s.model, s.strength, s.example_inputs, gain=s.gain, coupling=s.coupling
-    ),
-    "mac-weighted-l1": lambda s: GammaMacWeighted(
-        s.model, s.strength, s.example_inputs, decoupled=not s.sgd, coupling=s.coupling
-    ),
-}  # fmt: skip
-"""By name in recipes. To add one, write a `GammaPenalty` and put it here and into `SparsityConfig`."""
+def l1(setting: PenaltySetting) -> GammaPenalty:
+    """Make the penalty of the paper."""
+    return GammaL1(setting.model, setting.strength, decoupled=not setting.sgd)
+
+
+def l1_proximal(setting: PenaltySetting) -> GammaPenalty:
+    """Make the proximal form of `l1`."""
+    return GammaProximal(setting.model, setting.strength, gain=setting.gain)
+
+
+def polarization(setting: PenaltySetting) -> GammaPenalty:
+    """Make a polarization penalty."""
+    return GammaPolarization(
+        setting.model, setting.strength, t=setting.sparsity.polarization_t, decoupled=not setting.sgd
+    )
+
+
+def group_lasso(setting: PenaltySetting) -> GammaPenalty:
+    """Make a group lasso over coupled channels."""
+    return GammaGroupLasso(
+        setting.model, setting.strength, setting.example_inputs, gain=setting.gain, coupling=setting.coupling
+    )
+
+
+def mac_weighted_l1(setting: PenaltySetting) -> GammaPenalty:
+    """Make `l1` weighted by MACs."""
+    return GammaMacWeighted(
+        setting.model,
+        setting.strength,
+        setting.example_inputs,
+        decoupled=not setting.sgd,
+        coupling=setting.coupling,
+    )
 
 
 def make_penalty(
@@ -102,9 +124,8 @@ def make_penalty(
     limit = _strongest(config)
     solved = min((sparsity.travel or _TRAVEL) * start / course.reach, limit)
     strength = solved if sparsity.lambda_ == "auto" else sparsity.lambda_
-    penalty = PENALTIES[sparsity.penalty](
-        _Setting(model, strength, sparsity, sgd, gain, example_inputs, coupling)
-    )  # fmt: skip
+    setting = PenaltySetting(model, strength, sparsity, sgd, gain, example_inputs, coupling)
+    penalty: GammaPenalty = PENALTIES[sparsity.penalty](setting)
     if _is_steered(sparsity, prune):
         units, share = _aim(model, trace(model, example_inputs, coupling=coupling), sparsity, prune)
         penalty.gain = gain  # in the gradients, a pull would go on in the momentum after λ has changed
