@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 import typer
 
-from bnprune.cli.terminal import bounded
 from bnprune.cli.trust import ways_to_trust
 from bnprune.cli.verbosity import VERBOSITY, answer, say
 from bnprune.errors import (
@@ -20,6 +19,7 @@ from bnprune.errors import (
     Interrupted,
     PeerFailed,
     UntrustedError,
+    bounded,
     printable,
 )
 
@@ -99,14 +99,14 @@ def _tell(error: BnpruneError, json_wanted: bool) -> None:
     if json_wanted:
         _print_document(error)
     say("error: ", fg="red", bold=True, nl=False, err=True)
-    say(bounded(str(error)), err=True)
+    say(str(error), err=True)
 
 
 _MOST_PROBLEMS = 50
 
 
 def _print_document(error: BnpruneError) -> None:
-    problems = [bounded(str(problem)) for problem in error.problems]
+    problems = [*error.problems]
     if (more := len(problems) - _MOST_PROBLEMS) > 0:
         problems[_MOST_PROBLEMS:] = [f"... and {more} more problems"]
     answer({"schema": "bnprune.error/1", "code": error.code, "problems": problems})
