@@ -1,11 +1,11 @@
-"""Every error bnprune raises on purpose, each with the exit code of the command line.
+"""All errors bnprune raises on purpose, each with its exit code of the command line.
 
 ::
 
     BnpruneError
     ├── ConfigError         2  usage or configuration
     ├── PruningError        3  the network cannot be pruned as asked
-    │   └── TraceError      3  the network cannot be followed
+    │   └── TraceError      3  the network cannot be traced
     │       └── ForwardError 2  its forward pass fails on the given input
     ├── VerificationError   4  the slim network does not equal the masked original
     ├── DataError           5  data, checkpoint or disk
@@ -13,7 +13,7 @@
     │       └── UntrustedError 5  a file names code, a path or a download, and is not trusted
     ├── TrainingError       5  training cannot go on (NaN loss); checkpoints of finished epochs stay
     ├── Interrupted       130  stopped by the user; a checkpoint was written
-    └── PeerFailed         as the process of this run that failed, and said why
+    └── PeerFailed         the exit code of the process of this run that failed and printed the message
 """
 
 from __future__ import annotations
@@ -25,20 +25,57 @@ from typing import Any, Literal
 
 
 class BnpruneError(Exception):
-    """Base of all errors bnprune raises on purpose. The message says what, where, what was got, and the fix."""
+    """Base of all errors bnprune raises on purpose.
+
+    The message can be given as a whole, or in parts, of which those that apply are enough::
+
+        raise ConfigError(where="cap", what="must be above 0", got="-1", fix="0.5 keeps half.")
+        # cap: must be above 0 (got -1). 0.5 keeps half.
+
+    Messages quote text of the user's files. They are bounded (see `bounded`), so that a file of 100 kB in the place of
+    a number does not fill a terminal or a log.
+
+    Args:
+        message: The whole message; default: composed of the parts.
+        problems: All problems found, if there may be several; default: the message.
+        what: What is wrong.
+        where: The option, key, file or layer.
+        got: The value, as text.
+        fix: What to do, as a sentence.
+        code: A stable word for programs, in place of the one of the class.
+    """
 
     exit_code = 1
     code = "error"
 
     def __init__(
-        self, message: str, problems: Sequence[str] = (), *, where: str = "", fix: Mapping[str, object] | None = None
+        self,
+        message: str = "",
+        problems: Sequence[str] = (),
+        *,
+        what: str = "",
+        where: str = "",
+        got: str = "",
+        fix: str = "",
+        code: str = "",
+        argument: str = "",
+        remedy: Mapping[str, object] | None = None,
     ) -> None:
+        message = printable(bounded(message or _composed(what, where, got, fix)))
         super().__init__(message)
-        self.problems = tuple(problems) or (message,)
-        self.where = where
-        """Name of the argument that is wrong; a command calls it `--where`."""
-        self.fix = dict(fix or {})
+        self.problems = tuple(printable(bounded(str(problem))) for problem in problems) or (message,)
+        self.what, self.where, self.got, self.fix = what or message, where, got, fix
+        self.code = code or type(self).code
+        self.argument = argument
+        """Name of the Python argument that is wrong; a command calls it `--argument`."""
+        self.remedy = dict(remedy or {})
         """Arguments that avoid the error, by name."""
+
+
+def _composed(what: str, where: str, got: str, fix: str) -> str:
+    start = f"{where}: {what}" if where else what
+    middle = f"{start} (got {got})." if got else f"{start.rstrip('.')}."
+    return f"{middle} {fix}" if fix else middle
 
 
 class ConfigError(BnpruneError):
@@ -56,7 +93,7 @@ class PruningError(BnpruneError):
 
 
 class TraceError(PruningError):
-    """The network cannot be followed: its forward pass failed, or an operator's rule did."""
+    """The network cannot be traced: its forward pass failed, or an operator's rule did."""
 
     code = "trace"
 
@@ -89,12 +126,12 @@ class CheckpointError(DataError):
 
 
 class UntrustedError(CheckpointError):
-    """A file names code, a path or a download that is needed to go on, and the user has not said to trust the file.
+    """A file names code, a path or a download that is needed to go on, and the file is not trusted.
 
     Args:
         path: The file.
-        refused: What it names: key -> value, as text for people. The value is empty if this file does not hold it,
-            because it was left out when the file was made.
+        refused: The entries that were refused, key -> value, as text for people. A value is empty if this file does not
+            hold it, because it was left out when the file was made.
         needed: What is missing because of that: the network, or the recipe.
     """
 
@@ -132,7 +169,7 @@ class Interrupted(BnpruneError):
 
 
 class PeerFailed(BnpruneError):
-    """Another process of this run failed and told the user: this one ends in silence, with the same exit code."""
+    """Another process of this run failed and printed the message: this one ends silently, with the same exit code."""
 
     code = "peer"
 
@@ -152,20 +189,46 @@ def lacks_memory(error: BaseException) -> bool:
 _MEMORY = re.compile("allocate memory|out of memory|not enough memory", re.IGNORECASE)
 
 
+_LONGEST, _MOST_LINES = 2_000, 50
+
+
+def bounded(text: str) -> str:
+    """Return a message with at most 50 lines of about 2,000 characters; what is left out is counted in the middle.
+
+    A message that is bounded already stays as it is, so that one error can quote another.
+    """
+    lines = text.split("\n")
+    if len(lines) > _MOST_LINES + 1:
+        lines[_MOST_LINES - 1 : -1] = [f"... ({len(lines) - _MOST_LINES} lines are left out) ..."]
+    return "\n".join(map(_bounded_line, lines))
+
+
+def _bounded_line(line: str) -> str:
+    """Leave out the middle of a long line; a line that is bounded already stays as it is."""
+    if len(line) <= _LONGEST + _ROOM:
+        return line
+    end = _LONGEST // 4  # messages end with what to do
+    return f"{line[: _LONGEST - end]} ... ({len(line) - _LONGEST} characters are left out) ... {line[-end:]}"
+
+
+_ROOM = 60
+"""Longest text in place of the middle."""
+
+
 def first_line(error: BaseException) -> str:
-    """Return the gist of somebody else's error, to be quoted in one of ours."""
+    """Return the first line of an error of another library, at most 400 characters, to be quoted in a message."""
     return shortened((str(error).strip() or type(error).__name__).split("\n")[0].rstrip("."), 400)
 
 
 def shortened(text: str, limit: int = 200) -> str:
-    """Return text of somebody else for a message: its beginning, with control characters escaped."""
+    """Return the beginning of a text from a file or another library, with control characters escaped."""
     return printable(text if len(text) <= limit else f"{text[: limit - 3]}...")
 
 
 def printable(text: str) -> str:
     """Return text with characters that are not printable escaped, as `repr` does it; newlines and tabs stay.
 
-    Names of files and layers come from files, and an escape sequence in them could rewrite what is on a terminal.
+    Names of files and layers come from files, and an escape sequence in them could rewrite the text on a terminal.
     """
     if text.isprintable():
         return text
@@ -173,13 +236,13 @@ def printable(text: str) -> str:
 
 
 def quoted(value: Any, limit: int = 60) -> str:
-    """Return `repr(value)` for a message, or its beginning, without building the rest of it first."""
+    """Return `repr(value)` for a message, or its beginning, without building the rest first."""
     text = _Repr(limit).repr(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 class _Repr(reprlib.Repr):
-    """A `repr` of bounded cost, whatever the value: long, deeply nested, or containing itself."""
+    """A `repr` whose cost is bounded for every value: long, deeply nested, or containing itself."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 import typer
 
-from bnprune.cli.terminal import bounded
 from bnprune.cli.trust import ways_to_trust
 from bnprune.cli.verbosity import VERBOSITY, answer, say
 from bnprune.errors import (
@@ -20,6 +19,7 @@ from bnprune.errors import (
     Interrupted,
     PeerFailed,
     UntrustedError,
+    bounded,
     lacks_memory,
     printable,
 )
@@ -76,24 +76,24 @@ def refusing_exits() -> Iterator[None]:
 
 @contextmanager
 def naming_options() -> Iterator[None]:
-    """Add to errors the options of the command that the fields `where` and `fix` are about.
+    """Add to errors the options of the command that `argument` and `remedy` are about.
 
-    With where="out", "no such folder." becomes "--out: no such folder."; with fix={"batch": 1}, "Export for one batch
-    size." becomes "Export for one batch size: --batch 1."
+    With argument="out", "no such folder." becomes "--out: no such folder."; with remedy={"batch": 1}, "Export for one
+    batch size." becomes "Export for one batch size: --batch 1."
     """
     try:
         yield
     except BnpruneError as error:
-        if error.fix or error.where:
+        if error.remedy or error.argument:
             error.args = error.problems = (_with_options(error),)
-            error.where, error.fix = "", {}
+            error.argument, error.remedy = "", {}
         raise
 
 
 def _with_options(error: BnpruneError) -> str:
-    flags = " ".join(itertools.starmap(_flag, error.fix.items()))
+    flags = " ".join(itertools.starmap(_flag, error.remedy.items()))
     message = f"{str(error).rstrip('.')}: {flags}." if flags else str(error)
-    return f"--{error.where}: {message}" if error.where else message
+    return f"--{error.argument}: {message}" if error.argument else message
 
 
 def _flag(name: str, value: object) -> str:
@@ -121,14 +121,14 @@ def _tell(error: BnpruneError, json_wanted: bool) -> None:
     if json_wanted:
         _print_document(error)
     say("error: ", fg="red", bold=True, nl=False, err=True)
-    say(bounded(str(error)), err=True)
+    say(str(error), err=True)
 
 
 _MOST_PROBLEMS = 50
 
 
 def _print_document(error: BnpruneError) -> None:
-    problems = [bounded(str(problem)) for problem in error.problems]
+    problems = [*error.problems]
     if (more := len(problems) - _MOST_PROBLEMS) > 0:
         problems[_MOST_PROBLEMS:] = [f"... and {more} more problems"]
     answer({"schema": "bnprune.error/1", "code": error.code, "problems": problems})

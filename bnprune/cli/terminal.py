@@ -11,23 +11,6 @@ from typing import Any, TextIO
 
 from bnprune.errors import DataError
 
-_LONGEST, _MOST_LINES = 2_000, 50
-
-
-def bounded(text: str) -> str:
-    """Return a message with long lines shortened in the middle, and no more lines than people read."""
-    lines = text.split("\n")
-    if len(lines) > _MOST_LINES:
-        lines[_MOST_LINES - 1 : -1] = [f"... ({len(lines) - _MOST_LINES} lines are left out) ..."]
-    return "\n".join(map(_shortened, lines))
-
-
-def _shortened(line: str) -> str:
-    if len(line) <= _LONGEST:
-        return line
-    end = _LONGEST // 4  # where messages say how to go on
-    return f"{line[: _LONGEST - end]} ... ({len(line) - _LONGEST} characters are left out) ... {line[-end:]}"
-
 
 class _Descriptor(io.FileIO):
     """A descriptor for output. The first error in writing is kept, and what follows is dropped.

@@ -58,7 +58,7 @@ def _copied(model: nn.Module) -> nn.Module:
         raise TraceError(
             f"the network cannot be copied to fold its BatchNorms: {first_line(error)} Remove the hooks that compute "
             "its weights (torch.nn.utils.remove_weight_norm), or export without folding.",
-            fix={"fold_bn": False},
+            remedy={"fold_bn": False},
         ) from error
 
 
@@ -89,7 +89,7 @@ def _prove(original: nn.Module, folded: nn.Module, example: torch.Tensor) -> Non
             "folding BatchNorms changes what the network computes: relative error "
             f"{parity.max_relative_error:.2e} in float64 (allowed {TOLERANCE:.0e}). Nothing was written. Report the "
             "network, and export without folding.",
-            fix={"fold_bn": False},
+            remedy={"fold_bn": False},
         )
 
 

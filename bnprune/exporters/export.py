@@ -42,7 +42,7 @@ class ExportOptions:
         suffix = suffix or suffixes[0]
         if suffix not in suffixes:
             message = f"a file of format {format} ends in {' or '.join(suffixes)} (got '{suffix}')."
-            raise ConfigError(message, where="out")
+            raise ConfigError(message, argument="out")
         require_packages(format)
         return cls(format, suffix, **options)
 
@@ -61,7 +61,7 @@ def require_packages(format: str, needed_by: str = "") -> None:
     if missing:
         extra = FORMATS[format].extra
         message = f"{needed_by or f'the format {format}'} needs {' and '.join(missing)}: pip install 'bnprune[{extra}]'"
-        raise ConfigError(message, where="format")
+        raise ConfigError(message, argument="format")
 
 
 @dataclass(frozen=True)

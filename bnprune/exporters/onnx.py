@@ -27,7 +27,7 @@ def export_onnx(request: ExportRequest) -> ExportedFiles:
     """
     if dtype_of(request.model) == torch.bfloat16:
         message = "ONNX Runtime gets its inputs through NumPy, which has no bfloat16. Use another format."
-        raise TraceError(message, fix=_OTHER_FORMAT)
+        raise TraceError(message, remedy=_OTHER_FORMAT)
     content = to_onnx(record(request.model, request.shape, request.batch))
     return ExportedFiles({request.suffix: content}, lambda: onnx_runner(content))
 
@@ -42,7 +42,7 @@ def to_onnx(program: ExportedProgram) -> bytes:
     import onnx
 
     if sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values()) >= _LIMIT:
-        raise TraceError("the weights do not fit into one ONNX file (2 GiB). Use another format.", fix=_OTHER_FORMAT)
+        raise TraceError("the weights do not fit into one ONNX file (2 GiB). Use another format.", remedy=_OTHER_FORMAT)
     outputs = len(program.graph_signature.user_outputs)
     try:
         with quiet():
@@ -55,7 +55,7 @@ def to_onnx(program: ExportedProgram) -> bytes:
             )
     except Exception as error:
         message = f"the network has no ONNX form: {first_line(error)}. Use another format."
-        raise TraceError(message, fix=_OTHER_FORMAT) from error
+        raise TraceError(message, remedy=_OTHER_FORMAT) from error
     assert made is not None
     model = made.model_proto
     _name_batch(model)

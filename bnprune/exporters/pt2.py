@@ -58,7 +58,7 @@ def record(model: nn.Module, shape: tuple[int, ...], batch: int | None = None) -
             reason = first_line(error).rstrip(".")
             message = f"torch.export cannot follow the network: {reason}."
             if dynamic and _can_be_recorded(model, example):
-                raise TraceError(f"{message} Export for one batch size.", fix={"batch": 1}) from error
+                raise TraceError(f"{message} Export for one batch size.", remedy={"batch": 1}) from error
             raise TraceError(message) from error
 
 

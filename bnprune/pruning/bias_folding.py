@@ -1,7 +1,7 @@
-"""Folding: the bias of a layer right before a BatchNorm says nothing, since normalisation takes it away again.
+"""Bias folding: a bias right before a BatchNorm is redundant, because the BatchNorm subtracts the mean again.
 
-In train mode the mean of the batch holds it, in eval mode the running mean does. Without the bias, and with it taken
-off the running mean, the function is the same.
+With y = conv(x) + b, BatchNorm computes γ·(y - mean(y))/σ + β, and b is part of mean(y): of the batch in train mode, of
+the running mean m in eval mode. Without b, and with m - b instead of m, the network computes the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NORM = "batch_norm"
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """One bias that goes, and the BatchNorm whose running mean takes it over."""
+    """A bias that is removed, and the BatchNorm whose running mean becomes smaller by it."""
 
     bias: str
     """Name of the parameter."""
@@ -36,41 +36,43 @@ class Fold:
     """Name of the BatchNorm."""
 
 
-class _Watch(OperatorMode):
-    """Sees which BatchNorm reads what a layer wrote, and whether anything else does."""
+class _ReaderRecorder(OperatorMode):
+    """Records which BatchNorm reads the output of a layer, and which outputs are read by anything else."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stack = [""]
         self.pairs: list[tuple[str, str]] = []
-        self.spoiled: set[str] = set()
+        self.read_elsewhere: set[str] = set()
         self.layers: Counter[str] = Counter()
         """How often each layer and each BatchNorm ran."""
         self.norms: Counter[str] = Counter()
-        self._written: dict[int, tuple[torch.Tensor, str]] = {}
+        self._output_of: dict[int, tuple[torch.Tensor, str]] = {}
 
     def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator, and note which layers' outputs it reads."""
+        """Run an operator, and record which layers' outputs it reads."""
         output = super().see(func, args, kwargs)
         for position, operand in enumerate(operands(args, kwargs)):
-            _, layer = self._written.get(id(operand), (None, None))
+            _, layer = self._output_of.get(id(operand), (None, None))
             if layer is not None and _NORM in func.name() and position == 0:
                 self.pairs.append((layer, self.stack[-1]))
             elif layer is not None:
-                self.spoiled.add(layer)
+                self.read_elsewhere.add(layer)
         self.norms[self.stack[-1]] += _NORM in func.name()
         if func.name().startswith(_LAYERS):
             self.layers[self.stack[-1]] += 1
-            self._written[id(output)] = output, self.stack[-1]  # held, so that no other tensor gets its id
+            self._output_of[id(output)] = output, self.stack[-1]  # held, so that no other tensor gets its id
         return output
 
     def leave(self, output: Any) -> None:
-        """Note which layers' outputs the network returns."""
-        self.spoiled |= {self._written[id(tensor)][1] for tensor in tensors(output) if id(tensor) in self._written}
+        """Record which layers' outputs the network returns."""
+        self.read_elsewhere |= {
+            self._output_of[id(tensor)][1] for tensor in tensors(output) if id(tensor) in self._output_of
+        }
 
 
 def find_folds(model: nn.Module, inputs: Inputs) -> tuple[Fold, ...]:
-    """Find biases that nothing but one BatchNorm sees. Errors of the network are its own."""
+    """Find biases whose sum is read by one BatchNorm only. Errors of the forward pass are passed on."""
     modules = walk(model)
     owners = Counter(id(m.bias) for m in modules.values() if isinstance(getattr(m, "bias", None), torch.Tensor))
     folds = []
@@ -82,26 +84,29 @@ def find_folds(model: nn.Module, inputs: Inputs) -> tuple[Fold, ...]:
 
 
 def sole_norms(model: nn.Module, inputs: Inputs) -> dict[str, str]:
-    """Return the BatchNorm that alone reads what a layer writes, by layer; both run once, in eval and in train mode."""
-    watched = [_watched(model, inputs, training=False)]
+    """Return the only reader of each layer's output, if it is a BatchNorm, by layer name.
+
+    Both run exactly once per forward pass, in eval and in train mode.
+    """
+    passes = [_recorded(model, inputs, training=False)]
     with suppress(Exception):  # BatchNorm over a single value, missing targets: such a pass shows nothing more
-        watched.append(_watched(model, inputs, training=True))
-    spoiled = {layer for watch in watched for layer in watch.spoiled}
-    pairs = [pair for pair in watched[0].pairs if all(pair in watch.pairs for watch in watched)]
-    layers, norms = (Counter(pair[side] for pair in watched[0].pairs) for side in (0, 1))
-    ran, modules = watched[0].norms, walk(model)
+        passes.append(_recorded(model, inputs, training=True))
+    read_elsewhere = {layer for watch in passes for layer in watch.read_elsewhere}
+    pairs = [pair for pair in passes[0].pairs if all(pair in watch.pairs for watch in passes)]
+    layers, norms = (Counter(pair[side] for pair in passes[0].pairs) for side in (0, 1))
+    ran, modules = passes[0].norms, walk(model)
     return {
         layer: norm
         for layer, norm in pairs
         if isinstance(modules[layer], nn.Linear | nn.modules.conv._ConvNd)
-        and layer not in spoiled
-        and layers[layer] == norms[norm] == ran[norm] == watched[0].layers[layer] == 1
+        and layer not in read_elsewhere
+        and layers[layer] == norms[norm] == ran[norm] == passes[0].layers[layer] == 1
     }
 
 
-def _watched(model: nn.Module, inputs: Inputs, *, training: bool) -> _Watch:
-    def run(device: str) -> _Watch:
-        watch, copied = _Watch(), copy_on(model, device)
+def _recorded(model: nn.Module, inputs: Inputs, *, training: bool) -> _ReaderRecorder:
+    def run(device: str) -> _ReaderRecorder:
+        watch, copied = _ReaderRecorder(), copy_on(model, device)
         args, kwargs = map_tensors(lambda tensor: tensor.to(device, copy=True), inputs)
         with still(copied, training=training) as modules, module_stack(modules) as watch.stack, watch:
             output = copied(*args, **kwargs)
@@ -111,22 +116,22 @@ def _watched(model: nn.Module, inputs: Inputs, *, training: bool) -> _Watch:
     return lightly(run)
 
 
-def fold(slim: nn.Module, folds: Iterable[Fold], gated: Collection[str], dropped: dict[str, torch.Tensor]) -> None:
-    """Take biases out of a network, in place; `dropped` has their values, by name, where there are any."""
+def fold(slim: nn.Module, folds: Iterable[Fold], gated: Collection[str], biases: dict[str, torch.Tensor]) -> None:
+    """Remove biases from a network, in place; `biases` holds their values by name, none for a network on meta."""
     for entry in folds:
         layer, norm = slim.get_submodule(entry.bias.removesuffix(".bias")), gated_name(entry.into, gated)
-        if entry.bias in dropped:
+        if entry.bias in biases:
             mean = slim.get_submodule(norm).running_mean
             assert isinstance(mean, torch.Tensor)
             with torch.no_grad():
-                mean -= dropped[entry.bias].to(mean.dtype)
+                mean -= biases[entry.bias].to(mean.dtype)
         layer.register_parameter("bias", None)
 
 
 def misfits(
     folds: Iterable[Fold], modules: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor]
 ) -> Iterator[str]:
-    """Yield what folds from a file ask for that the network, with these modules and tensors, does not have."""
+    """Yield a sentence for every fold from a file that does not fit the modules and tensors of the network."""
     for entry in folds:
         bias = tensors.get(entry.bias)
         mean = getattr(modules.get(entry.into), "running_mean", None)

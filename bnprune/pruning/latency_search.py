@@ -14,7 +14,7 @@ from bnprune.channels.pytrees import as_inputs
 from bnprune.errors import PruningError
 from bnprune.pruning.latency import latencies
 from bnprune.pruning.planner import DraftPlan, ScoredNetwork, plan_cut, require_cut
-from bnprune.pruning.surgery import fill
+from bnprune.pruning.surgery import copy_weights
 
 _TRIALS = 10
 _CLOSE = 0.04
@@ -88,7 +88,7 @@ def _at(model: nn.Module, example_inputs: Any, found: ScoredNetwork, share: floa
         require_cut(draft)
     except PruningError:
         return None
-    slim = fill(draft.meta_slim, draft.plan, model)
+    slim = copy_weights(draft.meta_slim, draft.plan, model)
     return replace(draft, latency_ms=_milliseconds(slim, example_inputs))
 
 

@@ -27,7 +27,7 @@ from bnprune.pruning.plan import PruningPlan, make_plan
 from bnprune.pruning.request import Request, TargetKind
 from bnprune.pruning.scores import CRITERIA, Scores, require_finite, with_streams
 from bnprune.pruning.select import by_cost, by_ratio, refusals, require_prunable, shortfall
-from bnprune.pruning.surgery import carve, fill, named_tensors, require_values
+from bnprune.pruning.surgery import copy_weights, named_tensors, require_values, slim_on_meta
 
 _NOTEWORTHY = 0.02
 """Share of the BatchNorm channels that is worth a word."""
@@ -284,10 +284,10 @@ class _Planner:
             chosen = candidates(graph, self.found.scores, self.found.request.constraints, self._kept)
             removed = select(chosen)
             plan = make_plan(graph, self.model, removed, self._sizes)
-            meta_slim = carve(plan, self.model)
+            meta_slim = slim_on_meta(plan, self.model)
             trial = self._dry_run(meta_slim, removed)
             if graph.real and not trial.passed:  # it may have lacked nothing but values
-                meta_slim = fill(meta_slim, plan, self.model)
+                meta_slim = copy_weights(meta_slim, plan, self.model)
                 trial = self._dry_run(meta_slim, removed, real=True)
             if trial.passed:
                 plan, meta_slim = self._folded(plan, meta_slim)
@@ -340,7 +340,7 @@ class _Planner:
         gated = {gate.at for gate in plan.gates}
         folds = tuple(entry for entry in self._folds if entry.into not in gated)
         plan = replace(plan, folds=folds)
-        return plan, carve(plan, self.model) if folds else meta_slim
+        return plan, slim_on_meta(plan, self.model) if folds else meta_slim
 
     def _dry_run(self, meta_slim: nn.Module, removed: Mask, *, real: bool = False) -> DryRun:
         return dry_run(

@@ -22,13 +22,15 @@ Watch = Callable[[torch._ops.OpOverload, tuple[Any, ...], dict[str, Any], Any], 
 """Sees every operator call and its output, and returns the output to go on with."""
 
 
-def run(model: nn.Module, inputs: Inputs, seed: int, watch: Watch, *, lively: bool = False) -> list[torch.Tensor]:
+def run(
+    model: nn.Module, inputs: Inputs, seed: int, watch: Watch, *, batch_statistics: bool = False
+) -> list[torch.Tensor]:
     """Run a network in eval mode and float64; return its output tensors.
 
-    With `lively`, BatchNorms use the statistics of the batch (where it has more than one value per channel).
+    If `batch_statistics` is true, BatchNorms use the statistics of the batch (if it has several values per channel).
     """
     args, kwargs = map_tensors(torch.clone, inputs)  # a forward pass may change them in place
-    double = _Double(seed, watch, lively=lively)
+    double = _Double(seed, watch, batch_statistics=batch_statistics)
     with still(model, training=False), double:
         return [double.widened(tensor) for tensor in tensors(model(*args, **kwargs))]
 
@@ -68,9 +70,9 @@ class _Double(OperatorMode):
     also take what is written into them; what an operator makes out of nothing or out of integers is cast.
     """
 
-    def __init__(self, seed: int, watch: Watch, *, lively: bool) -> None:
+    def __init__(self, seed: int, watch: Watch, *, batch_statistics: bool) -> None:
         super().__init__(seed)
-        self.lively = lively
+        self.batch_statistics = batch_statistics
         self.watch = watch
         self._wide: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._spent = Draws(seed)
@@ -83,7 +85,7 @@ class _Double(OperatorMode):
             kwargs = {**kwargs, "dtype": torch.complex128 if dtype.is_complex else torch.float64}
         if any(tensor.dtype in _WIDE for tensor in operands(args, kwargs)):
             args, kwargs = map_tensors(self.widened, (args, kwargs))
-        if self.lively and func is aten.native_batch_norm.default and not args[5]:
+        if self.batch_statistics and func is aten.native_batch_norm.default and not args[5]:
             args = _with_batch_statistics(*args)
         output = self._draw(func, args, kwargs) if func._schema.name in _DRAWS else super().see(func, args, kwargs)
         if any(tensor.dtype in _WIDE for tensor in operands((output,), {})):

@@ -18,7 +18,7 @@ from bnprune.pruning.planner import DraftPlan, describe_plan, require_cut, score
 from bnprune.pruning.report import Report, foresee, make_report, recounted
 from bnprune.pruning.request import Request
 from bnprune.pruning.scores import Reduce
-from bnprune.pruning.surgery import apply, fill, remember, require_bare, require_values
+from bnprune.pruning.surgery import apply, copy_weights, record_plan, require_bare, require_values
 from bnprune.pruning.verify import Verification, require, verify
 
 
@@ -123,8 +123,8 @@ def carry_out(draft: DraftPlan, model: nn.Module, example_inputs: Any, *, proof:
     require_cut(draft)
     plan = describe_plan(draft)
     started = time.perf_counter()
-    slim = fill(draft.meta_slim, plan, model)
-    remember(slim, model, plan)
+    slim = copy_weights(draft.meta_slim, plan, model)
+    record_plan(slim, model, plan)
     cut = time.perf_counter()
     verification: Verification | None = None
     if proof:

@@ -18,7 +18,7 @@ from bnprune.pruning.gates import gated_name
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.planner import DraftPlan, Target
 from bnprune.pruning.request import TARGETS, TargetKind
-from bnprune.pruning.surgery import apply, carve, require_bare, require_plan_fits
+from bnprune.pruning.surgery import apply, require_bare, require_plan_fits, slim_on_meta
 from bnprune.pruning.verify import Verification
 
 
@@ -115,7 +115,7 @@ def foresee(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> Report:
     """
     require_bare(model)
     require_plan_fits(plan, model)
-    meta_slim = carve(plan, model)
+    meta_slim = slim_on_meta(plan, model)
     before, after = cost(model, example_inputs), _cost_of(meta_slim, plan, model, example_inputs)
     channels = plan.realised.get("channels", {"before": before.channels, "after": after.channels})
     widths, slim_widths = _widths(model), _widths(meta_slim)

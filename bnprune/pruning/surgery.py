@@ -29,10 +29,10 @@ _WRAPPERS = {
 
 
 def require_bare(model: Any) -> None:
-    """Refuse anything surgery would silently break.
+    """Refuse what surgery would silently break: a wrapper keeps references to the parameters of the network in it.
 
     Raises:
-        PruningError: `model` is not a module, or one that wraps another (DDP, torch.compile, TorchScript).
+        PruningError: `model` is not a module, or it wraps one (DDP, torch.compile, TorchScript).
     """
     if isinstance(model, torch.optim.Optimizer):
         raise PruningError("got an optimizer: prune the network, then build a new optimizer for the slim one.")
@@ -45,11 +45,11 @@ def require_bare(model: Any) -> None:
 
 
 def require_values(model: nn.Module, example_inputs: Any) -> None:
-    """Refuse what has no values.
+    """Refuse tensors on the meta device: they have shapes, but no values.
 
     Raises:
         PruningError: A tensor of the network is on the meta device.
-        ConfigError: An input is.
+        ConfigError: An input is on the meta device.
     """
     for name, tensor in named_tensors(model):
         if tensor.is_meta:
@@ -65,7 +65,10 @@ def require_values(model: nn.Module, example_inputs: Any) -> None:
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every parameter and buffer once, under its first name."""
+    """Yield every parameter and buffer once, under its first name.
+
+    A tensor that two modules share (tied weights) is cut once, under that name, and stays shared.
+    """
     seen: set[int] = set()
     for prefix, module in walk(model).items():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -76,15 +79,18 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 @contained
 def apply(plan: PruningPlan, model: nn.Module) -> nn.Module:
-    """Cut a network as the plan says.
+    """Return the slim network that a plan makes of a network.
 
-    Parameters keep device, dtype, `requires_grad` and memory format; module attributes (`in_channels`, `groups`, ...)
-    are made true. Only slices that stay are copied. Build a new optimizer for the result: an old one holds the old
-    parameters.
+    Parameters keep their device, dtype, `requires_grad` and memory format. Module attributes (`in_channels`, `groups`,
+    ...) are set to the new sizes. Only the slices that stay are copied. Build a new optimizer for the result: an old
+    one holds the old parameters.
 
     Args:
         plan: Made for a network with the same parameter names and shapes (`plan.digest`).
         model: The bare network: not wrapped in DDP or torch.compile.
+
+    Returns:
+        A new network. It shares no tensor with `model`, which is left as it was.
 
     Raises:
         PruningError: The plan was made for another network, or `model` is wrapped.
@@ -92,8 +98,8 @@ def apply(plan: PruningPlan, model: nn.Module) -> nn.Module:
     """
     require_bare(model)
     require_plan_fits(plan, model)
-    slim = fill(carve(plan, model), plan, model)
-    remember(slim, model, plan)
+    slim = copy_weights(slim_on_meta(plan, model), plan, model)
+    record_plan(slim, model, plan)
     return slim
 
 
@@ -101,8 +107,11 @@ _HISTORY = "_bnprune_plans"
 """Attribute of a slim network: the plans it was cut by, as JSON, so that a pickled network needs no bnprune."""
 
 
-def remember(slim: nn.Module, model: nn.Module, plan: PruningPlan) -> None:
-    """Note on a slim network how it was made, so that a network that is cut again can be saved."""
+def record_plan(slim: nn.Module, model: nn.Module, plan: PruningPlan) -> None:
+    """Store on a slim network the plans it was cut by, the last one being `plan`.
+
+    `bnprune.save` writes them into the checkpoint, also if the network was cut more than once.
+    """
     earlier = vars(model).get(_HISTORY, ())
     setattr(slim, _HISTORY, (*earlier, plan.to_json(indent=None)))
 
@@ -112,59 +121,73 @@ def plans_of(model: nn.Module) -> tuple[PruningPlan, ...]:
     return tuple(PruningPlan.from_json(text) for text in vars(model).get(_HISTORY, ()))
 
 
-def carve(plan: PruningPlan, model: nn.Module) -> nn.Module:
-    """Return the slim network without weights: its parameters and buffers are on the meta device.
+def slim_on_meta(plan: PruningPlan, model: nn.Module) -> nn.Module:
+    """Return the slim network on the meta device: all shapes, no weights.
 
-    A plan that was not made for this very network has to pass `require_plan_fits` before.
+    A plan from a file has to pass `require_plan_fits` first.
     """
     keeps = _keeps(plan)
 
-    def meta_slim(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def empty_slice(name: str, tensor: torch.Tensor) -> torch.Tensor:
         shape = list(tensor.shape)
         for dim, keep in keeps.get(name, ()):
             shape[dim] = keep.numel()
         return torch.empty(shape, dtype=tensor.dtype, device="meta")
 
-    return _copy(plan, model, meta_slim)
+    return _copy(plan, model, empty_slice)
 
 
-def fill(slim: nn.Module, plan: PruningPlan, model: nn.Module) -> nn.Module:
-    """Give a carved network the weights of the original that stay; use the return value."""
+def copy_weights(slim: nn.Module, plan: PruningPlan, model: nn.Module) -> nn.Module:
+    """Give a network from `slim_on_meta` the weights of the original that stay; use the return value.
+
+    Tensors are swapped in place (`torch.utils.swap_tensors`) rather than set on their modules. So every reference to
+    them stays right: tied weights, the list `_flat_weights` of an `nn.LSTM`, a parameter in an attribute of the user's
+    own class.
+
+        slim.head.weight ──┐                              slim.head.weight ──┐
+                           ├─> tensor on meta    swap                        ├─> the same object, with the values
+        slim.embed.weight ─┘                     ───>     slim.embed.weight ─┘
+
+    A tensor that has weak references cannot be swapped (recurrent layers hold some): then the network is copied again.
+    """
     keeps = _keeps(plan)
 
-    def piece(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def kept_slice(name: str, tensor: torch.Tensor) -> torch.Tensor:
         return _slice(tensor.detach(), keeps.get(name, []))
 
     tensors = dict(named_tensors(slim))
     if any(weakref.getweakrefcount(tensor) for tensor in tensors.values()):
-        return _copy(plan, model, piece)  # recurrent layers hold weak references, which cannot be swapped
+        return _copy(plan, model, kept_slice)
     gated, folded = {gate.at for gate in plan.gates}, {entry.bias for entry in plan.folds}
     originals = dict(named_tensors(model))
-    dropped = {name: piece(name, originals[name]) for name in folded}
+    biases = {name: kept_slice(name, originals[name]) for name in folded}
     for name, tensor in originals.items():
         if name not in folded:
-            torch.utils.swap_tensors(tensors[gated_name(name, gated)], like(tensor, piece(name, tensor)))
-    install(plan.gates, slim, model)
-    fold(slim, plan.folds, gated, dropped)
+            torch.utils.swap_tensors(tensors[gated_name(name, gated)], like(tensor, kept_slice(name, tensor)))
+    install(plan.gates, slim, model)  # again: what the gates of a network on the meta device hold has no values
+    fold(slim, plan.folds, gated, biases)
     return slim
 
 
 def _copy(plan: PruningPlan, model: nn.Module, make: Callable[[str, torch.Tensor], torch.Tensor]) -> nn.Module:
-    """Copy the structure of a network with other tensors in it, and set the attributes of the plan."""
-    tensors = dict(named_tensors(model))
-    stand_ins = {id(tensor): like(tensor, make(name, tensor)) for name, tensor in tensors.items()}
-    slim = twin(model, stand_ins)
+    """Copy the structure of a network with other tensors in it, and set the attributes of the plan.
+
+    Tensors are replaced by their identity, not by their names: a parameter that two modules share is one object in the
+    original, and one object in the copy. `make(name, tensor)` returns the new values.
+    """
+    replacements = {id(tensor): like(tensor, make(name, tensor)) for name, tensor in named_tensors(model)}
+    slim = twin(model, replacements)
     modules = walk(slim)
     for module_name, values in plan.attributes.items():
         module = modules.get(module_name) or slim.get_submodule(module_name)  # a shared one has several names
         for attribute, value in values.items():
-            listed = isinstance(getattr(module, attribute, None), list)
-            setattr(module, attribute, [*value] if listed and isinstance(value, tuple) else value)
+            is_list = isinstance(getattr(module, attribute, None), list)
+            setattr(module, attribute, [*value] if is_list and isinstance(value, tuple) else value)
     install(plan.gates, slim, model)
     if plan.folds:
         folded = {entry.bias for entry in plan.folds}
-        dropped = {name: tensor for name, tensor in named_tensors(slim) if name in folded}
-        fold(slim, plan.folds, {gate.at for gate in plan.gates}, dropped)
+        biases = {name: tensor for name, tensor in named_tensors(slim) if name in folded}
+        fold(slim, plan.folds, {gate.at for gate in plan.gates}, biases)
     return slim
 
 
@@ -178,11 +201,11 @@ def _keeps(plan: PruningPlan) -> dict[str, list[tuple[int, torch.Tensor]]]:
 
 
 def require_plan_fits(plan: PruningPlan, model: nn.Module) -> None:
-    """Refuse a plan that surgery could not carry out, before anything is touched.
+    """Refuse a plan that surgery could not carry out.
 
     Raises:
         PruningError: The plan was made for another network.
-        CheckpointError: It is damaged.
+        CheckpointError: The plan is damaged.
     """
     tensors = dict(named_tensors(model))
     problem = next(_misfits(plan, model, tensors), None)
@@ -197,7 +220,7 @@ def require_plan_fits(plan: PruningPlan, model: nn.Module) -> None:
 
 
 def _misfits(plan: PruningPlan, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
-    """Yield what a plan asks for that the network does not have."""
+    """Yield a sentence for everything in the plan that does not fit the network."""
     modules = dict(model.named_modules(remove_duplicate=False))
     cut: dict[tuple[str, int], Cut] = {}
     for entry in plan.cuts:
@@ -228,7 +251,7 @@ def _misfit_of_cut(cut: Cut, name: str, dim: int, tensors: Mapping[str, torch.Te
 
 
 def _misfit_of_attribute(module: nn.Module | None, name: str, attribute: str, value: Size) -> Iterator[str]:
-    """Sizes only: a plan from a file must not replace a method or a tensor."""
+    """Check that a plan from a file sets sizes only: it must not replace a method or a tensor."""
     before = None if module is None else vars(module).get(attribute)
     items, after = ([*part] if isinstance(part, list | tuple) else [part] for part in (before, value))
     if not items or not all(type(item) is int for item in items):
@@ -252,6 +275,7 @@ def _misfit_of_gate(gate: Gate, scale: Any, shift: Any, cut: Cut | None) -> Iter
 
 
 def _slice(source: torch.Tensor, keeps: list[tuple[int, torch.Tensor]]) -> torch.Tensor:
+    """Return a copy of what stays, in the memory format of the source (`index_select` loses channels_last)."""
     piece = source
     for dim, keep in keeps:
         piece = piece.index_select(dim, keep.to(piece.device))

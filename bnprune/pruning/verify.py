@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.channels.control_flow import FORCED_BRANCHES, Decisions, ForcedBranch
 from bnprune.channels.pytrees import Inputs
-from bnprune.errors import ForwardError, VerificationError, first_line
+from bnprune.errors import ForwardError, VerificationError
 from bnprune.pruning.gates import gated_name
 from bnprune.pruning.plan import PruningPlan
-from bnprune.pruning.proof_forward import Watch, feeds, run
-from bnprune.pruning.surgery import apply, fill, named_tensors
+from bnprune.pruning.proof_runs import MaskedRun, largest_error, masked_runs, relative_error
+from bnprune.pruning.slice_check import first_wrong_tensor
+from bnprune.pruning.surgery import copy_weights, named_tensors
 
 TOLERANCE = 1e-9
 """Largest relative difference a float64 proof may show. Correct surgery gives about 1e-15."""
-_NAN = 0.5
-"""Share of an output that may be NaN for a comparison to mean anything; infinities may be a mask's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,67 +30,59 @@ class Verification:
     """max |slim - masked| / max |masked|, over all floating-point outputs."""
     passed: bool
     first_difference: str | None = None
-    """Name of the first module whose output differs; None where the proof holds."""
+    """Name of the first module whose output differs; None if the proof holds."""
 
 
 def verify(model: nn.Module, slim: nn.Module, plan: PruningPlan, inputs: Inputs, *, seed: int = 0) -> Verification:
-    """Compare the slim network with the masked original: removed rows, γ, β, statistics and columns are zero.
+    """Compare the slim network with the masked original, in which removed rows, columns, γ, β and statistics are zero.
 
-    Every tensor of the slim network must be, value for value, the slice the plan keeps. Then both run in float64 and
-    eval mode on the same noise (of the shapes of `inputs`), twice: as they are, and enlivened. The second time,
-    BatchNorms normalise by the batch with fresh scale factors, the same for both networks, because in a sparse network
-    a wrong cut could hide behind layers that carry next to nothing.
+    First, every tensor of the slim network must be, value for value, the slice that the plan keeps. Then both networks
+    run in float64 and eval mode on the same noise (of the shapes of `inputs`), twice: with the weights they have, and
+    with random BatchNorm weights and the statistics of the batch, the same for both. The second run is needed because
+    in a sparse network a wrong cut could hide behind layers whose output is nearly zero.
+
+    Args:
+        model: The original network; left as it was, like the next.
+        slim: The network that surgery made of it.
+        plan: What was cut.
+        inputs: Inputs of the forward pass. Values count only if the network fails on noise.
+        seed: Of the noise and of the random BatchNorm weights.
 
     Raises:
         ForwardError: The masked network does not run, computes nothing finite, or something else each time.
     """
-    foreign = _foreign_tensor(model, slim, plan)
-    if foreign is not None:
-        return Verification(float("inf"), passed=False, first_difference=foreign)
+    wrong_tensor = first_wrong_tensor(model, slim, plan)
+    if wrong_tensor is not None:
+        return Verification(float("inf"), passed=False, first_difference=wrong_tensor)
     original, small = copy.deepcopy(model).double(), copy.deepcopy(slim).double()
-    if plan.folds:  # a running mean minus a bias has been rounded
-        small = fill(small, plan, original)
+    if plan.folds:  # the running mean minus the bias was rounded to the type of the network: compute it in float64
+        small = copy_weights(small, plan, original)
     worst = 0.0
-    for lively in (False, True):
-        if lively:
-            small = fill(small, plan, _enliven(original, seed))  # what the mask has zeroed is not in the slim network
+    for random_norms in (False, True):
+        if random_norms:  # from the original, in which the mask of the first round has set slices to zero
+            small = copy_weights(small, plan, _randomize_norms(original, seed))
         masked = mask(original, plan)
-        for before in references(masked, inputs, seed, lively=lively):
-            worst = max(worst, largest_error(before, small))
+        for expected in masked_runs(masked, inputs, seed, batch_statistics=random_norms):
+            worst = max(worst, largest_error(expected, small))
             if worst > TOLERANCE:
-                _require_repeatable(before, masked)
+                _require_repeatable(expected, masked)
                 return Verification(
-                    worst, passed=False, first_difference=_first_difference(before, masked, small, plan)
+                    worst, passed=False, first_difference=_first_difference(expected, masked, small, plan)
                 )
     return Verification(worst, passed=True)
 
 
-def _require_repeatable(before: Reference, masked: nn.Module) -> None:
-    """Refuse a network that differs from itself: what two networks compute then says nothing about the cut."""
-    if largest_error(before, masked) > TOLERANCE:
+def _require_repeatable(expected: MaskedRun, masked: nn.Module) -> None:
+    """Refuse a network that differs from itself: a difference between two networks then says nothing about the cut."""
+    if largest_error(expected, masked) > TOLERANCE:
         raise ForwardError(
             "the cut cannot be proven: on equal inputs, the forward pass of the network computes something else each "
             "time (it draws from random or numpy, or reads a clock or a counter). Draw with torch, or not in eval mode."
         )
 
 
-def _foreign_tensor(model: nn.Module, slim: nn.Module, plan: PruningPlan) -> str | None:
-    """Name a tensor of the slim network that is not the slice of the original it should be."""
-    expected = dict(named_tensors(apply(plan, model)))
-    got = dict(named_tensors(slim))
-    if expected.keys() != got.keys():
-        return sorted(expected.keys() ^ got.keys())[0]
-    return next((name for name, tensor in expected.items() if not _same(tensor, got[name])), None)
-
-
-def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
-    if left.shape != right.shape or left.dtype != right.dtype:
-        return False
-    return bool(((left == right) | (left != left) & (right != right)).all())  # NaN equals NaN here
-
-
-def _enliven(model: nn.Module, seed: int) -> nn.Module:
-    """Give every BatchNorm scale factors around 1 and small shifts, in place."""
+def _randomize_norms(model: nn.Module, seed: int) -> nn.Module:
+    """Draw γ of every BatchNorm from [0.5, 1.5) and β from [-0.5, 0.5), in place."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
@@ -140,138 +128,24 @@ def mask(model: nn.Module, plan: PruningPlan) -> nn.Module:
     return model
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What the masked network computed, and how it came to it."""
-
-    fed: Inputs
-    seed: int
-    lively: bool
-    turn: float | None
-    """The number with which a detour answers questions about values; None on the straight way."""
-    outputs: list[torch.Tensor]
-    decisions: Decisions
-
-    def repeat(self, model: nn.Module) -> tuple[list[torch.Tensor], list[tuple[torch.Tensor, torch.Tensor]]]:
-        """Run another network the same way; return its outputs, and the pairs of what decisions were based on."""
-        repetition = self.decisions.repetition()
-        watch = _turned(repetition.repeat, self.turn)
-        outputs = run(model, self.fed, self.seed, watch, lively=self.lively)
-        if repetition.left:
-            raise ValueError(f"{repetition.left} decisions of the masked network were not taken")
-        return outputs, repetition.pairs
-
-
-def references(masked: nn.Module, inputs: Inputs, seed: int = 0, *, lively: bool = False) -> Iterator[Reference]:
-    """Run the masked network on inputs it can digest, and along the branches other inputs would have taken.
-
-    Raises:
-        ForwardError: The network fails, or computes nothing but infinities and NaNs, on all of them.
-    """
-    reason = ""
-    for fed in feeds(inputs, seed):
-        try:
-            straight = _reference(masked, fed, seed, None, lively=lively)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the network's own
-            reason = first_line(error)
-            continue
-        reason = _says_nothing(straight)
-        if not reason:
-            break
-    else:
-        fix = "Give inputs on which the network works."
-        if "meta" in reason:
-            fix = "End torch.set_default_device('meta'), or give the tensors that forward() makes a device."
-        raise ForwardError(f"the cut cannot be proven: {reason}, on noise and on the inputs given. {fix}")
-    yield straight
-    for number in FORCED_BRANCHES.values() if straight.decisions.asked else ():
-        with suppress(Exception):  # say an assertion about the data: not a way the network goes
-            yield _reference(masked, fed, seed, number, lively=lively)
-
-
-def _reference(masked: nn.Module, fed: Inputs, seed: int, turn: float | None, *, lively: bool) -> Reference:
-    decisions = Decisions()
-    outputs = run(masked, fed, seed, _turned(decisions.record, turn), lively=lively)
-    return Reference(fed, seed, lively, turn, outputs, decisions)
-
-
-def _turned(watch: Watch, number: float | None) -> Watch:
-    if number is None:
-        return watch
-    forced = ForcedBranch(number)
-    return lambda func, args, kwargs, output: forced.turn(watch(func, args, kwargs, output))
-
-
-def _says_nothing(reference: Reference) -> str:
-    """Tell why outputs, or else what decisions were based on, are nothing to compare; empty if they are."""
-    outputs = [tensor for tensor in reference.outputs if tensor.numel()] or reference.decisions.evidence
-    if not any(tensor.numel() for tensor in outputs):
-        return "its outputs are empty"
-    if any(tensor.is_meta for tensor in outputs):
-        return "its outputs are on the meta device, without values"
-    real = [tensor for tensor in outputs if tensor.is_floating_point() and tensor.numel()]
-    if any(not tensor.isfinite().any() or float(tensor.isnan().double().mean()) > _NAN for tensor in real):
-        return "its outputs are not finite"
-    return ""
-
-
-def largest_error(before: Reference, slim: nn.Module) -> float:
-    """Run the slim network the same way; return the largest relative difference, inf where there is none to see.
-
-    It repeats the decisions of the masked one (order of scores, boxes that survive NMS, branches), and the numbers
-    they were based on are compared like outputs.
-    """
-    try:
-        got, based_on = before.repeat(slim)
-    except Exception:  # noqa: BLE001 - whatever it is, the masked network did not do it
-        return float("inf")
-    pairs = [*zip(before.outputs, got, strict=False), *based_on]
-    if [t.shape for t in before.outputs] != [t.shape for t in got] or not any(left.numel() for left, _ in pairs):
-        return float("inf")
-    return max(itertools.starmap(relative_error, pairs))
-
-
-def relative_error(expected: torch.Tensor, got: torch.Tensor) -> float:
-    """Return the largest difference of two tensors of one shape, relative to the largest magnitude.
-
-    Where several elements share the largest magnitude (a mask filled with -1e9, say), the others are also compared
-    among themselves: next to it, they could be anything.
-    """
-    if not expected.is_floating_point():
-        return float((expected != got).any())
-    both = expected.isfinite() & got.isfinite()
-    same = (expected == got) | (expected.isnan() & got.isnan())
-    if not (both | same).all():
-        return float("inf")
-    expected, got = expected[both], got[both]
-    if not expected.numel():
-        return 0.0
-    scale = expected.abs().max()
-    error = float((expected - got).abs().max() / torch.where(scale > 0, scale, 1))
-    rest = expected.abs() < scale
-    if error > 0 and 1 < int((~rest).sum()) < rest.numel():
-        error = max(error, relative_error(expected[rest], got[rest]))
-    return error
-
-
-def _first_difference(before: Reference, masked: nn.Module, slim: nn.Module, plan: PruningPlan) -> str:
+def _first_difference(expected: MaskedRun, masked: nn.Module, slim: nn.Module, plan: PruningPlan) -> str:
     """Name the first module whose output, without the removed channels, differs."""
-    expected, got = _module_outputs(before, masked), _module_outputs(before, slim)
+    of_masked, of_slim = _module_outputs(expected, masked), _module_outputs(expected, slim)
     removed = {name.rpartition(".")[0]: cut for cut in plan.cuts for name, dim in cut.at if dim == 0}
     gated = {gate.at for gate in plan.gates}
-    for dense_name, reference in expected.items():
+    for dense_name, reference in of_masked.items():
         cut, name = removed.get(dense_name), gated_name(dense_name, gated)
         kept = reference
         if cut is not None and reference.dim() > 1 and reference.shape[1] == cut.size:
             kept = reference.index_select(1, torch.tensor(cut.keep, device=reference.device))
-        if name not in got:
+        if name not in of_slim:
             return name
-        if kept.shape == got[name].shape and relative_error(kept, got[name]) > TOLERANCE:
+        if kept.shape == of_slim[name].shape and relative_error(kept, of_slim[name]) > TOLERANCE:
             return name
     return "output"
 
 
-def _module_outputs(before: Reference, model: nn.Module) -> dict[str, torch.Tensor]:
+def _module_outputs(expected: MaskedRun, model: nn.Module) -> dict[str, torch.Tensor]:
     outputs: dict[str, torch.Tensor] = {}
     hooks = []
     for name, module in model.named_modules():
@@ -283,8 +157,8 @@ def _module_outputs(before: Reference, model: nn.Module) -> dict[str, torch.Tens
 
             hooks.append(module.register_forward_hook(keep))
     try:
-        with suppress(Exception):  # where the slim network fails, it says which modules it came to
-            before.repeat(model)
+        with suppress(Exception):  # a slim network that fails has run the modules before that
+            expected.repeat(model)
     finally:
         for hook in hooks:
             hook.remove()

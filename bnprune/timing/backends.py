@@ -32,7 +32,7 @@ def parse_backends(texts: Sequence[str]) -> tuple[Backend, ...]:
     names = [name.strip() for text in texts for name in text.split(",")]
     for name in names:
         if name not in BACKENDS:
-            raise ConfigError(f"'{name}' is unknown. {hint(name, BACKENDS)}", where="backend")
+            raise ConfigError(f"'{name}' is unknown. {hint(name, BACKENDS)}", argument="backend")
     return tuple(backend for backend in BACKENDS if backend in names)
 
 
@@ -60,7 +60,7 @@ class Setting:
         """
         if self.channels_last and len(self.shape) != 3:
             message = f"channels_last goes with inputs of shape C,H,W (got {self.shape}). Leave it out."
-            raise ConfigError(message, fix={"channels_last": False})
+            raise ConfigError(message, remedy={"channels_last": False})
         if backend != "onnxruntime":
             return
         require_packages("onnx", "the backend onnxruntime")
@@ -68,7 +68,7 @@ class Setting:
             raise ConfigError(
                 f"the backend onnxruntime is measured on the CPU in float32 (got {self.device} and {self.dtype}). "
                 "Leave it out, or change the device and the type.",
-                fix={"device": "cpu", "dtype": "float32"},
+                remedy={"device": "cpu", "dtype": "float32"},
             )
 
     def inputs(self, batch: int) -> torch.Tensor:

@@ -126,6 +126,7 @@ def make_optimizer(model: nn.Module, config: OptimisationConfig) -> torch.optim.
     return adam(groups, lr=config.lr, betas=(config.momentum, 0.999))
 
 
+@torch.enable_grad()  # a data factory may have switched gradients off
 def train(state: State, task: Task, penalty: Penalty | None, log: Log, stopping: Callable[[], bool]) -> None:
     """Train to the last epoch, from wherever `state` stands.
 

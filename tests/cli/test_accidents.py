@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bnprune.pruning.surgery import fill
+from bnprune.pruning.surgery import copy_weights
 from bnprune.runs.directory import RunDirectory
 from tests.cli.harness import CHAIN, bnprune, document, done, read_json, refusal, spawn, squeezed, tensor_bytes, write
 
@@ -340,12 +340,12 @@ def test_what_goes_away_in_the_second_epoch_leaves_a_run_to_go_on_with(
 
 def test_a_cut_that_cannot_be_proven_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*args: Any) -> torch.nn.Module:
-        slim = fill(*args)
+        slim = copy_weights(*args)
         with torch.no_grad():
             slim.get_parameter("1.0.weight").mul_(1.001)
         return slim
 
-    monkeypatch.setattr("bnprune.pruning.pruner.fill", wrong)
+    monkeypatch.setattr("bnprune.pruning.pruner.copy_weights", wrong)
     message = refusal(4, "prune", *CHAIN)
     assert "the slim network does not equal the masked original" in message
     assert "first difference in '1.0.weight'. Nothing was written." in message

@@ -16,8 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnprune.cli.terminal import bounded
-from bnprune.errors import BnpruneError, printable
+from bnprune.errors import BnpruneError, bounded, printable
 from bnprune.models.zoo import ModelSpec
 from bnprune.runs.checkpoint import Header, save_checkpoint
 from bnprune.runs.signals import stop_requests

@@ -122,9 +122,9 @@ def test_networks_on_the_device_are_measured_and_exported(tmp_path: Path, monkey
 
 
 def test_wrong_surgery_is_caught_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnprune.pruning import prune as module
+    from bnprune.pruning import pruner as module
 
-    right = module.fill
+    right = module.copy_weights
 
     def broken(slim: nn.Module, plan: Any, model: nn.Module) -> nn.Module:
         slim = right(slim, plan, model)
@@ -132,6 +132,6 @@ def test_wrong_surgery_is_caught_on_the_device(monkeypatch: pytest.MonkeyPatch) 
             next(p for p in slim.parameters() if p.dim() == 4).mul_(1.001)
         return slim
 
-    monkeypatch.setattr(module, "fill", broken)
+    monkeypatch.setattr(module, "copy_weights", broken)
     with pytest.raises(bnprune.VerificationError):
         bnprune.prune(randomized(chain()).cuda(), torch.randn(2, 3, 16, 16, device="cuda"), ratio=0.4)

@@ -11,10 +11,11 @@ from torch import nn
 import bnprune
 from bnprune.channels.pytrees import as_inputs
 from bnprune.pruning.planner import plan_cut, score_network
+from bnprune.pruning.proof_runs import largest_error, masked_runs
 from bnprune.pruning.pruner import carry_out
 from bnprune.pruning.request import Request
 from bnprune.pruning.surgery import apply
-from bnprune.pruning.verify import largest_error, references, verify
+from bnprune.pruning.verify import verify
 from tests.nets import Net, conv_bn, head, noise, randomized
 from tests.numerics.test_verify import wrong
 
@@ -34,7 +35,7 @@ def detector(threshold: float) -> nn.Module:
 def test_what_a_threshold_hides_is_compared_all_the_same() -> None:
     """A detector that finds nothing in noise has no output to compare."""
     model, inputs = detector(1e6), ((noise(2, 3, 8, 8),), {})
-    before = next(references(model, inputs))
+    before = next(masked_runs(model, inputs))
     assert before.outputs[0].numel() == 0
     wrong = copy.deepcopy(model)
     with torch.no_grad():
@@ -56,9 +57,9 @@ def test_nearly_equal_scores_keep_their_order() -> None:
             return x[0, best] if self.scores[1] > self.scores[0] else x[0, best] * 2
 
     inputs = ((noise(1, 3),), {})
-    swapped = largest_error(next(references(Ranked(1e-15), inputs)), Ranked(-1e-15))
+    swapped = largest_error(next(masked_runs(Ranked(1e-15), inputs)), Ranked(-1e-15))
     assert 0 < swapped < 1e-14
-    assert largest_error(next(references(Ranked(1e-3), inputs)), Ranked(-1e-3)) > 1e-4
+    assert largest_error(next(masked_runs(Ranked(1e-3), inputs)), Ranked(-1e-3)) > 1e-4
 
 
 def test_a_detector_is_pruned_and_proven() -> None:
@@ -77,16 +78,16 @@ def _listed(n: Net, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("model", "hollow"),
+    ("model", "on_meta"),
     [(detector(0.0), True), (randomized(Net(_listed, a=conv_bn(3, 8), b=head(8))).double(), False)],
     ids=["decisions are repeated", "values are needed"],
 )
-def test_a_network_that_decides_is_rehearsed_without_values_if_possible(model: nn.Module, meta_slim: bool) -> None:
+def test_a_network_that_decides_has_a_dry_run_without_values_if_possible(model: nn.Module, on_meta: bool) -> None:
     """The trace has the decisions; memory and arithmetic of a second forward pass are saved."""
     x = noise(1, 3, 8, 8)
     draft = plan_cut(model, x, score_network(model, x, Request(ratio=0.5)))
     assert draft.score_network.graph.real
-    assert all(parameter.is_meta == meta_slim for parameter in draft.meta_slim.parameters())
+    assert all(parameter.is_meta == on_meta for parameter in draft.meta_slim.parameters())
     result = carry_out(draft, model, x)
     assert result.report.max_relative_error < 1e-12
     assert result.report.macs_after < result.report.macs_before

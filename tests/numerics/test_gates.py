@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import bnprune
 from bnprune.pruning.gates import ReadGate, WriteGate
+from bnprune.pruning.slice_check import first_wrong_tensor
 from tests.nets import Net, conv_bn, head, noise, norms, outputs, randomized
 
 
@@ -220,3 +221,15 @@ def test_a_gate_is_called_as_the_norm_was_and_stands_under_every_name_it_had() -
     assert not result.report.refusals
     assert result.model.alias is result.model.second[1]
     assert isinstance(result.model.alias, WriteGate)
+
+
+@pytest.mark.parametrize(
+    ("make", "buffer"), [(preactivation, "index"), (postactivation, "order"), (postactivation, "fill")]
+)
+def test_a_wrong_buffer_of_a_gate_is_caught(make: Callable[[], nn.Module], buffer: str) -> None:
+    model = randomized(make())
+    result = bnprune.prune(model, torch.zeros(1, 3, 8, 8), ratio=0.5, coupling="gates")
+    assert first_wrong_tensor(model, result.model, result.plan) is None
+    name, tensor = next(item for item in result.model.named_buffers() if item[0].endswith(f".{buffer}"))
+    tensor[0] += 1
+    assert first_wrong_tensor(model, result.model, result.plan) == name

@@ -10,6 +10,7 @@ from torch import nn
 
 import bnprune
 from bnprune.channels.pytrees import as_inputs
+from bnprune.pruning import surgery
 from bnprune.pruning.plan import Cut
 from bnprune.pruning.surgery import apply
 from bnprune.pruning.verify import mask, require, verify
@@ -101,3 +102,16 @@ def test_mask_zeroes_exactly_what_is_removed() -> None:
     assert masked[2].weight[:, gone].abs().sum() == 0
     kept = list(result.plan.cuts[0].keep)
     assert masked[0].weight[kept].abs().sum() > 0
+
+
+def test_wrong_surgery_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference are slices by the indices of the plan, so that surgery is not compared with itself."""
+    right = surgery._slice
+
+    def shifted(source: torch.Tensor, keeps: list[tuple[int, torch.Tensor]]) -> torch.Tensor:
+        return right(source, [(dim, (keep + 1) % source.shape[dim]) for dim, keep in keeps])
+
+    model = randomized(MOTIFS["chain"][0]())
+    monkeypatch.setattr(surgery, "_slice", shifted)
+    with pytest.raises(bnprune.VerificationError, match=r"relative error inf.*first difference in '0\.0\.weight'"):
+        bnprune.prune(model, torch.zeros(1, 3, 8, 8), ratio=0.4)
