@@ -23,6 +23,8 @@ DATA_BYTES = 16 * MEGABYTE
 """Plans, figures, and the metadata of checkpoints."""
 LOG_BYTES = 32 * MEGABYTE
 """Metrics: lines of JSON, each of which is read on its own."""
+MOST_CONTAINERS = 500_000
+"""Lists and objects in JSON; each takes fifty times the memory and the time of its two characters."""
 DEEPEST = 64
 """Levels of nesting."""
 LONGEST_NUMBER = 100
@@ -83,6 +85,8 @@ def parse_json(text: str, limit: int = DATA_BYTES, depth: int = DEEPEST) -> Any:
     """
     if len(text) > limit:
         raise ValueError(f"it is longer than {limit} characters")
+    if text.count("[") + text.count("{") > MOST_CONTAINERS:
+        raise ValueError(f"it holds more than {MOST_CONTAINERS:,} lists and objects")
     try:
         data = json.loads(text, parse_int=_integer, parse_float=_real, parse_constant=_refuse_constant)
     except RecursionError as error:

@@ -74,6 +74,11 @@ def remove_temporaries(folder: Path) -> None:
             shutil.rmtree(found, ignore_errors=True)
 
 
+def real_path(path: Path) -> Path:
+    """Return a path without symbolic links. `Path.resolve` raises RuntimeError if links form a loop."""
+    return Path(os.path.realpath(path))
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write data as indented JSON, atomically."""
     text = json.dumps(plain(data), indent=2) + "\n"

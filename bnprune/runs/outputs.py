@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from bnprune.errors import ConfigError
-from bnprune.runs.files import require_free_file
+from bnprune.runs.files import real_path, require_free_file
 
 RUN_FILES = (
     "result.json",
@@ -42,7 +42,7 @@ def require_output(
         DataError: There is a folder, a device, a link, or a name that cannot be used.
     """
     for source in sources:
-        if source is not None and (is_same(path, source) or path.parent.resolve() == _networks(source)):
+        if source is not None and (is_same(path, source) or real_path(path.parent) == _networks(source)):
             raise ConfigError(f"{option}: '{path}' is where the network comes from, or lies there. Choose another.")
     if recipe is not None and is_same(path, recipe):
         raise ConfigError(f"{option}: '{path}' is the recipe. Choose another.")
@@ -52,12 +52,12 @@ def require_output(
 
 
 def _networks(source: Path) -> Path:
-    return (source / "checkpoints").resolve()
+    return real_path(source / "checkpoints")
 
 
 def _run_of(path: Path) -> Path | None:
     """Return the run that a file would belong to; pages and exports may be replaced on their own."""
-    folder = path.parent.resolve()
+    folder = real_path(path.parent)
     if folder.name == "checkpoints":
         run, kept = folder.parent, True
     else:

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from bnprune.config.schema import PipelineConfig, UserOnly
 from bnprune.errors import UntrustedError, quoted, shortened
 from bnprune.models.zoo import ModelSpec
+from bnprune.runs.files import real_path
 
 TRUST_VARIABLE = "BNPRUNE_TRUST"
 
@@ -33,7 +34,7 @@ def is_trusted(path: Path, *, asked: bool = False) -> bool:
     if asked:
         return True
     folders = [Path(text) for text in os.environ.get(TRUST_VARIABLE, "").split(os.pathsep) if text]
-    return any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
+    return any(real_path(path).is_relative_to(real_path(folder)) for folder in folders)
 
 
 # -- networks ---------------------------------------------------------------------------------------------------------

@@ -443,3 +443,9 @@ def test_damaged_figures_are_refused_before_anything_is_changed(
     shutil.copytree(unfinished, here / "run")
     write("run/result.json", text)
     assert "'run/result.json' is damaged: " in refusal(5, "run", recipe, "--out", "run", "--resume")
+
+
+@pytest.mark.parametrize("option", ["--plan", "--weights"])
+def test_a_loop_of_links_is_a_file_that_cannot_be_read(option: str, here: Path) -> None:
+    (here / "loop.json").symlink_to("loop.json")
+    refusal(5, "prune", *CHAIN, option, "loop.json", "--out", "out.safetensors")

@@ -278,7 +278,7 @@ class GammaStatistics:
 def gamma_statistics(gammas: Sequence[torch.Tensor], epsilon: float = 0.01) -> GammaStatistics:
     """Describe the distribution of |γ|."""
     values = torch.cat([gamma.detach().abs().flatten() for gamma in gammas]).float().cpu()
-    marks = torch.quantile(values, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+    marks = torch.quantile(values, values.new_tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
     below = float((values < epsilon).float().mean())
     between = float(((values >= epsilon) & (values < 3 * epsilon)).float().mean())
     low, first, median, third, high = marks.tolist()
