@@ -6,9 +6,9 @@
 Every case is a verb or a function on input that is made from a good one: known attacks, and others drawn from the seed.
 It runs in a process that is forked for it, in a folder of its own, under an audit hook (`fuzzing/guard.py`) that
 refuses execution, sockets, unpickling, imports and writing outside that folder. A case is fine if it ends with exit
-code 0, 2, 3 or 5, in time, within the memory, with a short message, and leaves what was there as it was. Everything
-else is a finding: it is counted in the table, kept with --keep, and makes the exit code 1. Needs Linux, and
-`bnprune[demo,timm]`.
+code 0, 2, 3 or 5 (`export` also with 4), in time, within the memory, with a short message, and leaves what was there as
+it was. Everything else is a finding: it is counted in the table, kept with --keep, and makes the exit code 1. Needs
+Linux, and `bnprune[demo,timm]`.
 """
 
 from __future__ import annotations

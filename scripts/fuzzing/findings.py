@@ -14,7 +14,7 @@ from fuzzing.cases import Case
 from fuzzing.guard import REFUSED
 
 REFUSALS = (2, 3, 5)
-"""Exit codes. 4, a failed proof, is one to look at."""
+"""Exit codes of a refused input. A failed proof, 4, is a finding, except from `export`: see `refusals_of`."""
 SIGPIPE = 141
 """What a shell calls the end of a program that nobody listens to."""
 SHORT = 20_000
@@ -34,19 +34,24 @@ _VALUED = frozenset({
 State = dict[str, list[int]]
 
 
+def refusals_of(case: Case) -> tuple[int, ...]:
+    """Return the exit codes of a refusal; an export of weights that are not finite cannot be verified, which is 4."""
+    return (*REFUSALS, 4) if case.args[:1] == ("export",) else REFUSALS
+
+
 def of_the_end(code: int, events: Sequence[str], out: bytes, err: bytes, case: Case) -> Iterator[str]:
     """Look at the exit code and at what was printed."""
     last = _last_line(err)
     failed = b"Traceback (most recent call last)" in err and "--debug" not in case.args
     if REFUSED not in last:  # the guard has told of it
         yield from _of_the_code(code, events, failed, last, case)
-    if code in REFUSALS and len(out) + len(err) > SHORT:
+    if code in refusals_of(case) and len(out) + len(err) > SHORT:
         yield f"long: {len(out) + len(err)} bytes: {last}"
     text = (out + err).decode("utf-8", "replace")
     found = _CONTROL.search(text)
     if found:
         yield f"control: {text[max(0, found.start() - 40) : found.end() + 20]!r}"
-    if _wants_json(case) and code in (0, *REFUSALS) and not _is_json(out):
+    if _wants_json(case) and code in (0, *refusals_of(case)) and not _is_json(out):
         yield f"json: {out[:80]!r} {last}"
 
 
@@ -64,7 +69,7 @@ def _of_the_code(code: int, events: Sequence[str], failed: bool, last: str, case
         yield f"vanished: exit code {code} without an end {last}"
     elif failed:
         yield f"traceback: {last}"
-    elif code not in (0, *REFUSALS, *((SIGPIPE,) if case.stdout else ())):
+    elif code not in (0, *refusals_of(case), *((SIGPIPE,) if case.stdout else ())):
         yield f"exit {code}: {last}"
 
 
@@ -112,5 +117,5 @@ def of_files(before: State, work: Path, case: Case, code: int) -> Iterator[str]:
 def _changed(name: str, before: list[int], after: list[int] | None, case: Case, code: int) -> Iterator[str]:
     if not any(name.strip("'").startswith(path) for path in case.changes):
         yield f"changed: {name} {'is gone' if after is None else 'was written to'}"
-    elif code in REFUSALS and name.endswith("metrics.jsonl'") and (after is None or after[0] < before[0]):
+    elif code in refusals_of(case) and name.endswith("metrics.jsonl'") and (after is None or after[0] < before[0]):
         yield f"changed: {name} was cut off"

@@ -78,3 +78,14 @@ def test_the_oldest_versions_tested_are_the_oldest_allowed() -> None:
     pins = dict(re.findall(r"^([\w-]+)==([\d.]+)\.\*$", (ROOT / ".github" / "oldest.txt").read_text(), re.MULTILINE))
     assert pins.keys() >= {"torch", "torchvision", "typer", "pydantic"}
     assert pins == {name: allowed[name] for name in pins}
+
+
+@pytest.mark.skipif(not (ROOT / "bnprune" / "workflows").exists(), reason="describes the tree with its workflows")
+def test_contributing_names_files_that_exist() -> None:
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    names = re.findall(r"`((?:bnprune|scripts|tests|configs)/[\w./-]*)`", text)
+    assert len(names) > 30
+    missing = [name for name in names if not (ROOT / name).exists()]
+    assert not missing
+    for package in (path.parent.name for path in (ROOT / "bnprune").glob("*/__init__.py")):
+        assert f"| `bnprune/{package}` |" in text, package
