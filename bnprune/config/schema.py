@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from bnprune.config.prune_options import Option, PruneOptions, prune_options, target_names
+from bnprune.config.prune_options import TARGETS, Option, PruneOptions, prune_options
 from bnprune.config.tables import FORMATS, PENALTIES, listed, sentences
 
 # The upper bounds exclude nothing sensible; they keep numbers within float32, and sizes within memory.
@@ -337,7 +337,7 @@ class PruneConfig(_PruneKeys):  # type: ignore[misc]
     @property
     def targets(self) -> list[str]:
         """Names of the targets that are given."""
-        return [kind for kind in target_names() if getattr(self, kind) is not None]
+        return [kind for kind in TARGETS if getattr(self, kind) is not None]
 
 
 class DistillConfig(Section):

@@ -111,7 +111,7 @@ def listed(choices: Mapping[str, str], quote: str = "") -> str:
 
     Args:
         choices: The sentence of each name.
-        quote: What to put around names, such as a backtick.
+        quote: Text to put around names, such as a backtick.
     """
     return "; ".join(
         f"{quote}{name}{quote}: {text}" if text else f"{quote}{name}{quote}" for name, text in choices.items()
