@@ -9,8 +9,8 @@ Everything else follows from it:
 The signatures of the Python API (`bnprune.prune` and others) are written out, because editors and type checkers read
 them; a test compares their names and defaults with this definition.
 
-To add an option, add a field to `PruneOptions`, and act on it where the pruning does: it arrives there as an attribute of
-the request. A field of `pruning.candidates.Constraints` of the same name is filled by itself.
+To add an option, add a field to `PruneOptions`, and use it where it matters: it arrives there as an attribute of the
+request. A field of `pruning.candidates.Constraints` of the same name is filled automatically.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Option:
     lt: float | None = None
     le: float | None = None
     choices: Callable[[], Mapping[str, str]] = dict
-    """Returns the allowed names of a choice, with a sentence each; called each time, because users can register names."""
+    """Returns the allowed names of a choice, with a sentence each; called anew, because users can register names."""
     extensible: bool = False
     """True if users can register names. Recipes then accept every name, so that a checkpoint whose recipe has a
     registered one can still be read where it is not registered; the request checks it."""
