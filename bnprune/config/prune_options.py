@@ -170,7 +170,7 @@ def _range(option: Option) -> str:
 def about(
     kind: Kind, sentence: str, flag: str | None = None, metavar: str | None = None, **more: Any
 ) -> dict[str, Any]:
-    """Return the metadata of a field of `PruneOptions`; `more` are further fields of its `Option`."""
+    """Return the metadata of a field that is an option."""
     return {"option": Option(kind=kind, sentence=sentence, flag=flag, metavar=metavar, **more)}
 
 

@@ -35,23 +35,22 @@ class Entry:
 
 @dataclass(frozen=True)
 class ExportFormat(Entry):
-    """A file format of exported networks."""
+    """A file format of exported networks; see `bnprune.exporters.artifact.Written` for what the function returns."""
 
     suffixes: tuple[str, ...]
-    """Suffixes of the main file, the default one first."""
-    packages: tuple[str, ...] = ()
-    """Packages that have to be installed."""
-    extra: str = ""
-    """The extra of bnprune that installs them."""
-    optional_files: tuple[str, ...] = ()
-    """Suffixes of files beside the main one that are left out if they compute something else than the network."""
-    has_batch_size: bool = True
-    """True if a file is made for one batch size, or for any; False if it holds weights alone."""
+    """File name suffixes, the usual one first."""
+    requirement: str = ""
+    """A function that raises ConfigError if a package is missing, as "module:attribute"; it is called with a text that
+    says what needs the packages."""
 
-    @property
-    def export(self) -> Callable[..., Any]:
-        """The function that writes the format."""
-        return self
+    def require_packages(self) -> None:
+        """Check that the packages which the format needs are installed.
+
+        Raises:
+            ConfigError: One is missing.
+        """
+        if self.requirement:
+            Entry("", self.requirement)(f"the format {self.suffixes[0].removeprefix('.')}")
 
 
 _SCORES = "bnprune.pruning.scores"
@@ -80,22 +79,15 @@ PENALTIES: dict[str, Callable[..., Any]] = {
 _FORMATS = "bnprune.exporters.artifact"
 FORMATS: dict[str, ExportFormat] = {
     "onnx": ExportFormat(
-        "ONNX, for other runtimes",
-        f"{_FORMATS}:write_onnx",
-        (".onnx",),
-        packages=("onnx", "onnxruntime", "onnxscript"),
-        extra="onnx",
+        "ONNX, for other runtimes", f"{_FORMATS}:write_onnx", (".onnx",), "bnprune.exporters.onnx:require_onnx"
     ),
     "pt2": ExportFormat("a program of torch.export", f"{_FORMATS}:write_pt2", (".pt2",)),
     "state-dict": ExportFormat(
         "plain weights, and a Python file with the architecture",
         f"{_FORMATS}:write_state_dict",
         (".safetensors", ".pt", ".pth"),
-        optional_files=(".py",),
-        has_batch_size=False,
     ),
 }
-"""Functions that write the files of one format; see `bnprune.exporters`."""
 
 
 def sentences(table: Mapping[str, Any]) -> dict[str, str]:
@@ -111,7 +103,7 @@ def listed(choices: Mapping[str, str], quote: str = "") -> str:
 
     Args:
         choices: The sentence of each name.
-        quote: Text to put around names, such as a backtick.
+        quote: What to put around names, such as a backtick.
     """
     return "; ".join(
         f"{quote}{name}{quote}: {text}" if text else f"{quote}{name}{quote}" for name, text in choices.items()

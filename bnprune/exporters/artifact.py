@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from bnprune.config.tables import FORMATS
 from bnprune.errors import BnpruneError, ConfigError, TraceError, VerificationError, first_line
 from bnprune.exporters.batchnorm_folding import fold_batchnorms
-from bnprune.exporters.onnx import onnx_runner, require_onnx, to_onnx
+from bnprune.exporters.onnx import onnx_runner, to_onnx
 from bnprune.exporters.parity import Parity, Runner, compare, dtype_of, eager, tolerance_of
 from bnprune.exporters.pt2 import pt2_runner, record, to_pt2
 from bnprune.exporters.python_source import to_python
@@ -49,8 +49,7 @@ class Wish:
         suffix = suffix or suffixes[0]
         if suffix not in suffixes:
             raise ConfigError(f"a file of format {format} ends in {' or '.join(suffixes)} (got '{suffix}').")
-        if FORMATS[format].packages:
-            require_onnx(f"the format {format}")
+        FORMATS[format].require_packages()
         return cls(format, suffix, **options)
 
 
@@ -71,6 +70,8 @@ class Written:
     runner: Runner | None
     """Runs the exported network, so that it can be compared; None if there is nothing to run."""
     notes: Notes = ()
+    without_code: Callable[[Exception], tuple[Files, Notes]] | None = None
+    """Returns the files that are still right if the exported network turns out to differ; None if there are none."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,9 @@ def make_artifact(
             try:
                 random, found = _verified(reference, written.runner, shape, wish, real)
             except _UnlikeError as error:
-                optional = FORMATS[wish.format].optional_files
-                if not optional:
+                if written.without_code is None:
                     raise VerificationError(f"{error} Nothing was written.") from error
-                files = {suffix: content for suffix, content in files.items() if suffix not in optional}
-                notes = (_no_code(error),)
+                files, notes = written.without_code(error)
     finally:
         for module, training in mode.items():
             module.training = training
@@ -175,17 +174,18 @@ def write_pt2(model: nn.Module, shape: tuple[int, ...], wish: Wish, title: str, 
 def write_state_dict(model: nn.Module, shape: tuple[int, ...], wish: Wish, title: str, stem: str) -> Written:
     """Write plain weights and, if the architecture can be expressed in plain Python, a file with it."""
     weights = _weights(model, wish.suffix)
+
+    def weights_alone(error: Exception) -> tuple[Files, Notes]:
+        reason = str(error) if isinstance(error, BnpruneError) else first_line(error)
+        return {wish.suffix: weights}, (f"no Python file with the architecture: {reason}",)
+
     try:
         code = to_python(model, title, f"{stem}{wish.suffix}")
         runner = source_runner(code, _read(weights, wish.suffix))
     except Exception as error:  # noqa: BLE001 - whatever plain Python cannot express, weights are weights
-        return Written({wish.suffix: weights}, None, (_no_code(error),))
-    return Written({wish.suffix: weights, ".py": code.encode()}, runner)
-
-
-def _no_code(error: Exception) -> str:
-    reason = str(error) if isinstance(error, BnpruneError) else first_line(error)
-    return f"no Python file with the architecture: {reason}"
+        files, notes = weights_alone(error)
+        return Written(files, None, notes)
+    return Written({wish.suffix: weights, ".py": code.encode()}, runner, without_code=weights_alone)
 
 
 def _weights(model: nn.Module, suffix: str) -> bytes:
