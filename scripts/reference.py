@@ -1,6 +1,6 @@
-"""Writes the references in README.md from the code: every verb with its options, and every key of a recipe.
+"""Write the references in README.md from the code: every verb with its options, and every key of a recipe.
 
-Run it after changing an option or a key; `scripts/reference.py --check` only says whether that is due.
+Run it after changing an option or a key; `scripts/reference.py --check` fails if README.md is out of date.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 def main() -> None:
     text = README.read_text(encoding="utf-8")
-    for name, made in (("verbs", verbs()), ("keys", keys())):
-        text = replaced(text, name, made)
+    for name, reference in (("verbs", verbs()), ("keys", keys())):
+        text = replaced(text, name, reference)
     if "--check" in sys.argv[1:]:
         sys.exit(
             0 if text == README.read_text(encoding="utf-8") else "README.md is out of date: run scripts/reference.py"
@@ -32,14 +32,14 @@ def main() -> None:
     README.write_text(text, encoding="utf-8")
 
 
-def replaced(text: str, name: str, made: str) -> str:
-    """Put text between the markers of one reference."""
+def replaced(text: str, name: str, reference: str) -> str:
+    """Return `text` with a reference between its markers."""
     begin, end = f"<!-- {name}: made by scripts/reference.py -->\n", f"<!-- end of {name} -->"
-    before, found, rest = text.partition(begin)
-    _, ended, after = rest.partition(end)
-    if not found or not ended:
+    before, has_begin, rest = text.partition(begin)
+    _, has_end, after = rest.partition(end)
+    if not has_begin or not has_end:
         sys.exit(f"README.md: the markers of '{name}' are missing")
-    return f"{before}{begin}\n{made}\n{end}{after}"
+    return f"{before}{begin}\n{reference}\n{end}{after}"
 
 
 # -- verbs -----------------------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def verb(name: str, function: Any) -> str:
     arguments = [info.metavar for _, kind, info in parameters if isinstance(info, ArgumentInfo)]
     usage = " ".join(["bnprune", name, *arguments, "[OPTIONS]"])
     rows = "".join(
-        f"| `{spelling(kind, info)}` | {told(kind, info, defaults[key])} |\n" for key, kind, info in parameters
+        f"| `{spelling(kind, info)}` | {help_of(kind, info, defaults[key])} |\n" for key, kind, info in parameters
     )
     return f"**`{usage}`** – {function.__doc__.strip().splitlines()[0]}\n\n| | |\n|---|---|\n{rows}"
 
@@ -82,7 +82,7 @@ def choices(kind: Any) -> list[str]:
     return list(get_args(kind)) if get_origin(kind) is Literal else []
 
 
-def told(kind: Any, info: ArgumentInfo | OptionInfo, default: Any) -> str:
+def help_of(kind: Any, info: ArgumentInfo | OptionInfo, default: Any) -> str:
     text = Text.from_markup(info.help or "").plain  # help is written in rich's markup
     if info.metavar and any(f"{name}: " not in text for name in choices(kind)):
         text += f"  One of: {', '.join(choices(kind))}."
@@ -98,7 +98,7 @@ def keys() -> str:
 
 
 def section(kind: type[Section], prefix: str, listed: set[type]) -> Iterator[str]:
-    """Yield the rows of a section; keys it shares with one that is listed already are only mentioned."""
+    """Yield the rows of a section; keys that it shares with a section listed before are only named."""
     parent = kind.__mro__[1]
     known = parent in listed
     listed |= {kind, parent} - {Section}
@@ -117,7 +117,7 @@ def section(kind: type[Section], prefix: str, listed: set[type]) -> Iterator[str
 
 
 def described(kind: type[Section], name: str) -> str:
-    """Return what a key is for; one that only changes a default is told of by the section it is taken from."""
+    """Return the description of a key; one that only changes a default has that of the section it inherits from."""
     owners = (base.model_fields[name] for base in kind.__mro__ if name in getattr(base, "model_fields", {}))
     return cell(next((field.description for field in owners if field.description), ""))
 
@@ -138,12 +138,12 @@ def named(metadata: Any) -> str:
 def limits(metadata: Any) -> list[str]:
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
     bounds = ((sign, getattr(m, name, None)) for m in metadata for name, sign in signs.items())
-    told = [(sign, bound) for sign, bound in bounds if bound is not None and bound < _ABSURD]
-    return ["> 0" if bound == _TINY else f"{sign} {bound:g}" for sign, bound in told]
+    shown = [(sign, bound) for sign, bound in bounds if bound is not None and bound < _ABSURD]
+    return ["> 0" if bound == _TINY else f"{sign} {bound:g}" for sign, bound in shown]
 
 
 _TINY, _ABSURD = 1e-12, 1000
-"""Bounds that keep figures within what a number can hold; nobody needs to read about them."""
+"""Bounds that only keep numbers representable are not shown."""
 
 
 WORDS = {
@@ -157,11 +157,11 @@ WORDS = {
 
 
 def kind_of(kind: Any) -> str:
-    """Say what a value may be, in words."""
+    """Return the type of a value in words."""
     origin, inner = get_origin(kind), [k for k in get_args(kind) if k is not type(None)]
     if hasattr(kind, "__metadata__"):
-        found = [entry for m in kind.__metadata__ for entry in getattr(m, "metadata", ())]
-        return ", ".join([named(kind.__metadata__) or kind_of(inner[0]), *limits(found)])
+        bounds = [entry for m in kind.__metadata__ for entry in getattr(m, "metadata", ())]
+        return ", ".join([named(kind.__metadata__) or kind_of(inner[0]), *limits(bounds)])
     if origin is None:
         return WORDS.get(getattr(kind, "__name__", ""), "anything")
     if origin is dict:
@@ -176,10 +176,10 @@ def kind_of(kind: Any) -> str:
 def default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    found = field.get_default(call_default_factory=True)
-    if found is None or found in ({}, ()):
+    value = field.get_default(call_default_factory=True)
+    if value is None or value in ({}, ()):
         return ""
-    shown = str(found).lower() if isinstance(found, bool) else list(found) if isinstance(found, tuple) else found
+    shown = str(value).lower() if isinstance(value, bool) else list(value) if isinstance(value, tuple) else value
     return f"`{shown}`"
 
 

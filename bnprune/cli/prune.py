@@ -77,7 +77,7 @@ def prune(
     from bnprune.pruning.request import Request
 
     asked, options = asked or {}, prune_options()
-    targets = [name for name in asked if options[name].target]
+    targets = [name for name in asked if options[name].is_target]
     if len(targets) > 1:
         raise ConfigError(f"{' and '.join(str(options[name].flag) for name in targets)}: give one target.")
     request = PruneRequest(

@@ -1,1 +1,1 @@
-"""The configuration: its schema, reading recipes, and code of the user's own."""
+"""The configuration: prune options, the schema of recipes, reading them, and the user's own code."""

@@ -1,4 +1,4 @@
-"""Reading text and JSON from anyone: regular files only, of bounded size, depth and numbers."""
+"""Reading untrusted text and JSON: only regular files, with limits on size, depth and numbers."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ RECIPE_BYTES = MEGABYTE
 DATA_BYTES = 16 * MEGABYTE
 """Plans, figures, and the metadata of checkpoints."""
 LOG_BYTES = 32 * MEGABYTE
-"""Metrics: lines of JSON, each of which is read on its own."""
+"""Training logs: each line is a JSON document of its own."""
 MOST_CONTAINERS = 500_000
-"""Lists and objects in JSON; each takes fifty times the memory and the time of its two characters."""
+"""Most lists and objects of a document: each takes fifty times the memory of its two characters."""
 DEEPEST = 64
-"""Levels of nesting."""
+"""Most levels of nesting."""
 LONGEST_NUMBER = 100
-"""Characters. Reading integers takes time that is quadratic in their length."""
+"""Most characters of a number: the time to read an integer is quadratic in its length."""
 
 
 def read_text(path: Path, limit: int) -> str:
     """Read a text file.
 
     Args:
-        path: A regular file: a device or a FIFO may never end, or never begin.
+        path: A regular file. Reading a device or a FIFO could block or never end.
         limit: Largest size, in bytes.
 
     Raises:
-        OSError: It cannot be read, is not a regular file, or is larger. `strerror` says so in words.
+        OSError: It cannot be read, is not a regular file, or exceeds the limit; `strerror` is a sentence for people.
         UnicodeDecodeError: It is not UTF-8.
     """
     with open_regular(path) as file:
@@ -53,12 +53,12 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading.
 
     Raises:
-        OSError: It cannot be opened, or is not a regular file. `strerror` says so in words.
+        OSError: It cannot be opened, or is not a regular file; `strerror` is a sentence for people.
     """
-    _require_regular(path, path.stat().st_mode)  # first: opening a device may have effects
+    _require_regular(path, path.stat().st_mode)  # before opening, because opening a device may have effects
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        _require_regular(path, os.fstat(descriptor).st_mode)  # again: it may have been replaced in between
+        _require_regular(path, os.fstat(descriptor).st_mode)  # again, because it may have been replaced in between
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -73,7 +73,7 @@ def _require_regular(path: Path, mode: int) -> None:
 
 
 def parse_json(text: str, limit: int = DATA_BYTES, depth: int = DEEPEST) -> Any:
-    """Read JSON, strictly: no NaN or infinity, no huge numbers, no lone surrogates.
+    """Read strict JSON: without NaN, infinity, huge numbers and lone surrogates.
 
     Args:
         text: The document.
@@ -81,7 +81,7 @@ def parse_json(text: str, limit: int = DATA_BYTES, depth: int = DEEPEST) -> Any:
         depth: Most levels of lists and objects.
 
     Raises:
-        ValueError: It is not such a document; `json.JSONDecodeError` if it is not JSON at all.
+        ValueError: It is not such a document; `json.JSONDecodeError` if it is not JSON.
     """
     if len(text) > limit:
         raise ValueError(f"it is longer than {limit} characters")
@@ -93,7 +93,9 @@ def parse_json(text: str, limit: int = DATA_BYTES, depth: int = DEEPEST) -> Any:
         raise ValueError(f"it is nested deeper than {depth} levels") from error
     require_shallow(data, depth)
     if _SURROGATE.search(text):
-        json.dumps(data, ensure_ascii=False).encode()  # a UnicodeEncodeError, which is a ValueError, if it is alone
+        json.dumps(
+            data, ensure_ascii=False
+        ).encode()  # a lone surrogate raises UnicodeEncodeError, which is a ValueError
     return data
 
 
@@ -118,12 +120,12 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def require_shallow(data: T, depth: int = DEEPEST, below: Callable[[T], Iterable[T]] | None = None) -> None:
-    """Refuse data that is nested too deep for code that calls itself for each level.
+    """Refuse data that is nested too deep for recursive code.
 
     Args:
         data: Without cycles.
         depth: Most levels.
-        below: Returns the containers in a container; default: of dicts, lists and tuples.
+        below: Returns the containers inside a container. Default: for dicts, lists and tuples.
 
     Raises:
         ValueError: It is nested deeper.
@@ -149,7 +151,7 @@ def whole(value: Any, most: int, least: int = 0) -> int:
     """Return an integer of parsed data.
 
     Raises:
-        ValueError: It is not an integer (but a boolean, a real number, text ...), or out of range.
+        ValueError: It is not an integer (a boolean, for example), or out of range.
     """
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"expected an integer from {least} to {most}, got {quoted(value)}")
@@ -179,10 +181,10 @@ def table(value: Any) -> dict[str, Any]:
 
 
 def words(value: Any, limit: int = 1000) -> str:
-    """Return text of parsed data.
+    """Return a text of parsed data.
 
     Raises:
-        ValueError: It is not text, or long.
+        ValueError: It is not text, or longer than the limit.
     """
     if not isinstance(value, str) or len(value) > limit:
         raise ValueError(f"expected text of at most {limit} characters, got {quoted(value)}")
@@ -190,13 +192,13 @@ def words(value: Any, limit: int = 1000) -> str:
 
 
 MOST_DIMENSIONS, MOST_ELEMENTS = 5, 1 << 26
-"""Of one input."""
+"""Limits of one input."""
 MOST_BATCH_ELEMENTS = 1 << 29
-"""Of a batch of inputs: 2 GB in float32."""
+"""Limit of a batch of inputs: 2 GB in float32."""
 
 
 def require_shape(value: Any) -> tuple[int, ...]:
-    """Return the shape of one input: a few positive sizes, of a tensor that fits into memory.
+    """Return the shape of one input, without the batch: positive sizes of a tensor that fits into memory.
 
     Raises:
         ValueError: It is not such a shape.
@@ -211,10 +213,10 @@ def require_shape(value: Any) -> tuple[int, ...]:
 
 
 def require_batch(where: str, batch: int, shape: Sequence[int]) -> None:
-    """Refuse batches of inputs that are too large to be made up.
+    """Refuse batches of random inputs that do not fit into memory.
 
     Raises:
-        ConfigError: The batch is not positive, or holds too many numbers.
+        ConfigError: The batch size is not positive, or too large.
     """
     most = MOST_BATCH_ELEMENTS // math.prod(shape)
     if batch < 1:

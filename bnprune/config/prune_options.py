@@ -6,8 +6,11 @@ Everything else follows from it:
 - the recipe keys of `prune:` (`config/schema.py`) and the reference in README.md,
 - the checks and messages of the Python API (`pruning/request.py`).
 
-The signatures of `bnprune.prune` and `bnprune.inspect` are written out, because editors and type checkers read them; a
-test compares their names and defaults with this definition.
+The signatures of the Python API (`bnprune.prune` and others) are written out, because editors and type checkers read
+them; a test compares their names and defaults with this definition.
+
+To add an option, add a field to `PruneOptions`, and use it where it matters: it arrives there as an attribute of the
+request. A field of `pruning.candidates.Constraints` of the same name is filled automatically.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ from typing import Any, Literal, get_args
 from bnprune.config.tables import CRITERIA, listed, sentences
 from bnprune.errors import ConfigError, quoted, shortened
 
+TargetKind = Literal["ratio", "macs", "params", "latency_ms"]
+TARGETS: tuple[TargetKind, ...] = get_args(TargetKind)
+"""The options that say how much to remove; exactly one of them is given."""
 Reduce = Literal["max", "mean", "sum"]
 Coupling = Literal["shared", "gates"]
 Kind = Literal["number", "count", "switch", "choice", "patterns", "ratios"]
@@ -36,24 +42,28 @@ class Option:
     kind: Kind
     sentence: str
     flag: str | None = None
-    """None: only in recipes and Python."""
+    """The name on the command line; None for an option of recipes and Python only."""
     metavar: str | None = None
-    target: bool = False
-    """True if it says how much to remove: exactly one target is given."""
     gt: float | None = None
     ge: float | None = None
     lt: float | None = None
     le: float | None = None
     choices: Callable[[], Mapping[str, str]] = dict
-    """Returns the names a choice allows, with a sentence each. Called anew each time: names can be registered."""
+    """Returns the allowed names of a choice, with a sentence each; called anew, because users can register names."""
     extensible: bool = False
-    """True if names can be registered. Recipes then accept any: one in a checkpoint outlives what was registered."""
+    """True if users can register names. Recipes then accept every name, so that a checkpoint whose recipe has a
+    registered one can still be read where it is not registered; the request checks it."""
     recipe_words: Mapping[str, str] = field(default_factory=dict)
-    """Words that a recipe allows in place of a value, with a sentence each."""
+    """Words that are allowed in a recipe in place of a value, with a sentence each."""
     default_text: str = ""
     """The default in words, if it is not a value."""
     example: str = ""
-    """Ends the message about a value that is out of range."""
+    """Last sentence of the message about a value that is out of range."""
+
+    @property
+    def is_target(self) -> bool:
+        """True if it says how much to remove."""
+        return self.name in TARGETS
 
     def check(self, value: Any) -> None:
         """Check the type and the bounds of a value.
@@ -68,14 +78,14 @@ class Option:
         """Return the sentence and the choices.
 
         Args:
-            quote: What to put around names, such as a backtick.
-            recipe: Mention the words that only a recipe allows.
+            quote: Text to put around names, such as a backtick.
+            recipe: Include the words that only a recipe allows.
         """
         words = {**self.choices(), **(self.recipe_words if recipe else {})}
         return f"{self.sentence} {listed(words, quote)}." if any(words.values()) else self.sentence
 
     def interval(self) -> str:
-        """Return the bounds in mathematical notation, such as "(0, 1]"; empty without two bounds worth showing."""
+        """Return the bounds as "(0, 1]"; empty if there are not two, or the upper one excludes nothing sensible."""
         low, high = (self.gt, self.ge), (self.lt, self.le)
         if low == (None, None) or high == (None, None) or (self.le or 0) > 1000:
             return ""
@@ -164,8 +174,8 @@ def about(
     return {"option": Option(kind=kind, sentence=sentence, flag=flag, metavar=metavar, **more)}
 
 
-_TO_REMOVE: dict[str, Any] = {"target": True, "gt": 0, "lt": 1, "example": "0.5 removes half."}
-_TO_KEEP: dict[str, Any] = {"target": True, "gt": 0, "lt": 1, "example": "0.5 keeps half."}
+_TO_REMOVE: dict[str, Any] = {"gt": 0, "lt": 1, "example": "0.5 removes half."}
+_TO_KEEP: dict[str, Any] = {"gt": 0, "lt": 1, "example": "0.5 keeps half."}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +210,6 @@ class PruneOptions:
             "Longest time that a forward pass of one input may take on this machine, in milliseconds (measured).",
             "--latency",
             "MS",
-            target=True,
             gt=0,
             le=1e6,
         ),
@@ -289,8 +298,3 @@ def prune_options() -> dict[str, Option]:
         item.name: replace(item.metadata["option"], name=item.name, default=item.default)
         for item in fields(PruneOptions)
     }
-
-
-def target_names() -> tuple[str, ...]:
-    """Return the names of the targets, of which exactly one is given."""
-    return tuple(name for name, option in prune_options().items() if option.target)

@@ -1,4 +1,7 @@
-"""The schema of recipes, for YAML files, `key=value` overrides and Python. The text under each key is its reference."""
+"""The schema of recipes, for YAML files, `key=value` overrides and Python.
+
+The text under each key is its entry in the reference of README.md.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +24,15 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from bnprune.config.prune_options import Option, PruneOptions, prune_options, target_names
+from bnprune.config.prune_options import TARGETS, Option, PruneOptions, prune_options
 from bnprune.config.tables import FORMATS, PENALTIES, listed, sentences
 
-# Bounds are far beyond what is sensible, and keep everything within float32, memory and a lifetime.
+# The upper bounds exclude nothing sensible; they keep numbers within float32, and sizes within memory.
 Positive = Annotated[float, Field(ge=1e-12, le=1e6, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=1e-12, le=1e20, allow_inf_nan=False)]
-"""A learning rate at which a training diverges is a matter of the training, which says so."""
+"""Large enough to let a training diverge: the training itself reports that."""
 NonNegative = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
 Whole = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
 Epochs = Annotated[int, Field(ge=1, le=100_000, strict=True)]
@@ -65,8 +67,8 @@ class OneOf:
 class UserOnly:
     """Marks a key that names code, a path or a download, or starts a program.
 
-    Such a key counts in a recipe that the user names, and not in one that comes out of a checkpoint: a file from a
-    stranger is data.
+    Such a key is read from a recipe that the user gives, and ignored in a recipe inside a checkpoint: a file from a
+    stranger is only data.
     """
 
     needed: bool = True
@@ -90,28 +92,28 @@ def _concentration(value: float) -> float:
 
 
 Concentration = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False), AfterValidator(_concentration)]
-"""Of a Beta distribution: samples near its limits are not numbers."""
+"""Of a Beta distribution; smaller values give samples of NaN."""
 
 
 class Section(BaseModel):
-    """A part of the configuration: frozen, and closed to unknown keys."""
+    """A section of a recipe: frozen, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True)
 
 
 class ModelConfig(Section):
-    """Which network."""
+    """The network."""
 
     name: Name | None = None
-    """A zoo name (`bnprune doctor` lists them), `torchvision/NAME` or `timm/NAME`."""
+    """A name of the built-in zoo (`bnprune doctor` lists them), `torchvision/NAME` or `timm/NAME`."""
     factory: Annotated[Name | None, UserOnly()] = None
-    """A callable of your own that returns the network: `package.module:function`."""
+    """A function of your own that returns the network: `package.module:function`."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the constructor or factory."""
+    """Keyword arguments of the network's constructor or factory."""
     weights: Annotated[FilePath | None, UserOnly(needed=False)] = None
-    """Initial weights: `.safetensors`, or `.pt` holding a state dict."""
+    """File of initial weights: `.safetensors`, or `.pt` with a state dict."""
     gamma_init: Positive | None = None
-    """Set every BatchNorm scale factor to this before training (the paper: 0.5)."""
+    """Initial value of every BatchNorm scale factor γ (the paper: 0.5). Default: γ is left as it is."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -121,33 +123,36 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """Which images."""
+    """The images."""
 
     name: Name | None = None
-    """`digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `svhn` or `imagefolder`."""
+    """Data set: `digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `svhn` or `imagefolder`."""
     factory: Annotated[Name | None, UserOnly()] = None
-    """A callable of your own, `package.module:function`, that returns three datasets of (image tensor, label) pairs:
-    train, validation, test; or two, and validation images are held out from the first; or `bnprune.data.Splits`."""
+    """A function of your own, `package.module:function`. It returns three datasets of (image tensor, label) pairs:
+    train, validation and test; or two, train and test, and validation images are held out from the first; or a
+    `bnprune.data.Splits`."""
     kwargs: Annotated[dict[str, Any], UserOnly()] = Field(default_factory=dict)
     """Keyword arguments of the factory."""
     root: Annotated[FilePath, UserOnly()] = Path("data")
-    """Where the files are; for `imagefolder` the folder that holds `train/` and `test/`."""
+    """Folder of the files; for `imagefolder`, the folder with `train/` and `test/`."""
     download: Annotated[Switch, UserOnly(needed=False)] = False
-    """Fetch the data set if it is not there."""
+    """Download the data set if it is missing."""
     batch_size: Count = 128
-    """Images per micro-batch, of all processes together."""
+    """Images per micro-batch, summed over all processes."""
     image_size: Annotated[int, Field(ge=1, le=4096, strict=True)] | None = None
-    """Height and width images are resized to; default: as the data set has them (`imagefolder`: of its first image)."""
+    """Height and width to which images are resized. Default: the size in the data set (`imagefolder`: of its first
+    image)."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the training images held out; choices are made on them, the test images are used once."""
+    """Share of the training images that is held out for validation. All choices are made on these images; the test
+    images are used only once, at the end."""
     augment: Switch = True
-    """Random shifts and, except for digits and numbers, horizontal flips."""
+    """Shift images at random and, except in data sets of digits, flip them horizontally."""
     in_memory: Switch | None = None
-    """Keep all images in memory as uint8; default: for images up to 64x64."""
+    """Keep all images in memory as uint8. Default: true for images up to 64x64."""
     workers: Annotated[int, Field(ge=0, le=256, strict=True)] = 2
-    """Loader processes for images that are not kept in memory."""
+    """Number of loader processes, if images are not kept in memory."""
     limit: Annotated[int, Field(ge=1, le=2**31, strict=True)] | None = None
-    """Use only so many training images (and a fifth as many test images), evenly over the classes."""
+    """Largest number of training images to use, spread evenly over the classes; a fifth as many test images."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -162,82 +167,86 @@ _PENALTY_NAMES = listed({**sentences(PENALTIES), "none": "no penalty"}, "`")
 class SparsityConfig(Section):
     """The penalty on BatchNorm scale factors γ."""
 
-    penalty: Annotated[str, OneOf(PENALTIES, ("none",)), Field(description=f"{_PENALTY_NAMES}.")] = "l1"
+    penalty: Annotated[str, OneOf(PENALTIES, ("none",)), Field(description=f"Penalty on γ. {_PENALTY_NAMES}.")] = "l1"
     lambda_: Annotated[Literal["auto"] | NonNegative, Field(alias="lambda")] = "auto"
-    """Strength. `auto` steers it so that `target` is reached, and pulls after the step whatever the penalty (so that
-    `l1` is `l1-proximal`); given `travel`, or where nothing says how much is to go, it solves the travel budget, as for
-    `polarization`, which finds the share by itself."""
+    """Strength λ of the penalty. `auto` adjusts λ during training so that `target` is reached, and then applies the
+    penalty after each step (so that `l1` becomes `l1-proximal`). If `travel` is given, if no target is known, or for
+    `polarization`, which finds the share by itself, `auto` computes a fixed λ from `travel` instead."""
     target: Fraction | None = None
-    """With `lambda: auto`: share of the prunable BatchNorm channels whose |γ| is to be below `epsilon` in the end.
-    Default: `prune.ratio`, where that is a number."""
+    """With `lambda: auto`: share of the prunable BatchNorm channels whose |γ| shall be below `epsilon` after training.
+    Default: `prune.ratio`, if that is a number."""
     travel: Positive | None = None
-    """With `lambda: auto`, instead of a target: how far the penalty could move γ over the whole training, in units of
-    its initial mean; 5 where nothing says how much is to go."""
+    """With `lambda: auto`, instead of a target: the distance by which the penalty alone would move γ over the whole
+    training, as a multiple of the initial mean of γ. Default: 5, if no target is known."""
     schedule: Literal["constant", "warmup", "ramp"] = "constant"
-    """λ in the first part of the training: `warmup`: 0, until the network has learned something; `ramp`: rising from 0.
-    `auto` makes up for what is missed."""
+    """λ in the first part of the training: `warmup`: 0; `ramp`: rises from 0; `constant`: the same as later. With
+    `lambda: auto`, the rest of the training compensates for a smaller λ at the start."""
     schedule_share: Fraction = 0.2
-    """With `schedule: warmup` or `ramp`: how long that part is, as a share of the training."""
+    """With `schedule: warmup` or `ramp`: length of that first part, as a share of the training."""
     polarization_t: Positive = 1.0
-    """With `penalty: polarization`: the larger, the more goes to zero."""
+    """With `penalty: polarization`: weight t of the L1 term; a larger t moves more γ to zero."""
     epsilon: Positive = 0.01
-    """A scale factor below this counts as zero in the statistics."""
+    """A scale factor with |γ| below this counts as zero."""
 
     @model_validator(mode="after")
     def _one_aim(self) -> Self:
         if self.target is not None and self.travel is not None:
             raise ValueError("give either 'target' or 'travel'")
         if self.lambda_ != "auto" and self.target is not None:
-            raise ValueError(f"'target' goes with 'lambda: auto', not with a number (got {self.lambda_:g})")
+            raise ValueError(f"'target' needs 'lambda: auto', not a number (got {self.lambda_:g})")
         if self.target is not None and self.penalty == "polarization":
-            raise ValueError("'polarization' finds the share by itself; 'polarization_t' moves it, a 'target' does not")
+            raise ValueError("'polarization' finds the share by itself: set 'polarization_t' instead of 'target'")
         return self
 
 
 class OptimisationConfig(Section):
-    """What training and fine-tuning have in common."""
+    """The keys that training and fine-tuning share."""
 
     epochs: Epochs = 30
-    """Passes over the training images."""
+    """Number of passes over the training images."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    """The penalty of adaptive optimizers is decoupled: a term in the gradient would be normalised away."""
+    """Optimizer. With `adam` and `adamw`, the penalty is decoupled from the gradient, in which they would normalise it
+    away."""
     lr: Rate = 0.1
-    """Learning rate at the top of the schedule."""
+    """Peak learning rate of the schedule."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD momentum, or the first beta of Adam."""
     nesterov: Switch = True
+    """With `optimizer: sgd`: use Nesterov momentum."""
     weight_decay: NonNegative = 5e-4
-    """Of convolutions and linear layers; γ, β and biases are left out, unless `paper`."""
+    """Weight decay of convolutions and linear layers; of γ, β and biases only with `paper`."""
     paper: Switch = False
-    """Apply weight decay to γ, β and biases too, as the paper did; it shrinks every γ and selects none."""
+    """Apply weight decay to γ, β and biases too, as in the paper. It shrinks all γ alike, so it does not help to select
+    channels."""
     schedule: Literal["cosine", "step", "one-cycle", "constant"] = "cosine"
-    """How the learning rate falls, step by step."""
+    """How the learning rate falls; it changes with each optimizer step."""
     milestones: tuple[Fraction, ...] = (0.5, 0.75)
     """With `schedule: step`: shares of the training after which the learning rate is divided by 10."""
     warmup_epochs: NonNegative = 0
-    """Epochs, out of `epochs`, in which the learning rate rises to `lr`."""
+    """Number of epochs, of those in `epochs`, during which the learning rate rises to `lr`."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the target that is spread over all classes."""
+    """Share of the target probability that is spread evenly over all classes."""
     mixup: Concentration = 0.0
-    """Blend pairs of images and their labels, by shares drawn from Beta(mixup, mixup); 0: do not. Usual: 0.2."""
+    """Blend pairs of images and their labels, with shares drawn from Beta(mixup, mixup). 0: off; usual: 0.2."""
     cutmix: Concentration = 0.0
-    """The same, by pasting a rectangle; usual: 1. Where both are given, each batch gets one of them at random."""
+    """Paste a rectangle of one image into another, with areas drawn from Beta(cutmix, cutmix). 0: off; usual: 1. If
+    `mixup` is given too, each batch gets one of both at random."""
     ema: Fraction | None = None
-    """Keep an exponential moving average of the weights, with this decay per optimizer step (usual: 0.999; shorter at
-    the start). It is what is validated and saved; the raw weights go on training."""
+    """Decay per optimizer step of an exponential moving average of the weights (usual: 0.999; smaller in the first
+    steps). The average is validated and saved; the raw weights are trained."""
     accumulate: Count = 1
-    """Micro-batches per optimizer step."""
+    """Number of micro-batches per optimizer step."""
     clip_norm: Positive | None = None
-    """Largest gradient norm."""
+    """Largest norm of the gradient; a larger gradient is scaled down to it."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of autocast; weights and γ stay in fp32."""
+    """Precision of autocast; weights and γ stay in fp32."""
     channels_last: Switch = False
-    """Memory format; often faster on GPUs with bf16 or fp16."""
+    """Use the memory format channels_last; often faster on GPUs with bf16 or fp16."""
     sync_bn: Switch = False
-    """With several processes: BatchNorm over the batches of all of them, for small batches per process."""
+    """With several processes: compute BatchNorm statistics over the batches of all of them; for small batches."""
     compile: Annotated[Switch, UserOnly(needed=False)] = False
-    """Train through `torch.compile`; a minute or more at the start, faster steps after it. Evaluation is not compiled.
-    """
+    """Train with `torch.compile`: it takes a minute or more at the start, and makes the steps faster. Evaluation is not
+    compiled."""
 
     @model_validator(mode="after")
     def _compiles(self) -> Self:
@@ -249,7 +258,7 @@ class OptimisationConfig(Section):
     def _leaves_the_warmup(self) -> Self:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
-                f"'warmup_epochs' must be below 'epochs', or the training ends inside its warm-up "
+                f"'warmup_epochs' must be below 'epochs', or the training ends during the warm-up "
                 f"(got {self.warmup_epochs:g} of {self.epochs})"
             )
         return self
@@ -320,24 +329,26 @@ class PruneConfig(_PruneKeys):  # type: ignore[misc]
         if len(self.targets) > 1:
             raise ValueError(f"give one target, not {' and '.join(self.targets)}")
         if self.passes > 1 and (self.latency_ms is not None or self.ratio == "auto"):
-            raise ValueError("'passes' goes with a ratio, macs or params: the others are solved on one trained network")
+            raise ValueError(
+                "'passes' needs a ratio, macs or params as the target: the others need one trained network"
+            )
         return self
 
     @property
     def targets(self) -> list[str]:
         """Names of the targets that are given."""
-        return [kind for kind in target_names() if getattr(self, kind) is not None]
+        return [kind for kind in TARGETS if getattr(self, kind) is not None]
 
 
 class DistillConfig(Section):
-    """Learning from the network before the cut as well as from the labels (Hinton et al. 2015)."""
+    """Distillation: learn from the network before pruning as well as from the labels (Hinton et al. 2015)."""
 
     temperature: Positive = 4.0
-    """What the scores of both networks are divided by before they are compared."""
+    """Divisor of the logits of both networks before they are compared."""
     weight: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Share of the teacher in the loss; the rest is that of the labels."""
+    """Weight of the teacher in the loss; the labels have the rest."""
     teacher: Annotated[FilePath | None, UserOnly()] = None
-    """A checkpoint; default: the network before the cut, where the run has it."""
+    """Checkpoint of the teacher. Default: the network before pruning, if the run has it."""
 
 
 def _section_or_switch(value: Any) -> Any:
@@ -345,52 +356,54 @@ def _section_or_switch(value: Any) -> Any:
 
 
 class FinetuneConfig(OptimisationConfig):
-    """Recovering accuracy after the cut."""
+    """Fine-tuning after pruning."""
 
     epochs: Epochs = 15
     lr: Rate = 0.05
     distill: Annotated[DistillConfig | None, BeforeValidator(_section_or_switch)] = None
-    """Learn from the network before the cut, too: `true`, or a section."""
+    """Learn from the network before pruning, too: `true`, or a section."""
 
 
 _FORMAT_NAMES = listed(sentences(FORMATS), "`")
 
 
 class ExportConfig(Section):
-    """Formats that need nothing of bnprune; written into the run directory, below `exports/`."""
+    """Export of the last network of the run, into `exports/` of the run directory; the files load without bnprune."""
 
-    formats: Annotated[tuple[Annotated[str, OneOf(FORMATS)], ...], Field(description=f"{_FORMAT_NAMES}.")] = ("onnx",)
+    formats: Annotated[
+        tuple[Annotated[str, OneOf(FORMATS)], ...], Field(description=f"Formats to write. {_FORMAT_NAMES}.")
+    ] = ("onnx",)
     fold_bn: Switch = False
-    """Fold BatchNorms into the layers before them."""
+    """Fold BatchNorms into the preceding layers."""
 
 
 class PipelineConfig(Section):
-    """A recipe: every stage is optional, but there must be one."""
+    """A recipe. Every stage is optional, but at least one is needed."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
-    """Of the initial weights, the order of images, and augmentation."""
+    """Random seed of the initial weights, the order of images, and augmentation."""
     device: Name = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    """Device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     threads: Annotated[int, Field(ge=1, le=1024, strict=True)] | None = None
-    """CPU threads; default: PyTorch's choice."""
+    """Number of CPU threads. Default: chosen by PyTorch."""
     model: ModelConfig
     data: DataConfig
     baseline: Switch = False
-    """Also train the network without sparsity (same schedule), for comparison."""
+    """Also train the network without a penalty, with the same schedule, for comparison."""
     train: TrainConfig | None = None
     prune: PruneConfig | None = None
     finetune: FinetuneConfig | None = None
     export: ExportConfig | None = None
     scratch: Literal["epochs", "compute"] | None = None
-    """Control arm: also train the slim architecture from new weights, without a penalty, for as many `epochs` as the
-    pruned network had in all, or for as many as cost the same `compute` (Liu et al. 2019)."""
+    """Also train the slim architecture from new weights, without a penalty, for comparison (Liu et al. 2019). `epochs`:
+    as many epochs as the pruned network had in all; `compute`: as many as cost the same compute."""
     tensorboard: Switch = False
-    """Write curves and histograms of γ for TensorBoard too, into `tensorboard/` of the run directory."""
+    """Also write curves and histograms of γ for TensorBoard, into `tensorboard/` of the run directory."""
 
     @field_validator("scratch")
     @classmethod
     def _has_something_to_compare(cls, value: str | None, info: ValidationInfo) -> str | None:
         for stage in ("train", "prune"):
             if value is not None and info.data.get(stage, ...) is None:
-                raise ValueError(f"trains the architecture that 'prune' finds as long as 'train': add '{stage}'")
+                raise ValueError(f"needs 'train' and 'prune', whose architecture and length it repeats: add '{stage}'")
         return value

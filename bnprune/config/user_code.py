@@ -1,4 +1,4 @@
-"""Code of the user's own: callables named as `package.module:function`, and hints for misspelt names."""
+"""The user's own code, named as `package.module:function`; its errors; and suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from bnprune.errors import BnpruneError, ConfigError, first_line, quoted
 
 
 def call_factory(reference: str, kwargs: Mapping[str, Any], where: str) -> Any:
-    """Import and call `package.module:function`; modules in the current folder are found.
+    """Import and call `package.module:function`. Modules in the current folder can be imported.
 
     Args:
         reference: Module and attribute, joined by a colon.
         kwargs: Keyword arguments of the call.
-        where: What to call the setting in messages, such as "--model" or "model.factory".
+        where: The name of the setting in messages, such as "--model" or "model.factory".
 
     Raises:
-        ConfigError: There is no such module or attribute, or the call fails.
+        ConfigError: The module or attribute does not exist, or the call fails.
     """
     factory = find_factory(reference, where)
     given = ", ".join(f"{key}={quoted(value)}" for key, value in kwargs.items())
@@ -34,7 +34,7 @@ def find_factory(reference: str, where: str) -> Callable[..., Any]:
     """Import `package.module:function`.
 
     Raises:
-        ConfigError: There is no such module or attribute.
+        ConfigError: The module or attribute does not exist, or is not callable.
     """
     module_name, colon, attribute = reference.partition(":")
     if not (module_name and colon and attribute) or module_name.startswith("."):
@@ -44,7 +44,7 @@ def find_factory(reference: str, where: str) -> Callable[..., Any]:
         sys.path.insert(0, here)
     with foreign(f"{where}: importing '{module_name}' failed"):
         try:
-            module = found = importlib.import_module(module_name)
+            module = value = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             missing = f"there is no module '{error.name}'" if error.name else first_line(error)
             raise ConfigError(
@@ -52,21 +52,21 @@ def find_factory(reference: str, where: str) -> Callable[..., Any]:
             ) from error
         try:
             for part in attribute.split("."):
-                found = getattr(found, part)
+                value = getattr(value, part)
         except AttributeError as error:
             near = hint(attribute, (name for name in dir(module) if not name.startswith("_")))
             raise ConfigError(f"{where}: the module '{module_name}' has no '{attribute}'. {near}") from error
-    if not callable(found):
+    if not callable(value):
         raise ConfigError(f"{where}: '{reference}' is not callable.")
-    return found
+    return value
 
 
 @contextmanager
 def foreign(failed: str, kind: type[BnpruneError] = ConfigError) -> Iterator[None]:
-    """Turn whatever code of the user's own raises into one of our errors, `SystemExit` too; Ctrl-C passes.
+    """Turn every exception of the user's code, `SystemExit` included, into an error of bnprune; Ctrl-C passes through.
 
     Args:
-        failed: The beginning of the message.
+        failed: The beginning of the message, such as "importing 'nets' failed".
         kind: The error to raise.
     """
     try:
@@ -78,13 +78,13 @@ def foreign(failed: str, kind: type[BnpruneError] = ConfigError) -> Iterator[Non
 
 
 def named(error: BaseException) -> str:
-    """Return somebody else's error as Python would print it, with the gist of its message."""
+    """Return a foreign exception as Python prints it, with the first line of its message."""
     kind = type(error).__name__
     return f"{kind}: {first_line(error)}" if str(error).strip() else kind
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """Return "Did you mean ...?", or the list of valid names where none is near."""
+    """Return "Did you mean ...?", or the valid names if none is similar."""
     names = list(known)
     near = get_close_matches(name, names, n=1, cutoff=0.6)
     if near:

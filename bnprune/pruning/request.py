@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
-from bnprune.config.prune_options import PruneOptions, prune_options, target_names
+from bnprune.config.prune_options import TARGETS as TARGETS
+from bnprune.config.prune_options import PruneOptions, prune_options
+from bnprune.config.prune_options import TargetKind as TargetKind
 from bnprune.errors import ConfigError
 from bnprune.pruning.candidates import Constraints
 
-TargetKind = Literal["ratio", "macs", "params", "latency_ms"]
-TARGETS: tuple[TargetKind, ...] = target_names()  # type: ignore[assignment]  # a test compares them
 _ALWAYS_RECORDED = ("min_channels", "criterion", "reduce", "coupling")
 """Constraints that a plan records even if they have their defaults."""
 
@@ -58,6 +58,6 @@ class Request(PruneOptions):
         data: dict[str, Any] = {kind: value, **{name: getattr(self, name) for name in _ALWAYS_RECORDED}}
         for name, option in prune_options().items():
             own = getattr(self, name)
-            if not option.target and name not in (*data, "exclude") and own not in (option.default, {}):
+            if not option.is_target and name not in (*data, "exclude") and own not in (option.default, {}):
                 data[name] = own
         return {**data, "exclude": list(self.exclude)}

@@ -13,7 +13,7 @@ import torch
 
 from bnprune.channels.union_find import Refusal
 from bnprune.config.bounded_reading import DATA_BYTES, LOG_BYTES, RECIPE_BYTES, parse_json, read_text
-from bnprune.config.recipe import read_yaml
+from bnprune.config.yaml_loader import read_yaml
 from bnprune.errors import CheckpointError, ConfigError, first_line, printable
 from bnprune.pruning.plan import PruningPlan
 from bnprune.reporting.values import MOST, amount, count, loss, number, plain_data, share

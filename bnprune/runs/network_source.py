@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from bnprune.config.bounded_reading import LONGEST_NUMBER, require_shape
-from bnprune.config.recipe import YamlError, amend_data, overridden_keys, read_yaml
+from bnprune.config.overrides import overridden_keys
+from bnprune.config.recipe import amend_data
 from bnprune.config.schema import PipelineConfig
+from bnprune.config.yaml_loader import YamlError, read_yaml
 from bnprune.errors import CheckpointError, ConfigError, quoted, shortened
 from bnprune.models.zoo import ModelSpec, build
 from bnprune.runs.checkpoint import Header, load_checkpoint, read_header

@@ -58,7 +58,7 @@ def test_a_wrong_recipe_starts_nothing(verb: str) -> None:
 def test_an_unknown_key_without_a_near_name_gets_the_valid_ones(recipe: Path) -> None:
     message = refusal(2, "validate", recipe, "prune.xyz=3")
     assert (
-        "command line: prune.xyz: unknown key (got 3). Valid here: ratio, tolerance, macs, params, latency_ms"
+        "command line: prune.xyz: unknown key (got 3). Valid here: ratio, macs, params, latency_ms, min_channels"
         in message
     )
 

@@ -57,7 +57,7 @@ def test_an_input_that_is_too_large(shape: str, said: str) -> None:
     [
         ("num_classes=" + "1" * 5000, "has a number of more than 100 characters"),
         ("z=" + "[" * 3000, "is nested deeper than 64 levels"),
-        ("z={a: &a [*a]}", "has an alias inside what it stands for"),
+        ("z={a: &a [*a]}", "has an alias inside the value it refers to"),
         ("z=!!int ''", "which is not of the type int"),
         ("x" * 5000, "expected key=value"),
     ],

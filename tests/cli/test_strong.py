@@ -119,7 +119,7 @@ def test_the_control_arm_of_two_passes_pays_for_each(recipe: Path) -> None:
 @pytest.mark.parametrize("missing", ["train", "prune"])
 def test_a_control_arm_with_nothing_to_compare_is_refused(recipe: Path, missing: str) -> None:
     message = refusal(2, "run", recipe, "scratch=epochs", f"{missing}=null")
-    assert f"scratch: trains the architecture that 'prune' finds as long as 'train': add '{missing}'" in message
+    assert f"scratch: needs 'train' and 'prune', whose architecture and length it repeats: add '{missing}'" in message
 
 
 def test_the_summary_names_the_control_arm(strong) -> None:

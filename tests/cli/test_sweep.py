@@ -146,7 +146,7 @@ def test_targets_of_passes() -> None:
     assert request_of(config, 2, first, first).ratio == pytest.approx(1 - 25 / 52)
     with pytest.raises(PruningError, match="nothing is left"):
         request_of(config, 2, first, {"channels": {"before": 52, "after": 20}})
-    with pytest.raises(ValueError, match="'passes' goes with"):
+    with pytest.raises(ValueError, match="'passes' needs a ratio"):
         PruneConfig(latency_ms=5, passes=2)
 
 

@@ -15,10 +15,9 @@ import typer.main
 import bnprune
 from bnprune.channels.trace_modes import Coupling
 from bnprune.cli import app
-from bnprune.config.prune_options import Option, prune_options, target_names
+from bnprune.config.prune_options import TARGETS, Option, prune_options
 from bnprune.config.schema import ExportConfig, PruneConfig, SparsityConfig
 from bnprune.config.tables import CRITERIA, FORMATS, PENALTIES, Entry
-from bnprune.pruning.request import TargetKind
 from bnprune.pruning.scores import Reduce
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +29,7 @@ def test_the_signature_has_every_option_in_order_with_its_default(function) -> N
     parameters = inspect.signature(function).parameters.values()
     own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in OPTIONS}
     assert list(own.items()) == [(name, option.default) for name, option in OPTIONS.items()]
+    assert all(f"\n        {name}: " in function.__doc__ for name in OPTIONS)
 
 
 def test_the_signature_of_inspect_has_the_defaults_of_the_definition() -> None:
@@ -39,7 +39,7 @@ def test_the_signature_of_inspect_has_the_defaults_of_the_definition() -> None:
 
 
 def test_the_types_for_checkers_are_those_of_the_definition() -> None:
-    assert get_args(TargetKind) == target_names()
+    assert set(TARGETS) <= set(OPTIONS)
     assert get_args(Coupling) == tuple(OPTIONS["coupling"].choices())
     assert get_args(Reduce) == tuple(OPTIONS["reduce"].choices())
 

@@ -126,10 +126,10 @@ def test_json_that_is_right_is_read() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (GOOD + aliases(), "recipe.yaml:7: has more than 10000 values, with aliases followed."),
+        (GOOD + aliases(), "recipe.yaml:7: has more than 10000 values, counting those behind aliases."),
         (f"model: {{name: mlp, kwargs: {{{aliases(separator=', ')}}}}}", "recipe.yaml:1: has more than 10000 values"),
-        (GOOD + "x: &x [*x]", "recipe.yaml:3: has an alias inside what it stands for."),
-        ("model: {name: mlp, kwargs: &k {a: *k}}", "recipe.yaml:1: has an alias inside what it stands for."),
+        (GOOD + "x: &x [*x]", "recipe.yaml:3: has an alias inside the value it refers to."),
+        ("model: {name: mlp, kwargs: &k {a: *k}}", "recipe.yaml:1: has an alias inside the value it refers to."),
         (GOOD + "x: " + "[" * 3000 + "]" * 3000, "recipe.yaml:3: is nested deeper than 64 levels."),
         (GOOD + "x: " + "[" * 3000, "recipe.yaml:3: is nested deeper than 64 levels."),
         (GOOD + f"a: &a {'[' * 50}{']' * 50}\nb: {'[' * 50}*a{']' * 50}", "recipe.yaml: is nested deeper than 64"),

@@ -116,7 +116,7 @@ def test_overrides_reach_any_depth_and_can_remove_a_stage(tmp_path) -> None:
     ("sparsity", "message"),
     [
         ("{target: 0.7, travel: 5}", "train.sparsity: give either 'target' or 'travel'."),
-        ("{target: 0.7, lambda: 1e-4}", r"'target' goes with 'lambda: auto', not with a number \(got 0.0001\)"),
+        ("{target: 0.7, lambda: 1e-4}", r"'target' needs 'lambda: auto', not a number \(got 0.0001\)"),
         ("{target: 0.7, penalty: polarization}", "'polarization' finds the share by itself"),
         ("{target: 1.2}", "train.sparsity.target: must be less than 1"),
         ("{schedule: warm}", "train.sparsity.schedule: must be 'constant', 'warmup' or 'ramp'"),
