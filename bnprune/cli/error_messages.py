@@ -75,15 +75,19 @@ def refusing_exits() -> Iterator[None]:
 
 
 @contextmanager
-def naming_options() -> Iterator[None]:
+def naming_options(where: str = "") -> Iterator[None]:
     """Add to errors the options of the command that the fields `where` and `fix` are about.
 
     With where="out", "no such folder." becomes "--out: no such folder."; with fix={"batch": 1}, "Export for one batch
     size." becomes "Export for one batch size: --batch 1."
+
+    Args:
+        where: The option that errors without a `where` are about.
     """
     try:
         yield
     except BnpruneError as error:
+        error.where = error.where or where
         if error.fix or error.where:
             error.args = error.problems = (_with_options(error),)
             error.where, error.fix = "", {}

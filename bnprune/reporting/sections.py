@@ -11,7 +11,7 @@ from bnprune.reporting import charts
 from bnprune.reporting.figures import Figure
 from bnprune.reporting.number_format import MISSING, count, duration, factor, megabytes, milliseconds, percent, points
 from bnprune.reporting.run_data import Cutting, RunData, Stage
-from bnprune.reporting.svg import draw
+from bnprune.reporting.svg import inline
 
 _FEW_LAYERS = 24
 
@@ -37,7 +37,7 @@ def card(title: str, figure: Figure | None, note: str = "") -> str:
     if figure is None:
         return ""
     said = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f'<figure class="card"><figcaption>{escape(title)}</figcaption>{draw(figure)}{said}</figure>'
+    return f'<figure class="card"><figcaption>{escape(title)}</figcaption>{inline(figure)}{said}</figure>'
 
 
 def at(run_data: RunData, stage: Stage, key: str) -> str:
@@ -210,7 +210,7 @@ def layers(run_data: RunData) -> str:
     ends = '<p class="note ends"><span>input</span><span>output</span></p>'
     named = f"<summary>Layer by layer ({len(figure.layers)})</summary>"
     listed = f'<details{opened}>{named}<ul class="layers">{rows}</ul></details>'
-    return f'<figure class="card">{keys}{draw(figure)}{ends}{listed}</figure>'
+    return f'<figure class="card">{keys}{inline(figure)}{ends}{listed}</figure>'
 
 
 # -- the cut ---------------------------------------------------------------------------------------------------------

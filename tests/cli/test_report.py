@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bnprune.reporting.figures import Axis
-from bnprune.reporting.plots import save_plots
+from bnprune.reporting.pictures import save_pictures
 from bnprune.reporting.run_data import read_run_data
 from tests.cli.harness import bnprune, contents, document, done, refusal, squeezed, write
 
@@ -214,7 +214,7 @@ def test_pictures_do_not_replace_anything_unasked(run: Path, here: Path) -> None
     (here / "plots").mkdir()
     write("plots/training.svg", "mine")
     message = refusal(2, "report", run, "--plots", "plots", "--out", "page.html")
-    assert "--plots: 'plots/training.svg' exists. Choose another folder, or give --force" in message
+    assert "--plots: 'plots/training.svg' exists. Choose another folder, or overwrite it: --force." in message
     (here / "plots/training.svg").unlink()
     (here / "plots/gamma.png").mkdir()
     assert "'plots/gamma.png' is a folder" in refusal(
@@ -240,7 +240,7 @@ def test_pictures_that_fail_leave_what_was_there(run: Path, here: Path, monkeypa
 
 def test_pictures_of_names_that_become_alike(run: Path, here: Path) -> None:
     stories = [replace(read_run_data(run), name=name) for name in ("a b", "a/b", "A_b-2")]
-    written = save_plots(stories, here / "plots")
+    written = save_pictures(stories, here / "plots")
     assert len(set(written)) == len(written)
     names = {path.name for path in written}
     assert {"a_b-overview.png", "a_b-2-overview.png", "A_b-2-2-overview.png"} <= names
@@ -249,7 +249,7 @@ def test_pictures_of_names_that_become_alike(run: Path, here: Path) -> None:
 def test_pictures_of_odd_names(run: Path, here: Path) -> None:
     """A $ would start mathematics in matplotlib, a slash another folder."""
     stories = [replace(read_run_data(run), name=name) for name in ("$x_{1$", "a/../b <i>")]
-    written = {path.name for path in save_plots(stories, here / "plots")}
+    written = {path.name for path in save_pictures(stories, here / "plots")}
     assert {"_x__1_-overview.png", "a_.._b__i_-gamma.svg", "comparison.png"} <= written
     assert written == {path.name for path in (here / "plots").iterdir()}
 
