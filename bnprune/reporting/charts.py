@@ -28,14 +28,14 @@ def colour_of(stage: str) -> int:
 # -- accuracy against cost -------------------------------------------------------------------------------------------
 
 
-def accuracy_against_macs(run_data: RunData) -> Chart | None:
+def accuracy_against_macs(run: RunData) -> Chart | None:
     """Test accuracy of every stage over its MACs, and validation accuracy of the ratios that `ratio: auto` tried."""
-    stages = [stage for stage in run_data.stages if stage.accuracy is not None]
+    stages = [stage for stage in run.stages if stage.accuracy is not None]
     if not stages:
         return None
     most = max(stage.macs for stage in stages)
     way = [stage for stage in stages if kind_of(stage.name) in ("train", "prune", "finetune")]
-    tried = tuple((point.macs, point.accuracy) for cut in run_data.cuts for point in cut.sweep)
+    tried = tuple((point.macs, point.accuracy) for cut in run.prune_steps for point in cut.sweep)
     marks = [_marked(stage, most) for stage in stages]
     if tried:
         marks.insert(0, Series("ratios that were tried (validation)", tried, GREY, "small"))
@@ -51,21 +51,19 @@ def accuracy_against_macs(run_data: RunData) -> Chart | None:
 
 def accuracy_of_runs(runs: Sequence[RunData]) -> Chart | None:
     """The same for several runs: one colour each, a ring for the network before pruning."""
-    most = max((stage.macs for run_data in runs for stage in run_data.stages), default=0)
+    most = max((stage.macs for run in runs for stage in run.stages), default=0)
     series: list[Series] = []
-    for number, run_data in enumerate(runs):
-        pair = [
-            stage for stage in (run_data.reference, run_data.final) if stage is not None and stage.accuracy is not None
-        ]
-        series.append(Series(run_data.name, tuple(_place(stage, most) for stage in pair), number, "dashes"))
+    for number, run in enumerate(runs):
+        pair = [stage for stage in (run.reference, run.final) if stage is not None and stage.accuracy is not None]
+        series.append(Series(run.name, tuple(_place(stage, most) for stage in pair), number, "dashes"))
         for stage in dict.fromkeys(pair):
-            mark: Mark = "ring" if stage is run_data.reference else "dot"
-            label = f"{run_data.name}, {stage.title}: {percent(stage.accuracy or 0)}"
+            mark: Mark = "ring" if stage is run.reference else "dot"
+            label = f"{run.name}, {stage.title}: {percent(stage.accuracy or 0)}"
             series.append(Series(label, (_place(stage, most),), number, mark))
     values = [accuracy for one in series for _, accuracy in one.points]
     if not values:
         return None
-    legend: list[Legend] = [("dot", run_data.name, number) for number, run_data in enumerate(runs)]
+    legend: list[Legend] = [("dot", run.name, number) for number, run in enumerate(runs)]
     return Chart(
         "Accuracy against MACs",
         tuple(series),
@@ -100,9 +98,9 @@ def _accuracy_axis(values: Sequence[float]) -> Axis:
 # -- scale factors ---------------------------------------------------------------------------------------------------
 
 
-def gamma_histograms(run_data: RunData) -> list[Histogram]:
+def gamma_histograms(run: RunData) -> list[Histogram]:
     """Scale factors of each network of the run, all on the same axes."""
-    shown = [gammas for gammas in run_data.gammas if not constant(gammas)]
+    shown = [gammas for gammas in run.gammas if not constant(gammas)]
     if not shown:
         return []
     high = max(float(gammas.values.max()) for gammas in shown)
@@ -111,7 +109,7 @@ def gamma_histograms(run_data: RunData) -> list[Histogram]:
     x = Axis("|γ|", 0.0, high * 1.02, lambda value: f"{value:g}")
     y = Axis("channels (square-root scale)", 0.0, most * 1.1, lambda value: f"{value:.0f}", root=True)
     edges = tuple(high * position / _BINS for position in range(_BINS + 1))
-    section = run_data.config.get("prune")
+    section = run.config.get("prune")
     by_gamma = isinstance(section, dict) and section.get("criterion", "gamma") == "gamma"
     return [
         Histogram(f"|γ| {gammas.title}", edges, kept, gone, x, y, gammas.threshold if by_gamma else None)
@@ -139,9 +137,9 @@ _QUANTILES: tuple[tuple[str, Mark, int], ...] = (
 )
 
 
-def gamma_over_time(run_data: RunData) -> Chart | None:
+def gamma_over_time(run: RunData) -> Chart | None:
     """Quantiles of |γ| over the epochs of sparse training."""
-    curve = next((curve for curve in run_data.curves if len(curve.quantiles) > 1), None)
+    curve = next((curve for curve in run.curves if len(curve.quantiles) > 1), None)
     if curve is None:
         return None
     columns = zip(*curve.quantiles, strict=True)
@@ -162,34 +160,32 @@ def gamma_over_time(run_data: RunData) -> Chart | None:
 # -- training --------------------------------------------------------------------------------------------------------
 
 
-def accuracy_curves(run_data: RunData) -> Chart | None:
+def accuracy_curves(run: RunData) -> Chart | None:
     """Validation accuracy over the epochs of every training."""
-    return _curves(run_data, "Validation accuracy", lambda curve: curve.validation_top1, _whole_percent, limit=1.0)
+    return _curves(run, "Validation accuracy", lambda curve: curve.validation_top1, _whole_percent, limit=1.0)
 
 
-def loss_curves(run_data: RunData) -> Chart | None:
+def loss_curves(run: RunData) -> Chart | None:
     """Training loss over the epochs of every training."""
-    return _curves(
-        run_data, "Training loss", lambda curve: curve.train_loss, lambda value: f"{value:g}", limit=_HIGHEST
-    )
+    return _curves(run, "Training loss", lambda curve: curve.train_loss, lambda value: f"{value:g}", limit=_HIGHEST)
 
 
 def last_trainings(runs: Sequence[RunData]) -> Chart | None:
     """Validation accuracy over the epochs of the last training of several runs."""
-    lasts = [(run_data.name, run_data.curves[-1], n) for n, run_data in enumerate(runs) if run_data.curves]
+    lasts = [(run.name, run.curves[-1], n) for n, run in enumerate(runs) if run.curves]
     lines = [_line(name, number, curve, curve.validation_top1) for name, curve, number in lasts]
     return _trained("Validation accuracy", lines, [curve for _, curve, _ in lasts], _whole_percent, 1.0)
 
 
 def _curves(
-    run_data: RunData,
+    run: RunData,
     title: str,
     values_of: Callable[[Curve], tuple[float | None, ...]],
     write: Callable[[float], str],
     limit: float,
 ) -> Chart | None:
-    lines = [_line(curve.title, colour_of(curve.stage), curve, values_of(curve)) for curve in run_data.curves]
-    return _trained(title, lines, run_data.curves, write, limit)
+    lines = [_line(curve.title, colour_of(curve.stage), curve, values_of(curve)) for curve in run.curves]
+    return _trained(title, lines, run.curves, write, limit)
 
 
 def _line(label: str, colour: int, curve: Curve, values: Sequence[float | None]) -> Series:
@@ -250,7 +246,7 @@ def sweep_chart(points: Sequence[Point], best: Point | None) -> Chart:
 # -- layers ----------------------------------------------------------------------------------------------------------
 
 
-def layer_widths(run_data: RunData) -> Widths | None:
+def layer_widths(run: RunData) -> Widths | None:
     """Channels of every layer, before and after pruning."""
-    layers = tuple((layer.name, layer.before, layer.after) for layer in run_data.layers)
+    layers = tuple((layer.name, layer.before, layer.after) for layer in run.layers)
     return Widths("Channels of every layer, before and after", layers) if layers else None
