@@ -209,9 +209,9 @@ def layers(run: RunData) -> str:
 # -- pruning ----------------------------------------------------------------------------------------------------------
 
 _ASKED: dict[str, Callable[[float], str]] = {
-    "ratio": lambda value: f"remove {value:.1%} of the prunable channels",
-    "macs": lambda value: f"keep {value:.1%} of the MACs",
-    "params": lambda value: f"keep {value:.1%} of the parameters",
+    "ratio": lambda value: f"{value:.1%} of the prunable channels removed",
+    "macs": lambda value: f"{value:.1%} of the MACs kept",
+    "params": lambda value: f"{value:.1%} of the parameters kept",
     "latency_ms": lambda value: f"{value:.3g} ms per forward pass",
 }
 
