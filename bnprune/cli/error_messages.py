@@ -75,15 +75,19 @@ def refusing_exits() -> Iterator[None]:
 
 
 @contextmanager
-def naming_options() -> Iterator[None]:
+def naming_options(argument: str = "") -> Iterator[None]:
     """Add to errors the options of the command that `argument` and `remedy` are about.
 
     With argument="out", "no such folder." becomes "--out: no such folder."; with remedy={"batch": 1}, "Export for one
     batch size." becomes "Export for one batch size: --batch 1."
+
+    Args:
+        argument: The option that errors without an `argument` are about.
     """
     try:
         yield
     except BnpruneError as error:
+        error.argument = error.argument or argument
         if error.remedy or error.argument:
             error.args = error.problems = (_with_options(error),)
             error.argument, error.remedy = "", {}

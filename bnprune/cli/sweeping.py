@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
 from bnprune.cli.display import print_json, show_rows, stdout, tell
+from bnprune.cli.error_messages import naming_options
 from bnprune.cli.evaluation import Subject, open_with_data
-from bnprune.cli.plot import draw, save_plot
 from bnprune.config.schema import PruneConfig
 from bnprune.errors import ConfigError, PruningError, quoted
 from bnprune.recovery.sweep import Point, recommend, sweep
+from bnprune.reporting.charts import sweep_chart
+from bnprune.reporting.pictures import require_picture, save_picture
+from bnprune.reporting.text import draw
 from bnprune.runs.outputs import require_output
 from bnprune.runs.passes import request_of
 
@@ -31,11 +33,9 @@ def run_sweep(
 ) -> None:
     """Sweep the network the command line names."""
     values = _values(at)
-    if plot is not None and plot.suffix not in (".png", ".svg"):
-        raise ConfigError(f"--plot: '{plot}' must end in .png or .svg.")
-    if plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("--plot needs matplotlib: pip install 'bnprune[report]'")
     if plot is not None:
+        with naming_options("plot"):
+            require_picture(plot)
         sources = (subject.path, subject.weights)
         require_output(plot, force=True, sources=sources, recipe=subject.recipe, option="--plot")
     if tolerance is not None and not 0 <= tolerance < 1:
@@ -72,7 +72,8 @@ def run_sweep(
     else:
         _show(points, best, reason, by, allowed)
     if plot is not None:  # after the figures: a disk that is full must not cost them
-        save_plot(plot, points, best)
+        with naming_options("plot"):
+            save_picture(plot, [sweep_chart(points, best)])
 
 
 def _sparse(path: Path | None) -> Path | None:
@@ -108,7 +109,7 @@ def _show(points: Sequence[Point], best: Point | None, reason: str, by: str, tol
     ]
     show_rows(["", "channels gone", "MACs left", "parameters left", "plain cut", "recovered"], rows)
     console = stdout()
-    tell(console, "\n" + draw(points, best))
+    tell(console, "\n" + draw(sweep_chart(points, best)))
     if best is None:
         tell(console, f"\n{reason}")
         return

@@ -1,1 +1,1 @@
-"""Networks in forms that need nothing of bnprune: ONNX, pt2, plain weights beside a plain Python file."""
+"""Export: networks in formats that can be used without bnprune."""

@@ -1,7 +1,12 @@
-"""A slim network as plain Python: one file that needs nothing but PyTorch, with the state dict's own names.
+"""A slim network as Python source: one file that needs nothing but PyTorch and keeps the names of the state dict.
 
-`torch.fx` follows the network in eval mode. Layers of `torch.nn` are written as calls of their constructors, modules of
-ours (gates) with their source, everything else as what it does in `forward`.
+`torch.fx` traces the network in eval mode. Layers of `torch.nn` become calls of their constructors, gates of ours are
+copied with their source, and all other modules are inlined into `forward`.
+
+Covered are networks that `torch.fx` can trace symbolically (no control flow that depends on values or shapes), made of
+layers that `layer_source` can write, without hooks, and with all buffers in the state dict. Everything else raises a
+TraceError, and the export holds the weights alone. Whatever is written is run and compared with the network before it
+is used (`export.export_network`), so that a gap in this list costs the file but never its correctness.
 """
 
 from __future__ import annotations
@@ -18,18 +23,19 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from bnprune.channels.modules import has_hooks, still, walk
+from bnprune.channels.modules import still, walk
 from bnprune.errors import TraceError, first_line
+from bnprune.exporters.layer_source import proven_construction, zeros
 from bnprune.exporters.parity import dtype_of
 from bnprune.exporters.variable_names import reuse_names
 from bnprune.pruning.gates import ReadGate, WriteGate
 
 _PLAIN = ("torch", "torchvision", "timm", "math", "operator", "builtins")
-"""Packages that the file may import."""
+"""Packages that the generated file may import."""
 
 
 class _OneInput(nn.Module):
-    """Calls a network with one input, whatever else it may take."""
+    """Calls a network with one input, so that its optional arguments are not traced."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -47,15 +53,15 @@ class _Tracer(fx.Tracer):
 
 
 def to_python(model: nn.Module, title: str, weights: str) -> str:
-    """Write a network as a Python module with a class `Network`.
+    """Return the source of a Python module with a class `Network`.
 
     Args:
         model: Any network; left untouched.
-        title: What the file is, for its first line.
-        weights: Name of the file with the state dict.
+        title: Name of the network, for the first line of the file.
+        weights: Name of the file with the state dict, for its docstring.
 
     Raises:
-        TraceError: `torch.fx` cannot follow the network, or a layer does not tell how it was made.
+        TraceError: `torch.fx` cannot trace the network, or a layer cannot be written as source.
     """
     tracer = _Tracer()
     with still(model, training=False):
@@ -64,7 +70,7 @@ def to_python(model: nn.Module, title: str, weights: str) -> str:
         except Exception as error:
             raise TraceError(f"torch.fx cannot follow the network: {first_line(error)}") from error
     for node in graph.nodes:
-        node.type = None  # annotations mean something where the model was written
+        node.type = None  # annotations name types that the generated file does not import
         if node.op in ("call_module", "get_attr"):
             node.target = str(node.target).removeprefix("network.")
     code = graph.python_code("self")
@@ -82,7 +88,7 @@ def to_python(model: nn.Module, title: str, weights: str) -> str:
         "\n".join(_imports({name: code.globals[name] for name in _names(forward) & code.globals.keys()})),
         *(f"\n\n{source}" for source in layers.sources()),
         "\n\nclass Network(nn.Module):\n    def __init__(self) -> None:\n        super().__init__()",
-        textwrap.indent("\n".join(layers.made()), " " * 8),
+        textwrap.indent("\n".join(layers.constructions()), " " * 8),
         "\n" + textwrap.indent(ast.unparse(forward), " " * 4),
     ]
     return "\n".join(parts) + "\n"
@@ -101,7 +107,7 @@ What a network decides from its mode is as in eval mode; layers such as BatchNor
 
 
 def is_ours(path: Path) -> bool:
-    """Tell whether a file is one that `to_python` wrote."""
+    """Return True if `to_python` wrote the file."""
     try:
         return path.read_text(encoding="utf-8").partition("\n")[0].endswith(_MARK)
     except (OSError, UnicodeDecodeError):
@@ -113,7 +119,7 @@ def _names(tree: ast.AST) -> set[str]:
 
 
 def _imports(names: dict[str, Any]) -> Iterator[str]:
-    """Yield the imports of what the traced code calls by name."""
+    """Yield the import statements for the names that the traced code uses."""
     yield "import torch"
     yield "from torch import nn"
     for name, value in sorted(names.items()):
@@ -128,7 +134,7 @@ def _imports(names: dict[str, Any]) -> Iterator[str]:
 
 
 class _Layers:
-    """The modules of a network: leaves that are called whole, and containers, which become `ModuleDict`s."""
+    """The modules of a network: leaves, which are called as a whole, and containers, which become a `ModuleDict`."""
 
     def __init__(self, model: nn.Module, tracer: fx.Tracer) -> None:
         self.model = model
@@ -137,18 +143,18 @@ class _Layers:
         for name, module in model.named_modules(remove_duplicate=False):
             if any(name.startswith(f"{leaf}.") for leaf in _ancestors(name) if leaf in self.leaves):
                 continue
-            runs = type(module).forward is not nn.Module.forward  # lists and the like do not
-            leaf = name and runs and tracer.is_leaf_module(module, name)
+            callable_ = type(module).forward is not nn.Module.forward  # false for a ModuleList
+            leaf = name and callable_ and tracer.is_leaf_module(module, name)
             where = self.leaves if leaf else self.containers
             where[name] = module
 
     def sources(self) -> Iterator[str]:
-        """Yield the source of classes that are not PyTorch's."""
+        """Yield the source of each class that is not one of PyTorch."""
         inner = {type(module): None for leaf in self.leaves.values() for module in walk(leaf).values()}
         yield from (inspect.getsource(kind).rstrip() for kind in inner if not kind.__module__.startswith("torch."))
 
-    def made(self) -> Iterator[str]:
-        """Yield the statements that make all layers."""
+    def constructions(self) -> Iterator[str]:
+        """Yield the statements of `__init__`. A layer that is used under several names is made once."""
         first: dict[int, str] = {}
         later: list[str] = []
         for name, module in self.leaves.items():
@@ -169,7 +175,7 @@ class _Layers:
 
     def _expression(self, name: str, shared: set[str], depth: int = 1) -> str:
         if name in self.leaves:
-            return _proven(self.leaves[name])
+            return proven_construction(self.leaves[name])
         children = [
             (child, f"{name}.{child}")
             for child, module in self.containers[name]._modules.items()
@@ -184,12 +190,12 @@ class _Layers:
         return f"nn.ModuleDict({{\n{''.join(lines)}{' ' * 4 * (depth - 1)}}})" if lines else "nn.ModuleDict()"
 
     def reference(self, path: str) -> str:
-        """Return the expression for a module or tensor: layer1.0.conv1 is self.layer1["0"]["conv1"]."""
-        text, walked, found = "self", "", self.model
+        """Return the expression for a module or tensor: that for layer1.0.conv1 is self.layer1["0"]["conv1"]."""
+        text, walked, owner = "self", "", self.model
         for part in path.split(".") if path else []:
-            if not hasattr(found, part):
-                raise TraceError(f"'{path}' is made while the network runs")
-            found = getattr(found, part)
+            if not hasattr(owner, part):
+                raise TraceError(f"'{path}' is created while the network runs")
+            owner = getattr(owner, part)
             below, walked = walked, f"{walked}.{part}".lstrip(".")
             if below and below in self.containers and (walked in self.leaves or walked in self.containers):
                 text += f'["{part}"]'
@@ -198,7 +204,7 @@ class _Layers:
         return text
 
     def named(self, tree: ast.Module) -> ast.FunctionDef:
-        """Return the traced `forward`, its references to modules written as `reference` does."""
+        """Return the traced `forward`, with modules and tensors written as `reference` writes them."""
         layers = self
 
         class Rewrite(ast.NodeTransformer):
@@ -210,9 +216,9 @@ class _Layers:
 
         function = tree.body[-1]
         assert isinstance(function, ast.FunctionDef)
-        found = Rewrite().generic_visit(function)
-        assert isinstance(found, ast.FunctionDef)
-        return found
+        rewritten = Rewrite().generic_visit(function)
+        assert isinstance(rewritten, ast.FunctionDef)
+        return rewritten
 
 
 def _ancestors(name: str) -> list[str]:
@@ -236,107 +242,13 @@ def _path(node: ast.AST) -> str | None:
 
 
 def _tensors(module: nn.Module, owner: str) -> Iterator[str]:
-    """Yield the statements that make tensors which belong to no layer."""
+    """Yield the statements that register the parameters and buffers of a container."""
     for name, parameter in module._parameters.items():
         if parameter is not None:
             grad = "" if parameter.requires_grad else ", requires_grad=False"
-            yield f"{owner}.register_parameter({name!r}, nn.Parameter({_zeros(parameter)}{grad}))"
+            yield f"{owner}.register_parameter({name!r}, nn.Parameter({zeros(parameter)}{grad}))"
     for name, buffer in module._buffers.items():
         if buffer is not None:
             if name in module._non_persistent_buffers_set:
                 raise TraceError(f"the buffer '{name}' is not part of the state dict")
-            yield f"{owner}.register_buffer({name!r}, {_zeros(buffer)})"
-
-
-def _zeros(tensor: torch.Tensor) -> str:
-    dtype = "" if tensor.dtype == torch.float32 else f", dtype={tensor.dtype}"
-    return f"torch.zeros({tuple(tensor.shape)}{dtype})"
-
-
-def _proven(module: nn.Module) -> str:
-    """Write the call of a constructor, and make sure that it makes such a layer.
-
-    Raises:
-        TraceError: It does not, or the layer does more than its class says.
-    """
-    text = construction(module)
-    kinds = {type(part).__name__: type(part) for part in walk(module).values()}
-    try:
-        with torch.device("meta"):
-            made: nn.Module = eval(text, {**kinds, "nn": nn, "torch": torch})
-        alike = _are_alike(made, module)
-    except Exception as error:
-        raise TraceError(f"a {type(module).__name__} does not tell how it was made: {first_line(error)}") from error
-    if not alike:
-        raise TraceError(f"a {type(module).__name__} does not tell how it was made: {text} makes another")
-    return text
-
-
-def _are_alike(made: nn.Module, module: nn.Module) -> bool:
-    """Compare all that a constructor settles but the numbers in tensors."""
-    if type(made) is not type(module) or made._modules.keys() != module._modules.keys():
-        return False
-    settled = [key for key, value in vars(made).items() if isinstance(value, _VALUES) and key != "training"]
-    return (
-        all(getattr(made, key) == getattr(module, key) for key in settled)
-        and _shapes(made) == _shapes(module)
-        and all(_are_alike(child, module._modules[name]) for name, child in made._modules.items() if child is not None)  # type: ignore[arg-type]
-    )
-
-
-def _shapes(module: nn.Module) -> dict[str, tuple[int, ...] | None]:
-    tensors = {**module._parameters, **module._buffers}
-    return {name: None if tensor is None else tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-_VALUES = (bool, int, float, str, tuple, type(None))
-
-
-def construction(module: nn.Module) -> str:
-    """Write the call of a constructor that makes such a layer; arguments are its attributes of the same names.
-
-    Raises:
-        TraceError: The layer does not keep them.
-    """
-    kind = type(module)
-    if kind.__module__.startswith("torch.") and not _in_torch(kind):
-        raise TraceError(f"a {kind.__name__} is no layer of torch.nn")
-    if any(map(has_hooks, walk(module).values())):
-        raise TraceError(f"a {kind.__name__} has hooks, which do more than its class says")
-    positional, named = [], []
-    for parameter in inspect.signature(kind).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name in ("device", "dtype"):
-            continue
-        value = getattr(module, parameter.name, parameter.default)
-        if isinstance(parameter.default, bool) and not isinstance(value, bool):
-            value = value is not None  # bias
-        if value is parameter.empty:
-            raise TraceError(f"a {kind.__name__} does not tell its '{parameter.name}'")
-        if parameter.default is parameter.empty:
-            positional.append(_written(value, kind))
-        elif value != parameter.default and not _repeats(value, parameter.default):
-            named.append(f"{parameter.name}={_written(value, kind)}")
-    name = f"nn.{kind.__name__}" if _in_torch(kind) else kind.__name__
-    return f"{name}({', '.join(positional + named)})"
-
-
-def _repeats(value: Any, default: Any) -> bool:
-    """Tell (1, 1) for a stride of 1."""
-    return isinstance(value, tuple) and isinstance(default, int) and set(value) == {default}
-
-
-def _in_torch(kind: type) -> bool:
-    return getattr(nn, kind.__name__, None) is kind
-
-
-def _written(value: Any, kind: type) -> str:
-    if isinstance(value, nn.Module):
-        return construction(value)
-    if isinstance(value, torch.Tensor):
-        return _zeros(value)
-    text = repr(value)
-    try:
-        ast.literal_eval(text)
-    except (ValueError, SyntaxError) as error:
-        raise TraceError(f"an argument of {kind.__name__} cannot be written down: {text}") from error
-    return text
+            yield f"{owner}.register_buffer({name!r}, {zeros(buffer)})"

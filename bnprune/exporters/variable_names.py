@@ -1,4 +1,4 @@
-"""Variables of generated code: few names, reused, so that the code reads like a person's and frees as it goes."""
+"""Short variable names for generated code. A name is reused once its value is not needed, which also frees memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from itertools import chain, count
 
 
 def reuse_names(function: ast.FunctionDef) -> None:
-    """Rename the variables of straight-line code whose ends of life are marked by `name = None`; drop the marks."""
+    """Rename the variables of code without branches, and drop the marks `name = None` that end the life of a variable.
+
+    "conv1 = self.conv1(x)", "relu = F.relu(conv1); conv1 = None" becomes "y = self.conv1(x)", "y = F.relu(y)".
+    """
     arguments = [argument.arg for argument in function.args.args]
     taken = {name: name for name in arguments}
     free: list[str] = []
@@ -31,7 +34,7 @@ def _rank(name: str) -> tuple[int, str]:
 
 
 def _with_ends(body: list[ast.stmt]) -> list[tuple[ast.stmt, list[str]]]:
-    """Pair each statement with the variables that end with it."""
+    """Return each statement with the variables that are not used after it."""
     paired: list[tuple[ast.stmt, list[str]]] = []
     for statement in body:
         match statement:

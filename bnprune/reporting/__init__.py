@@ -1,1 +1,1 @@
-"""What a run leaves behind, for people: one HTML page, and plots."""
+"""The report of a run: an HTML page, pictures, and charts for the terminal."""

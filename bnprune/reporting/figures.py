@@ -1,30 +1,38 @@
-"""Figures as data: what a chart shows. Drawn as inline SVG by `svg`, as pictures by `plots`."""
+"""Figures as data. `layout` turns them into shapes, `svg` and `png` draw those; `text` draws charts in a terminal."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-Mark = Literal["line", "dashes", "dot", "ring", "small"]
+Mark = Literal["line", "dashes", "dot", "ring", "small", "box"]
+GREY, PALE = -1, -2
+"""Colours besides those of series, which are numbered from 0."""
+Legend = tuple[Mark | None, str, int]
+"""(mark, label, colour) of one entry; without a mark, a text."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis: what it shows, and how its ticks are written."""
+    """One axis: its label, its range, and the format of its ticks."""
 
     label: str
     low: float
     high: float
     write: Callable[[float], str]
     root: bool = False
-    """Whether lengths stand for square roots, so that small counts beside large ones can be seen."""
+    """True if lengths are square roots of values, so that small counts beside large ones can be seen."""
     whole: bool = False
-    """Whether only whole numbers make sense."""
+    """True if all values are whole numbers."""
+    ticked: bool = True
+    """False for an axis without ticks."""
 
     def ticks(self) -> list[float]:
         """Return round values within the axis."""
+        if not self.ticked:
+            return []
         if self.root:
             return self._root_ticks()
         step = _step((self.high - self.low) / 4.5)
@@ -33,7 +41,7 @@ class Axis:
         return [step * n for n in range(first, first + 12) if step * n <= self.high + step * 1e-9]
 
     def _root_ticks(self) -> list[float]:
-        """Return round values from the top downwards, as far as there is room for them."""
+        """Return round values, the largest first, leaving out those too close to the one before."""
         chosen: list[float] = []
         for value in reversed(_ROOT_TICKS):
             room = math.sqrt(chosen[-1]) - math.sqrt(value) if chosen else math.inf
@@ -42,7 +50,7 @@ class Axis:
         return chosen
 
     def place(self, value: float, start: float, end: float) -> float:
-        """Return where a value is between two coordinates."""
+        """Return the coordinate of a value, if the axis goes from `start` to `end`."""
         low, high, value = map(math.sqrt, (0.0, self.high, value)) if self.root else (self.low, self.high, value)
         return start + (end - start) * (value - low) / ((high - low) or 1.0)
 
@@ -52,19 +60,19 @@ _ROOT_TICKS = (0, *(factor * 10**power for power in range(8) for factor in (1, 4
 
 @dataclass(frozen=True)
 class Series:
-    """Points that belong together."""
+    """Points with one mark and one colour."""
 
     label: str
     points: tuple[tuple[float, float], ...]
     colour: int
-    """Index of the colour; -1 for grey."""
+    """Number of the colour, or GREY."""
     mark: Mark = "line"
     names: tuple[str, ...] = ()
-    """What to say of each point when it is pointed at."""
+    """A hint for each point, shown on the page; the label by default."""
 
 
 def _step(rough: float) -> float:
-    """Return the nearest of 1, 2, 2.5 and 5 times a power of ten that is not smaller."""
+    """Return the smallest of 1, 2, 2.5 and 5 times a power of ten that is not below `rough`."""
     if not rough > 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(rough))
@@ -73,19 +81,18 @@ def _step(rough: float) -> float:
 
 @dataclass(frozen=True)
 class Chart:
-    """Series of lines and marks over two axes."""
+    """Lines and marks between two axes."""
 
     title: str
     series: tuple[Series, ...]
     x: Axis
     y: Axis
-    legend: tuple[tuple[Mark, str, int], ...]
-    """(mark, label, colour) of each entry."""
+    legend: tuple[Legend, ...]
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts between edges; those of removed channels stand below those of kept ones."""
+    """Number of channels per bin; kept channels are stacked on removed ones."""
 
     title: str
     edges: tuple[float, ...]
@@ -94,14 +101,30 @@ class Histogram:
     x: Axis
     y: Axis
     threshold: float | None = None
+    colour = 0
+
+    @property
+    def legend(self) -> tuple[Legend, ...]:
+        """Kept and removed, if any channel was removed."""
+        return (("box", "kept", self.colour), ("box", "removed", GREY)) if any(self.removed) else ()
 
 
 @dataclass(frozen=True)
 class Widths:
-    """Channels of every layer before and after: (name, before, after)."""
+    """Channels of every layer, before and after pruning."""
 
     title: str
     layers: tuple[tuple[str, int, int], ...]
+    """(name, channels before, channels after), from input to output."""
+    colour, pale = 0, PALE
+    legend: ClassVar[tuple[Legend, ...]] = (("box", "kept", colour), ("box", "removed", pale))
+    x: ClassVar[Axis] = Axis("layer, from input to output", 0.0, 1.0, str, ticked=False)
+
+    @property
+    def y(self) -> Axis:
+        """From 0 to the widest layer."""
+        most = max((before for _, before, _ in self.layers), default=0)
+        return Axis("channels", 0.0, max(most, 1), lambda value: f"{value:.0f}", whole=True)
 
 
 Figure = Chart | Histogram | Widths

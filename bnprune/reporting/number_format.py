@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers formatted for people."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def duration(seconds: float) -> str:
 
 
 def factor(before: float, after: float) -> str:
-    """Write how much less there is: 10.9× fewer is "÷ 10.9"."""
+    """Write how many times smaller a number became: ÷ 10.9."""
     return f"÷ {before / after:.1f}" if after else MISSING
 
 

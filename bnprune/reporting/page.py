@@ -1,4 +1,4 @@
-"""The page: one self-contained HTML file about one run, or several side by side. No script, no network."""
+"""The report: one self-contained HTML file about one run, or several side by side. No scripts, no network."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from bnprune.reporting.compare import comparison
 from bnprune.reporting.run_data import RunData
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-"""The browser is told to fetch nothing and to run nothing, whatever a name in a run may contain."""
+"""Forbids the browser to load anything or to run a script, even if a name in a run contains markup."""
 
 
-def render(stories: Sequence[RunData]) -> str:
-    """Return the page about one run or several.
+def render(runs: Sequence[RunData]) -> str:
+    """Return the page about one run, or about several.
 
     Args:
-        stories: At least one; their names must differ.
+        runs: At least one run; no two of the same name.
     """
-    if len(stories) == 1:
-        [run_data] = stories
-        title, body = run_data.name, f"{_header(run_data)}{_run(run_data)}"
+    if len(runs) == 1:
+        [run] = runs
+        title, body = run.name, f"{_header(run)}{_run(run)}"
     else:
-        title = " · ".join(run_data.name for run_data in stories)
-        runs = "".join(_folded(run_data) for run_data in stories)
-        body = f"{comparison(stories)}<section><h2>The runs</h2>{runs}</section>"
+        title = " · ".join(run.name for run in runs)
+        folded = "".join(_folded(run) for run in runs)
+        body = f"{comparison(runs)}<section><h2>The runs</h2>{folded}</section>"
     style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -35,50 +35,50 @@ def render(stories: Sequence[RunData]) -> str:
         '<meta name="color-scheme" content="light dark">'
         f'<link rel="icon" href="data:,"><title>{escape(title)} – bnprune</title>\n<style>\n{style}</style></head>\n'
         f"<body><main>{body}</main><footer>Made by bnprune from the files of the run. "
-        "MACs are multiply-accumulates for one input.</footer></body></html>\n"
+        "MACs are multiply-accumulate operations for one input.</footer></body></html>\n"
     )
 
 
-def _header(run_data: RunData) -> str:
-    device = run_data.environment.get("accelerators") or [run_data.environment.get("processor", "")]
+def _header(run: RunData) -> str:
+    device = run.environment.get("accelerators") or [run.environment.get("processor", "")]
     about = " · ".join(
         escape(part)
         for part in (
-            f"{run_data.model} on {run_data.data}",
-            str(run_data.environment.get("time", ""))[:10],
+            f"{run.model} on {run.data}",
+            str(run.environment.get("time", ""))[:10],
             str(device[0]),
         )
         if part
     )
-    name = escape(run_data.name)
-    return f'<header><p class="eyebrow">bnprune run</p><h1>{name}</h1><p class="about">{about}</p></header>'
+    name = escape(run.name)
+    return f'<header><p class="page-kind">bnprune run</p><h1>{name}</h1><p class="about">{about}</p></header>'
 
 
-def _run(run_data: RunData) -> str:
-    """Everything about one run."""
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in run_data.notes)
+def _run(run: RunData) -> str:
+    """Return everything about one run."""
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in run.notes)
     return (
-        f'<p class="headline">{sections.headline(run_data)}</p>'
-        f"{sections.tiles(run_data)}{sections.proof(run_data)}{notes}"
-        + sections.section("Stage by stage", sections.stage_table(run_data))
-        + sections.section("Training", sections.training(run_data))
-        + sections.section("Scale factors", sections.gammas(run_data), _GAMMAS)
-        + sections.section("Channels per layer", sections.layers(run_data))
-        + sections.section("The cut", sections.cuts(run_data))
-        + sections.section("What had to stay, and why", sections.refusals(run_data))
-        + sections.section("Made with", sections.provenance(run_data))
+        f'<p class="headline">{sections.headline(run)}</p>'
+        f"{sections.key_figures(run)}{sections.proof(run)}{notes}"
+        + sections.section("Stage by stage", sections.stage_table(run))
+        + sections.section("Training", sections.training(run))
+        + sections.section("Scale factors", sections.gammas(run), _GAMMAS)
+        + sections.section("Channels per layer", sections.layers(run))
+        + sections.section("Pruning", sections.prune_steps(run))
+        + sections.section("Not pruned, and why", sections.refusals(run))
+        + sections.section("Configuration and environment", sections.provenance(run))
     )
 
 
 _GAMMAS = (
-    "A channel whose scale factor γ is near zero says almost nothing. Channels are ranked by it, and the smallest go. "
-    "Heights are square roots of counts."
+    "A channel whose scale factor γ is near zero contributes almost nothing to the output. Channels are ranked by |γ|, "
+    "and the lowest-ranked ones are removed."
 )
 
 
-def _folded(run_data: RunData) -> str:
+def _folded(run: RunData) -> str:
     return (
-        f'<details class="run"><summary><b>{escape(run_data.name)}</b> '
-        f"<span>{escape(run_data.model)} on {escape(run_data.data)}"
-        f"</span></summary>{_run(run_data)}</details>"
+        f'<details class="run"><summary><b>{escape(run.name)}</b> '
+        f"<span>{escape(run.model)} on {escape(run.data)}"
+        f"</span></summary>{_run(run)}</details>"
     )

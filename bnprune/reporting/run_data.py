@@ -1,4 +1,4 @@
-"""The story of a run: what its directory says, checked and typed. Nothing here knows about HTML."""
+"""The data of a run for its report: the files of a run directory, read and checked. Nothing here knows about HTML."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Layer:
-    """The width of one layer before and after a cut."""
+    """The number of channels of one layer before and after pruning."""
 
     name: str
     kind: str
@@ -36,7 +36,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One cut that `ratio: auto` tried; accuracies on validation images."""
+    """One ratio that `ratio: auto` tried; accuracies on validation images."""
 
     macs: float
     accuracy: float
@@ -44,8 +44,8 @@ class SweepPoint:
 
 
 @dataclass(frozen=True)
-class Cutting:
-    """What a prune stage did."""
+class PruneStep:
+    """The result of one prune stage."""
 
     kind: str
     """The target: "ratio", "macs", "params" or "latency_ms"."""
@@ -61,34 +61,36 @@ class Cutting:
     refusals: tuple[Refusal, ...]
     notes: tuple[str, ...]
     tried: Mapping[str, float]
-    """What was tried after the cut -> validation accuracy."""
+    """Validation accuracy by the name of each way of recovery that was tried."""
     chosen: str
+    """The way of recovery that was kept."""
     sweep: tuple[SweepPoint, ...]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The figures of one finished stage."""
+    """The results of one finished stage."""
 
     name: str
     title: str
     accuracy: float | None
-    """Of test images, in 0..1, as `validation`."""
+    """Share of the test images classified correctly, in [0, 1]."""
     validation: float | None
+    """The same for validation images."""
     channels: int
     params: int
     macs: int
     seconds: float | None
     latency_ms: float | None
     file_bytes: int | None
-    cutting: Cutting | None = None
+    prune_step: PruneStep | None = None
     skipped: str = ""
-    """Why a later pass did nothing."""
+    """Reason why a later pass of pruning did nothing."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One training, epoch by epoch."""
+    """Metrics of one training, per epoch."""
 
     stage: str
     title: str
@@ -98,7 +100,7 @@ class Curve:
     train_top1: tuple[float | None, ...] = ()
     validation_top1: tuple[float | None, ...] = ()
     quantiles: tuple[tuple[float, ...], ...] = ()
-    """Per epoch: minimum, quartiles and maximum of |γ|; empty where there was no penalty."""
+    """Minimum, quartiles and maximum of |γ| per epoch; empty without a penalty."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,11 @@ class Gammas:
     values: torch.Tensor
     """|γ| of every BatchNorm channel, shape (channels,), float64."""
     removed: torch.Tensor | None = None
-    """Whether the first cut removed each of them, shape (channels,)."""
+    """Mask of the channels that the first pruning removed, shape (channels,); None if it is not known."""
 
     @property
     def threshold(self) -> float | None:
-        """The largest |γ| that went."""
+        """The largest |γ| of a removed channel."""
         if self.removed is None or not bool(self.removed.any()):
             return None
         return float(self.values[self.removed].max())
@@ -121,7 +123,7 @@ class Gammas:
 
 @dataclass(frozen=True)
 class RunData:
-    """A run."""
+    """A run, finished or not."""
 
     path: Path
     name: str
@@ -134,43 +136,43 @@ class RunData:
     curves: tuple[Curve, ...]
     gammas: tuple[Gammas, ...]
     gated: bool = False
-    """Whether the first cut put gates in."""
+    """True if the first pruning inserted gates."""
     notes: tuple[str, ...] = field(default=())
-    """What is missing, and why."""
+    """Sentences about files that are missing or incomplete."""
 
     @property
     def reference(self) -> Stage | None:
-        """What the slim network is compared with: the dense one, else the sparse-trained one."""
+        """The network that the slim one is compared with: the dense one, or else the sparse-trained one."""
         return next((stage for stage in self.stages if kind_of(stage.name) in ("baseline", "train")), None)
 
     @property
     def final(self) -> Stage | None:
-        """The slim network at the end, else the last one there is."""
+        """The last slim network, or else the last network."""
         slim = [stage for stage in self.stages if kind_of(stage.name) in ("prune", "finetune")]
-        found = slim or list(self.stages)
-        return found[-1] if found else None
+        return next(reversed(slim or list(self.stages)), None)
 
     @property
-    def cuts(self) -> list[Cutting]:
-        """What the prune stages did, in order."""
-        return [stage.cutting for stage in self.stages if stage.cutting is not None]
+    def prune_steps(self) -> list[PruneStep]:
+        """The results of the prune stages, in order."""
+        return [stage.prune_step for stage in self.stages if stage.prune_step is not None]
 
     @property
     def layers(self) -> list[Layer]:
-        """Widths before the first cut and after the last: of convolutions and linear layers, or behind gates of norms.
+        """Channels of each layer before the first pruning and after the last.
 
-        A BatchNorm repeats the width of the layer before it, unless gates stand between them.
+        Without gates, of convolutions and linear layers: a BatchNorm has the width of the layer before it. With gates,
+        of norms: a gate between the two selects channels, so that only the norm's width tells what was pruned.
         """
-        if not self.cuts:
+        if not self.prune_steps:
             return []
-        first = [layer for layer in self.cuts[0].layers if (layer.kind == "norm") == self.gated]
+        first = [layer for layer in self.prune_steps[0].layers if (layer.kind == "norm") == self.gated]
         known = {layer.name for layer in first}
-        after = {_ungated(layer.name, known): layer.after for cut in self.cuts for layer in cut.layers}
+        after = {_ungated(layer.name, known): layer.after for cut in self.prune_steps for layer in cut.layers}
         return [Layer(layer.name, layer.kind, layer.before, after[layer.name]) for layer in first]
 
 
 def read_run_data(path: Path) -> RunData:
-    """Read a run directory, finished or not.
+    """Read a run directory.
 
     Raises:
         ConfigError: It is not a run directory.
@@ -205,10 +207,6 @@ def read_run_data(path: Path) -> RunData:
     )
 
 
-_LARGEST = 64 << 20
-"""Bytes of a file that is read."""
-
-
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -238,11 +236,11 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
 def _require_environment(environment: Mapping[str, Any]) -> None:
     for name, kind in (("argv", list), ("accelerators", list), ("versions", dict)):
         if not isinstance(environment.get(name), kind | None):
-            raise TypeError(f"{name} is no {kind.__name__}")
+            raise TypeError(f"{name} is not a {kind.__name__}")
 
 
 def _ungated(name: str, known: Collection[str]) -> str:
-    """Return what a layer was called before a gate took its place and holds it as `norm`."""
+    """Return the name that a layer had before a gate replaced it: the gate holds it as its attribute `norm`."""
     while name not in known and name.endswith(".norm"):
         name = name.removesuffix(".norm")
     return name
@@ -278,18 +276,18 @@ def _stage(name: str, figures: Mapping[str, Any]) -> Stage:
         seconds=amount(figures.get("seconds")),
         latency_ms=amount(figures.get("latency_ms")),
         file_bytes=None if figures.get("file_bytes") is None else count(figures["file_bytes"]),
-        cutting=_cutting(figures) if "pruned" in figures else None,
+        prune_step=_prune_step(figures) if "pruned" in figures else None,
         skipped=str(figures.get("skipped", "")),
     )
 
 
-def _cutting(figures: Mapping[str, Any]) -> Cutting:
+def _prune_step(figures: Mapping[str, Any]) -> PruneStep:
     target, recovery, pruned = figures["target"], figures.get("recovery", {}), figures["pruned"]
 
     def change(what: str) -> tuple[int, int]:
         return count(pruned[what]["before"]), count(pruned[what]["after"])
 
-    return Cutting(
+    return PruneStep(
         kind=str(target["kind"]),
         requested=number(target["requested"]),
         realised=number(target["realised"]),
@@ -351,7 +349,7 @@ def _curve(stage: str, records: list[dict[str, Any]]) -> Curve:
 
 def _quantiles(values: Any) -> tuple[float, ...]:
     """Return minimum, quartiles and maximum."""
-    numbers = tuple(found for value in values if (found := amount(value)) is not None)
+    numbers = tuple(checked for value in values if (checked := amount(value)) is not None)
     if len(numbers) != 5:
         raise ValueError(f"expected five quantiles, got {len(numbers)}")
     return numbers
@@ -361,7 +359,7 @@ def _quantiles(values: Any) -> tuple[float, ...]:
 
 
 def _gammas(directory: RunDirectory, plan: PruningPlan | None, notes: list[str]) -> list[Gammas]:
-    """Scale factors before training, trained without the penalty, and with it: as far as there are such networks."""
+    """Return scale factors before training, trained without the penalty, and trained with it, if there are files."""
     if not directory.gamma_file.is_file():
         notes.append("gamma.safetensors is not there: no histograms of the scale factors.")
         return []
@@ -370,15 +368,15 @@ def _gammas(directory: RunDirectory, plan: PruningPlan | None, notes: list[str])
     networks = [("before training", start)]
     for stage, title in (("baseline", "trained without the penalty"), ("train", "trained with the penalty")):
         path = directory.checkpoint(stage)
-        there = read_gammas(path, names) if path.is_file() else {}
-        if there.keys() == start.keys() and all(there[name].shape == start[name].shape for name in names):
-            networks.append((title, there))
-    found = [Gammas(title, values) for title, gammas in networks if (values := _joined(gammas, names)) is not None]
-    if len(found) < len(networks):
+        trained = read_gammas(path, names) if path.is_file() else {}
+        if trained.keys() == start.keys() and all(trained[name].shape == start[name].shape for name in names):
+            networks.append((title, trained))
+    finite = [Gammas(title, values) for title, gammas in networks if (values := _joined(gammas, names)) is not None]
+    if len(finite) < len(networks):
         notes.append("some scale factors are not finite: no histograms of those networks.")
-    if plan is not None and found:
-        found[-1] = Gammas(found[-1].title, found[-1].values, _removed(plan, start, names))
-    return found
+    if plan is not None and finite:
+        finite[-1] = Gammas(finite[-1].title, finite[-1].values, _removed(plan, start, names))
+    return finite
 
 
 def _joined(gammas: Mapping[str, torch.Tensor], names: list[str]) -> torch.Tensor | None:
@@ -388,7 +386,7 @@ def _joined(gammas: Mapping[str, torch.Tensor], names: list[str]) -> torch.Tenso
 
 
 def _removed(plan: PruningPlan, gammas: Mapping[str, torch.Tensor], names: list[str]) -> torch.Tensor | None:
-    """Whether the plan removes each scale factor; None where it was made for a network of other sizes."""
+    """Return a mask of the scale factors that the plan removes; None if it was made for a network of other sizes."""
     cuts = {place: cut for cut in plan.cuts for place in cut.at}
     gone = []
     for name in names:

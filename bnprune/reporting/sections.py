@@ -1,4 +1,4 @@
-"""Sections of the page about one run: from a story to markup. Every text that comes from a run is escaped."""
+"""Sections of the page about one run: functions from its data to HTML. Every text that comes from a run is escaped."""
 
 from __future__ import annotations
 
@@ -10,72 +10,69 @@ from typing import Any
 from bnprune.reporting import charts
 from bnprune.reporting.figures import Figure
 from bnprune.reporting.number_format import MISSING, count, duration, factor, megabytes, milliseconds, percent, points
-from bnprune.reporting.run_data import Cutting, RunData, Stage
-from bnprune.reporting.svg import draw
+from bnprune.reporting.run_data import PruneStep, RunData, Stage
+from bnprune.reporting.svg import inline
 
 _FEW_LAYERS = 24
 
 
-def datum(at: str, value: float | None, write: Callable[[float], str]) -> str:
-    """Return a figure with its exact value and where it stands in result.json: RUN/stages/STAGE/KEY."""
+def number(at: str, value: float | None, write: Callable[[float], str]) -> str:
+    """Return a number with its exact value and its place in result.json: RUN/stages/STAGE/KEY."""
     if value is None:
         return f'<span class="missing">{MISSING}</span>'
     return f'<data data-at="{escape(at)}" value="{escape(json.dumps(value))}">{escape(write(value))}</data>'
 
 
-def section(title: str, body: str, lead: str = "", identity: str = "") -> str:
-    """Return a titled section; nothing where the body is empty."""
+def section(title: str, body: str, lead: str = "") -> str:
+    """Return a section with a title; empty if the body is."""
     if not body:
         return ""
-    led = f'<p class="lead">{lead}</p>' if lead else ""
-    named = f' id="{escape(identity)}"' if identity else ""
-    return f"<section{named}><h2>{escape(title)}</h2>{led}{body}</section>"
+    introduction = f'<p class="lead">{lead}</p>' if lead else ""
+    return f"<section><h2>{escape(title)}</h2>{introduction}{body}</section>"
 
 
 def card(title: str, figure: Figure | None, note: str = "") -> str:
-    """Return a figure in a box; nothing where there is none."""
+    """Return a figure in a box; empty without a figure."""
     if figure is None:
         return ""
-    said = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f'<figure class="card"><figcaption>{escape(title)}</figcaption>{draw(figure)}{said}</figure>'
+    below = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f'<figure class="card"><figcaption>{escape(title)}</figcaption>{inline(figure)}{below}</figure>'
 
 
-def at(run_data: RunData, stage: Stage, key: str) -> str:
-    """Return where a figure of a stage stands."""
-    return f"{run_data.name}/stages/{stage.name}/{key}"
+def at(run: RunData, stage: Stage, key: str) -> str:
+    """Return the place of a number of a stage in result.json."""
+    return f"{run.name}/stages/{stage.name}/{key}"
 
 
-# -- at a glance -----------------------------------------------------------------------------------------------------
+# -- at a glance ------------------------------------------------------------------------------------------------------
 
 
-def headline(run_data: RunData) -> str:
-    """Say in a sentence or two what came of the run."""
-    final, reference = run_data.final, run_data.reference
+def headline(run: RunData) -> str:
+    """Summarise the run in one or two sentences."""
+    final, reference = run.final, run.reference
     if final is None:
         return "No stage of this run is finished yet."
-    if not run_data.cuts:
-        return "Nothing was cut yet."
+    if not run.prune_steps:
+        return "Nothing was pruned yet."
     if reference is None or final.accuracy is None or reference.accuracy is None:
-        return f"There is nothing to compare the {escape(final.title)} network with."
+        return f"There is no network to compare the {escape(final.title)} one with."
     macs, params = (1 - getattr(final, key) / max(getattr(reference, key), 1) for key in ("macs", "params"))
     change = final.accuracy - reference.accuracy
     return (
-        f"{macs:.0%} of the MACs and {params:.0%} of the parameters are gone. The {escape(final.title)} network "
+        f"{macs:.0%} of the MACs and {params:.0%} of the parameters were removed. The {escape(final.title)} network "
         f"classifies <b>{percent(final.accuracy)}</b> of the test images correctly, the {escape(reference.title)} one "
         f"{percent(reference.accuracy)} ({points(change)})."
     )
 
 
-def tiles(run_data: RunData) -> str:
-    """The slim network in five figures, each beside what it was."""
-    return (
-        ""
-        if run_data.final is None
-        else f'<div class="tiles">{"".join(_tile(run_data, *tile) for tile in _TILES)}</div>'
-    )
+def key_figures(run: RunData) -> str:
+    """Return five numbers of the slim network, each with that of the reference."""
+    if run.final is None:
+        return ""
+    return f'<div class="key-figures">{"".join(_key_figure(run, *entry) for entry in _KEY_FIGURES)}</div>'
 
 
-_TILES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+_KEY_FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("Test accuracy", "accuracy", percent),
     ("MACs", "macs", count),
     ("Parameters", "params", count),
@@ -84,30 +81,30 @@ _TILES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 )
 
 
-def _tile(run_data: RunData, name: str, key: str, write: Callable[[float], str]) -> str:
-    final, reference = run_data.final, run_data.reference
+def _key_figure(run: RunData, name: str, key: str, write: Callable[[float], str]) -> str:
+    final, reference = run.final, run.reference
     assert final is not None
     value, was = getattr(final, key), getattr(reference, key, None)
     compared = ""
     if value is not None and was is not None and reference is not final:
         change = points(value - was) if key == "accuracy" else factor(was, value)
         compared = f"<small><b>{escape(change)}</b> from {escape(write(was))}</small>"
-    figure = datum(at(run_data, final, key), value, write)
-    return f'<div class="tile"><span>{escape(name)}</span><strong>{figure}</strong>{compared}</div>'
+    written = number(at(run, final, key), value, write)
+    return f'<div class="key-figure"><span>{escape(name)}</span><strong>{written}</strong>{compared}</div>'
 
 
-def proof(run_data: RunData) -> str:
-    """What was proven."""
-    errors = [cut.error for cut in run_data.cuts if cut.error is not None]
+def proof(run: RunData) -> str:
+    """Return the error of the float64 proof."""
+    errors = [cut.error for cut in run.prune_steps if cut.error is not None]
     if not errors:
         return ""
     return (
-        '<p class="proof"><span>✓</span> The cut is proven: in float64 the slim network equals the original with the '
-        f"removed channels set to zero, to a relative error of {max(errors):.1e}.</p>"
+        '<p class="proof"><span>✓</span> Verified: in float64, the slim network computes the same as the original one '
+        f"with the removed channels set to zero (relative error {max(errors):.1e}).</p>"
     )
 
 
-# -- stages ----------------------------------------------------------------------------------------------------------
+# -- stages -----------------------------------------------------------------------------------------------------------
 
 _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("Test accuracy", "accuracy", percent),
@@ -117,26 +114,24 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("BN channels", "channels", lambda value: f"{value:.0f}"),
     ("Latency", "latency_ms", milliseconds),
     ("File", "file_bytes", megabytes),
-    ("Took", "seconds", duration),
+    ("Time", "seconds", duration),
 )
 _BARS = {"macs", "params", "channels", "latency_ms", "file_bytes"}
 
 
-def stage_table(run_data: RunData) -> str:
-    """Every stage's figures, with bars for what should shrink."""
-    if not run_data.stages:
+def stage_table(run: RunData) -> str:
+    """Return a table of the numbers of every stage, with bars for those that pruning should reduce."""
+    if not run.stages:
         return ""
-    largest = {key: max((_value(stage, key) or 0 for stage in run_data.stages), default=0) for _, key, _ in _COLUMNS}
+    largest = {key: max((_value(stage, key) or 0 for stage in run.stages), default=0) for _, key, _ in _COLUMNS}
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title, _, _ in _COLUMNS)
     rows = "".join(
         f'<tr><th scope="row"><i class="dot c{charts.colour_of(stage.name)}"></i>{escape(stage.title)}</th>'
-        + "".join(_cell(run_data, stage, title, key, write, largest[key]) for title, key, write in _COLUMNS)
+        + "".join(_cell(run, stage, title, key, write, largest[key]) for title, key, write in _COLUMNS)
         + "</tr>"
-        for stage in run_data.stages
+        for stage in run.stages
     )
-    skipped = "".join(
-        f'<p class="note">{escape(s.title)}: {escape(s.skipped)}</p>' for s in run_data.stages if s.skipped
-    )
+    skipped = "".join(f'<p class="note">{escape(s.title)}: {escape(s.skipped)}</p>' for s in run.stages if s.skipped)
     return (
         f'<div class="scroll card"><table class="stages"><thead><tr><th scope="col">Network</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>{skipped}"
@@ -148,56 +143,55 @@ def _value(stage: Stage, key: str) -> float | None:
     return value
 
 
-def _cell(run_data: RunData, stage: Stage, title: str, key: str, write: Callable[[float], str], largest: float) -> str:
+def _cell(run: RunData, stage: Stage, title: str, key: str, write: Callable[[float], str], largest: float) -> str:
     value = _value(stage, key)
     bar = ""
     if key in _BARS and value is not None and largest:
         bar = _bar(value, largest)
-    return f'<td data-label="{escape(title)}">{datum(at(run_data, stage, key), value, write)}{bar}</td>'
+    return f'<td data-label="{escape(title)}">{number(at(run, stage, key), value, write)}{bar}</td>'
 
 
-# -- figures ---------------------------------------------------------------------------------------------------------
+# -- figures ----------------------------------------------------------------------------------------------------------
 
 
-def training(run_data: RunData) -> str:
-    """Accuracy against MACs, and the curves."""
+def training(run: RunData) -> str:
+    """Return accuracy against MACs, and the curves of training."""
     cards = [
         card(
             "Accuracy against MACs",
-            charts.accuracy_against_macs(run_data),
-            "Test images, each used once, at the end of a stage.",
+            charts.accuracy_against_macs(run),
+            "Accuracy on the test images at the end of each stage.",
         ),
-        card("Validation accuracy", charts.accuracy_curves(run_data)),
-        card("Training loss", charts.loss_curves(run_data)),
-        card("Scale factors while training", charts.gamma_over_time(run_data)),
+        card("Validation accuracy", charts.accuracy_curves(run)),
+        card("Training loss", charts.loss_curves(run)),
+        card("Scale factors while training", charts.gamma_over_time(run)),
     ]
     return grid(cards)
 
 
-def gammas(run_data: RunData) -> str:
-    """Histograms of |γ|."""
-    figures = charts.gamma_histograms(run_data)
+def gammas(run: RunData) -> str:
+    """Return histograms of |γ|, or one sentence for a network whose scale factors are all equal."""
+    figures = charts.gamma_histograms(run)
     cards = [card(figure.title, figure) for figure in figures]
-    flat = [gammas for gammas in run_data.gammas if charts.constant(gammas)]
-    said = "".join(
+    flat = [gammas for gammas in run.gammas if charts.constant(gammas)]
+    sentences = "".join(
         f'<p class="note">{escape(g.title.capitalize())}, every |γ| was {float(g.values[0]):g}.</p>' for g in flat
     )
-    keys = '<ul class="legend"><li><i class="box stay"></i>kept</li><li><i class="box gone"></i>removed</li></ul>'
-    return (keys + grid(cards) if cards else "") + said
+    return grid(cards) + sentences
 
 
 def grid(cards: Sequence[str]) -> str:
-    """Return cards side by side where there is room."""
+    """Return cards side by side, as many as the width of the page allows."""
     body = "".join(cards)
     return f'<div class="grid">{body}</div>' if body else ""
 
 
-# -- layers ----------------------------------------------------------------------------------------------------------
+# -- layers -----------------------------------------------------------------------------------------------------------
 
 
-def layers(run_data: RunData) -> str:
-    """How many channels every layer kept: the network's shape, then a list."""
-    figure = charts.layer_widths(run_data)
+def layers(run: RunData) -> str:
+    """Return the channels of every layer: a chart, then a list."""
+    figure = charts.layer_widths(run)
     if figure is None:
         return ""
     rows = "".join(
@@ -206,14 +200,13 @@ def layers(run_data: RunData) -> str:
         for name, before, after in figure.layers
     )
     opened = " open" if len(figure.layers) <= _FEW_LAYERS else ""
-    keys = '<ul class="legend"><li><i class="box stay"></i>kept</li><li><i class="box whole"></i>removed</li></ul>'
     ends = '<p class="note ends"><span>input</span><span>output</span></p>'
     named = f"<summary>Layer by layer ({len(figure.layers)})</summary>"
     listed = f'<details{opened}>{named}<ul class="layers">{rows}</ul></details>'
-    return f'<figure class="card">{keys}{draw(figure)}{ends}{listed}</figure>'
+    return f'<figure class="card">{inline(figure)}{ends}{listed}</figure>'
 
 
-# -- the cut ---------------------------------------------------------------------------------------------------------
+# -- pruning ----------------------------------------------------------------------------------------------------------
 
 _ASKED: dict[str, Callable[[float], str]] = {
     "ratio": lambda value: f"{value:.1%} of the prunable channels removed",
@@ -223,22 +216,22 @@ _ASKED: dict[str, Callable[[float], str]] = {
 }
 
 
-def cuts(run_data: RunData) -> str:
-    """What was asked of each cut, what came of it, and what was tried afterwards."""
-    return grid([_cut(stage, stage.cutting) for stage in run_data.stages if stage.cutting is not None])
+def prune_steps(run: RunData) -> str:
+    """Return the target of each pruning, the result, and the ways of recovery that were tried."""
+    return grid([_prune_step(stage, stage.prune_step) for stage in run.stages if stage.prune_step is not None])
 
 
-def _cut(stage: Stage, cut: Cutting) -> str:
+def _prune_step(stage: Stage, cut: PruneStep) -> str:
     write = _ASKED.get(cut.kind, lambda value: f"{cut.kind} {value:g}")
     facts = [
-        ("asked for", MISSING if cut.requested is None else write(cut.requested)),
-        ("realised", MISSING if cut.realised is None else write(cut.realised)),
+        ("target", MISSING if cut.requested is None else write(cut.requested)),
+        ("reached", MISSING if cut.realised is None else write(cut.realised)),
         *((title, f"{write(before)} → {write(after)}") for title, (before, after), write in _changes(cut)),
     ]
     return f'<div class="card"><h3>{escape(stage.title.capitalize())}</h3>{definitions(facts)}</div>{_recovery(cut)}'
 
 
-def _changes(cut: Cutting) -> list[tuple[str, tuple[int, int], Callable[[float], str]]]:
+def _changes(cut: PruneStep) -> list[tuple[str, tuple[int, int], Callable[[float], str]]]:
     return [
         ("prunable channels", cut.channels, lambda value: f"{value:.0f}"),
         ("parameters", cut.params, count),
@@ -246,7 +239,7 @@ def _changes(cut: Cutting) -> list[tuple[str, tuple[int, int], Callable[[float],
     ]
 
 
-def _recovery(cut: Cutting) -> str:
+def _recovery(cut: PruneStep) -> str:
     if not cut.tried:
         return ""
     best = max(cut.tried.values()) or 1.0
@@ -256,7 +249,8 @@ def _recovery(cut: Cutting) -> str:
         for name, top1 in cut.tried.items()
     )
     return (
-        f'<div class="card"><h3>Validation accuracy right after it</h3><ul class="layers one">{rows}</ul>'
+        f'<div class="card"><h3>Validation accuracy after recovery, before fine-tuning</h3>'
+        f'<ul class="layers one">{rows}</ul>'
         f'<p class="note">Kept: {escape(cut.chosen)}.</p></div>'
     )
 
@@ -265,21 +259,21 @@ def _bar(part: float, whole: float) -> str:
     return f'<span class="bar"><i style="width:{100 * part / (whole or 1):.1f}%"></i></span>'
 
 
-def refusals(run_data: RunData) -> str:
-    """Why channels had to stay, one entry per reason."""
+def refusals(run: RunData) -> str:
+    """Return the layers that were not pruned, one entry per reason."""
     sites: dict[tuple[str, str], list[str]] = {}
-    for cut in run_data.cuts:
+    for cut in run.prune_steps:
         for refusal in cut.refusals:
             known = sites.setdefault((refusal.reason, refusal.fix), [])
             if refusal.site not in known:
                 known.append(refusal.site)
     entries = "".join(
-        f"<li><p>{escape(reason)}</p>{_sites(names)}{f'<p class=fix>{escape(fix)}</p>' if fix else ''}</li>"
+        f"<li>{_sites(names)}<p>{escape(reason)}</p>{f'<p class=fix>{escape(fix)}</p>' if fix else ''}</li>"
         for (reason, fix), names in sites.items()
     )
-    notes = dict.fromkeys(note for cut in run_data.cuts for note in cut.notes)
-    said = "".join(f"<li><p>{escape(note)}</p></li>" for note in notes)
-    return f'<ul class="reasons card">{entries}{said}</ul>' if entries or said else ""
+    notes = dict.fromkeys(note for cut in run.prune_steps for note in cut.notes)
+    entries += "".join(f"<li><p>{escape(note)}</p></li>" for note in notes)
+    return f'<ul class="reasons card">{entries}</ul>' if entries else ""
 
 
 def _sites(names: Sequence[str]) -> str:
@@ -290,17 +284,17 @@ def _sites(names: Sequence[str]) -> str:
     return f'<div class="sites">{shown}<details><summary>and {len(names) - 6} more</summary>{rest}</details></div>'
 
 
-# -- what it was made with -------------------------------------------------------------------------------------------
+# -- configuration and environment ------------------------------------------------------------------------------------
 
 
 def definitions(facts: Sequence[tuple[str, str]]) -> str:
-    """Return names and values."""
+    """Return a list of names with their values."""
     return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts) + "</dl>"
 
 
-def provenance(run_data: RunData) -> str:
-    """Configuration and environment."""
-    environment = run_data.environment
+def provenance(run: RunData) -> str:
+    """Return the recipe, and the machine and software of the run."""
+    environment = run.environment
     facts = [
         ("command", "bnprune " + " ".join(map(str, environment.get("argv") or ()))),
         ("started", str(environment.get("time", MISSING))),
@@ -312,9 +306,9 @@ def provenance(run_data: RunData) -> str:
         *((name, str(version)) for name, version in _versions(environment)),
         ("git", str(environment.get("git") or MISSING)),
     ]
-    told = definitions(facts) if environment else '<p class="note">env.json is not there.</p>'
-    recipe = f"<pre>{escape(run_data.config_text)}</pre>"
-    return grid([_folded("Configuration", recipe), _folded("Environment", told)])
+    about = definitions(facts) if environment else '<p class="note">env.json is missing.</p>'
+    recipe = f"<pre>{escape(run.config_text)}</pre>"
+    return grid([_folded("Configuration", recipe), _folded("Environment", about)])
 
 
 def _folded(title: str, body: str) -> str:

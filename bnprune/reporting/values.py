@@ -1,7 +1,7 @@
-"""Values of a run's files, checked where they are read: everything in a story has gone through here.
+"""Checks of the values in a run's files. Everything that a report shows has passed one of these functions.
 
 Raises:
-    TypeError, ValueError: A value is not of its kind, or cannot be.
+    TypeError, ValueError: A value has the wrong type, or is out of bounds.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from bnprune.config.bounded_reading import table
 from bnprune.errors import printable, shortened
 
 MOST = 1e18
-"""Of counts, seconds, bytes: beyond it, figures are those of a damaged file."""
+"""Largest count, duration or size; a larger one can only come from a damaged file."""
 
 
-def plain_data(found: Any) -> dict[str, Any]:
-    """Return a mapping of plain data, with texts that can be shown. `reading` has bounded its size and depth."""
-    return {printable(str(key)): _plain(value) for key, value in table(found).items()}
+def plain_data(data: Any) -> dict[str, Any]:
+    """Return a mapping with all texts made printable. `bounded_reading` has limited its size and depth."""
+    return {printable(str(key)): _plain(value) for key, value in table(data).items()}
 
 
 def _plain(value: Any) -> Any:
@@ -29,7 +29,7 @@ def _plain(value: Any) -> Any:
 
 
 def number(value: Any, low: float = -MOST, high: float = MOST) -> float | None:
-    """Return a number within bounds, or None; what is not finite is written as null."""
+    """Return a number within bounds; None for None, which stands for a number that was not finite."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -40,17 +40,17 @@ def number(value: Any, low: float = -MOST, high: float = MOST) -> float | None:
 
 
 def share(value: Any) -> float | None:
-    """Return a share of a whole, or None."""
+    """Return a number in [0, 1], or None."""
     return number(value, 0, 1)
 
 
 def amount(value: Any) -> float | None:
-    """Return what is not negative, or None."""
+    """Return a number that is not negative, or None."""
     return number(value, 0)
 
 
 def loss(value: Any) -> float | None:
-    """Return a loss, or None: that of a training that diverges may be large."""
+    """Return a loss, or None. The bound is high: a training may diverge."""
     return number(value, 0, 1e100)
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bnprune.reporting.figures import Axis
-from bnprune.reporting.plots import save_plots
+from bnprune.reporting.pictures import save_pictures
 from bnprune.reporting.run_data import read_run_data
 from tests.cli.harness import bnprune, contents, document, done, refusal, squeezed, write
 
@@ -35,7 +35,13 @@ def page(*args: object) -> str:
 def test_a_run_ends_with_its_report(run: Path) -> None:
     text = (run / "report.html").read_text(encoding="utf-8")
     assert f"<h1>{run.name}</h1>" in text
-    for heading in ("Stage by stage", "Scale factors", "Channels per layer", "The cut", "Made with"):
+    for heading in (
+        "Stage by stage",
+        "Scale factors",
+        "Channels per layer",
+        "Pruning",
+        "Configuration and environment",
+    ):
         assert f"<h2>{heading}</h2>" in text
 
 
@@ -103,7 +109,7 @@ def test_runs_of_one_name_are_told_apart(run: Path, here: Path) -> None:
 def test_an_unfinished_run_has_a_report(recipe: Path, here: Path) -> None:
     done("train", recipe, "--out", "half")
     text = page("half")
-    assert "Nothing was cut yet." in text
+    assert "Nothing was pruned yet." in text
     assert "Validation accuracy" in text
     (here / "half/result.json").unlink()
     with (here / "half/metrics.jsonl").open("a") as file:
@@ -214,7 +220,7 @@ def test_pictures_do_not_replace_anything_unasked(run: Path, here: Path) -> None
     (here / "plots").mkdir()
     write("plots/training.svg", "mine")
     message = refusal(2, "report", run, "--plots", "plots", "--out", "page.html")
-    assert "--plots: 'plots/training.svg' exists. Choose another folder, or give --force" in message
+    assert "--plots: 'plots/training.svg' exists. Choose another folder, or overwrite it: --force." in message
     (here / "plots/training.svg").unlink()
     (here / "plots/gamma.png").mkdir()
     assert "'plots/gamma.png' is a folder" in refusal(
@@ -239,8 +245,8 @@ def test_pictures_that_fail_leave_what_was_there(run: Path, here: Path, monkeypa
 
 
 def test_pictures_of_names_that_become_alike(run: Path, here: Path) -> None:
-    stories = [replace(read_run_data(run), name=name) for name in ("a b", "a/b", "A_b-2")]
-    written = save_plots(stories, here / "plots")
+    runs = [replace(read_run_data(run), name=name) for name in ("a b", "a/b", "A_b-2")]
+    written = save_pictures(runs, here / "plots")
     assert len(set(written)) == len(written)
     names = {path.name for path in written}
     assert {"a_b-overview.png", "a_b-2-overview.png", "A_b-2-2-overview.png"} <= names
@@ -248,8 +254,8 @@ def test_pictures_of_names_that_become_alike(run: Path, here: Path) -> None:
 
 def test_pictures_of_odd_names(run: Path, here: Path) -> None:
     """A $ would start mathematics in matplotlib, a slash another folder."""
-    stories = [replace(read_run_data(run), name=name) for name in ("$x_{1$", "a/../b <i>")]
-    written = {path.name for path in save_plots(stories, here / "plots")}
+    runs = [replace(read_run_data(run), name=name) for name in ("$x_{1$", "a/../b <i>")]
+    written = {path.name for path in save_pictures(runs, here / "plots")}
     assert {"_x__1_-overview.png", "a_.._b__i_-gamma.svg", "comparison.png"} <= written
     assert written == {path.name for path in (here / "plots").iterdir()}
 

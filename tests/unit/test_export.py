@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import copy
+import io
 import math
 
+import numpy as np
 import pytest
 import torch
+from bnprune.exporters.formats import FORMATS, ExportFormat, format_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,8 +18,9 @@ import bnprune
 from bnprune.exporters import batchnorm_folding as fold
 from bnprune.exporters.batchnorm_folding import fold_batchnorms
 from bnprune.exporters.export import ExportOptions, export_network
-from bnprune.exporters.parity import TOLERANCE, compare
+from bnprune.exporters.parity import TOLERANCE, Runner, compare, eager
 from bnprune.exporters.python_source import to_python
+from bnprune.exporters.request import ExportedFiles, ExportRequest
 from bnprune.exporters.variable_names import reuse_names
 from bnprune.pruning.gates import ReadGate, WriteGate
 from tests.nets import MOTIFS, Net, conv_bn, head, noise, norms, outputs, randomized
@@ -231,6 +236,50 @@ def test_the_mode_of_every_module_is_as_before() -> None:
     export_network(net, (3, 8, 8), ExportOptions.of("state-dict"))
     assert net.training
     assert not net[0][1].training
+
+
+# -- formats ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_format_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written, loaded, compared with the network, and refused for the suffix of another format."""
+
+    def numpy_archive(request: ExportRequest) -> ExportedFiles:
+        file = io.BytesIO()
+        np.savez(file, **{name: tensor.numpy() for name, tensor in request.model.state_dict().items()})
+
+        def load() -> Runner:
+            arrays = np.load(io.BytesIO(file.getvalue()))
+            network = copy.deepcopy(request.model)
+            network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays})
+            return eager(network)
+
+        return ExportedFiles({request.suffix: file.getvalue()}, load)
+
+    monkeypatch.setitem(FORMATS, "numpy", ExportFormat((".npz",), numpy_archive))
+    exported = export_network(MOTIFS["chain"][0](), (3, 8, 8), ExportOptions.of("numpy"))
+    assert exported.files.keys() == {".npz"}
+    assert exported.random is not None
+    assert exported.random.passed
+    assert format_of(".npz") == "numpy"
+    with pytest.raises(bnprune.ConfigError, match=r"ends in \.npz \(got '\.onnx'\)") as raised:
+        ExportOptions.of("numpy", ".onnx")
+    assert raised.value.where == "out"
+
+
+def test_a_format_says_which_packages_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMATS, "odd", ExportFormat((".odd",), lambda _: None, ("no_such_package",), extra="odd"))
+    with pytest.raises(bnprune.ConfigError, match=r"odd needs no_such_package: pip install 'bnprune\[odd\]'") as raised:
+        ExportOptions.of("odd")
+    assert raised.value.where == "format"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_network_that_does_not_run_is_a_forward_error(format: str) -> None:
+    net = MOTIFS["chain"][0]()
+    net[1].half()
+    with pytest.raises(bnprune.ForwardError, match=r"RuntimeError: .*float32"):
+        export_network(net, (3, 8, 8), ExportOptions.of(format))
 
 
 # -- what plain Python cannot say --------------------------------------------------------------------------------------

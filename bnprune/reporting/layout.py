@@ -1,0 +1,218 @@
+"""Charts laid out: from a figure to the lines, boxes, circles and texts that draw it.
+
+Every renderer draws these shapes and nothing else: `svg` for the page and for .svg files, `png` for .png files. Their
+coordinates are units of which a panel is `WIDTH` wide; y points downwards.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from bnprune.reporting.figures import GREY, Axis, Chart, Figure, Histogram, Legend, Series, Widths
+
+WIDTH, HEIGHT = 400.0, 230.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 12.0, 40.0
+"""Margins around the plot."""
+_RADIUS = {"dot": 4.5, "ring": 7.5, "small": 2.5}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line through points."""
+
+    kind: Literal["grid", "axis", "line", "dashes", "threshold"]
+    points: tuple[tuple[float, float], ...]
+    colour: int = GREY
+    hint: str = ""
+    """Text that the page shows if the mouse points at the shape."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A filled rectangle; (x, y) is its upper left corner."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    colour: int
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Circle:
+    """A filled circle, or a ring."""
+
+    x: float
+    y: float
+    radius: float
+    filled: bool
+    colour: int
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Text:
+    """One line of text; y is its baseline, or its middle for a tick."""
+
+    kind: Literal["tick", "label", "note", "title"]
+    x: float
+    y: float
+    text: str
+    anchor: Literal["start", "middle", "end"] = "start"
+
+
+Shape = Line | Box | Circle | Text
+
+
+def plot(figure: Figure) -> list[Shape]:
+    """Return the axes and what stands between them, in a panel of `WIDTH` x `HEIGHT`, without title and legend."""
+    match figure:
+        case Chart():
+            return [*_frame(figure.x, figure.y), *(s for one in figure.series for s in _series(one, figure))]
+        case Histogram():
+            return [*_frame(figure.x, figure.y), *_histogram(figure), *_threshold(figure)]
+        case Widths():
+            return [*_frame(figure.x, figure.y), *widths(figure, _LEFT, WIDTH - _RIGHT, _bottom(), _TOP)]
+
+
+def _bottom() -> float:
+    return HEIGHT - _BOTTOM
+
+
+def _x(axis: Axis, value: float) -> float:
+    return axis.place(value, _LEFT, WIDTH - _RIGHT)
+
+
+def _y(axis: Axis, value: float) -> float:
+    return axis.place(value, _bottom(), _TOP)
+
+
+def _frame(x: Axis, y: Axis) -> list[Shape]:
+    left, right, bottom = _LEFT, WIDTH - _RIGHT, _bottom()
+    shapes: list[Shape] = []
+    for tick in y.ticks():
+        at = _y(y, tick)
+        shapes += [Line("grid", ((left, at), (right, at))), Text("tick", left - 6, at, y.write(tick), "end")]
+    shapes += [Text("tick", _x(x, tick), bottom + 12, x.write(tick), "middle") for tick in x.ticks()]
+    shapes.append(Line("axis", ((left, bottom), (right, bottom))))
+    return [*shapes, Text("label", (left + right) / 2, HEIGHT - 6, x.label, "middle")]
+
+
+def _series(series: Series, chart: Chart) -> list[Shape]:
+    points = tuple((_x(chart.x, x), _y(chart.y, y)) for x, y in series.points)
+    if series.mark == "line" or series.mark == "dashes":
+        return [Line(series.mark, points, series.colour, series.label)] if points else []
+    hints = series.names or (series.label,) * len(points)
+    radius, filled = _RADIUS[series.mark], series.mark != "ring"
+    return [Circle(x, y, radius, filled, series.colour, hint) for (x, y), hint in zip(points, hints, strict=True)]
+
+
+def _histogram(figure: Histogram) -> list[Shape]:
+    """Stack the kept channels of each bin on the removed ones."""
+    shapes: list[Shape] = []
+    for (low, high), kept, removed in zip(itertools.pairwise(figure.edges), figure.kept, figure.removed, strict=True):
+        left = _x(figure.x, low)
+        width = max(_x(figure.x, high) - left - 1, 0.8)
+        hint = f"|γ| {low:.3g} to {high:.3g}: {kept + removed} channels" + (f", {removed} removed" if removed else "")
+        for base, top, colour in ((0, removed, GREY), (removed, removed + kept, figure.colour)):
+            if top > base:
+                y = _y(figure.y, top)
+                shapes.append(Box(left, y, width, _y(figure.y, base) - y, colour, hint))
+    return shapes
+
+
+def _threshold(figure: Histogram) -> list[Shape]:
+    if figure.threshold is None:
+        return []
+    at = _x(figure.x, figure.threshold)
+    text = f"threshold {figure.threshold:.3g}"
+    beside = Text("note", at - 6, _TOP + 9, text, "end") if at > WIDTH * 0.6 else Text("note", at + 14, _TOP + 9, text)
+    return [Line("threshold", ((at, _TOP), (at, _bottom()))), beside]
+
+
+def widths(figure: Widths, left: float, right: float, bottom: float, top: float) -> list[Box]:
+    """Return two bars per layer within these bounds: channels before pruning, and in front of it those after."""
+    step = (right - left) / max(len(figure.layers), 1)
+    boxes = []
+    for position, (name, before, after) in enumerate(figure.layers):
+        for colour, count in ((figure.pale, before), (figure.colour, after)):
+            y = figure.y.place(count, bottom, top)
+            hint = f"{name}: {before} → {after}"
+            boxes.append(Box(left + (position + 0.1) * step, y, 0.8 * step, bottom - y, colour, hint))
+    return boxes
+
+
+# -- panels with title and legend, for files --------------------------------------------------------------------------
+
+_LINE_HEIGHT, _CHARACTER, _ICON = 16.0, 5.4, 19.0
+"""Of a row of the legend, of a letter of it (as wide as most fonts have them), of the mark before it."""
+_TITLE_HEIGHT = 22.0
+GAP = 16.0
+"""Between panels."""
+
+
+def panel_height(figures: Sequence[Figure]) -> float:
+    """Return the height of panels side by side: that of the plot, a title, and the longest legend."""
+    return HEIGHT + max(_header_height(figure) for figure in figures)
+
+
+def _header_height(figure: Figure) -> float:
+    return _TITLE_HEIGHT + _LINE_HEIGHT * len(_legend_rows(figure))
+
+
+def panels(figures: Sequence[Figure]) -> list[Shape]:
+    """Return figures side by side, each with its title and its legend."""
+    height = panel_height(figures)
+    shapes: list[Shape] = []
+    for number, figure in enumerate(figures):
+        right = number * (WIDTH + GAP)
+        shapes += [moved(shape, right, 0) for shape in _header(figure)]
+        shapes += [moved(shape, right, height - HEIGHT) for shape in plot(figure)]
+    return shapes
+
+
+def _header(figure: Figure) -> list[Shape]:
+    shapes: list[Shape] = [Text("title", 8, 15, figure.title)]
+    for number, row in enumerate(_legend_rows(figure)):
+        x, y = 8.0, _TITLE_HEIGHT + _LINE_HEIGHT * (number + 0.6)
+        for mark, label, colour in row:
+            if mark is not None:
+                shapes.append(_icon(mark, x, y, colour))
+                x += _ICON
+            shapes.append(Text("label", x, y + 4, label))
+            x += _CHARACTER * len(label) + 12
+    return shapes
+
+
+def _legend_rows(figure: Figure) -> list[list[Legend]]:
+    """Break the label of the y axis and the legend into rows that are not wider than a panel."""
+    rows: list[list[Legend]] = [[]]
+    used = 0.0
+    named = [] if figure.y.label == figure.title else [(None, figure.y.label, GREY)]
+    for entry in (*named, *figure.legend):
+        width = (_ICON if entry[0] else 0) + _CHARACTER * len(entry[1]) + 12
+        if rows[-1] and used + width > WIDTH:
+            rows.append([])
+            used = 0.0
+        rows[-1].append(entry)
+        used += width
+    return rows
+
+
+def _icon(mark: str, x: float, y: float, colour: int) -> Shape:
+    if mark == "line" or mark == "dashes":
+        return Line("line" if mark == "line" else "dashes", ((x, y), (x + 14, y)), colour)
+    if mark == "box":
+        return Box(x + 3, y - 4.5, 9, 9, colour)
+    return Circle(x + 7, y, min(_RADIUS[mark], 5.0), mark != "ring", colour)
+
+
+def moved(shape: Shape, right: float, down: float) -> Shape:
+    """Return a shape somewhere else."""
+    if isinstance(shape, Line):
+        return replace(shape, points=tuple((x + right, y + down) for x, y in shape.points))
+    return replace(shape, x=shape.x + right, y=shape.y + down)

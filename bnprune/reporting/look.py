@@ -1,0 +1,40 @@
+"""Colours, line widths and letter sizes of pictures in files. The page has its own, in style.css, with a dark mode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bnprune.reporting.figures import GREY, PALE
+
+COLOURS = ("#1f6fd6", "#c9621a", "#7a4fc4", "#1c8a6b", "#b8345f", "#7d7420")
+"""The colours c0 to c5 of style.css."""
+TEXT, SOFT, FAINT, BAD = "#1d1e20", "#63656b", "#e3e1db", "#b4461f"
+FONTS = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """How a line is drawn."""
+
+    width: float
+    colour: str | None = None
+    """None for the colour of the series."""
+    dashes: tuple[float, float] | None = None
+    """Length of a dash, and of the gap after it."""
+
+
+STROKES = {
+    "grid": Stroke(1, FAINT),
+    "axis": Stroke(1, SOFT),
+    "line": Stroke(1.8),
+    "dashes": Stroke(1.4, dashes=(3, 4)),
+    "threshold": Stroke(1.6, BAD, (4, 3)),
+    "ring": Stroke(2.2),
+}
+SIZES = {"tick": 10.5, "label": 10.5, "note": 10.5, "title": 12.5}
+TEXT_COLOURS = {"tick": SOFT, "label": SOFT, "note": TEXT, "title": TEXT}
+
+
+def colour(number: int) -> str:
+    """Return the colour of a series."""
+    return {GREY: "#9a9ba1", PALE: "#dcdad4"}.get(number) or COLOURS[number % len(COLOURS)]

@@ -1,0 +1,113 @@
+"""Charts: the same shapes on the page, in files and, as far as it goes, in a terminal."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import bnprune
+from bnprune.recovery.sweep import Point
+from bnprune.reporting import look
+from bnprune.reporting.charts import sweep_chart
+from bnprune.reporting.figures import GREY, Axis, Chart, Figure, Histogram, Series, Widths
+from bnprune.reporting.layout import WIDTH, Box, Circle, Line, Text, panels, plot
+from bnprune.reporting.pictures import save_picture
+from bnprune.reporting.svg import document, inline
+from bnprune.reporting.text import draw
+
+STYLE = (Path(bnprune.__file__).parent / "reporting" / "style.css").read_text(encoding="utf-8")
+
+
+def axis(label: str, high: float) -> Axis:
+    return Axis(label, 0.0, high, lambda value: f"{value:g}")
+
+
+CHART = Chart(
+    "A < B",
+    (Series("line", ((0.0, 0.0), (2.0, 4.0)), 0), Series("dot", ((1.0, 2.0),), 1, "dot", ("one & two",))),
+    axis("x", 2.0),
+    axis("y", 4.0),
+    (("line", "line", 0), ("dot", "dot", 1)),
+)
+HISTOGRAM = Histogram("|γ|", (0.0, 0.5, 1.0), (0, 7), (3, 1), axis("|γ|", 1.0), axis("channels", 8.0), threshold=0.6)
+WIDTHS = Widths("Channels", (("conv1", 8, 4), ("conv2", 16, 16)))
+FIGURES: list[Figure] = [CHART, HISTOGRAM, WIDTHS]
+
+
+def test_a_line_goes_through_its_points_and_a_dot_stands_on_one() -> None:
+    shapes = plot(CHART)
+    [line] = [shape for shape in shapes if isinstance(shape, Line) and shape.kind == "line"]
+    [dot] = [shape for shape in shapes if isinstance(shape, Circle)]
+    (left, bottom), (right, top) = line.points
+    assert right > left
+    assert top < bottom, "y points downwards"
+    assert (dot.x, dot.y) == pytest.approx(((left + right) / 2, (top + bottom) / 2))
+    assert dot.hint == "one & two"
+
+
+def test_kept_channels_are_stacked_on_removed_ones() -> None:
+    boxes = [shape for shape in plot(HISTOGRAM) if isinstance(shape, Box)]
+    assert [box.colour for box in boxes] == [GREY, GREY, HISTOGRAM.colour]
+    assert [box.height for box in boxes] == pytest.approx([3 * boxes[1].height, boxes[1].height, 7 * boxes[1].height])
+    assert boxes[2].y + boxes[2].height == pytest.approx(boxes[1].y)
+
+
+def test_widths_are_proportional_to_channels() -> None:
+    heights = [shape.height for shape in plot(WIDTHS) if isinstance(shape, Box)]
+    assert heights == pytest.approx([heights[2] * share for share in (0.5, 0.25, 1.0, 1.0)])
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: type(figure).__name__)
+def test_markup_is_well_formed_and_has_the_shapes_of_the_layout(figure: Figure) -> None:
+    ElementTree.fromstring(f"<div>{inline(figure)}</div>")
+    root = ElementTree.fromstring(document([figure, figure]))
+    tags = [element.tag.rpartition("}")[2] for element in root.iter()]
+    shapes = panels([figure, figure])
+    for tag, kind in (("polyline", Line), ("circle", Circle), ("text", Text)):
+        assert tags.count(tag) == sum(isinstance(shape, kind) for shape in shapes) > 0 or kind is Circle
+    assert tags.count("rect") == 1 + sum(isinstance(shape, Box) for shape in shapes), "the first one is the ground"
+
+
+def test_panels_do_not_overlap() -> None:
+    first = max(shape.x for shape in panels([CHART]) if isinstance(shape, Text))
+    both = [shape.x for shape in panels([CHART, CHART]) if isinstance(shape, Text)]
+    assert first < WIDTH <= max(both) - first + 16
+
+
+def test_the_same_figures_give_the_same_bytes(tmp_path: Path) -> None:
+    for suffix in (".svg", ".png"):
+        for name in ("a", "b"):
+            save_picture(tmp_path / f"{name}{suffix}", FIGURES)
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
+def test_files_have_the_colours_of_the_page() -> None:
+    light = STYLE.partition("@media")[0]
+    page = dict(re.findall(r"--(\w+): (#\w+)", light))
+    assert tuple(page[f"c{number}"] for number in range(6)) == look.COLOURS
+    assert tuple(page[n] for n in ("text", "soft", "line", "bad")) == (look.TEXT, look.SOFT, look.FAINT, look.BAD)
+    assert look.colour(GREY) == page["grey"]
+    for kind in (*look.STROKES, *look.SIZES):
+        assert kind in ("line", "tick", "label", "title") or f".{kind}" in STYLE, kind
+
+
+def test_a_sweep_in_a_terminal_shows_every_point_where_it_belongs() -> None:
+    points = [
+        Point(0.0, 0.0, 1.0, 1.0, 0.9, 0.9),
+        Point(0.5, 0.5, 0.5, 0.5, 0.5, 0.8),
+        Point(0.9, 0.9, 0.1, 0.1, 0.1, 0.3),
+    ]
+    lines = draw(sweep_chart(points, points[1])).splitlines()
+    plotted = [line.partition("┤")[2] for line in lines if "┤" in line]
+    marks = {mark: [(row, line.index(mark)) for row, line in enumerate(plotted) if mark in line] for mark in "●◆·"}
+    assert len(marks["●"]) == 2
+    assert len(marks["◆"]) == 1
+    assert len(marks["·"]) == 2
+    [(row, column)] = marks["◆"]
+    assert column == round(60 * 0.5 / 1.04)
+    assert marks["●"][0][0] < row < marks["●"][1][0]
+    assert lines[-1].strip() == "MACs left;  ● recovered  · plain cut  ◆ recommended"
+    assert max(map(len, lines)) <= 80
