@@ -14,7 +14,7 @@ from bnprune.channels.trace_modes import Coupling, trace
 from bnprune.channels.union_find import NO_CHANNEL, Ids
 from bnprune.config.schema import OptimisationConfig, PruneConfig, SparsityConfig
 from bnprune.errors import PruningError
-from bnprune.pruning.candidates import Constraints, candidates
+from bnprune.pruning.candidates import Constraints, find_candidates
 from bnprune.training.penalties.gamma import (
     GammaL1,
     GammaPenalty,
@@ -141,7 +141,7 @@ def _aim(
         exclude=(*prune.exclude, *kept),
         layer_ratios=tuple(prune.layer_ratios.items()),
     )
-    found = candidates(graph, np.where(graph.gamma_count > 0, 0.0, np.inf), limits, {})
+    found = find_candidates(graph, np.where(graph.gamma_count > 0, 0.0, np.inf), limits, {})
     count = np.bincount(units[units != NO_CHANNEL], minlength=graph.unit_count)
     going = min(wanted * count[found.prunable].sum(), count[found.order].sum())
     if not going:
