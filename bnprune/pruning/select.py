@@ -32,9 +32,8 @@ def by_ratio(graph: ChannelGraph, candidates: Candidates, ratio: float) -> Mask:
     place = min(bisect_left(steps, target, key=count), len(steps) - 1)
     if place and target - count(steps[place - 1]) < count(steps[place]) - target:
         place -= 1
-    last = (
-        bisect_right(steps, count(steps[place]), key=count) - 1
-    )  # units without a BatchNorm of their own cost nothing
+    # Steps that remove no BatchNorm channel (layers without one) do not change the ratio: take all of them.
+    last = bisect_right(steps, count(steps[place]), key=count) - 1
     return after(graph, candidates, steps[last])
 
 
