@@ -32,7 +32,7 @@ from bnprune.data import Splits, load_data
 from bnprune.models.zoo import ModelSpec, set_gamma
 from bnprune.recovery.recover import recover
 from bnprune.runs.training_stage import Silence
-from bnprune.training.evaluate import evaluate
+from bnprune.training.evaluate import evaluate, validation_score
 from bnprune.training.loop import Task, begin, train
 from bnprune.training.penalties.gamma import gamma_statistics, scale_factors
 from bnprune.training.penalties.structured import gamma_units
@@ -115,7 +115,9 @@ def measure(
     dead = torch.cat([values.detach().abs() for values in scale_factors(model)]) < config.train.sparsity.epsilon
     result = bnprune.prune(model, splits.example, ratio=target, coupling=coupling)
     cut = evaluate(result.model, splits.test, CPU).top1
-    recovery = recover(model, result.model, result.plan, splits, CPU, batch_size=64)
+    recovery = recover(
+        model, result.model, result.plan, splits, CPU, score=validation_score(splits, CPU), batch_size=64
+    )
     return Outcome(
         data, network, penalty, target, float(dead[can_go].float().mean()), gamma.below, gamma.split,
         evaluate(model, splits.test, CPU).top1, cut, evaluate(recovery.model, splits.test, CPU).top1,

@@ -25,7 +25,7 @@ from bnprune.recovery.recover import recover
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.pipeline import execute
 from bnprune.runs.preflight import choose_device, load_stage
-from bnprune.training.evaluate import evaluate
+from bnprune.training.evaluate import evaluate, validation_score
 
 NAMES = ("plain", "compensated", "recalibrated", "both")
 
@@ -49,7 +49,10 @@ def main() -> None:
     rows = []
     for ratio in args.ratios:
         result = bnprune.prune(dense, splits.example.to(device), ratio=ratio)
-        tried = recover(dense, result.model, result.plan, splits, device, batch_size=config.data.batch_size)
+        score = validation_score(splits, device)
+        tried = recover(
+            dense, result.model, result.plan, splits, device, score=score, batch_size=config.data.batch_size
+        )
         scores = {name: evaluate(tried.networks[name], splits.test, device).top1 for name in NAMES}
         found[f"{ratio:g}"] = {"macs": result.report.macs_after / result.report.macs_before, **scores}
         rows.append((f"{ratio:.0%}", f"{found[f'{ratio:g}']['macs']:.1%}", *(f"{scores[name]:.2%}" for name in NAMES)))

@@ -17,6 +17,7 @@ from bnprune.channels.gate_sites import GateKind, GateSite
 from bnprune.channels.labels import Labels
 from bnprune.channels.op_context import Count, Work
 from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
+from bnprune.notes import Note
 
 
 class Record(NamedTuple):
@@ -136,7 +137,7 @@ class ChannelGraph:
     """Forward passes by mode, "eval" and, where they differ, "train" and those of `DETOURS`."""
     real: bool
     """Whether the trace needed real tensors (data-dependent control flow)."""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[Note, ...] = field(default=())
     gates: tuple[GatedNorm, ...] = field(default=())
     """BatchNorms with a gate; none where channels that share a stream are coupled."""
 

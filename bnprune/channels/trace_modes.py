@@ -21,8 +21,11 @@ from bnprune.channels.surrogate_ops import EndlessLoopError
 from bnprune.channels.tracer import Tracer, Values
 from bnprune.config import prune_options
 from bnprune.errors import TraceError
+from bnprune.notes import Note
 
-MADE_UP = "MACs depend on data (how many boxes, say): they are those of a made-up forward pass"
+MADE_UP = Note(
+    "macs.made_up", "note", "MACs depend on data (how many boxes, say): they are those of a made-up forward pass"
+)
 """Note of a trace whose MACs are no more than a guess."""
 
 Coupling = prune_options.Coupling
@@ -104,14 +107,15 @@ def _trace(model: nn.Module, inputs: Inputs, coupling: Coupling, values: Values,
         gates = {**scout.gates(scout.run(inputs, training=False)), **gates}
     follower = Tracer(model, values, gates)
     traces = {"eval": follower.run(inputs, training=False)}
-    notes: list[str] = []
+    notes: list[Note] = []
     if follower.unused() or mode_matters(model):
         try:
             traces["train"] = follower.run(inputs, training=True)
         except TraceError:
             raise
         except Exception as error:  # noqa: BLE001 - e.g. BatchNorm over a single value, or missing targets
-            notes.append(f"the forward pass in train mode was not followed: {type(error).__name__}: {error}")
+            text = f"the forward pass in train mode was not traced: {type(error).__name__}: {error}"
+            notes.append(Note("trace.train_mode", "note", text))
     if values == "sketched" and follower.unused():
         raise EndlessLoopError("on sketched values the code never came to some layers")
     if values != "none":
@@ -143,9 +147,10 @@ def _forced_branches(follower: Tracer, inputs: Inputs, straight: Trace) -> dict[
     return found
 
 
-def _remarks(follower: Tracer, straight: Trace, values: Values) -> Iterator[str]:
+def _remarks(follower: Tracer, straight: Trace, values: Values) -> Iterator[Note]:
     unused = sorted({name.rpartition(".")[0] for name in follower.unused()})
     if unused:
-        yield f"on these inputs the code, which depends on data, never came to: {', '.join(unused)}"
+        text = f"on these inputs the code, which depends on data, never came to: {', '.join(unused)}"
+        yield Note("trace.unused_layers", "note", text)
     if values == "sketched" and straight.macs_vary:
         yield MADE_UP

@@ -33,6 +33,7 @@ from bnprune.channels.structural_copy import like, twin
 from bnprune.channels.surrogate_ops import SurrogateOps
 from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
 from bnprune.errors import TraceError
+from bnprune.notes import Note
 
 _AS_ONE = (
     "its channels are tied together and go all or not at all, and a layer keeps at least one",
@@ -309,7 +310,7 @@ class Tracer(OperatorMode):
         operators = passed.operators_in({gate_site.site for gate_site in passed.gate_sites})
         return useful_gates(passed.gate_sites, unit_of, stuck, self.findings.modules, operators)
 
-    def graph(self, traces: dict[str, Trace], notes: Sequence[str]) -> ChannelGraph:
+    def graph(self, traces: dict[str, Trace], notes: Sequence[Note]) -> ChannelGraph:
         """Solve what the rules have said."""
         ids = self.findings.ids
         self._settle_views()

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from bnprune.cli.verbosity import VERBOSITY, answer
 from bnprune.errors import printable
+from bnprune.notes import Note
 from bnprune.reporting.number_format import count as count
 from bnprune.runs.files import plain
 from bnprune.runs.stages import title_of
@@ -108,10 +109,10 @@ class RichDisplay:
         self.note(f"  {title_of(stage)}: test accuracy {figures['accuracy']:.2%}, {figures['seconds']:.1f} s")
 
     def note(self, text: str, style: str = "") -> None:
-        """Print a line; only warnings where quiet is asked for."""
-        if self.quiet and not text.startswith("warning"):
-            return
-        tell(self.console, text, style)
+        """Print a line; with --quiet, warnings only."""
+        is_warning = isinstance(text, Note) and text.level == "warning"
+        if is_warning or not self.quiet:
+            tell(self.console, f"warning: {text}" if is_warning else text, style)
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -17,10 +17,11 @@ from bnprune.cli.display import bar, count, print_json, show_rows, stderr, stdou
 from bnprune.cli.verbosity import VERBOSITY
 from bnprune.config.bounded_reading import DATA_BYTES, read_text
 from bnprune.errors import CheckpointError, ConfigError, ForwardError
+from bnprune.pruning.draft_plan import describe_plan, require_cut
 from bnprune.pruning.inspection import Inspection, inspect
 from bnprune.pruning.latency_search import plan_for_target
 from bnprune.pruning.plan import PruningPlan
-from bnprune.pruning.planner import describe_plan, require_cut, score_network
+from bnprune.pruning.planner import score_network
 from bnprune.pruning.pruner import PruningResult, carry_out, replay
 from bnprune.pruning.report import Report, foresee, make_report
 from bnprune.pruning.request import Request

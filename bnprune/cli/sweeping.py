@@ -18,6 +18,7 @@ from bnprune.reporting.pictures import require_picture, save_picture
 from bnprune.reporting.text import draw
 from bnprune.runs.outputs import require_output
 from bnprune.runs.passes import request_of
+from bnprune.training.evaluate import validation_score
 
 SCHEMA = "bnprune.sweep/1"
 
@@ -50,6 +51,7 @@ def run_sweep(
         request_of(config),
         config,
         opened.config.data.batch_size,
+        score=validation_score(opened.splits, opened.device),
         by=by,
         values=values,
     )

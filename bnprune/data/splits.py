@@ -43,7 +43,7 @@ class Splits:
     """Channels, height and width of an image."""
     classes: int
     notes: tuple[str, ...] = ()
-    """What a user should know about them."""
+    """Remarks for the user. Data sets of bnprune give `bnprune.notes.Note`; a factory may give plain texts."""
 
     @property
     def example(self) -> torch.Tensor:

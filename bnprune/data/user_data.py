@@ -18,6 +18,7 @@ from bnprune.data.samples import Wanted, described
 from bnprune.data.splits import Batch, Split, Splits, stratified
 from bnprune.data.stream import StreamSplit, read, seeded, unbroken
 from bnprune.errors import ConfigError, DataError
+from bnprune.notes import Note
 
 _NAMES = ("training", "validation", "test")
 
@@ -51,7 +52,7 @@ def own_splits(config: DataConfig) -> Splits:
     if not len(splits[0]):
         raise DataError(f"data.factory: the training set of {config.factory} is empty.")
     splits, labels = _agreed(splits)
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     if len(splits) == 2:
         with foreign(f"data.factory: the datasets of {config.factory} cannot be copied", DataError):
             calm = _without_augmentation(*made)
@@ -65,9 +66,11 @@ def own_splits(config: DataConfig) -> Splits:
     return Splits(train, validation, test, shape=shape, classes=classes, notes=notes)
 
 
-_AUGMENTED = (
+_AUGMENTED = Note(
+    "data.augmented_validation",
+    "note",
     "validation images are training images as the training set gives them; if it augments them, let data.factory "
-    "return three datasets (train, validation, test), or give both sets a `transform` attribute"
+    "return three datasets (train, validation, test), or give both sets a `transform` attribute",
 )
 
 
@@ -171,7 +174,13 @@ def _guarded(made: Splits, factory: str) -> Splits:
     train, validation, test = (
         _guard(split, Wanted(f"the {name} set of {factory}", sizes, classes)) for split, name in given
     )
-    return Splits(train, validation, test, shape=sizes, classes=classes, notes=tuple(made.notes))
+    return Splits(
+        train, validation, test, shape=sizes, classes=classes, notes=tuple(_as_note(note) for note in made.notes)
+    )
+
+
+def _as_note(text: str) -> Note:
+    return text if isinstance(text, Note) else Note("data.factory", "note", text)
 
 
 def _positive(value: Any) -> bool:

@@ -1,4 +1,7 @@
-"""Steps: which channels may go, and the order in which they go, in portions that every constraint allows."""
+"""Candidates: the channels that may be removed, in the order of removal, in steps that every constraint allows.
+
+A selection takes the first k steps, for some k: see `bnprune.pruning.select`.
+"""
 
 from __future__ import annotations
 
@@ -21,44 +24,55 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """What a selection must respect."""
+    """Limits that every selection respects."""
 
     min_channels: int = 1
-    """Channels every layer keeps at least; its best ones."""
+    """Channels that every layer keeps at least; those with the highest scores."""
     cap: float = 1.0
-    """Largest share of a layer's channels that goes (Liu et al., ICCV 2017, prune at most half of a layer per pass)."""
+    """Largest share of a layer's channels to remove (Liu et al., ICCV 2017, prune at most half of a layer per pass)."""
     round_to: int = 1
     """Widths that are a multiple of this stay multiples of it."""
     exclude: tuple[str, ...] = ()
-    """Name patterns of layers whose width stays: a module's name, a parent's, or a glob ("layer4.*")."""
+    """Layers not to prune: name of a module, name of a parent, or a glob ("layer4.*")."""
     layer_ratios: tuple[tuple[str, float], ...] = ()
-    """(pattern, share of the channels that goes) for layers with a ratio of their own."""
+    """(pattern, share of the channels to remove) for layers with a ratio of their own."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The units a selection may choose from, in which order, and why the others stay."""
+    """The units that a selection may remove, in order, and why the others stay.
+
+    Example: `order` = [7, 2, 5, 4] and `step_ends` = [1, 3, 4] mean: step 0 removes unit 7, step 1 the units 2 and 5
+    together, step 2 unit 4. `step_of_unit` is then 0 for unit 7, 1 for the units 2 and 5, 2 for unit 4, and -1 for all
+    others.
+    """
 
     prunable: Mask
-    """Units that count as prunable: those that have a score and are neither frozen nor excluded, shape (units,)."""
+    """True for units that have a score and are neither frozen nor excluded, shape (units,)."""
     order: Ids
-    """Prunable units that nothing protects, those that go first in front."""
-    ends: Ids
-    """How many units of `order` are gone after each step, ascending; shape (steps,)."""
-    step_of: Ids
-    """The step in which each unit goes, -1 for those that stay; shape (units,)."""
-    least: int
-    """Steps that are taken whatever the target: those of layers with a ratio of their own."""
+    """Prunable units that no constraint protects, in the order of removal."""
+    step_ends: Ids
+    """Units of `order` that are removed after each step, ascending; shape (steps,)."""
+    step_of_unit: Ids
+    """The step that removes each unit, -1 for units that stay; shape (units,)."""
+    forced_steps: int
+    """Number of first steps that are taken for every target: those of layers with a ratio of their own."""
     unfilled: tuple[str, ...]
-    """Layers that lose nothing because too few of their channels go together to make a portion of `round_to`."""
+    """Layers that lose nothing because their removable channels do not fill a portion of `round_to`."""
     kept: Mapping[int, Refusal]
-    """Reasons for units kept beyond those the graph itself freezes."""
+    """Reasons for units that stay although the graph does not freeze them."""
 
 
-def candidates(
+def find_candidates(
     graph: ChannelGraph, scores: Scores, constraints: Constraints, kept: Mapping[int, Refusal]
 ) -> Candidates:
-    """Apply exclusions, floors, caps, ratios of single layers and multiples.
+    """Rank the units of a network and apply the constraints.
+
+    Args:
+        graph: The trace.
+        scores: Importance of each unit, shape (units,); infinite for units that cannot be ranked.
+        constraints: Limits to respect.
+        kept: Units that must stay for other reasons, such as the result of a dry run.
 
     Raises:
         ConfigError: A pattern matches no layer.
@@ -69,22 +83,24 @@ def candidates(
     order = ranking(graph, np.where(prunable, scores, np.inf))
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
-    protected, first = _by_layer(graph, rank, prunable, constraints)
-    rank[first] -= len(rank)
+    protected, forced = _by_layer(graph, rank, prunable, constraints)
+    rank[forced] -= len(rank)  # in front of all others, in their own order
     free = order[(prunable & ~protected)[order]]
     order, ends = _portions(graph, free[np.argsort(rank[free])], constraints.round_to)
-    least = _count_leading(first[order], ends)
-    step_of = np.full(graph.unit_count, -1, dtype=np.int64)
-    step_of[order] = np.arange(len(ends)).repeat(np.diff(ends, prepend=0))
-    return Candidates(prunable, order, ends, step_of, least, _unfilled(graph, free, order), excluded)
+    forced_steps = _count_leading(forced[order], ends)
+    step_of_unit = np.full(graph.unit_count, -1, dtype=np.int64)
+    step_of_unit[order] = np.arange(len(ends)).repeat(np.diff(ends, prepend=0))
+    return Candidates(prunable, order, ends, step_of_unit, forced_steps, _unfilled(graph, free, order), excluded)
 
 
 def ranking(graph: ChannelGraph, scores: Scores) -> Ids:
     """Return all units, the least important first.
 
-    Scores are compared across the whole network, with no normalisation per layer: the global ranking of the paper.
-    Ties are broken by the relative position of a channel in its layer, so that a network whose scores are all equal
-    loses the same share of every layer; ties of those by position in the network.
+    Scores are compared across the whole network, without normalisation per layer: the global threshold of Liu et al.,
+    ICCV 2017, section 3.3. Equal scores are ordered by the relative position of the channel in its layer, then by
+    position in the network. So a network whose scores are all equal (γ = 1 before training) loses the same share of
+    every layer: of layers with 2 and 4 channels, at 1/4, 3/4 and 1/8, 3/8, 5/8, 7/8, half of the channels are the first
+    of one and the first two of the other.
     """
     position = np.full(graph.unit_count, np.inf)
     for units in graph.gamma_units.values():
@@ -93,8 +109,11 @@ def ranking(graph: ChannelGraph, scores: Scores) -> Ids:
 
 
 def _by_layer(graph: ChannelGraph, rank: Ids, prunable: Mask, constraints: Constraints) -> tuple[Mask, Mask]:
-    """Return which units every layer keeps, and which go in any case; shapes (units,)."""
-    protected, first = (np.zeros(graph.unit_count, dtype=np.bool_) for _ in range(2))
+    """Return the units that some layer must keep, and the units that are removed for every target; shapes (units,).
+
+    A unit is protected as soon as one of its layers needs it, since its channels go in all layers or in none.
+    """
+    protected, forced = (np.zeros(graph.unit_count, dtype=np.bool_) for _ in range(2))
     wanted = own_ratios(graph, constraints.layer_ratios)
     _, portion = _interchangeable(graph, constraints.round_to)
     for layer in graph.layers:
@@ -105,33 +124,42 @@ def _by_layer(graph: ChannelGraph, rank: Ids, prunable: Mask, constraints: Const
         if layer.name in wanted:
             mine = units[prunable[units]]
             mine = mine[np.argsort(rank[mine])]
-            times = np.unique(units, return_counts=True)[1].max()  # channels per unit
-            each = int(portion[mine].max(initial=1)) * (int(times) if constraints.round_to > 1 else 1)
+            per_unit = np.unique(units, return_counts=True)[1].max()  # channels of this layer
+            each = int(portion[mine].max(initial=1)) * (int(per_unit) if constraints.round_to > 1 else 1)
             count = each * round(wanted[layer.name] * len(units) / each)
-            first[mine[:count]] = True
+            forced[mine[:count]] = True
             protected[mine[count:]] = True
-    return protected, first & ~protected
+    return protected, forced & ~protected
 
 
 def own_ratios(graph: ChannelGraph, ratios: Sequence[tuple[str, float]]) -> dict[str, float]:
     """Return the ratio of each layer that has one of its own.
 
-    Of several patterns that fit a layer, the last counts; of layers whose channels go together, the smallest ratio.
+    If several patterns match a layer, the last one counts. If the channels of several layers go together, the smallest
+    of their ratios counts.
     """
     return {layer.name: ratio for pattern, ratio in ratios for layer in _matching(graph, pattern, "layer_ratios")}
 
 
-def _count_leading(first: Mask, ends: Ids) -> int:
-    """Count the steps in front that take nothing but units which go in any case."""
-    leading = int(first.cumprod().sum())
+def _count_leading(forced: Mask, ends: Ids) -> int:
+    """Count the first steps that remove nothing but units which are removed for every target."""
+    leading = int(forced.cumprod().sum())
     return int((ends <= leading).sum())
 
 
 def _portions(graph: ChannelGraph, order: Ids, multiple: int) -> tuple[Ids, Ids]:
-    """Group units that go one after the other into steps that take multiples; return them and where each step ends.
+    """Group units into steps that remove a multiple of channels from every layer.
 
-    Units that count the same in every layer are interchangeable, and go in portions of as many as it takes. A portion
-    stands where its middle unit stood, which rounds to the nearest multiple; what does not fill one stays.
+    Interchangeable units (see `_interchangeable`) go in portions of a fixed size. A portion takes the place of its
+    middle unit in the order, so that widths round to the nearest multiple. Units that do not fill a portion stay.
+
+    Example for portions of 2, with units a of one kind and b of another:
+
+        order   a1  b1  a2  a3  b2            place of the middle unit: a2, b2
+        steps   [a1 a2]  [b1 b2]              a3 stays, because nothing fills its portion
+
+    Returns:
+        The units in the new order, and the number of units after each step.
     """
     if multiple == 1:
         return order, np.arange(1, len(order) + 1)
@@ -139,9 +167,9 @@ def _portions(graph: ChannelGraph, order: Ids, multiple: int) -> tuple[Ids, Ids]
     place = np.empty(len(order), dtype=np.int64)
     portion = np.full(len(order), -1, dtype=np.int64)
     start = 0
-    alike = np.argsort(kind[order], kind="stable")
-    borders = np.flatnonzero(np.diff(kind[order][alike])) + 1
-    for members in np.split(alike, borders) if len(order) else ():
+    by_kind = np.argsort(kind[order], kind="stable")
+    borders = np.flatnonzero(np.diff(kind[order][by_kind])) + 1
+    for members in np.split(by_kind, borders) if len(order) else ():
         each = int(size[order[members[0]]])
         whole = len(members) - len(members) % each
         portion[members[:whole]] = start + np.arange(whole) // each
@@ -154,17 +182,29 @@ def _portions(graph: ChannelGraph, order: Ids, multiple: int) -> tuple[Ids, Ids]
 
 
 def _unfilled(graph: ChannelGraph, free: Ids, order: Ids) -> tuple[str, ...]:
-    """Name the BatchNorms of which something might go, and nothing does."""
+    """Return the names of BatchNorms of which channels are removable, but do not fill a portion."""
     if len(free) == len(order):
         return ()
-    may, does = (np.zeros(graph.unit_count, dtype=np.bool_) for _ in range(2))
-    may[free], does[order] = True, True
+    removable, ordered = (np.zeros(graph.unit_count, dtype=np.bool_) for _ in range(2))
+    removable[free], ordered[order] = True, True
     norms = [(layer.name, graph.units(layer.ids)) for layer in graph.layers if layer.kind == "norm"]
-    return tuple(name for name, units in norms if may[units].any() and not does[units].any())
+    return tuple(name for name, units in norms if removable[units].any() and not ordered[units].any())
 
 
 def _interchangeable(graph: ChannelGraph, multiple: int) -> tuple[NDArray[np.uint64], Ids]:
-    """Return the kind of each unit (how often it counts in which layer), and how many of a kind go together."""
+    """Return the kind of each unit, and how many units of that kind have to go together; shapes (units,).
+
+    Two units are interchangeable if they have equally many channels in every layer: removing one or the other leaves
+    the same widths. So the kind of a unit is the vector of its channel counts, one number per layer, of which only
+    equality matters. It is represented by a hash: the sum of count x salt over the layers, modulo 2^64, where the salt
+    of a layer is a fixed random number. Equal vectors have equal hashes. Different vectors have different ones, except
+    with a probability of about 2^-62 per pair; then a width would not be rounded. Layers whose width is no multiple
+    do not count.
+
+    Example: unit 0 has one channel in conv1 and one in bn1, unit 1 the same, unit 2 two in a concatenation and one in
+    bn2. The units 0 and 1 have the hash salt(conv1) + salt(bn1). For `round_to` 8 they go in portions of 8; unit 2 has
+    to go in portions of lcm(8 / gcd(8, 2), 8 / gcd(8, 1)) = 8.
+    """
     kind = np.zeros(graph.unit_count, dtype=np.uint64)
     size = np.ones(graph.unit_count, dtype=np.int64)
     if multiple == 1:
@@ -179,7 +219,7 @@ def _interchangeable(graph: ChannelGraph, multiple: int) -> tuple[NDArray[np.uin
 
 
 def excluded_layers(graph: ChannelGraph, patterns: Sequence[str]) -> set[str]:
-    """Return the names of the layers whose width stays by request."""
+    """Return the names of the layers that match a pattern of `exclude`."""
     return {layer.name for pattern in patterns for layer in _matching(graph, pattern, "exclude")}
 
 
@@ -193,15 +233,15 @@ def _excluded(graph: ChannelGraph, patterns: Sequence[str]) -> dict[int, Refusal
 
 
 def _matching(graph: ChannelGraph, pattern: str, key: str) -> list[Layer]:
-    hit = [layer for layer in graph.layers if matches(layer.name, pattern)]
-    if not hit:
+    matching = [layer for layer in graph.layers if matches(layer.name, pattern)]
+    if not matching:
         names = [layer.name for layer in graph.layers]
         near = get_close_matches(pattern.strip("*."), [*names, *{n.rpartition(".")[0] for n in names}], n=1)
         hint = f" Did you mean '{near[0]}'?" if near else " `bnprune inspect` lists the layers."
         raise ConfigError(f"{key}: no layer matches '{pattern}'.{hint}")
-    return hit
+    return matching
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Tell whether a layer's name is the pattern, lies below the module it names, or fits it as a glob."""
+    """Return True if a layer's name is the pattern, is below the module it names, or matches it as a glob."""
     return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)

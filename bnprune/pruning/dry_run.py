@@ -1,8 +1,16 @@
-"""The dry run: run the slim network on meta tensors and compare every operator with the trace.
+"""The dry run: run the slim network on meta tensors and compare every operator call with the trace.
 
-What the trace could not know shows here: a literal `view(-1, 512)`, hard-coded head counts, `split([8, 8])`, a scale
-computed from a width. Channels that enter such an operator are kept, with a reason that names it. An operator that
-fails is replaced by an empty tensor of the expected shape, so that one rehearsal finds all of them.
+This finds the code that depends on a width in a way the trace cannot see: a literal `view(-1, 512)`, hard-coded head
+counts, `split([8, 8])`, a scale computed from a width. Channels that enter such an operator are kept, with a reason
+that names it. A failed operator returns zeros of the expected shape, so that one dry run finds all such places.
+
+The two modes of a dry run:
+
+- Without values (the default), all tensors are on the meta device: shapes only, which takes neither memory nor
+  arithmetic. If the trace had values because the network decides on them (`graph.real`), the decisions are repeated
+  from the trace: indices, masks, `item()`, branches.
+- With values, the slim network has its weights and runs on the example inputs. This is the second try for a network
+  that failed without values, because its code does more with them than the trace recorded (`tolist()`, say).
 """
 
 from __future__ import annotations
@@ -39,24 +47,24 @@ _META = torch.device("meta")
 
 @dataclass(frozen=True)
 class DryRun:
-    """What one dry run showed."""
+    """The result of a dry run."""
 
     macs: int
     """MACs of the slim network in eval mode."""
     kept: dict[int, Refusal]
-    """Further units that must stay after all."""
+    """Further units that must stay, with reasons."""
     sizes: tuple[Count, ...]
-    """Attributes that seem to hold a size which must shrink; try them before giving the channels up."""
+    """Attributes that seem to hold a width; changing them may let the channels go."""
 
-    misses: tuple[tuple[str, str], ...]
-    """(module, what differed) of every operator that did not do as expected."""
+    mismatches: tuple[tuple[str, str], ...]
+    """(module, difference) for every operator whose call or output differs from the trace."""
     other_code: bool = False
-    """Whether operators got other numbers, or other operators ran, than in the trace: by a width, or by chance."""
+    """True if other operators ran than in the trace, or with other numbers: because of a width, or by chance."""
 
     @property
     def passed(self) -> bool:
-        """Whether the slim network ran as expected."""
-        return not self.misses
+        """True if the slim network ran as expected."""
+        return not self.mismatches
 
 
 def dry_run(
@@ -66,59 +74,59 @@ def dry_run(
     inputs: Inputs,
     kept: Mapping[int, Refusal],
     sizes: Sequence[Count] = (),
-    barred: Collection[tuple[str, str]] = (),
+    not_sizes: Collection[tuple[str, str]] = (),
     *,
-    real: bool = False,
+    with_values: bool = False,
 ) -> DryRun:
     """Run a slim network once per traced mode and compare it with the trace.
 
-    What the values decided in the trace (indices, masks, branches) is repeated, so that a network that decides on its
-    values runs without any, unless its code does more with them than the trace has seen.
-
     Args:
-        slim: The slim network; on the meta device unless `real`.
+        slim: The slim network; on the meta device unless `with_values`.
         graph: The trace of the original.
-        removed: Whether each unit was removed, shape (units,).
+        removed: True for units that were removed, shape (units,).
         inputs: The inputs of the trace.
-        kept: Units that stay already, beyond those the graph freezes.
-        sizes: Attributes that were changed on suspicion in this slim network.
-        barred: Attributes that must not be changed.
-        real: Run it on real tensors.
+        kept: Units that earlier dry runs have kept.
+        sizes: Attributes that were changed in this slim network because they seem to hold a width.
+        not_sizes: (module, attribute) of attributes that must not be changed.
+        with_values: True if the slim network has weights and is to run on the inputs.
     """
-    elsewhere = graph.real and not real
+    lacks_values = graph.real and not with_values
     device = next((t.device for t in tensors(inputs)), torch.device("cpu"))
-    found: dict[int, Refusal] = {}
-    mends: dict[tuple[str, str], Count] = {}
-    known = {(size.module, size.attribute) for size in sizes} | set(barred)
-    misses: list[tuple[str, str]] = []
+    newly_kept: dict[int, Refusal] = {}
+    new_sizes: dict[tuple[str, str], Count] = {}
+    known = {(size.module, size.attribute) for size in sizes} | set(not_sizes)
+    mismatches: list[tuple[str, str]] = []
     other_code = False
     macs = {}
-    for mode, followed in graph.traces.items():
-        stage = _Stage(graph, followed, removed, {*kept, *found}, Attributes(slim, known), real=real)
+    for mode, recorded in graph.traces.items():
+        settled = {*kept, *newly_kept}
+        comparison = _TraceComparison(
+            graph, recorded, removed, settled, Attributes(slim, known), with_values=with_values
+        )
         args, kwargs = map_tensors(
-            # integers keep their values where those have been followed
-            lambda t: t.clone() if real or (elsewhere and not is_real(t)) else t.to(_META),
+            # integers keep their values if the trace had values
+            lambda t: t.clone() if with_values or (lacks_values and not is_real(t)) else t.to(_META),
             inputs,
         )
-        stage.forced = ForcedBranch(FORCED_BRANCHES[mode]) if mode in FORCED_BRANCHES else None
-        resting = still(slim, training=mode == "train", norms=False)
-        with resting as modules, module_stack(modules) as stage.stack:
+        comparison.forced = ForcedBranch(FORCED_BRANCHES[mode]) if mode in FORCED_BRANCHES else None
+        unchanged = still(slim, training=mode == "train", norms=False)
+        with unchanged as modules, module_stack(modules) as comparison.stack:
             try:
-                with stage, _Elsewhere(device) if elsewhere else nullcontext():
+                with comparison, _ClaimedDevice(device) if lacks_values else nullcontext():
                     slim(*args, **kwargs)
-            except Exception as error:  # noqa: BLE001 - the Python code of the model noticed the smaller widths
-                stage.stop(error)
-        stage.finish(last_resort=not sizes)
-        found.update(stage.kept)
-        mends.update(stage.mends)
-        misses += stage.misses
-        other_code |= stage.other_code
-        macs[mode] = stage.macs
-    return DryRun(macs["eval"], found, tuple(mends.values()), tuple(misses), other_code)
+            except Exception as error:  # noqa: BLE001 - the code of the network may raise anything for a smaller width
+                comparison.end_early(error)
+        comparison.end(last_resort=not sizes)
+        newly_kept.update(comparison.kept)
+        new_sizes.update(comparison.new_sizes)
+        mismatches += comparison.mismatches
+        other_code |= comparison.other_code
+        macs[mode] = comparison.macs
+    return DryRun(macs["eval"], newly_kept, tuple(new_sizes.values()), tuple(mismatches), other_code)
 
 
-class _Elsewhere(TorchFunctionMode):
-    """Lets tensors without values claim to be where those of the trace were: code may branch on `x.device`."""
+class _ClaimedDevice(TorchFunctionMode):
+    """Makes tensors on the meta device return the device of the trace, because code may branch on `x.device`."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -133,49 +141,55 @@ class _Elsewhere(TorchFunctionMode):
 _DEVICE = torch.Tensor.device.__get__
 
 
-class _Stage(OperatorMode):
-    """Compares operator calls with their records, matched by module and operator in order."""
+class _TraceComparison(OperatorMode):
+    """Compares operator calls with the records of one traced mode.
+
+    The n-th call of an operator in a module is compared with the n-th record of that operator in that module.
+    """
 
     def __init__(
         self,
         graph: ChannelGraph,
-        followed: Trace,
+        recorded: Trace,
         removed: Mask,
         settled: set[int],
         attributes: Attributes,
         *,
-        real: bool,
+        with_values: bool,
     ) -> None:
         super().__init__()
         self.graph = graph
-        self.real = real
-        self.elsewhere = graph.real and not real
+        self.with_values = with_values
+        self.lacks_values = graph.real and not with_values
+        """True if the trace had values and this run has none."""
         self.removed = removed
         self._stays = ~removed[graph.unit_of]  # by channel id
         self.settled = settled
+        """Units that stay already."""
         self.attributes = attributes
-        self.mends: dict[tuple[str, str], Count] = {}
-        self._mended: dict[tuple[str, str], tuple[Record, str]] = {}
+        self.new_sizes: dict[tuple[str, str], Count] = {}
+        self._found_at: dict[tuple[str, str], tuple[Record, str]] = {}
+        """The operator, and its difference, that each of `new_sizes` was found at."""
         self.stack = [""]
         self.kept: dict[int, Refusal] = {}
-        self.misses: list[tuple[str, str]] = []
+        self.mismatches: list[tuple[str, str]] = []
         self.other_code = False
         self.macs = 0
         self._expected: dict[tuple[str, str], deque[Record]] = defaultdict(deque)
         self._sizes: dict[int, dict[int, int] | None] = {}
-        self._past: list[Record] = []
-        self._before_first_miss: list[Record] = []
+        self._matched: list[Record] = []
+        self._before_first_mismatch: list[Record] = []
         self.forced: ForcedBranch | None = None
         self._gates = {gate.site for gate in graph.gates}
         self._gated = {f"{site}.norm": site for site in self._gates}
-        self._repetition = followed.decisions.repetition()
-        self._valueless: set[torch._ops.OpOverload] = set()  # operators that meta tensors cannot run
-        self._records = followed.records
+        self._repetition = recorded.decisions.repetition()
+        self._no_meta_kernel: set[torch._ops.OpOverload] = set()
+        self._records = recorded.records
         for record in self._records:
             self._expected[record.site, _kind(record.op)].append(record)
 
     def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator, and compare it with its record."""
+        """Run an operator and compare it with its record."""
         site = self._gated.get(self.stack[-1], self.stack[-1])
         queue = self._expected[site, _kind(func.name())]
         record = queue.popleft() if queue else None
@@ -184,30 +198,30 @@ class _Stage(OperatorMode):
         except Exception as error:
             if record is None:
                 raise
-            self._miss(record, f"relies on a fixed size: {first_line(error)}")
-            return self._stand_in(record, args)
+            self._add_mismatch(record, f"relies on a fixed size: {first_line(error)}")
+            return self._zeros_as_recorded(record, args)
         self.macs += macs_of(func, args, kwargs, output)
         if record is not None:
-            self._past.append(record)
-            if site not in self._gates:  # between BatchNorm and gate widths are the BatchNorm's own
+            self._matched.append(record)
+            if site not in self._gates:  # between a BatchNorm and its gate, widths differ from the trace
                 output = self._compare(record, func, args, kwargs, output)
-        elif torch.Tag.pointwise in func.tags and site not in self._gates and self._past and not self.graph.real:
+        elif torch.Tag.pointwise in func.tags and site not in self._gates and self._matched and not self.graph.real:
             self.other_code = True
-            self._miss(self._past[-1], f"is followed by {func.name()}, which the original does not call")
+            self._add_mismatch(self._matched[-1], f"is followed by {func.name()}, which the original does not call")
         return output if self.forced is None else self.forced.turn(output)
 
     def _run(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator, and decide as the trace did; on meta tensors, decisions are the only values there are."""
-        if self.elsewhere and kwargs.get("device") and any(tensor.is_meta for tensor in operands(args, {})):
+        """Run an operator and repeat its recorded decision, if it has one; without values, there are no others."""
+        if self.lacks_values and kwargs.get("device") and any(tensor.is_meta for tensor in operands(args, {})):
             kwargs = {**kwargs, "device": _META}
-        if func in self._valueless and self._repetition.recalls(func, args, kwargs):
+        if func in self._no_meta_kernel and self._repetition.recalls(func, args, kwargs):
             return self._repetition.recall()
         try:
-            output = run_kernel(func, args, kwargs, self.draws, meta=not self.real)
+            output = run_kernel(func, args, kwargs, self.draws, meta=not self.with_values)
         except Exception:
-            if self.real or not self._repetition.recalls(func, args, kwargs):
+            if self.with_values or not self._repetition.recalls(func, args, kwargs):
                 raise
-            self._valueless.add(func)
+            self._no_meta_kernel.add(func)
             return self._repetition.recall()
         return self._repetition.repeat(func, args, kwargs, output)
 
@@ -216,20 +230,20 @@ class _Stage(OperatorMode):
     ) -> Any:
         if numbers_in(func, args, kwargs) != record.numbers:
             self.other_code = True
-            self._miss(record, "depends on the number of channels")
+            self._add_mismatch(record, "depends on the number of channels")
         got = operands((output,), {})
         for tensor, (shape, labels) in zip(got, record.outputs, strict=False):
             expected = self._shape(shape, labels)
             if expected is None:
-                self._miss(record, "is split into parts of different sizes")
-                return self._stand_in(record, args)
+                self._add_mismatch(record, "is split into parts of different sizes")
+                return self._zeros_as_recorded(record, args)
             if labels and tuple(tensor.shape) != expected:
-                self._miss(record, f"relies on a fixed size: expected {expected}, got {tuple(tensor.shape)}")
-                return self._stand_in(record, args)
+                self._add_mismatch(record, f"relies on a fixed size: expected {expected}, got {tuple(tensor.shape)}")
+                return self._zeros_as_recorded(record, args)
         return output
 
     def _shape(self, shape: tuple[int, ...], labels: Iterable[Label]) -> tuple[int, ...] | None:
-        """Expected shape after the cut; None where what is left is not a full block."""
+        """Return the expected shape after the cut; None if the rest is not a full block."""
         sizes = list(shape)
         for label in labels:
             if id(label) not in self._sizes:
@@ -252,38 +266,38 @@ class _Stage(OperatorMode):
         sizes = {dim: int(line.sum()) for dim, line in lines.items()}
         return sizes if int(mask.sum()) == int(np.prod(list(sizes.values()), dtype=np.int64)) else None
 
-    def _stand_in(self, record: Record, args: tuple[Any, ...]) -> Any:
-        like = [*operands(args, {}), torch.empty(0, device="cpu" if self.real else _META)]
+    def _zeros_as_recorded(self, record: Record, args: tuple[Any, ...]) -> Any:
+        like = [*operands(args, {}), torch.empty(0, device="cpu" if self.with_values else _META)]
         made = [like[0].new_zeros(self._shape(shape, labels) or shape) for shape, labels in record.outputs]
         return made[0] if len(made) == 1 and not record.listed else made
 
-    def _miss(self, record: Record, reason: str) -> None:
-        """An operator did not do as expected: change the attribute that holds its size, or keep its channels."""
-        self._before_first_miss = self._before_first_miss or list(self._past)
-        self.misses.append((record.site, f"{record.op} {reason}"))
-        mends = self.attributes.holding(record.site, self._shrunk(record), _parts(record))
-        contested = [other for mend in mends for other in self._contested(mend)]
-        if not mends or contested:
-            for other in (*contested, (record, reason)):
+    def _add_mismatch(self, record: Record, reason: str) -> None:
+        """Record a difference, and change the attribute that holds the size or, without one, keep the channels."""
+        self._before_first_mismatch = self._before_first_mismatch or list(self._matched)
+        self.mismatches.append((record.site, f"{record.op} {reason}"))
+        counts = self.attributes.holding(record.site, self._shrunk(record), _parts(record))
+        conflicts = [other for count in counts for other in self._withdraw_conflicting(count)]
+        if not counts or conflicts:
+            for other in (*conflicts, (record, reason)):
                 self._keep(*other)
             return
-        for mend in mends:
-            if self._count(mend.ids) == 0:
-                why = Refusal(mend.module, f"its '{mend.attribute}' would become zero; one channel stays", "")
-                self.kept.setdefault(int(self.graph.units(mend.ids)[0]), why)
+        for count in counts:
+            if self._count(count.ids) == 0:
+                why = Refusal(count.module, f"its '{count.attribute}' would become zero; one channel stays", "")
+                self.kept.setdefault(int(self.graph.units(count.ids)[0]), why)
                 continue
-            self.mends[mend.module, mend.attribute] = mend
-            self._mended[mend.module, mend.attribute] = record, reason
+            self.new_sizes[count.module, count.attribute] = count
+            self._found_at[count.module, count.attribute] = record, reason
 
-    def _contested(self, mend: Count) -> list[tuple[Record, str]]:
-        """One attribute cannot hold two sizes: withdraw it, and return the operator that wanted another one."""
-        key = mend.module, mend.attribute
-        other = self.mends.get(key)
-        if other is None or self._count(other.ids) == self._count(mend.ids):
+    def _withdraw_conflicting(self, count: Count) -> list[tuple[Record, str]]:
+        """Withdraw an attribute that would have to hold two sizes, and return the operator that it was found at."""
+        key = count.module, count.attribute
+        other = self.new_sizes.get(key)
+        if other is None or self._count(other.ids) == self._count(count.ids):
             return []
-        del self.mends[key]
+        del self.new_sizes[key]
         self.attributes.known.add(key)
-        return [self._mended[key]]
+        return [self._found_at[key]]
 
     def _count(self, ids: Ids) -> int:
         return int(self._stays[ids].sum())
@@ -301,7 +315,7 @@ class _Stage(OperatorMode):
                     self.kept.setdefault(unit, why)
 
     def _shrunk(self, record: Record) -> list[Ids]:
-        """Channel ids along every dimension of the operator's tensors that is smaller now, whole tensors first."""
+        """Return channel ids along every dimension of the operator's tensors that is smaller now, tensors first."""
         labels = [*record.inputs, *(label for _, labels in record.outputs for label in labels)]
         lines = [line for label in labels for line in _lines(label)]
         if "slice" in record.op:  # x[:, bound:] is sized by what it leaves out
@@ -311,50 +325,50 @@ class _Stage(OperatorMode):
             ids for ids in (*lines, *counted) if self._count(ids) < len(ids) and len(set(self.graph.units(ids))) > 1
         ]
 
-    def stop(self, error: Exception) -> None:
-        """The forward pass raised outside an operator: keep what the code had in its hands."""
-        if not self._past:
-            self.misses.append(("", f"{type(error).__name__}: {first_line(error)}"))
+    def end_early(self, error: Exception) -> None:
+        """Keep channels of the nearest operators after the forward pass has raised an error outside an operator."""
+        if not self._matched:
+            self.mismatches.append(("", f"{type(error).__name__}: {first_line(error)}"))
         following = self._next_in(_module_of(error))
         if following is not None:
-            self._miss(following, f"is entered by code that relies on a fixed size: {first_line(error)}")
-        for record in reversed(self._past):  # the nearest operator that saw channels that may still go
-            if self.kept or self.mends:
+            self._add_mismatch(following, f"is entered by code that relies on a fixed size: {first_line(error)}")
+        for record in reversed(self._matched):  # the nearest operator that saw channels that may still go
+            if self.kept or self.new_sizes:
                 break
-            self._miss(record, f"is followed by code that relies on a fixed size: {first_line(error)}")
+            self._add_mismatch(record, f"is followed by code that relies on a fixed size: {first_line(error)}")
         self._expected.clear()
 
     def _next_in(self, module: nn.Module | None) -> Record | None:
-        """The operator that would have come next in a module without children: it has what enters the module."""
+        """Return the next operator in a module without children, whose inputs are those of the module."""
         name = next((name for name, other in self.attributes.modules.items() if other is module), None)
         if name is None or any(self.attributes.modules[name].children()):
             return None
         waiting = {id(record) for queue in self._expected.values() for record in queue}
         return next((record for record in self._records if record.site == name and id(record) in waiting), None)
 
-    def finish(self, *, last_resort: bool) -> None:
-        """Keep channels whose operators the slim network did not call at all.
+    def end(self, *, last_resort: bool) -> None:
+        """Keep channels of operators that the slim network has not called.
 
-        With `last_resort`, something is kept wherever something differed, so that there is an end: where none of the
-        channels at that operator may go, the nearest ones before it.
+        With `last_resort`, at least one channel is kept if anything differed, so that the planner comes to an end: if
+        all channels at the first difference stay already, the nearest ones before it.
         """
         for queue in self._expected.values():
             for record in queue:
                 if record.inputs and record.op not in _COPIES and not self.graph.real:
                     self.other_code = True
-                    self._miss(record, "is not called in the slim network: the code branches on a size")
-        if not last_resort or not self.misses:
+                    self._add_mismatch(record, "is not called in the slim network: the code branches on a size")
+        if not last_resort or not self.mismatches:
             return
-        site, what = self.misses[0]
-        for record in reversed(self._before_first_miss):
-            if self.kept or self.mends:
+        site, what = self.mismatches[0]
+        for record in reversed(self._before_first_mismatch):
+            if self.kept or self.new_sizes:
                 break
             self._keep(record, f"comes before {site or 'forward()'}, where {what}")
 
 
 _VIEWS = {"aten::_unsafe_view", "aten::_reshape_alias", "aten::reshape"}
 _COPIES = {"aten::clone", "aten::contiguous"}
-"""PyTorch copies before it reshapes, or not, as strides demand; they may differ in a smaller network."""
+"""`reshape` copies only if the strides require it, and these may differ in a smaller network."""
 
 
 def _kind(op: str) -> str:
@@ -362,14 +376,14 @@ def _kind(op: str) -> str:
 
 
 def _module_of(error: Exception) -> nn.Module | None:
-    """The innermost module whose code raised."""
+    """Return the innermost module whose code raised an error."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     owners = (frame.f_locals.get("self") for frame in reversed(frames))
     return next((owner for owner in owners if isinstance(owner, nn.Module)), None)
 
 
 def _parts(record: Record) -> list[Ids]:
-    """Channel ids of each part of a split, along the dimension that is split."""
+    """Return the channel ids of each part of a split, along the dimension that is split."""
     if "split" not in record.op:
         return []
     lines = [next((line for label in labels for line in _lines(label)), None) for _, labels in record.outputs]
@@ -377,7 +391,7 @@ def _parts(record: Record) -> list[Ids]:
 
 
 def _lines(label: Label) -> Iterator[Ids]:
-    """Channel ids along each dimension of a label, taken at the start of the others."""
+    """Yield the channel ids along each dimension of a label, taken at index 0 of the other dimensions."""
     for dim in varying(label):
         line = label
         for other in varying(label):

@@ -13,7 +13,9 @@ from bnprune.channels.modules import parameter_count
 from bnprune.channels.operator_mode import contained
 from bnprune.channels.trace_modes import Coupling
 from bnprune.channels.union_find import NO_CHANNEL, Refusal
-from bnprune.pruning.planner import DraftPlan, plan_cut, score_network
+from bnprune.notes import Note
+from bnprune.pruning.draft_plan import DraftPlan
+from bnprune.pruning.planner import plan_cut, score_network
 from bnprune.pruning.request import Request
 from bnprune.pruning.select import NO_GAMMA
 from bnprune.pruning.surgery import named_tensors
@@ -54,7 +56,7 @@ class Inspection:
     """BatchNorm channels that may go."""
     params: int
     macs: int
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
 
 @contained
@@ -75,7 +77,7 @@ def inspect(
     """
     found = score_network(model, example_inputs, Request(ratio=_PROBE, exclude=tuple(exclude), coupling=coupling))
     draft = plan_cut(model, example_inputs, found)
-    graph, prunable = found.graph, draft.chosen.prunable
+    graph, prunable = found.graph, draft.candidates.prunable
     tensors = dict(named_tensors(model))
     layers = []
     for layer in graph.layers:
@@ -106,5 +108,5 @@ def inspect(
 
 
 def _reason(draft: DraftPlan, unit: int) -> str:
-    why = draft.score_network.graph.frozen[unit] or draft.chosen.kept.get(unit)
+    why = draft.scored.graph.frozen[unit] or draft.candidates.kept.get(unit)
     return str(why) if why is not None and unit != NO_CHANNEL else _FIXED if unit == NO_CHANNEL else NO_GAMMA

@@ -12,8 +12,9 @@ from torch import nn
 
 from bnprune.channels.pytrees import as_inputs
 from bnprune.errors import PruningError
+from bnprune.pruning.draft_plan import DraftPlan, ScoredNetwork, require_cut
 from bnprune.pruning.latency import latencies
-from bnprune.pruning.planner import DraftPlan, ScoredNetwork, plan_cut, require_cut
+from bnprune.pruning.planner import plan_cut
 from bnprune.pruning.surgery import copy_weights
 
 _TRIALS = 10
@@ -36,7 +37,7 @@ def plan_for_target(model: nn.Module, example_inputs: Any, found: ScoredNetwork)
         return plan_cut(model, example_inputs, found)
     started = time.perf_counter()
     best = _within(model, example_inputs, found, found.request.latency_ms)
-    return replace(best, score_network=found, seconds=time.perf_counter() - started)
+    return replace(best, scored=found, seconds=time.perf_counter() - started)
 
 
 def _within(model: nn.Module, example_inputs: Any, found: ScoredNetwork, budget: float) -> DraftPlan:

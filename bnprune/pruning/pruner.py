@@ -12,9 +12,10 @@ from torch import nn
 from bnprune.channels.operator_mode import contained
 from bnprune.channels.pytrees import as_inputs
 from bnprune.channels.trace_modes import Coupling
+from bnprune.pruning.draft_plan import DraftPlan, describe_plan, require_cut
 from bnprune.pruning.latency_search import plan_for_target
 from bnprune.pruning.plan import PruningPlan
-from bnprune.pruning.planner import DraftPlan, describe_plan, require_cut, score_network
+from bnprune.pruning.planner import score_network
 from bnprune.pruning.report import Report, foresee, make_report, recounted
 from bnprune.pruning.request import Request
 from bnprune.pruning.scores import Reduce
@@ -131,7 +132,7 @@ def carry_out(draft: DraftPlan, model: nn.Module, example_inputs: Any, *, proof:
         verification = verify(model, slim, plan, as_inputs(example_inputs))
         require(verification)
     seconds = {
-        "trace": draft.score_network.seconds,
+        "trace": draft.scored.seconds,
         "select": draft.seconds,
         "surgery": cut - started,
         "verify": time.perf_counter() - cut,

@@ -13,10 +13,11 @@ from bnprune.channels.modules import parameter_count
 from bnprune.channels.trace_modes import MADE_UP
 from bnprune.channels.union_find import Refusal
 from bnprune.errors import CheckpointError, first_line
+from bnprune.notes import Note
 from bnprune.pruning.cost import Cost, cost
+from bnprune.pruning.draft_plan import DraftPlan, Target
 from bnprune.pruning.gates import gated_name
 from bnprune.pruning.plan import PruningPlan
-from bnprune.pruning.planner import DraftPlan, Target
 from bnprune.pruning.request import TARGETS, TargetKind
 from bnprune.pruning.surgery import apply, require_bare, require_plan_fits, slim_on_meta
 from bnprune.pruning.verify import Verification
@@ -53,7 +54,8 @@ class Report:
     """Of the float64 proof; None where it was not asked for."""
     layers: tuple[LayerChange, ...]
     refusals: tuple[Refusal, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
+    """Remarks for people; each is a string with a `code` and a `level`."""
     seconds: dict[str, float]
     """Wall-clock seconds of "trace", "select" (with dry run), "surgery" and "verify"."""
 
@@ -65,7 +67,7 @@ def make_report(
     seconds: Mapping[str, float],
 ) -> Report:
     """Sum up what a draft does."""
-    graph, removed = draft.score_network.graph, draft.removed
+    graph, removed = draft.scored.graph, draft.removed
     before, after = draft.channels
     return Report(
         target=draft.target,
@@ -73,7 +75,7 @@ def make_report(
         ratio_realised=draft.ratio,
         channels_before=before,
         channels_after=after,
-        params_before=draft.score_network.params,
+        params_before=draft.scored.params,
         params_after=parameter_count(draft.meta_slim),
         macs_before=graph.traces["eval"].macs,
         macs_after=draft.macs,
@@ -89,21 +91,23 @@ def make_report(
 
 
 def recounted(report: Report, model: nn.Module, slim: nn.Module, example_inputs: Any) -> Report:
-    """Replace made-up MACs by what both networks, each with decisions of its own, take for the example inputs.
+    """Replace the MACs of a made-up forward pass by those that both networks take for the example inputs.
 
-    Where one does not run on them, the report stays, and says that its MACs are made up.
+    Each network takes its own decisions. If one of them fails on these inputs, the report stays as it is.
     """
-    if MADE_UP not in report.notes:
+    if not any(note.code == MADE_UP.code for note in report.notes):
         return report
     try:
         before, after = (cost(network, example_inputs).macs for network in (model, slim))
     except Exception:  # noqa: BLE001 - the proof has passed, on other inputs; this is about a figure
         return report
-    notes = tuple(_COUNTED if note == MADE_UP else note for note in report.notes)
+    notes = tuple(_COUNTED if note.code == MADE_UP.code else note for note in report.notes)
     return replace(report, macs_before=before, macs_after=after, notes=notes)
 
 
-_COUNTED = "MACs depend on data (how many boxes, say): they are those of the example inputs"
+_COUNTED = Note(
+    "macs.counted", "note", "MACs depend on data (how many boxes, say): they are those of the example inputs"
+)
 
 
 def foresee(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> Report:

@@ -1,4 +1,4 @@
-"""Selection: which units go, given scores, a target and constraints. Pure arithmetic on the channel graph."""
+"""Selection: the units to remove for a target, given the candidates. Pure arithmetic on the channel graph."""
 
 from __future__ import annotations
 
@@ -15,95 +15,106 @@ from bnprune.pruning.candidates import Candidates, Constraints, Mask
 from bnprune.pruning.scores import Scores
 
 
-def by_ratio(graph: ChannelGraph, chosen: Candidates, ratio: float) -> Mask:
-    """Remove units in order until `ratio` of the prunable BatchNorm channels are gone.
+def by_ratio(graph: ChannelGraph, candidates: Candidates, ratio: float) -> Mask:
+    """Remove units in order until `ratio` of the prunable BatchNorm channels are removed.
 
-    Where the last step would overshoot, the nearer side of the target is taken.
+    If no number of steps gives the ratio exactly, the nearer of the two neighbours is taken.
 
     Returns:
-        Whether each unit goes, shape (units,).
+        True for units to remove, shape (units,).
     """
-    target = ratio * int(graph.gamma_count[chosen.prunable].sum())
+    target = ratio * int(graph.gamma_count[candidates.prunable].sum())
 
-    def gone(steps: int) -> int:
-        return int(graph.gamma_count[after(graph, chosen, steps)].sum())
+    def count(steps: int) -> int:
+        return int(graph.gamma_count[after(graph, candidates, steps)].sum())
 
-    steps = range(chosen.least, len(chosen.ends) + 1)
-    place = min(bisect_left(steps, target, key=gone), len(steps) - 1)
-    if place and target - gone(steps[place - 1]) < gone(steps[place]) - target:
+    steps = range(candidates.forced_steps, len(candidates.step_ends) + 1)
+    place = min(bisect_left(steps, target, key=count), len(steps) - 1)
+    if place and target - count(steps[place - 1]) < count(steps[place]) - target:
         place -= 1
-    last = bisect_right(steps, gone(steps[place]), key=gone) - 1  # what has no BatchNorm of its own comes free
-    return after(graph, chosen, steps[last])
+    # Steps that remove no BatchNorm channel (layers without one) do not change the ratio: take all of them.
+    last = bisect_right(steps, count(steps[place]), key=count) - 1
+    return after(graph, candidates, steps[last])
 
 
-def by_cost(graph: ChannelGraph, chosen: Candidates, cost: Callable[[Mask], float], target: float) -> Mask:
-    """Take the fewest steps after which the cost is at or below a target, or all where none is.
+def by_cost(graph: ChannelGraph, candidates: Candidates, cost: Callable[[Mask], float], target: float) -> Mask:
+    """Take the fewest steps after which the cost is at or below a target, or all steps if none is.
 
-    Steps far larger than what is missing are then left out one at a time where later, smaller ones do: a block of
-    coupled channels may cost several percent.
+    The last step may be far larger than needed, because a block of coupled channels can cost several percent. It is
+    then replaced by later, smaller steps, if that gets closer to the target from below.
 
     Args:
         graph: The trace.
-        chosen: The units to choose from.
-        cost: The cost of the network without the units of a mask.
-        target: What it may cost.
+        candidates: The units to choose from.
+        cost: Returns the cost of the network without the units of a mask.
+        target: The highest cost allowed.
+
+    Returns:
+        True for units to remove, shape (units,).
     """
     steps = bisect_left(
-        range(chosen.least, len(chosen.ends)), True, key=lambda k: cost(after(graph, chosen, k)) <= target
+        range(candidates.forced_steps, len(candidates.step_ends)),
+        True,
+        key=lambda k: cost(after(graph, candidates, k)) <= target,
     )
-    steps += chosen.least
-    removed = after(graph, chosen, steps)
-    return _refined(graph, chosen, cost, target, steps, removed) if steps > chosen.least else removed
+    steps += candidates.forced_steps
+    removed = after(graph, candidates, steps)
+    return _refined(graph, candidates, cost, target, steps, removed) if steps > candidates.forced_steps else removed
 
 
-_ENOUGH = 0.01
-"""Undershoot of a cost target, as a share of it, that is not worth a search."""
-_TRIES = 64
+_CLOSE = 0.01
+"""Undershoot of a cost target, as a share of it, at which the search ends."""
+_MOST_TRIES = 64
+"""Later steps that are tried in place of the last one."""
 
 
 def _refined(
-    graph: ChannelGraph, chosen: Candidates, cost: Callable[[Mask], float], target: float, steps: int, removed: Mask
+    graph: ChannelGraph, candidates: Candidates, cost: Callable[[Mask], float], target: float, steps: int, removed: Mask
 ) -> Mask:
-    """Replace the last step by one or several of the next ones, if that comes nearer to the target from below."""
-    best, found = removed, cost(removed)
-    trial = after(graph, chosen, steps - 1)
-    for step in range(steps, min(steps + _TRIES, len(chosen.ends))):
-        if target * (1 - _ENOUGH) <= found <= target:
+    """Replace the last step by one or several of the next ones, if that gets closer to the target from below."""
+    best, best_cost = removed, cost(removed)
+    trial = after(graph, candidates, steps - 1)
+    for step in range(steps, min(steps + _MOST_TRIES, len(candidates.step_ends))):
+        if target * (1 - _CLOSE) <= best_cost <= target:
             break
         further = trial.copy()
-        further[chosen.order[chosen.ends[step - 1] : chosen.ends[step]]] = True
-        further = _without_orphans(graph, chosen, further)
+        further[candidates.order[candidates.step_ends[step - 1] : candidates.step_ends[step]]] = True
+        further = _without_orphans(graph, candidates, further)
         reached = cost(further)
         if reached > target:
             trial = further
-        elif reached > found or found > target:
-            best, found = further, reached
+        elif reached > best_cost or best_cost > target:
+            best, best_cost = further, reached
     return best
 
 
-def after(graph: ChannelGraph, chosen: Candidates, steps: int) -> Mask:
-    """Return whether each unit is gone after so many steps, shape (units,)."""
+def after(graph: ChannelGraph, candidates: Candidates, steps: int) -> Mask:
+    """Return True for units that the first `steps` steps remove, shape (units,)."""
     removed = np.zeros(graph.unit_count, dtype=np.bool_)
-    removed[chosen.order[: chosen.ends[steps - 1] if steps else 0]] = True
-    return _without_orphans(graph, chosen, removed)
+    removed[candidates.order[: candidates.step_ends[steps - 1] if steps else 0]] = True
+    return _without_orphans(graph, candidates, removed)
 
 
-def _without_orphans(graph: ChannelGraph, chosen: Candidates, removed: Mask) -> Mask:
-    """Keep channels of a stream that a gated BatchNorm still writes or reads, and with them their whole step."""
+def _without_orphans(graph: ChannelGraph, candidates: Candidates, removed: Mask) -> Mask:
+    """Keep the channels of a stream that a BatchNorm with a gate still reads or writes, and the rest of their steps.
+
+    In `graph.implied`, `stream[i]` may go only if `own[i]`, the same channel of a BatchNorm with a gate, goes too.
+    Keeping a whole step can make another channel needed, hence the loop.
+    """
     stream, own = graph.implied
     while (needed := stream[removed[stream] & ~removed[own]]).size:
-        removed[np.isin(chosen.step_of, chosen.step_of[needed])] = False
+        removed[np.isin(candidates.step_of_unit, candidates.step_of_unit[needed])] = False
     return removed
 
 
 def shortfall(
-    graph: ChannelGraph, chosen: Candidates, removed: Mask, ratio: float, constraints: Constraints
+    graph: ChannelGraph, candidates: Candidates, removed: Mask, ratio: float, constraints: Constraints
 ) -> list[Refusal]:
-    """Return which BatchNorms' constraints keep a selection from its ratio; nothing where it is reached."""
-    missing = ratio * int(graph.gamma_count[chosen.prunable].sum()) - int(graph.gamma_count[removed].sum())
-    if missing < 0.5 or (after(graph, chosen, len(chosen.ends)) & ~removed).any():
+    """Return a refusal per BatchNorm whose constraints prevent the ratio; none if the ratio is reached."""
+    missing = ratio * int(graph.gamma_count[candidates.prunable].sum()) - int(graph.gamma_count[removed].sum())
+    if missing < 0.5 or (after(graph, candidates, len(candidates.step_ends)) & ~removed).any():
         return []
-    stays = chosen.prunable & ~removed
+    stays = candidates.prunable & ~removed
     floor = constraints.min_channels
     reason = "every layer keeps one channel" if floor == 1 else f"every layer keeps {floor} channels if it has them"
     fix = "ask for less" if floor == 1 else "lower min_channels, or ask for less"
@@ -116,22 +127,22 @@ def shortfall(
     ]
 
 
-def require_prunable(graph: ChannelGraph, chosen: Candidates, advice: Sequence[str] = ()) -> None:
-    """Say why nothing can be pruned, if so, and what would help.
+def require_prunable(graph: ChannelGraph, candidates: Candidates, advice: Sequence[str] = ()) -> None:
+    """Refuse a network in which nothing can be pruned; the message gives the reasons and what would help.
 
     Raises:
         PruningError: There is no BatchNorm, or all of its channels must stay.
     """
-    if chosen.order.size:
+    if candidates.order.size:
         return
-    if chosen.prunable.any():
+    if candidates.prunable.any():
         raise PruningError("nothing can be pruned: no layer has more channels than it must keep (min_channels).")
     if not graph.gammas:
         raise PruningError(
             "the network has no BatchNorm with scale factors (γ), so channels cannot be ranked. "
             "Use a network with BatchNorm1d, 2d or 3d layers (affine=True)."
         )
-    reasons = refusals(graph, np.zeros(graph.unit_count), chosen.kept)
+    reasons = refusals(graph, np.zeros(graph.unit_count), candidates.kept)
     shown = [f"  {refusal}" for refusal, _ in reasons[:8]]
     if len(reasons) > len(shown):
         shown.append(f"  and {len(reasons) - len(shown)} more")
@@ -148,9 +159,9 @@ _NO_FILTER = "no convolution or linear layer writes its channels, and the criter
 def refusals(
     graph: ChannelGraph, scores: Scores, kept: Mapping[int, Refusal]
 ) -> list[tuple[Refusal, NDArray[np.int64]]]:
-    """Return the reasons why channels stay, each with its units, most BatchNorm channels first.
+    """Return the reasons why channels stay, each with its units; the reason for most BatchNorm channels comes first.
 
-    Only units a user could have wanted to prune are reported: those with scale factors, and layers without any.
+    Reported are units with scale factors, and layers without any: the others nobody could have wanted to prune.
     """
     by_reason: dict[Refusal, list[int]] = {}
     for unit in np.flatnonzero(graph.gamma_count).tolist():
@@ -160,10 +171,10 @@ def refusals(
     unscored = graph.free & ~np.isfinite(scores)
     for layer in graph.layers:
         units = graph.units(layer.ids)
-        loose = units[unscored[units]]
-        if loose.size:
-            no_gamma = not graph.gamma_count[loose].any()
+        ranked_by_nothing = units[unscored[units]]
+        if ranked_by_nothing.size:
+            no_gamma = not graph.gamma_count[ranked_by_nothing].any()
             why = Refusal(layer.name, NO_GAMMA, "") if no_gamma else Refusal(layer.name, *_NO_FILTER)
-            by_reason.setdefault(why, []).extend(np.unique(loose).tolist())
+            by_reason.setdefault(why, []).extend(np.unique(ranked_by_nothing).tolist())
     ranked = sorted(by_reason.items(), key=lambda item: -int(graph.gamma_count[item[1]].sum()))
     return [(why, np.array(units)) for why, units in ranked]

@@ -1,1 +1,1 @@
-"""What brings accuracy back after a cut, without training."""
+"""Recovering accuracy after a cut, without training."""

@@ -12,9 +12,9 @@ from torch import nn
 def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     """Replace running means and variances by the cumulative average over some batches, in place.
 
-    Removing channels shifts what every later BatchNorm sees; its moving averages still describe the old network.
-    BatchNorms run in train mode, everything else (dropout) in eval mode; weights do not change. About 100 batches
-    are plenty (Li et al., "EagleEye", ECCV 2020, section 3.3).
+    Removing channels changes the inputs of every later BatchNorm, whose moving averages still describe the old network.
+    BatchNorms run in train mode, everything else (dropout) in eval mode. Weights do not change. About 100 batches are
+    enough (Li et al., "EagleEye", ECCV 2020, section 3.3).
 
     Args:
         model: The network; its mode and BatchNorm momenta are restored.

@@ -1,11 +1,12 @@
-"""Recovering a cut network without training: compensation, recalibration, both or neither, whatever does best."""
+"""Recovering accuracy after a cut without training: compensation, recalibration, both or neither, whichever is best."""
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -14,30 +15,43 @@ from bnprune.data.splits import Split, Splits
 from bnprune.pruning.plan import PruningPlan
 from bnprune.recovery.compensate import Compensation, compensate
 from bnprune.recovery.recalibrate import recalibrate
-from bnprune.training.evaluate import Score, evaluate
 
 _IMAGES = 512
-"""Images whose mean activations compensation takes."""
+"""Images over which compensation averages activations."""
+
+
+class Score(Protocol):
+    """A measure of a network by which networks are compared."""
+
+    @property
+    def top1(self) -> float:
+        """Accuracy; higher is better."""
+        ...
+
+    @property
+    def loss(self) -> float:
+        """Lower is better; it decides between networks of equal accuracy."""
+        ...
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """What was tried after a cut, and what did best on validation."""
+    """The networks that were tried after a cut, and their scores."""
 
     networks: dict[str, nn.Module]
     """"plain" and, as far as they were tried, "compensated", "recalibrated" and with "both"."""
     scores: dict[str, Score]
-    """Of each, on validation."""
+    """Of each network."""
     compensation: tuple[Compensation, ...]
 
     @property
     def chosen(self) -> str:
-        """The name of the network that did best; of equals, by loss."""
+        """The name of the network with the best score."""
         return max(self.scores, key=lambda name: (self.scores[name].top1, -self.scores[name].loss))
 
     @property
     def model(self) -> nn.Module:
-        """That network."""
+        """The network with the best score."""
         return self.networks[self.chosen]
 
 
@@ -48,36 +62,41 @@ def recover(
     splits: Splits,
     device: torch.device,
     *,
+    score: Callable[[nn.Module], Score],
     compensated: bool = True,
     batches: int = 100,
     batch_size: int = 128,
 ) -> Recovery:
-    """Try what may help a network that has just been cut, and keep the best, so that it can only help.
+    """Compensate and recalibrate copies of a slim network, and keep the best.
+
+    The network as it is takes part, so that the result is never worse by the score.
 
     Args:
-        dense: The network before the cut; left as it is, like the next.
-        slim: The network after it.
+        dense: The network before the cut; left as it was, like the next.
+        slim: The network after the cut.
         plan: The cut.
-        splits: Training images serve for means and statistics, without augmentation; validation images decide.
+        splits: Training images, without augmentation, serve for means and statistics.
         device: Where to run.
-        compensated: Whether to try `bnprune.recovery.compensate`, with data.
+        score: Evaluates a network on `device`, for example on the validation split
+            (`bnprune.training.evaluate.validation_score`).
+        compensated: True to try `bnprune.recovery.compensate` with data.
         batches: Batches to recalibrate BatchNorms with (`bnprune.recalibrate`); 0 not to try it.
         batch_size: Images per batch.
     """
     networks = {"plain": copy.deepcopy(slim).to(device)}
-    done: tuple[Compensation, ...] = ()
+    compensation: tuple[Compensation, ...] = ()
     if compensated:
         networks["compensated"] = copy.deepcopy(networks["plain"])
         images = itertools.islice(_images(splits.train, device, batch_size), max(1, _IMAGES // batch_size))
-        done = compensate(
+        compensation = compensate(
             copy.deepcopy(dense).to(device), networks["compensated"], plan, splits.example.to(device), batches=images
         )
     for name, start in (("recalibrated", "plain"), ("both", "compensated")):
         if batches and start in networks and _has_statistics(slim):
             images = itertools.islice(_images(splits.train, device, batch_size), batches)
             networks[name] = recalibrate(copy.deepcopy(networks[start]), images)
-    scores = {name: evaluate(network, splits.validation, device) for name, network in networks.items()}
-    return Recovery(networks, scores, done)
+    scores = {name: score(network) for name, network in networks.items()}
+    return Recovery(networks, scores, compensation)
 
 
 def _has_statistics(model: nn.Module) -> bool:
@@ -86,7 +105,7 @@ def _has_statistics(model: nn.Module) -> bool:
 
 
 def _images(split: Split, device: torch.device, batch_size: int) -> Iterator[torch.Tensor]:
-    """Yield whole batches of training images in a fixed random order."""
+    """Yield full batches of training images in a fixed random order."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
     size = min(batch_size, len(split))
     for images, _ in split.serve(order[: len(order) // size * size].split(size), device):

@@ -1,10 +1,10 @@
-"""The cliff finder: how far a trained network can be cut before its accuracy falls, in seconds per try."""
+"""Sweeps: the accuracy of a trained network after cuts of increasing size."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,12 +14,12 @@ from torch import nn
 from bnprune.config.schema import PruneConfig
 from bnprune.data.splits import Splits
 from bnprune.errors import PruningError
+from bnprune.pruning.draft_plan import require_cut
 from bnprune.pruning.plan import Cut
-from bnprune.pruning.planner import plan_cut, require_cut, score_network
+from bnprune.pruning.planner import plan_cut, score_network
 from bnprune.pruning.pruner import PruningResult, carry_out
 from bnprune.pruning.request import Request
-from bnprune.recovery.recover import recover
-from bnprune.training.evaluate import evaluate
+from bnprune.recovery.recover import Score, recover
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
@@ -27,12 +27,12 @@ SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One cut that was tried."""
+    """One cut of a sweep."""
 
     asked: float
-    """The ratio, or the share of MACs to keep; 0 or 1 for the network as it is."""
+    """The requested ratio (0 for the network as it is), or the requested share of MACs to keep (1 for it)."""
     ratio: float
-    """Share of the prunable BatchNorm channels that went."""
+    """Removed share of the prunable BatchNorm channels."""
     macs: float
     """Share of the MACs that is left."""
     params: float
@@ -40,7 +40,7 @@ class Point:
     plain: float
     """Validation accuracy right after the cut."""
     accuracy: float
-    """The same after compensation and recalibration, where they help."""
+    """Validation accuracy after compensation and recalibration, as far as they help."""
 
 
 def sweep(
@@ -51,37 +51,39 @@ def sweep(
     config: PruneConfig,
     batch_size: int,
     *,
+    score: Callable[[nn.Module], Score],
     by: Literal["ratio", "macs"] = "ratio",
     values: Sequence[float] = (),
 ) -> list[Point]:
-    """Cut a trained network by more and more, recover and evaluate each; the network itself stays as it is.
+    """Cut copies of a trained network by increasing amounts; recover and evaluate each.
 
     Args:
-        model: The trained network.
-        splits: Data to recover and validate with.
+        model: The trained network; left as it was.
+        splits: Training images to recover with.
         device: Where to run.
-        request: Constraints and criterion; its target does not count.
-        config: What to try after each cut.
+        request: Constraints and criterion; its target is replaced by each of the values.
+        config: The ways of recovery to try after each cut.
         batch_size: Images per batch.
-        by: What is varied: the share of channels that goes, or the share of MACs that stays.
-        values: Values to try; default: `RATIOS` or `SHARES`. Those out of reach are left out.
+        score: Evaluates a network on `device`, as for `bnprune.recovery.recover.recover`.
+        by: The target to vary: the share of channels to remove, or the share of MACs to keep.
+        values: Values to try; default: `RATIOS` or `SHARES`. Values that cannot be reached are left out.
 
     Returns:
-        A point for the network as it is, and one per cut, from the mildest on.
+        A point for the network as it is, and one per cut, the smallest cut first.
 
     Raises:
         PruningError: Nothing can be cut.
     """
     example = splits.example
-    start = evaluate(copy.deepcopy(model).to(device), splits.validation, device).top1
+    start = score(copy.deepcopy(model).to(device)).top1
     points = [Point(0.0 if by == "ratio" else 1.0, 0.0, 1.0, 1.0, start, start)]
     tried = sorted(values or (RATIOS if by == "ratio" else SHARES), reverse=by == "macs")
-    found = score_network(model, example, request)
+    scored = score_network(model, example, request)
     before: tuple[Cut, ...] = ()
     reason: PruningError | None = None
     for value in tried:
         try:
-            draft = plan_cut(model, example, replace(found, request=request.aimed(by, value)))
+            draft = plan_cut(model, example, replace(scored, request=request.aimed(by, value)))
             require_cut(draft)
         except PruningError as error:
             reason = error
@@ -90,7 +92,7 @@ def sweep(
             continue
         before = draft.plan.cuts
         result = carry_out(draft, model, example, proof=False)
-        points.append(_point(value, model, result, splits, device, config, batch_size))
+        points.append(_point(value, model, result, splits, device, config, batch_size, score))
     if len(points) == 1 and reason is not None:
         raise reason
     return points
@@ -104,13 +106,15 @@ def _point(
     device: torch.device,
     config: PruneConfig,
     batch_size: int,
+    score: Callable[[nn.Module], Score],
 ) -> Point:
-    found = recover(
+    recovery = recover(
         model,
         cut.model,
         cut.plan,
         splits,
         device,
+        score=score,
         compensated=config.compensate,
         batches=config.recalibrate,
         batch_size=batch_size,
@@ -121,16 +125,16 @@ def _point(
         ratio=report.ratio_realised,
         macs=report.macs_after / max(report.macs_before, 1),
         params=report.params_after / report.params_before,
-        plain=found.scores["plain"].top1,
-        accuracy=found.scores[found.chosen].top1,
+        plain=recovery.scores["plain"].top1,
+        accuracy=recovery.scores[recovery.chosen].top1,
     )
 
 
 def recommend(points: Sequence[Point], tolerance: float) -> Point:
-    """Return the knee: the hardest cut before the first that loses more than `tolerance` of validation accuracy.
+    """Return the largest cut before the first one that loses more than `tolerance` of validation accuracy.
 
     Raises:
-        PruningError: Even the mildest cut loses more.
+        PruningError: Even the smallest cut loses more.
     """
     start, best = points[0].accuracy, points[0]
     for point in points[1:]:

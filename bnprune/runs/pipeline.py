@@ -15,6 +15,7 @@ from bnprune.config.recipe import as_data
 from bnprune.config.schema import OptimisationConfig, PipelineConfig, PruneConfig, TrainConfig
 from bnprune.data import Splits
 from bnprune.errors import PruningError
+from bnprune.notes import Note
 from bnprune.pruning.cost import cost
 from bnprune.pruning.latency import latencies
 from bnprune.pruning.latency_search import plan_for_target
@@ -38,7 +39,7 @@ from bnprune.runs.tensorboard_log import open_tensorboard_log
 from bnprune.runs.training_log import Display, TrainingLog
 from bnprune.runs.training_stage import StageTask, hand_out, set_up, settings_of
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
-from bnprune.training.evaluate import evaluate
+from bnprune.training.evaluate import evaluate, validation_score
 from bnprune.training.loop import train
 from bnprune.training.penalties.table import advice, shortfall
 from bnprune.training.state import require_processes
@@ -166,10 +167,10 @@ def _training(
         training_log.seconds = saved["seconds"]
     run.display.begin(stage, config.epochs, str(budget) if budget else "")
     if budget and sparsity and budget.strength and not budget.enough:
-        run.display.note(f"warning: {budget}. {advice(budget, config, sparsity)}")
+        run.display.note(Note("sparsity.travel", "warning", f"{budget}. {advice(budget, config, sparsity)}"))
     together = min(run.config.data.batch_size, len(run.splits.train))
     if problem := small_batches(together if config.sync_bn else together // run.processes.size):
-        run.display.note(f"warning: {problem}")
+        run.display.note(problem)
     with open_tensorboard_log(
         run.config, run.directory, stage, training.state.progress.epoch
     ) as training_log.tensorboard_log:
@@ -184,7 +185,7 @@ def _training(
         steered = {"lambda": "auto", "target": budget.target}
         extra["sparsity"] = {**(strength if budget.target is None else steered), **gamma}
         if missed := shortfall(budget, gamma.get("below", 0.0)):
-            run.display.note(f"warning: {missed}")
+            run.display.note(Note("sparsity.target", "warning", missed))
     return _conclude(run, model, header, stage, extra)
 
 
@@ -197,7 +198,8 @@ def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, 
     try:
         request = request_of(config, pass_of(stage), *([earlier[0], earlier[-1]] if earlier else []))
         if config.ratio == "auto":
-            points = sweep(model, run.splits, run.device, request, config, run.config.data.batch_size)
+            score = validation_score(run.splits, run.device)
+            points = sweep(model, run.splits, run.device, request, config, run.config.data.batch_size, score=score)
             request = request.aimed("ratio", recommend(points, config.tolerance).asked)
             extra["sweep"] = [asdict(point) for point in points]
         run.display.begin(stage, 0, describe_request(request))
@@ -214,6 +216,7 @@ def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, 
         outcome.plan,
         run.splits,
         run.device,
+        score=validation_score(run.splits, run.device),
         compensated=config.compensate,
         batches=config.recalibrate,
         batch_size=run.config.data.batch_size,
@@ -224,7 +227,7 @@ def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, 
     before = [figures["validation_accuracy"] for figures in stages.values()][-1:]
     left = recovery.scores[recovery.chosen].top1
     if before and (problem := collapse(before[0], left, run.splits.classes)):
-        run.display.note(f"  warning: {problem} with the cut. {_LESS}")
+        run.display.note(Note(problem.code, problem.level, f"{problem} with the cut. {_LESS}"))
     slim = Header(header.spec, (*header.plans, outcome.plan))
     return _conclude(run, recovery.model, slim, stage, {**describe(outcome.report), **extra})
 

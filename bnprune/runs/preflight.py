@@ -13,7 +13,8 @@ from bnprune.config.schema import ModelConfig, PipelineConfig, PruneConfig, Trai
 from bnprune.data import Splits, load_data
 from bnprune.errors import ConfigError, first_line
 from bnprune.models.zoo import ModelSpec, build, set_gamma
-from bnprune.pruning.planner import plan_cut, require_cut, score_network
+from bnprune.pruning.draft_plan import require_cut
+from bnprune.pruning.planner import plan_cut, score_network
 from bnprune.runs.checkpoint import Header, load_checkpoint, read_header
 from bnprune.runs.passes import request_of
 from bnprune.runs.stages import kind_of, pass_of

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from bnprune.config.schema import OptimisationConfig, SparsityConfig
+from bnprune.notes import Note
 from bnprune.runs.checkpoint import Header, save_checkpoint
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.tensorboard_log import TensorBoardLog
@@ -45,7 +46,7 @@ class Display(Protocol):
         ...
 
     def note(self, text: str) -> None:
-        """Show a line."""
+        """Show a line; a `bnprune.notes.Note` whose level is "warning" is shown as one, also by a quiet display."""
         ...
 
 
@@ -117,10 +118,11 @@ class TrainingLog:
             causes = "the learning rate may be too high: lower lr, set clip_norm, or add warmup_epochs"
             if self.sparsity:
                 causes += "; or the penalty too strong: lower sparsity.travel or sparsity.lambda"
-            self.display.note(
-                f"  warning: {problem} (epochs {state.progress.best_epoch + 1} and {record.epoch}). If it stays there, "
+            text = (
+                f"{problem} (epochs {state.progress.best_epoch + 1} and {record.epoch}). If it stays there, "
                 f"{causes}. The better network is in {self.directory.checkpoint('best')}."
             )
+            self.display.note(Note(problem.code, problem.level, text))
 
     def gamma_figures(self, model: nn.Module) -> dict[str, Any]:
         """Return what has become of the scale factors, for the result."""

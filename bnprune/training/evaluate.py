@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,13 +11,13 @@ from torch.nn import functional as F
 
 from bnprune.channels.forward_pass import raising_forward_errors
 from bnprune.channels.pytrees import as_inputs
-from bnprune.data.splits import Split
+from bnprune.data.splits import Split, Splits
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How well a network does on a split."""
+    """Loss and accuracy of a network on a split."""
 
     loss: float
     """Mean cross-entropy."""
@@ -57,13 +58,18 @@ def evaluate(
     return Score(float(total) / count, int(correct) / count, count)
 
 
+def validation_score(splits: Splits, device: torch.device) -> Callable[[nn.Module], Score]:
+    """Return a function that evaluates networks on the validation split, by which choices are made."""
+    return lambda model: evaluate(model, splits.validation, device)
+
+
 def exact_type(device: torch.device) -> torch.dtype:
-    """Return the type to add up losses in: float64 where the device knows it."""
+    """Return the type to add up losses in: float64 if the device supports it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def logits_of(output: object) -> torch.Tensor:
-    """Return the class scores of whatever a classifier returns: a tensor, or the first of several outputs."""
+    """Return the class scores in the output of a classifier: a tensor, or the first of several outputs."""
     while not isinstance(output, torch.Tensor):
         if isinstance(output, dict):
             output = output.get("logits", output.get("out", next(iter(output.values()))))

@@ -1,36 +1,41 @@
-"""What a user should hear about while something can still be done: each returns what is wrong, or nothing."""
+"""Warnings that help while there is still time to change something."""
 
 from __future__ import annotations
 
-_LEAST = 8
-"""Images per batch, below which a mean over the batch says little about the data (Wu & He 2018, figure 1)."""
+from bnprune.notes import Note
+
+_FEWEST = 8
+"""Fewest images per batch with which a mean over the batch is an estimate of use (Wu & He 2018, figure 1)."""
 
 
-def small_batches(size: int) -> str | None:
-    """Say so where batches are too small for BatchNorm.
+def small_batches(size: int) -> Note | None:
+    """Return a warning if batches are too small for BatchNorm.
 
     Args:
         size: Images that share a mean and a variance: of one micro-batch of one process; of all, with SyncBN.
     """
-    if size >= _LEAST:
+    if size >= _FEWEST:
         return None
-    return (
-        f"BatchNorm is unreliable with batches below {_LEAST} (got {size}): their statistics are noise. "
-        "Raise data.batch_size, or set sync_bn where several processes train; gradient accumulation (accumulate) does "
+    text = (
+        f"BatchNorm is unreliable with batches below {_FEWEST} (got {size}): their statistics are noise. "
+        "Raise data.batch_size, or set sync_bn if several processes train; gradient accumulation (accumulate) does "
         "not help."
     )
+    return Note("train.small_batches", "warning", text)
 
 
-def collapse(before: float, now: float, classes: int) -> str | None:
-    """Say so where validation accuracy has lost more than half of what it had above chance.
+def collapse(before: float, now: float, classes: int) -> Note | None:
+    """Return a warning if validation accuracy has lost more than half of what it had above chance.
+
+    Example: with 10 classes, 90% is 80 points above chance; the warning comes below 10% + 40% = 50%.
 
     Args:
         before: The best accuracy so far, in [0, 1].
-        now: The present one.
-        classes: How many there are; a guess is right once in so many times.
+        now: The present accuracy.
+        classes: Number of classes; guessing is right once in so many times.
     """
     chance = 1 / classes
     had = before - chance
     if had < 0.1 or now - chance >= had / 2:
         return None
-    return f"validation accuracy fell from {before:.2%} to {now:.2%}"
+    return Note("train.collapse", "warning", f"validation accuracy fell from {before:.2%} to {now:.2%}")

@@ -15,7 +15,7 @@ from bnprune.errors import PruningError
 from bnprune.recovery.recover import recover
 from bnprune.recovery.sweep import Point, recommend
 from bnprune.runs.passes import request_of
-from bnprune.training.evaluate import evaluate
+from bnprune.training.evaluate import evaluate, validation_score
 from tests.cli.harness import document, done, refusal
 
 DIGITS = load_data(DataConfig(name="digits"))
@@ -93,14 +93,16 @@ def test_recovery_keeps_what_does_best(trained: Path) -> None:
     before = {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
     next(dense.train().children()).eval()  # a part that is frozen
     modes = [module.training for module in (*dense.modules(), *result.model.modules())]
-    found = recover(dense, result.model, result.plan, splits, CPU, batches=5)
+    found = recover(dense, result.model, result.plan, splits, CPU, score=validation_score(splits, CPU), batches=5)
     assert found.scores["plain"].top1 == evaluate(result.model, splits.validation, CPU).top1
     assert set(found.scores) == {"plain", "compensated", "recalibrated", "both"}
     assert found.scores[found.chosen].top1 == max(score.top1 for score in found.scores.values())
     assert evaluate(found.model, splits.validation, CPU).top1 == found.scores[found.chosen].top1
     assert all(torch.equal(tensor, before[name]) for name, tensor in result.model.state_dict().items())
     assert modes == [module.training for module in (*dense.modules(), *result.model.modules())]
-    bare = recover(dense, result.model, result.plan, splits, CPU, compensated=False, batches=0)
+    bare = recover(
+        dense, result.model, result.plan, splits, CPU, score=validation_score(splits, CPU), compensated=False, batches=0
+    )
     assert set(bare.scores) == {"plain"}
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnprune
-from bnprune.recovery.compensate import Compensation, compensate, silence
+from bnprune.recovery.compensate import Compensation, compensate, zero_removed_gammas
 from tests.nets import Net, conv_bn, head, noise, randomized
 
 X = noise(2, 3, 12, 12)
@@ -21,12 +21,16 @@ def bn(channels: int) -> nn.Sequential:
 
 
 def compensated(model: nn.Module, ratio: float = 0.5, x: torch.Tensor = X) -> tuple[torch.Tensor, torch.Tensor, dict]:
-    """Outputs of the silenced original and of the compensated network, and what was done by layer."""
+    """Outputs of the original with γ = 0 and of the compensated network, and what was done by layer."""
     model = randomized(model).double().eval()
     result = bnprune.prune(model, x, ratio=ratio)
     done = compensate(model, result.model, result.plan, x)
     with torch.no_grad():
-        return silence(copy.deepcopy(model), result.plan)(x), result.model.eval()(x), {c.site: c for c in done}
+        return (
+            zero_removed_gammas(copy.deepcopy(model), result.plan)(x),
+            result.model.eval()(x),
+            {c.site: c for c in done},
+        )
 
 
 def assert_equal(expected: torch.Tensor, got: torch.Tensor) -> None:
@@ -70,14 +74,14 @@ def test_exact_where_every_position_sees_the_same(name: str) -> None:
     expected, got, done = compensated(POINTWISE[name]())
     assert_equal(expected, got)
     assert {c.outcome for c in done.values()} == {"exact"}
-    assert all(c.made_up == c.channels > 0 for c in done.values())
+    assert all(c.compensated == c.channels > 0 for c in done.values())
 
 
 def test_without_it_the_networks_differ() -> None:
     model = randomized(POINTWISE["1x1"]()).double().eval()
     result = bnprune.prune(model, X, ratio=0.5)
     with torch.no_grad():
-        off = (silence(copy.deepcopy(model), result.plan)(X) - result.model.eval()(X)).abs().max()
+        off = (zero_removed_gammas(copy.deepcopy(model), result.plan)(X) - result.model.eval()(X)).abs().max()
     assert off > 0.01
 
 
@@ -130,7 +134,7 @@ def test_a_layer_without_a_bias_says_so() -> None:
     assert "no bias" in done["c"].reason
 
 
-def test_with_data_the_mean_is_made_up() -> None:
+def test_with_data_the_mean_is_compensated() -> None:
     """Whatever γ is: the output is right on average over the batches given."""
     model = randomized(POINTWISE["1x1"]()).double().eval()
     result = bnprune.prune(model, X, ratio=0.3, exclude=["b"])
@@ -161,7 +165,7 @@ def test_gates() -> None:
     assert result.plan.gates
     compensate(model, result.model, result.plan, X)
     with torch.no_grad():
-        assert_equal(silence(copy.deepcopy(model), result.plan)(X), result.model.eval()(X))
+        assert_equal(zero_removed_gammas(copy.deepcopy(model), result.plan)(X), result.model.eval()(X))
 
 
 class Scaled(nn.Conv2d):
@@ -247,7 +251,7 @@ def test_never_worse_and_exact_where_it_says_so(name: str, coupling: str) -> Non
     plain = copy.deepcopy(result.model).eval()
     done = compensate(model, result.model, result.plan, X)
     with torch.no_grad():
-        expected = silence(copy.deepcopy(model), result.plan)(X)
+        expected = zero_removed_gammas(copy.deepcopy(model), result.plan)(X)
         errors = [float((network(X) - expected).abs().max()) for network in (result.model.eval(), plain)]
     assert errors[0] <= errors[1]
     if all(c.outcome == "exact" for c in done):

@@ -86,7 +86,7 @@ def test_a_network_that_decides_has_a_dry_run_without_values_if_possible(model: 
     """The trace has the decisions; memory and arithmetic of a second forward pass are saved."""
     x = noise(1, 3, 8, 8)
     draft = plan_cut(model, x, score_network(model, x, Request(ratio=0.5)))
-    assert draft.score_network.graph.real
+    assert draft.scored.graph.real
     assert all(parameter.is_meta == on_meta for parameter in draft.meta_slim.parameters())
     result = carry_out(draft, model, x)
     assert result.report.max_relative_error < 1e-12

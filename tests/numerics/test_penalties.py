@@ -19,7 +19,7 @@ from bnprune.data.splits import mixed
 from bnprune.training.loop import Task, begin, epoch_order, train
 from bnprune.training.lr_schedule import learning_rate
 from bnprune.training.penalties.gamma import TravelBudget, scale_factors
-from bnprune.training.penalties.lambda_schedule import Course
+from bnprune.training.penalties.lambda_schedule import TravelSchedule
 from bnprune.training.penalties.lambda_schedule import factors as factors_of
 from bnprune.training.penalties.table import PENALTIES, make_penalty, shortfall
 from tests.nets import MOTIFS, norms, randomized
@@ -357,7 +357,7 @@ def test_steering_is_a_function_of_step_and_scale_factors() -> None:
         left = max(0.7 * sum(rates) - sum(rates[:step]), 0.02 * sum(rates))
         strength = min(max(4 * highest / left, usual), 0.1)
         expected = torch.where(rank <= highest, strength, torch.where(gamma > 0.35, usual, 0.0))
-        torch.testing.assert_close(penalty.strength_at(step, gamma), expected)
+        torch.testing.assert_close(penalty.lambda_at(step, gamma), expected)
     assert budget == TravelBudget(0.02, pytest.approx(sum(rates)), pytest.approx(gamma.mean().item()), 0.5)
 
 
@@ -405,7 +405,7 @@ def test_what_the_cut_must_leave_alone_is_not_steered_to_zero() -> None:
     def aimed(prune: dict) -> tuple[float, list[int]]:
         options = {"example_inputs": IMAGE, "prune": PruneConfig(ratio=0.5, **prune)}
         penalty, budget = make_penalty(residual(), OptimisationConfig(), SparsityConfig(), 100, **options)
-        sizes = penalty.strength_at.groups.sizes.split([8, 12, 8])
+        sizes = penalty.lambda_at.groups.sizes.split([8, 12, 8])
         return budget.target * 28, [int((part > 0).sum()) for part in sizes]
 
     stem, middle, _ = (name for name, module in residual().named_modules() if isinstance(module, nn.BatchNorm2d))
@@ -429,7 +429,7 @@ def test_a_missed_target_says_so() -> None:
 
 def test_the_reach_is_the_sum_of_learning_rates() -> None:
     config = OptimisationConfig(epochs=3, warmup_epochs=1)
-    assert Course(config, SparsityConfig(), 20, 10.0).reach == pytest.approx(
+    assert TravelSchedule(config, SparsityConfig(), 20, 10.0).reach == pytest.approx(
         10 * sum(learning_rate(config, step, 20) for step in range(20 * config.epochs))
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import pickle
 from collections.abc import Callable
@@ -31,12 +32,29 @@ def test_plan_survives_json(result) -> None:
     assert json.loads(text)["refusals"][0]["reason"] == "is excluded by '0'"
 
 
-def test_plan_replays_to_the_same_weights(result) -> None:
-    torch.manual_seed(0)
+def test_a_plan_replays_to_the_network_that_was_cut() -> None:
     model = randomized(MOTIFS["chain"][0]())
-    replayed = bnprune.apply(result.plan, model).state_dict()
-    assert all(torch.equal(replayed[name], bnprune.apply(result.plan, model).state_dict()[name]) for name in replayed)
-    assert {name: t.shape for name, t in replayed.items()} == {n: t.shape for n, t in result.model.state_dict().items()}
+    result = bnprune.prune(model, X, ratio=0.5)
+    plan = bnprune.PruningPlan.from_json(result.plan.to_json())
+    cut, replayed = result.model.state_dict(), bnprune.apply(plan, model).state_dict()
+    assert cut.keys() == replayed.keys()
+    assert all(torch.equal(tensor, replayed[name]) for name, tensor in cut.items())
+    assert sum(t.numel() for t in replayed.values()) < sum(t.numel() for t in model.state_dict().values())
+
+
+def test_a_plan_applies_to_other_weights_of_the_same_network(result) -> None:
+    """Every value of the slim network is the one at the index that the plan keeps, picked one by one."""
+    model = randomized(MOTIFS["chain"][0]())
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.copy_(torch.arange(tensor.numel()).view(tensor.shape))
+    slim = bnprune.apply(result.plan, model).state_dict()
+    keeps = {at: cut.keep for cut in result.plan.cuts for at in cut.at}
+    assert keeps
+    for name, tensor in model.state_dict().items():
+        axes = [keeps.get((name, dim), range(size)) for dim, size in enumerate(tensor.shape)]
+        expected = [float(tensor[index]) for index in itertools.product(*axes)]
+        assert slim[name].flatten().tolist() == expected, name
 
 
 @pytest.mark.parametrize(

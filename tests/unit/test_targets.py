@@ -102,7 +102,7 @@ def test_a_cost_is_met_from_below(kind: str, cost, share: float) -> None:
     result = bnprune.prune(model, X, **{kind: share})
     kept = cost(result.model) / cost(model)
     assert share - 0.015 < kept <= share
-    assert result.report.target == bnprune.pruning.planner.Target(kind, share, pytest.approx(kept))
+    assert result.report.target == bnprune.pruning.draft_plan.Target(kind, share, pytest.approx(kept))
     assert result.plan.requested[kind] == share
     assert result.plan.realised[kind] == pytest.approx(kept)
 

@@ -1,4 +1,4 @@
-"""Sparsity: penalties that push BatchNorm scale factors γ towards zero, and what they can be expected to reach.
+"""Sparsity penalties: they push BatchNorm scale factors γ towards zero. The travel budget says how far they can.
 
 Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017, equation (1):
 the loss plus λ Σ|γ|, whose subgradient adds λ·sign(γ) to the gradient of γ.
@@ -45,18 +45,18 @@ class Penalty(Protocol):
         ...
 
 
-Strength = Callable[[int, torch.Tensor], "float | torch.Tensor"]
+LambdaSchedule = Callable[[int, torch.Tensor], "float | torch.Tensor"]
 """λ as a function of the optimizer step and all scale factors (n,): one number, or one per scale factor."""
 
 
 class GammaPenalty(ABC):
-    """What penalties on scale factors have in common: a subclass says how they are pulled, this class applies it.
+    """Base of the penalties on scale factors: a subclass returns the subgradient, this class applies it.
 
     Args:
         model: The network; BatchNorms that are frozen or without scale factors are left out.
         strength: λ, at least 0.
-        gain: None adds the pull to the gradients. A number moves γ after the optimizer's step instead, by
-            lr·λ·gain times the pull, and stops at zero.
+        gain: None adds λ times the subgradient to the gradients. A number moves γ after the optimizer's step
+            instead, by lr·λ·gain times the subgradient, and stops at zero.
 
     Raises:
         ConfigError: λ is negative or not a number.
@@ -67,26 +67,26 @@ class GammaPenalty(ABC):
         self.strength = _checked(strength)
         self.gain = gain
         self.gammas = require_scale_factors(model)
-        self.strength_at: Strength | None = None
-        """λ over time; None where it is constant."""
+        self.lambda_at: LambdaSchedule | None = None
+        """λ over time; None if it is constant."""
         self._sizes = [gamma.numel() for gamma in self.gammas]
-        self._force: float | torch.Tensor = self.strength
+        self._lambda: float | torch.Tensor = self.strength
 
     @abstractmethod
     def pull(self, gammas: torch.Tensor) -> torch.Tensor:
         """Return a subgradient of the penalty for λ = 1 with respect to all scale factors, shape (n,)."""
 
     def at(self, step: int) -> None:
-        """Set λ for an optimizer step, counted from 0. Of no effect where λ is constant."""
-        if self.strength_at is not None:
-            self._force = self.strength_at(step, self._values())
+        """Set λ for an optimizer step, counted from 0. No effect if λ is constant."""
+        if self.lambda_at is not None:
+            self._lambda = self.lambda_at(step, self._values())
 
     def add_gradients(self) -> None:
-        """Add the pull to the gradients. Call after unscaling and clipping, before `optimizer.step()`."""
+        """Add λ times the subgradient to the gradients. Call after unscaling and clipping, before the step."""
         if self.gain is not None or self._is_off:
             return
         with torch.no_grad():
-            pulls = self.pull(self._values()).mul_(self._force).split(self._sizes)
+            pulls = self.pull(self._values()).mul_(self._lambda).split(self._sizes)
             pairs = [
                 (gamma.grad, pull) for gamma, pull in zip(self.gammas, pulls, strict=True) if gamma.grad is not None
             ]
@@ -95,19 +95,19 @@ class GammaPenalty(ABC):
                 torch._foreach_add_(gradients, added)
 
     def shrink(self, lr: float) -> None:
-        """Move γ itself, where the pull is not in the gradients. Call after `optimizer.step()`."""
+        """Move γ itself, if the penalty is not in the gradients. Call after `optimizer.step()`."""
         if self.gain is None or self._is_off:
             return
         with torch.no_grad():
             values = self._values()
             signs = values.sign()
-            values -= self.pull(values).mul_(self._force).mul_(lr * self.gain)
-            moved = values.mul_(signs).clamp_min_(0.0).mul_(signs)  # none crosses zero, and those at zero stay
+            values -= self.pull(values).mul_(self._lambda).mul_(lr * self.gain)
+            moved = values.mul_(signs).clamp_min_(0.0).mul_(signs)  # γ does not cross zero, and stays there
             torch._foreach_copy_(list(self.gammas), moved.split(self._sizes))
 
     @property
     def _is_off(self) -> bool:
-        return not isinstance(self._force, torch.Tensor) and not self._force
+        return not isinstance(self._lambda, torch.Tensor) and not self._lambda
 
     def _values(self) -> torch.Tensor:
         with torch.no_grad():
@@ -118,7 +118,7 @@ class GammaL1(GammaPenalty):
     """The paper's penalty: adds λ·sign(γ) to the gradient of every scale factor.
 
     With adaptive optimizers (Adam, AdamW) a term in the gradient is normalised away; `decoupled` moves γ by
-    lr·λ towards zero after the step instead, without crossing it. So it is with all penalties.
+    lr·λ towards zero after the step instead, without crossing it. The same holds for all penalties.
 
     Example::
 
@@ -165,7 +165,7 @@ class GammaProximal(GammaPenalty):
 
 
 class GammaPolarization(GammaPenalty):
-    """Polarization: λ·(t‖γ‖₁ - ‖γ - mean(γ)‖₁) parts scale factors in a group at zero and a group away from it.
+    """Polarization: λ·(t‖γ‖₁ - ‖γ - mean(γ)‖₁) separates scale factors into a group at zero and a group away from it.
 
     Zhuang et al., "Neuron-level Structured Pruning using Polarization Regularizer", NeurIPS 2020, equation (2). The
     paper keeps γ within [0, a]. Here γ may be negative: magnitudes take its place; and instead of clipping at a, which
@@ -205,7 +205,7 @@ def _checked(strength: float) -> float:
 
 
 def require_scale_factors(model: nn.Module) -> list[nn.Parameter]:
-    """Return the scale factors, or say that there are none.
+    """Return the scale factors, of which there must be some.
 
     Raises:
         PruningError: The network has no trainable BatchNorm scale factor.
@@ -223,7 +223,10 @@ def require_scale_factors(model: nn.Module) -> list[nn.Parameter]:
 
 @dataclass(frozen=True, slots=True)
 class TravelBudget:
-    """How far the penalty can move a scale factor over the whole training: B = λ · Σ lr · gain."""
+    """How far the penalty can move a scale factor over the whole training: B = λ · Σ lr · gain.
+
+    See `bnprune.training.penalties.lambda_schedule` for the derivation.
+    """
 
     strength: float
     """λ"""
@@ -241,7 +244,7 @@ class TravelBudget:
 
     @property
     def enough(self) -> bool:
-        """Whether the penalty could bring an average γ to zero against no resistance."""
+        """True if the penalty could bring an average γ to zero if the loss did not resist."""
         return self.travel >= self.start
 
     def __str__(self) -> str:
@@ -260,7 +263,7 @@ def mean_gamma(gammas: Sequence[torch.Tensor]) -> float:
     return float(torch.cat([gamma.detach().abs().flatten() for gamma in gammas]).mean())
 
 
-# -- what has become of γ --------------------------------------------------------------------------------------------
+# -- statistics of γ --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +275,7 @@ class GammaStatistics:
     below: float
     """Share of scale factors with |γ| below epsilon."""
     split: bool
-    """Whether there are two groups: at least 5% below epsilon, and almost none (1%) just above it (up to 3 epsilon)."""
+    """True if there are two groups: at least 5% below epsilon, and at most 1% just above it (up to 3 epsilon)."""
 
 
 def gamma_statistics(gammas: Sequence[torch.Tensor], epsilon: float = 0.01) -> GammaStatistics:

@@ -1,4 +1,15 @@
-"""λ over time, as a function of the optimizer step and of γ: nothing to save, nothing to resume, equal on all ranks."""
+"""λ schedules: λ as a function of the optimizer step and of γ.
+
+A schedule has no state of its own, so there is nothing to save or to resume, and all ranks compute the same λ.
+
+The travel budget. With SGD, learning rate η and momentum μ, a constant gradient λ·sign(γ) moves γ in the long run by
+λ·η/(1-μ) per step. So over a training, the penalty can move γ by at most
+
+    B = λ · Σ η_t · f_t · gain,    gain = 1/(1-μ) for SGD, and 1 for a penalty that is applied after the step,
+
+with the factor f_t of the schedule (warm-up, ramp). If B is below the initial γ, no γ can reach zero: Liu et al., ICCV
+2017, tune λ by hand for this reason. Here, `lambda: auto` solves B = travel · mean|γ| for λ, or steers λ to a target.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +25,28 @@ from bnprune.config.schema import OptimisationConfig, SparsityConfig
 from bnprune.training.lr_schedule import Reals, learning_rates
 from bnprune.training.penalties.structured import Groups
 
-_ARRIVE = 0.7
+_DEADLINE = 0.7
 """Share of the budget by which the wanted share is to be at zero; with the rest it is held there."""
-_LATEST = 0.02
-"""What is left of the budget is never taken for less than this share, or λ would grow without bound."""
-_AHEAD = 4.0
-"""Proportional gain: without resistance, γ falls like the budget that is left to this power."""
-_CLEAR = 5.0
-"""Multiple of epsilon down to which the penalty pulls what is to live."""
+_SMALLEST_REST = 0.02
+"""The rest of the budget is never taken for less than this share of it, or λ would grow without bound."""
+_STEERING_GAIN = 4.0
+"""Exponent with which γ falls if the loss does not resist: γ ~ rest^4, see `Steered`."""
+_KEPT_ABOVE = 5.0
+"""Multiple of epsilon below which channels that are to stay are not pulled any further."""
 _BLOCK = 1 << 14
-"""Steps that are worked out at once."""
+"""Steps that are computed at once."""
 
 
-class Course:
-    """The parts of a training that decide how far a penalty can move γ, step by step.
+class TravelSchedule:
+    """How far a penalty with λ = 1 can move γ, step by step: the sums Σ η_t · f_t · gain.
 
-    Worked out in blocks of steps, so that long trainings take neither time nor memory.
+    Computed in blocks of steps, so that long trainings take neither time nor memory.
+
+    Args:
+        config: Optimizer, learning rate and epochs.
+        sparsity: The schedule of λ.
+        steps_per_epoch: Optimizer steps.
+        gain: 1/(1-momentum) for SGD; 1 for penalties that are applied after the step.
     """
 
     def __init__(self, config: OptimisationConfig, sparsity: SparsityConfig, steps_per_epoch: int, gain: float) -> None:
@@ -38,17 +55,17 @@ class Course:
         self._total = config.epochs * steps_per_epoch
         sums = [float(self._moved(first)[-1]) for first in range(0, self._total, _BLOCK)]
         self._before: list[float] = [0.0, *itertools.accumulate(sums)]
-        """Σ lr · factor · gain before each block, and in the end."""
+        """Σ lr · factor · gain before each block, and at the end."""
         self._block: tuple[int, Reals] = -1, np.zeros(0)
-        """The block asked for last, and the sums before each of its steps."""
+        """The last requested block, and the sums before each of its steps."""
 
     @property
     def reach(self) -> float:
-        """Σ lr · factor · gain over all steps: λ times this is how far γ can move."""
+        """Σ lr · factor · gain over all steps; λ times this is the travel budget."""
         return self._before[-1]
 
     def factor(self, step: int) -> float:
-        """Return what λ is multiplied by in a step, counted from 0."""
+        """Return the factor on λ in a step, counted from 0."""
         return float(factors(self._sparsity, np.array([step]), self._total)[0])
 
     def used(self, step: int) -> float:
@@ -65,7 +82,7 @@ class Course:
 
 
 def factors(sparsity: SparsityConfig, steps: NDArray[np.int64], total: int) -> Reals:
-    """Return what λ is multiplied by in steps, counted from 0, of so many."""
+    """Return the factor on λ in each of `steps`, counted from 0, of a training of `total` steps."""
     first = sparsity.schedule_share * total
     match sparsity.schedule:
         case "warmup":
@@ -80,30 +97,36 @@ class Scheduled:
     """λ times the factor of each step."""
 
     strength: float
-    course: Course
+    travel: TravelSchedule
 
     def __call__(self, step: int, gammas: torch.Tensor) -> float:
         """Return λ of a step."""
-        return self.strength * self.course.factor(step)
+        return self.strength * self.travel.factor(step)
 
 
 @dataclass(frozen=True)
 class Steered:
     """λ that brings a wanted share of the scale factors to zero by the end of the training, and no more.
 
-    Channels rank by the largest |γ| among those that must go together, as they will when they are cut. The wanted share
-    that ranks lowest is pulled to zero, each γ of what ranks higher at most close to it: so a useless channel comes
-    down however high it began, and when too many do, the rest of them stays where it could recover.
+    Channels are ranked by the largest |γ| among those that must go together, as they are when they are cut. The lowest
+    of them, up to the wanted share, are to go; the others are to stay. With h, the largest |γ| of those to go, and r,
+    the distance that γ could still move at λ = 1 before the deadline (`_DEADLINE`):
 
-    What is to live is pulled by the λ of the travel budget. So is what is to die, until it falls behind: λ is at least
-    in proportion to how far the last of the wanted share is from zero, over how far the learning rates yet to come
-    would take it at λ = 1. Where the loss resists, the distance stays, time runs out, and λ grows.
+        λ for channels to go    = max(usual, 4 · h / r), at most `limit`
+        λ for channels to stay  = usual while |γ| > 5 epsilon, else 0
+
+    If the loss does not resist, dh/dr = 4 h / r: h falls like r^4, and λ falls with it to the usual one. If the loss
+    resists, h stays while r shrinks, and λ grows. Example: h = 0.5 and r = 100 give 4 · 0.5 / 100 = 0.02; with the same
+    h and r = 50, λ is 0.04.
+
+    Channels to stay are pulled too, since a useless channel can have started high: it then comes down and takes the
+    place of another one. They stop short of zero, from where they can recover.
     """
 
     share: float
     """Wanted share of all scale factors."""
     groups: Groups
-    course: Course
+    travel: TravelSchedule
     epsilon: float
     """A scale factor below this counts as zero."""
     usual: float
@@ -117,7 +140,8 @@ class Steered:
         ranks = self.groups.reduce(magnitudes, "max")
         position = min(max(1, math.ceil(self.share * len(ranks))), self.groups.count)
         highest = torch.kthvalue(ranks, position).values
-        left = max(_ARRIVE * self.course.reach - self.course.used(step), _LATEST * self.course.reach)
-        needed = (highest * (_AHEAD / left)).clamp_(self.usual, self.limit)
-        usual = (magnitudes > _CLEAR * self.epsilon) * self.usual
-        return torch.where(ranks <= highest, needed, usual).mul_(self.course.factor(step))
+        reach = self.travel.reach
+        rest = max(_DEADLINE * reach - self.travel.used(step), _SMALLEST_REST * reach)
+        to_go = (highest * (_STEERING_GAIN / rest)).clamp_(self.usual, self.limit)
+        to_stay = (magnitudes > _KEPT_ABOVE * self.epsilon) * self.usual
+        return torch.where(ranks <= highest, to_go, to_stay).mul_(self.travel.factor(step))

@@ -14,7 +14,7 @@ from bnprune.channels.union_find import NO_CHANNEL, Ids
 from bnprune.config import tables
 from bnprune.config.schema import OptimisationConfig, PruneConfig, SparsityConfig
 from bnprune.errors import PruningError
-from bnprune.pruning.candidates import Constraints, candidates
+from bnprune.pruning.candidates import Constraints, find_candidates
 from bnprune.training.penalties.gamma import (
     GammaL1,
     GammaPenalty,
@@ -25,7 +25,7 @@ from bnprune.training.penalties.gamma import (
     mean_gamma,
     require_scale_factors,
 )
-from bnprune.training.penalties.lambda_schedule import Course, Scheduled, Steered
+from bnprune.training.penalties.lambda_schedule import Scheduled, Steered, TravelSchedule
 from bnprune.training.penalties.structured import GammaGroupLasso, GammaMacWeighted, Groups, gamma_units
 
 _STRONGEST_SGD = 0.02
@@ -33,8 +33,8 @@ _STRONGEST_ADAPTIVE = 0.3
 """Limits of `lambda: auto`. A stronger pull beats the loss's gradient on every γ, useful or not: a few times 0.01 for
 SGD, 1 for adaptive optimizers, which normalise it. Short trainings that would need more cannot become sparse safely."""
 _TRAVEL = 5.0
-_INSIST = 5.0
-"""So many times the limit is that of a steered penalty, for what is to die: useful or not, it will be cut."""
+_STEERED_LIMIT = 5.0
+"""Factor on the limit for channels that a steered penalty brings to zero: they will be cut, useful or not."""
 _CLOSE = 0.05
 """Missing a target by more than this is worth a warning."""
 
@@ -120,22 +120,22 @@ def make_penalty(
     sgd = config.optimizer == "sgd"
     gain = 1 / (1 - config.momentum) if sgd else 1.0
     start = mean_gamma(require_scale_factors(model))
-    course = Course(config, sparsity, steps_per_epoch, gain)
+    travel = TravelSchedule(config, sparsity, steps_per_epoch, gain)
     limit = _strongest(config)
-    solved = min((sparsity.travel or _TRAVEL) * start / course.reach, limit)
+    solved = min((sparsity.travel or _TRAVEL) * start / travel.reach, limit)
     strength = solved if sparsity.lambda_ == "auto" else sparsity.lambda_
     setting = PenaltySetting(model, strength, sparsity, sgd, gain, example_inputs, coupling)
     penalty: GammaPenalty = PENALTIES[sparsity.penalty](setting)
     if _is_steered(sparsity, prune):
         units, share = _aim(model, trace(model, example_inputs, coupling=coupling), sparsity, prune)
         penalty.gain = gain  # in the gradients, a pull would go on in the momentum after λ has changed
-        penalty.strength_at = Steered(
-            share, Groups(units), course, sparsity.epsilon, usual=strength, limit=_INSIST * limit
+        penalty.lambda_at = Steered(
+            share, Groups(units), travel, sparsity.epsilon, usual=strength, limit=_STEERED_LIMIT * limit
         )
-        return penalty, TravelBudget(limit, course.reach, start, share)
+        return penalty, TravelBudget(limit, travel.reach, start, share)
     if sparsity.schedule != "constant":
-        penalty.strength_at = Scheduled(strength, course)
-    return penalty, TravelBudget(strength, course.reach, start)
+        penalty.lambda_at = Scheduled(strength, travel)
+    return penalty, TravelBudget(strength, travel.reach, start)
 
 
 def _is_steered(sparsity: SparsityConfig, prune: PruneConfig | None) -> bool:
@@ -162,7 +162,7 @@ def _aim(
         exclude=(*prune.exclude, *kept),
         layer_ratios=tuple(prune.layer_ratios.items()),
     )
-    found = candidates(graph, np.where(graph.gamma_count > 0, 0.0, np.inf), limits, {})
+    found = find_candidates(graph, np.where(graph.gamma_count > 0, 0.0, np.inf), limits, {})
     count = np.bincount(units[units != NO_CHANNEL], minlength=graph.unit_count)
     going = min(wanted * count[found.prunable].sum(), count[found.order].sum())
     if not going:

@@ -88,13 +88,13 @@ def test_code_that_branches_on_the_width() -> None:
     assert "aten::tanh, which the original does not call" in text
 
 
-def test_several_sites_are_found_in_one_rehearsal(monkeypatch) -> None:
+def test_several_sites_are_found_in_one_dry_run(monkeypatch) -> None:
     """Each failing operator is replaced by a tensor of the expected shape, and the run goes on."""
     import bnprune.pruning.planner as pruning
 
     runs = []
     real = pruning.dry_run
-    monkeypatch.setattr(pruning, "rehearse", lambda *args, **options: runs.append(1) or real(*args, **options))
+    monkeypatch.setattr(pruning, "dry_run", lambda *args, **options: runs.append(1) or real(*args, **options))
     blocks = [
         Net(lambda n, x: n.last(n.first(x).view(1, 8, 8, 8)), first=conv_bn(8, 8), last=conv_bn(8, 8)) for _ in range(4)
     ]
