@@ -264,14 +264,14 @@ def test_a_format_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     assert format_of(".npz") == "numpy"
     with pytest.raises(bnprune.ConfigError, match=r"ends in \.npz \(got '\.onnx'\)") as raised:
         ExportOptions.of("numpy", ".onnx")
-    assert raised.value.where == "out"
+    assert raised.value.argument == "out"
 
 
 def test_a_format_says_which_packages_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FORMATS, "odd", ExportFormat((".odd",), lambda _: None, ("no_such_package",), extra="odd"))
     with pytest.raises(bnprune.ConfigError, match=r"odd needs no_such_package: pip install 'bnprune\[odd\]'") as raised:
         ExportOptions.of("odd")
-    assert raised.value.where == "format"
+    assert raised.value.argument == "format"
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -387,4 +387,4 @@ def test_layers_that_cannot_be_copied_are_an_error() -> None:
         net = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4))
     with pytest.raises(bnprune.TraceError, match="cannot be copied to fold its BatchNorms") as raised:
         fold_batchnorms(net, torch.zeros(2, 3, 6, 6))
-    assert raised.value.fix == {"fold_bn": False}
+    assert raised.value.remedy == {"fold_bn": False}
