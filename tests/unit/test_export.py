@@ -10,11 +10,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from bnprune.exporters.formats import FORMATS, ExportFormat, format_of
 from torch import nn
 from torch.nn import functional as F
 
 import bnprune
+from bnprune.config.tables import FORMATS, ExportFormat, format_of
 from bnprune.exporters import batchnorm_folding as fold
 from bnprune.exporters.batchnorm_folding import fold_batchnorms
 from bnprune.exporters.export import ExportOptions, export_network
@@ -241,22 +241,22 @@ def test_the_mode_of_every_module_is_as_before() -> None:
 # -- formats ---------------------------------------------------------------------------------------------------------
 
 
+def numpy_archive(request: ExportRequest) -> ExportedFiles:
+    file = io.BytesIO()
+    np.savez(file, **{name: tensor.numpy() for name, tensor in request.model.state_dict().items()})
+
+    def load() -> Runner:
+        arrays = np.load(io.BytesIO(file.getvalue()))
+        network = copy.deepcopy(request.model)
+        network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays})
+        return eager(network)
+
+    return ExportedFiles({request.suffix: file.getvalue()}, load)
+
+
 def test_a_format_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Written, loaded, compared with the network, and refused for the suffix of another format."""
-
-    def numpy_archive(request: ExportRequest) -> ExportedFiles:
-        file = io.BytesIO()
-        np.savez(file, **{name: tensor.numpy() for name, tensor in request.model.state_dict().items()})
-
-        def load() -> Runner:
-            arrays = np.load(io.BytesIO(file.getvalue()))
-            network = copy.deepcopy(request.model)
-            network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays})
-            return eager(network)
-
-        return ExportedFiles({request.suffix: file.getvalue()}, load)
-
-    monkeypatch.setitem(FORMATS, "numpy", ExportFormat((".npz",), numpy_archive))
+    monkeypatch.setitem(FORMATS, "numpy", ExportFormat("NumPy archive", f"{__name__}:numpy_archive", (".npz",)))
     exported = export_network(MOTIFS["chain"][0](), (3, 8, 8), ExportOptions.of("numpy"))
     assert exported.files.keys() == {".npz"}
     assert exported.random is not None
@@ -268,7 +268,8 @@ def test_a_format_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_format_says_which_packages_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FORMATS, "odd", ExportFormat((".odd",), lambda _: None, ("no_such_package",), extra="odd"))
+    odd = ExportFormat("for nobody", "no.such:thing", (".odd",), packages=("no_such_package",), extra="odd")
+    monkeypatch.setitem(FORMATS, "odd", odd)
     with pytest.raises(bnprune.ConfigError, match=r"odd needs no_such_package: pip install 'bnprune\[odd\]'") as raised:
         ExportOptions.of("odd")
     assert raised.value.argument == "format"
