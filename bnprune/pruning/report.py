@@ -157,7 +157,7 @@ def _cost_of(meta_slim: nn.Module, plan: PruningPlan, model: nn.Module, example_
 
 
 def _target(plan: PruningPlan) -> Target:
-    """Return the target of a plan from a file; NaN if the plan does not say."""
+    """Return the target of a plan from a file; NaN for values that the plan lacks."""
     kind: TargetKind = next((kind for kind in TARGETS if kind in plan.requested), "ratio")
     return Target(kind, plan.requested.get(kind, math.nan), plan.realised.get(kind, math.nan))
 

@@ -166,6 +166,7 @@ def _blamed(rank: int, store: Any, error: BaseException) -> BaseException:
         return PeerFailed(BnpruneError.exit_code)
     if noted:
         return PeerFailed(int(store.get(_FAILED)))
+    # torch raises a plain RuntimeError here, so that only its text says that a connection was closed.
     if any(word in str(error) for word in ("peer", "gloo", "Gloo", "NCCL")):
         return BnpruneError(
             f"process {rank}: another process of this run ended without a word (killed, or out of memory?). "
