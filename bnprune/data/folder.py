@@ -27,17 +27,17 @@ _ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Plain raster images, whatever a file is called. Pillow reads more: for EPS, it starts Ghostscript on the file."""
 _MOST_PIXELS = 2**26
-"""Of one image, as it is or resized: 8192x8192. A file of a few kilobytes may hold any number of them."""
+"""Of one image, before and after resizing: 8192x8192. A file of a few kilobytes can decode to any number of pixels."""
 _SMALL = 64
 # Mean and standard deviation of ImageNet's pixels, the convention for large colour images.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def image_folder(config: DataConfig) -> Splits:
-    """Load an ImageFolder; images up to 64x64 are kept in memory unless the configuration says otherwise.
+    """Load an ImageFolder. Images up to 64x64 are kept in memory, unless `in_memory` is set otherwise.
 
     Raises:
-        ConfigError: Images of the size that is asked for are too large.
+        ConfigError: Images of the requested size are too large.
         DataError: A folder is missing or empty, an image cannot be read, or the classes differ between splits.
     """
     folders = _folders(config.root)
@@ -64,7 +64,7 @@ def _folders(root: Path) -> tuple[Path, Path]:
 
 
 def _classes(train: Path, test: Path) -> list[str]:
-    """Return the one list of classes, by the names of their folders, which every split must have."""
+    """Return the sorted names of the class folders, which must be the same in both splits."""
     found, others = (sorted(entry.name for entry in _entries(folder) if entry.is_dir()) for folder in (train, test))
     if found != others:
         odd = sorted(set(found) ^ set(others))
@@ -87,7 +87,7 @@ def _files(folder: Path) -> Iterator[Path]:
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(Path(entry.path))
             elif Path(entry.name).suffix.lower() in _ENDINGS:
-                if not _regular(entry):  # to open a FIFO is to wait for ever
+                if not _regular(entry):  # opening a FIFO would block for ever
                     raise DataError(f"'{entry.path}' is not a regular file. Remove it.")
                 yield Path(entry.path)
 
@@ -108,7 +108,7 @@ def _regular(entry: os.DirEntry[str]) -> bool:
 
 
 def _require_all(classes: Sequence[str], images: list[tuple[Path, int]], folder: Path) -> None:
-    """Refuse a class that nothing can be learnt about; without test images, a class is merely not tested."""
+    """Refuse a class without training images; a class without test images is just not tested."""
     empty = [classes[label] for label in sorted(set(range(len(classes))) - {label for _, label in images})]
     if empty:
         raise DataError(
@@ -147,7 +147,7 @@ def _pixels(path: Path, size: int) -> torch.Tensor:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image, and turn what goes wrong while it is read into a DataError that names it."""
+    """Open an image; errors while it is read become a DataError that names the file."""
     from PIL import Image
 
     try:

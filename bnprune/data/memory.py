@@ -15,8 +15,8 @@ from bnprune.config.schema import DataConfig
 from bnprune.data.splits import Batch, Splits, evenly, mixed, stratified
 from bnprune.errors import ConfigError
 
-_CARRIED = 2**31
-"""Bytes of images up to which an epoch's images are carried to an accelerator at once."""
+_MOST_BYTES_ON_DEVICE = 2**31
+"""Images of up to this size are kept on the accelerator as a whole; others are copied batch by batch."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,20 @@ class MemorySplit:
         """Yield normalised batches; see `Split.serve`."""
         mean = (self.mean * 255).view(-1, 1, 1).to(device)
         scale = (1 / (self.std * 255)).view(-1, 1, 1).to(device)
-        near = device if self.images.nbytes <= _CARRIED else self.images.device
-        images, labels = self.images.to(near), self.labels.to(near)
+        storage = device if self.images.nbytes <= _MOST_BYTES_ON_DEVICE else self.images.device
+        images, labels = self.images.to(storage), self.labels.to(storage)
         for indices in batches:
-            place = indices.to(near)
-            chosen = images[place].to(device)
+            positions = indices.to(storage)
+            chosen = images[positions].to(device)
             if seed is not None and self.augmentation is not None:
                 chosen = augment(chosen, self.augmentation, uniforms(seed, indices, 3).to(device))
-            yield chosen.float().sub_(mean).mul_(scale), labels[place].to(device)
+            yield chosen.float().sub_(mean).mul_(scale), labels[positions].to(device)
 
 
 def uniforms(seed: int, indices: torch.Tensor, count: int) -> torch.Tensor:
     """Return random numbers in [0, 1), (N, count), that depend on the seed and each sample's index only.
 
-    So a sample is augmented alike whatever batch and process it falls to. SplitMix64 (Steele, Lea & Flood, OOPSLA
+    So the augmentation of a sample does not depend on its batch and process. SplitMix64 (Steele, Lea & Flood, OOPSLA
     2014): hashed counters, all samples at once.
     """
     counters = indices.numpy().astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""Samples of data sets that are not ours, checked before anything is computed from them."""
+"""Checks of the samples of a user's data set, before anything is computed from them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _MOST_CLASSES = 2**31
 
 @dataclass(frozen=True)
 class Wanted:
-    """What every sample of a split must be like."""
+    """Requirements on every sample of a split."""
 
     where: str = "the data set"
-    """What to call the split in messages."""
+    """Name of the split in messages."""
     shape: Shape | None = None
     """Of an image; None if it is not known yet."""
     classes: int | None = None
@@ -56,7 +56,7 @@ class Wanted:
     def batch(self, batch: Any, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return images and labels of a batch, as float32 and int64.
 
-        Labels on an accelerator are not compared with the number of classes: to look at them is to wait for it.
+        Labels on an accelerator are not compared with the number of classes: reading them would wait for it.
 
         Raises:
             DataError: They are not images and the numbers of their classes.
@@ -135,7 +135,7 @@ def _members(sample: tuple[Any, ...] | list[Any]) -> str:
 
 
 def described(value: Any) -> str:
-    """Say in a few words what somebody else's value is; its own `repr` may be anything."""
+    """Return a short description of a user's value, whose own `repr` may be anything."""
     if isinstance(value, torch.Tensor | np.ndarray):
         dtype = str(value.dtype).removeprefix("torch.")
         place = f" on {value.device.type}" if isinstance(value, torch.Tensor) and value.device.type != "cpu" else ""

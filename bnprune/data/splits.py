@@ -1,4 +1,4 @@
-"""What a data set is to the training loop: three splits that serve batches by sample index."""
+"""Data sets as the training loop uses them: three splits that serve batches by sample index."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Split(Protocol):
         Args:
             batches: Sample indices of each batch.
             device: Where to put images and labels.
-            seed: Augment, with randomness that depends on this number and each sample's index only; None does not.
+            seed: Augment, with random numbers that depend on this seed and the index of the sample only; None for no
+                augmentation.
         """
         ...
 

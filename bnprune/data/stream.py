@@ -1,4 +1,4 @@
-"""Images that do not fit into memory: torch datasets behind loader processes."""
+"""Images that do not fit into memory: torch datasets, read by loader processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StreamSplit:
     """Which samples belong to this split, (N,); default all."""
     workers: int = 0
     wanted: Wanted = field(default_factory=Wanted)
-    """What every sample must be like; one that is not is an error that names it."""
+    """Requirements on every sample; an error names the first sample that violates them."""
 
     def __len__(self) -> int:
         return len(self.dataset) if self.indices is None else len(self.indices)  # type: ignore[arg-type]
@@ -56,45 +56,45 @@ class StreamSplit:
 
 
 @dataclass(frozen=True)
-class _Broken:
-    """What went wrong in a loader process. An exception would arrive as the text of its traceback."""
+class _Failure:
+    """An error in a loader process, as data: an exception would arrive as the text of its traceback."""
 
     message: str
     trace: str
 
 
-def _broken(what: str, error: BaseException) -> _Broken:
+def _failure(what: str, error: BaseException) -> _Failure:
     message = str(error) if isinstance(error, BnpruneError) else f"data: {what}: {named(error)}"
-    return _Broken(message, traceback.format_exc())
+    return _Failure(message, traceback.format_exc())
 
 
-def read(dataset: Dataset[Any], index: int, wanted: Wanted) -> tuple[torch.Tensor, int] | _Broken:
-    """Return a sample as it must be, or what is wrong with it."""
+def read(dataset: Dataset[Any], index: int, wanted: Wanted) -> tuple[torch.Tensor, int] | _Failure:
+    """Return a checked sample, or the error."""
     try:
         return wanted.pair(dataset[index], index)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # noqa: BLE001 - it may come from another process; see `_Broken`
-        return _broken(f"sample {index} of {wanted.where} cannot be read", error)
+    except BaseException as error:  # noqa: BLE001 - it may come from another process; see `_Failure`
+        return _failure(f"sample {index} of {wanted.where} cannot be read", error)
 
 
 def _collated(samples: list[Any]) -> Any:
-    broken = next((sample for sample in samples if isinstance(sample, _Broken)), None)
-    if broken is not None:
-        return broken
+    failure = next((sample for sample in samples if isinstance(sample, _Failure)), None)
+    if failure is not None:
+        return failure
     try:
         return default_collate(samples)
-    except Exception as error:  # noqa: BLE001 - it may come from another process; see `_Broken`
-        return _broken("samples cannot be put into one batch (are all of one shape?)", error)
+    except Exception as error:  # noqa: BLE001 - it may come from another process; see `_Failure`
+        return _failure("samples cannot be put into one batch (are all of one shape?)", error)
 
 
-def unbroken(found: Any) -> Any:
-    """Return what was read, or raise the DataError that says what was wrong with it."""
-    if isinstance(found, _Broken):
-        failure = DataError(found.message)
-        failure.add_note(found.trace)  # shown by --debug
+def require_read(result: Any) -> Any:
+    """Return a result of `read`, or raise its error as a DataError."""
+    if isinstance(result, _Failure):
+        failure = DataError(result.message)
+        failure.add_note(result.trace)  # part of the traceback that is shown for debugging
         raise failure
-    return found
+    return result
 
 
 def _received(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -107,7 +107,7 @@ def _received(loader: DataLoader[Any]) -> Iterator[Any]:
                 batch = next(batches, None)
             if batch is None:
                 return
-            yield unbroken(batch)
+            yield require_read(batch)
     finally:
         del batches  # ends the processes at once; a garbage collector that does it later waits seconds for each
 

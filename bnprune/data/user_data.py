@@ -1,4 +1,4 @@
-"""Data sets of the user's own. Nothing of them is taken for granted: see `Wanted`."""
+"""Data sets of the user's own (`data.factory`). Every sample is checked: see `bnprune.data.samples.Wanted`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bnprune.config.user_code import call_factory, foreign
 from bnprune.data.memory import MemorySplit
 from bnprune.data.samples import Wanted, described
 from bnprune.data.splits import Batch, Split, Splits, stratified
-from bnprune.data.stream import StreamSplit, read, seeded, unbroken
+from bnprune.data.stream import StreamSplit, read, require_read, seeded
 from bnprune.errors import ConfigError, DataError
 from bnprune.notes import Note
 
@@ -30,8 +30,8 @@ def own_splits(config: DataConfig) -> Splits:
     """Call a factory of the user's own.
 
     It returns `bnprune.data.Splits`, or map-style datasets of (image tensor, label) pairs: (train, test) or
-    (train, validation, test). Without a validation set, a share of the training set is held out, and seen through the
-    `transform` of the test set where both have one.
+    (train, validation, test). Without a validation set, a share of the training set is held out. It is read with the
+    `transform` of the test set, if both sets have one, so that validation images are not augmented.
 
     Raises:
         ConfigError: There is no such factory, it fails, or it returns something else.
@@ -55,10 +55,10 @@ def own_splits(config: DataConfig) -> Splits:
     notes: tuple[Note, ...] = ()
     if len(splits) == 2:
         with foreign(f"data.factory: the datasets of {config.factory} cannot be copied", DataError):
-            calm = _without_augmentation(*made)
-        notes = () if calm is not None else (_AUGMENTED,)
+            unaugmented = _without_augmentation(*made)
+        notes = () if unaugmented is not None else (_AUGMENTED,)
         fit, held = stratified(labels, config.validation)
-        splits = [splits[0].subset(fit), replace(splits[0].subset(held), evaluation=calm), splits[1]]
+        splits = [splits[0].subset(fit), replace(splits[0].subset(held), evaluation=unaugmented), splits[1]]
     train, validation, test = splits
     shape, classes = train.wanted.shape, train.wanted.classes
     assert shape is not None
@@ -86,7 +86,7 @@ def _opened(dataset: Any, name: str, config: DataConfig) -> StreamSplit:
 
 
 def _length(dataset: Any, where: str) -> int:
-    """Ask for the length once: it is somebody else's code that answers."""
+    """Return the length; asked for once, because it is code of the user's."""
     with foreign(f"data.factory: {where} has no length", DataError):
         count = len(dataset)
     if count > _MOST_SAMPLES:
@@ -95,20 +95,20 @@ def _length(dataset: Any, where: str) -> int:
 
 
 def _agreed(splits: list[StreamSplit]) -> tuple[list[StreamSplit], torch.Tensor]:
-    """Let the training set say which shape and classes the samples of every split must have; return its labels, too.
+    """Take the shape and the classes from the training set, and require them of every split; return its labels, too.
 
-    What a wrong sample of the test set would cost is a training. So the first one is read, and the labels if the data
-    set lists them; others are checked when they are served.
+    A wrong sample in the test set would be found only after training. So the first sample of each split is read now,
+    and its labels if the data set lists them. The other samples are checked when they are served.
     """
     first = splits[0]
-    image, _ = unbroken(read(first.dataset, 0, first.wanted))
+    image, _ = require_read(read(first.dataset, 0, first.wanted))
     shape = (image.shape[0], image.shape[1], image.shape[2])
     labels = _labels(replace(first, wanted=replace(first.wanted, shape=shape)))
     classes = int(labels.max()) + 1
     agreed = [replace(split, wanted=replace(split.wanted, shape=shape, classes=classes)) for split in splits]
     for split in agreed[1:]:
         if len(split):
-            unbroken(read(split.dataset, 0, split.wanted))
+            require_read(read(split.dataset, 0, split.wanted))
         listed = _listed(split.dataset, len(split))
         if listed is not None:
             split.wanted.labels(listed)
@@ -116,17 +116,19 @@ def _agreed(splits: list[StreamSplit]) -> tuple[list[StreamSplit], torch.Tensor]
 
 
 def _labels(split: StreamSplit) -> torch.Tensor:
-    """Return the labels (N,) of a split: those the data set lists, or of the samples one by one."""
+    """Return the labels (N,) of a split: the listed ones, or those of the samples, read one by one."""
     listed = _listed(split.dataset, len(split))
     if listed is None:
         with seeded(0):
-            return torch.tensor([unbroken(read(split.dataset, index, split.wanted))[1] for index in range(len(split))])
+            return torch.tensor(
+                [require_read(read(split.dataset, index, split.wanted))[1] for index in range(len(split))]
+            )
     split.wanted.labels(listed)
     return listed
 
 
 def _listed(dataset: Any, count: int) -> torch.Tensor | None:
-    """Return the labels (N,) of a data set that lists them; None if it lists none, or something else than labels."""
+    """Return the labels (N,) that a data set lists (`targets`); None if it lists none, or something else."""
     try:
         if isinstance(dataset, Subset):
             inner = _listed(dataset.dataset, len(dataset.dataset))  # type: ignore[arg-type]
@@ -135,29 +137,29 @@ def _listed(dataset: Any, count: int) -> torch.Tensor | None:
         if given is None or getattr(dataset, "target_transform", None) is not None:
             return None
         labels = torch.as_tensor(given if isinstance(given, torch.Tensor) else np.asarray(given))
-    except Exception:  # noqa: BLE001 - the list only saves reading the samples, which say what is wrong with them
+    except Exception:  # noqa: BLE001 - then the samples are read, and errors in them are reported
         return None
     fits = labels.shape == (count,) and not (labels.is_floating_point() or labels.is_complex())
     return labels.long() if fits else None
 
 
 def _without_augmentation(train: Dataset[Any], test: Dataset[Any]) -> Dataset[Any] | None:
-    """Return the training set with the transform of the test set; None where it is not known how."""
+    """Return the training set with the transform of the test set; None if they have no such attribute."""
     if isinstance(train, TensorDataset):
         return train  # tensors as they are
     if isinstance(test, Subset):
         return _without_augmentation(train, test.dataset)
-    calm = copy.copy(train)
-    if isinstance(calm, Subset):
-        inner = _without_augmentation(calm.dataset, test)
-        calm.dataset = inner  # type: ignore[assignment]
-        return None if inner is None else calm
+    copied = copy.copy(train)
+    if isinstance(copied, Subset):
+        inner = _without_augmentation(copied.dataset, test)
+        copied.dataset = inner  # type: ignore[assignment]
+        return None if inner is None else copied
     if not (hasattr(train, "transform") and hasattr(test, "transform")):
         return None
     for name in ("transform", "transforms"):  # torchvision keeps both
         if hasattr(train, name) and hasattr(test, name):
-            setattr(calm, name, getattr(test, name))
-    return calm
+            setattr(copied, name, getattr(test, name))
+    return copied
 
 
 def _guarded(made: Splits, factory: str) -> Splits:

@@ -54,12 +54,12 @@ class ModelSpec:
 
     @property
     def label(self) -> str:
-        """What to call the network in messages."""
+        """Name of the network in messages."""
         return self.name or self.factory or ""
 
     @property
     def own(self) -> bool:
-        """Whether the network is built by code of the user's own."""
+        """True if the network is built by a factory of the user's own."""
         return self.name is None
 
 
@@ -67,8 +67,8 @@ def build(spec: ModelSpec, where: str = "model") -> nn.Module:
     """Build a network with fresh weights.
 
     Args:
-        spec: What to build.
-        where: What to call the setting in messages.
+        spec: Name or factory of the network, and its arguments.
+        where: Name of the setting in messages.
 
     Raises:
         ConfigError: There is no network of that name, or its constructor fails.

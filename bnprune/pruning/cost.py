@@ -17,7 +17,7 @@ from bnprune.channels.pytrees import Inputs, as_inputs
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a network costs for one input."""
+    """Parameters and MACs of a network for one input."""
 
     params: int
     """Elements of its parameters; buffers (BatchNorm statistics) do not count."""
@@ -29,7 +29,7 @@ class Cost:
 
 @contained
 def cost(model: nn.Module, example_inputs: Any) -> Cost:
-    """Count in eval mode, on the meta device where the network runs there.
+    """Count parameters and MACs in eval mode, on the meta device if the network runs there.
 
     Args:
         model: Any network.

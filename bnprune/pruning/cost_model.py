@@ -1,4 +1,4 @@
-"""The tally: what a selection leaves of the parameters and MACs, known without building the network."""
+"""The cost model: parameters and MACs that a selection leaves, without building the network."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bnprune.pruning.candidates import Mask
 
 
 class CostModel:
-    """Parameters and multiply-accumulates as functions of which units are gone.
+    """Parameters and multiply-accumulates as functions of the removed units.
 
-    MACs are a sum of factor x kept inputs x kept outputs over convolutions and matrix products (`Trace.work`); what
-    else the trace counted (attention) is taken as constant. The rehearsal counts the slim network exactly.
+    MACs are the sum of factor x kept inputs x kept outputs over convolutions and matrix products (`Trace.work`). The
+    MACs of other operators (attention) are taken as constant. The dry run counts the slim network exactly.
     """
 
     def __init__(self, graph: ChannelGraph, model: nn.Module) -> None:
@@ -34,17 +34,17 @@ class CostModel:
 
     def macs(self, removed: Mask) -> int:
         """Return the MACs without these units."""
-        left = _Left(self._graph, removed)
-        return self._constant + sum(factor * left(inputs) * left(outputs) for factor, inputs, outputs in self._work)
+        kept = _KeptCounts(self._graph, removed)
+        return self._constant + sum(factor * kept(inputs) * kept(outputs) for factor, inputs, outputs in self._work)
 
     def params(self, removed: Mask) -> int:
         """Return the elements of all parameters without these units."""
-        left = _Left(self._graph, removed)
-        return sum(math.prod(left(axis) for axis in axes) for axes in self._axes.values())
+        kept = _KeptCounts(self._graph, removed)
+        return sum(math.prod(kept(axis) for axis in axes) for axes in self._axes.values())
 
 
-class _Left:
-    """Counts the channels that are left among channel ids; a plain size stays what it is."""
+class _KeptCounts:
+    """Counts the kept channels among channel ids; a plain size stays as it is."""
 
     def __init__(self, graph: ChannelGraph, removed: Mask) -> None:
         self._stays = ~removed[graph.unit_of]

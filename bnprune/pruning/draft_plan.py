@@ -71,7 +71,7 @@ class DraftPlan:
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
-        """Why channels stay."""
+        """The reasons why channels stay."""
         return tuple(why for why, _ in refusals(self.scored.graph, self.scored.scores, self.candidates.kept))
 
     @property

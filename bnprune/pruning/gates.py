@@ -1,6 +1,9 @@
-"""Gates: small modules around a BatchNorm that lost channels which the stream it reads or writes keeps.
+"""Gates: small modules around a BatchNorm that has fewer channels than the stream it reads or writes.
 
-They take the BatchNorm's place in the network and hold it as `norm`. What they do is data in the plan.
+A gate takes the BatchNorm's place in the network and holds it as `norm`. The plan lists its channels.
+
+    read gate     stream (C) ── pick K of C ── BatchNorm (K) ── layer
+    write gate    layer ── BatchNorm (K) ── add C - K constants ── stream (C)
 """
 
 from __future__ import annotations
@@ -27,13 +30,13 @@ class Gate:
     """Name of the BatchNorm."""
     kind: GateKind
     stream: tuple[int, ...]
-    """Channels of the stream that stay, ascending."""
+    """Kept channels of the stream, ascending."""
     keep: tuple[int, ...]
-    """Channels of the BatchNorm that stay, ascending; some of `stream`."""
+    """Kept channels of the BatchNorm, ascending; a subset of `stream`."""
 
     @property
     def filled(self) -> list[int]:
-        """Channels of the stream without the BatchNorm's own."""
+        """Kept channels of the stream that the BatchNorm no longer writes."""
         own = set(self.keep)
         return [channel for channel in self.stream if channel not in own]
 
@@ -46,7 +49,7 @@ class Gate:
 
 
 def _places(wanted: Sequence[int], given: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Return where each wanted channel stands among those given."""
+    """Return the position of each wanted channel among those given."""
     place_of = {channel: place for place, channel in enumerate(given)}
     return torch.tensor([place_of[channel] for channel in wanted], device=device)
 
@@ -69,12 +72,12 @@ class ReadGate(nn.Module):
 
 
 class WriteGate(nn.Module):
-    """Normalise, and widen to the stream: (N, K, ...) to (N, C, ...). Channels that are gone write their β."""
+    """Normalise, and widen to the stream: (N, K, ...) to (N, C, ...). Removed channels write the constant β."""
 
     order: torch.Tensor
     """For each of the C channels of the stream, its position among the K own ones followed by the filled, int64."""
     fill: torch.Tensor
-    """β of the channels that are gone, shape (C - K,)."""
+    """β of the removed channels, shape (C - K,)."""
 
     def __init__(self, norm: nn.Module, order: torch.Tensor, fill: torch.Tensor) -> None:
         super().__init__()
@@ -98,7 +101,7 @@ def gated_name(name: str, gates: Collection[str]) -> str:
 
 
 def install(gates: Sequence[Gate], slim: nn.Module, dense: nn.Module) -> None:
-    """Put gates into a slim network, in place of its BatchNorms; again, where they are there already."""
+    """Replace BatchNorms of a slim network by gates around them; gates that are there already are made again."""
     if not gates:
         return
     owners: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)

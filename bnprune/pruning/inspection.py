@@ -1,4 +1,4 @@
-"""What can be pruned in a network, what cannot, and why; nothing is cut."""
+"""Inspection: which channels of a network can be pruned, and why others cannot. Nothing is cut."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bnprune.pruning.select import NO_GAMMA
 from bnprune.pruning.surgery import named_tensors
 
 _PROBE = 0.5
-"""Hard-coded sizes show when something is removed; half of everything shows them all."""
+"""Ratio of the trial: hard-coded sizes are only found if channels are removed in front of them."""
 _FIXED = "its width is fixed"
 
 
@@ -35,25 +35,25 @@ class LayerInspection:
     width: int
     """Output channels."""
     prunable: int
-    """Output channels that may go (down to the floor)."""
+    """Output channels that can be removed (down to the floor)."""
     units: int
-    """Sets of channels that go together with others of this layer or not; fewer than `width` for grouped layers."""
+    """Sets of channels that can only be removed together; fewer than `width` for grouped layers."""
     gamma_median: float | None
     """Median |γ|; None for layers without scale factors of their own."""
     reason: str
-    """Why channels stay; empty where all may go."""
+    """Why channels stay; empty if all can be removed."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A network as the pruner sees it."""
+    """The prunable and the fixed channels of a network."""
 
     layers: tuple[LayerInspection, ...]
     refusals: tuple[Refusal, ...]
     channels: int
     """BatchNorm channels."""
     prunable: int
-    """BatchNorm channels that may go."""
+    """BatchNorm channels that can be removed."""
     params: int
     macs: int
     notes: tuple[Note, ...]
@@ -63,28 +63,28 @@ class Inspection:
 def inspect(
     model: nn.Module, example_inputs: Any, *, exclude: Sequence[str] = (), coupling: Coupling = "shared"
 ) -> Inspection:
-    """Find out what can be pruned.
+    """Return which channels of a network can be pruned, layer by layer, and why others cannot.
 
     Args:
         model: Any module that runs a forward pass; left untouched.
         example_inputs: As for `bnprune.prune`.
-        exclude: Layers whose width stays, as for `bnprune.prune`.
+        exclude: Layers not to prune, as for `bnprune.prune`.
         coupling: "shared" or "gates", as for `bnprune.prune`.
 
     Raises:
         ConfigError: A pattern matches no layer.
         TraceError: The forward pass fails.
     """
-    found = score_network(model, example_inputs, Request(ratio=_PROBE, exclude=tuple(exclude), coupling=coupling))
-    draft = plan_cut(model, example_inputs, found)
-    graph, prunable = found.graph, draft.candidates.prunable
+    scored = score_network(model, example_inputs, Request(ratio=_PROBE, exclude=tuple(exclude), coupling=coupling))
+    draft = plan_cut(model, example_inputs, scored)
+    graph, prunable = scored.graph, draft.candidates.prunable
     tensors = dict(named_tensors(model))
     layers = []
     for layer in graph.layers:
         units = graph.units(layer.ids)
         name = next((key for key, module in graph.gammas.items() if module == layer.name), None)
         median = float(tensors[name].detach().abs().median()) if name in tensors and layer.kind == "norm" else None
-        stuck = units[~prunable[units]]
+        staying = units[~prunable[units]]
         layers.append(
             LayerInspection(
                 name=layer.name,
@@ -93,7 +93,7 @@ def inspect(
                 prunable=int(prunable[units].sum()),
                 units=len(np.unique(units)),
                 gamma_median=median,
-                reason=_reason(draft, int(stuck[0])) if len(stuck) else "",
+                reason=_reason(draft, int(staying[0])) if len(staying) else "",
             )
         )
     return Inspection(

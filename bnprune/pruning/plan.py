@@ -1,4 +1,4 @@
-"""The pruning plan: everything surgery does to a network, as readable data. No tensors, no code."""
+"""The pruning plan: all changes of surgery to a network, as readable data without tensors or code."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """What is kept, per tensor and dimension, and what was asked for. Frozen; JSON in and out."""
+    """The kept indices per tensor and dimension, and the request. Frozen; converts to and from JSON."""
 
     model: str
     """Class name of the network the plan was made for."""
@@ -62,9 +62,9 @@ class PruningPlan:
     attributes: Mapping[str, Mapping[str, Size]]
     """Sizes to set, by module name (`out_channels`, `num_features`, `groups`, ...): integers, or lists of them."""
     gates: tuple[Gate, ...] = ()
-    """BatchNorms that lose channels which the stream they read or write keeps."""
+    """BatchNorms that lose channels although the stream they read or write keeps them."""
     folds: tuple[Fold, ...] = ()
-    """Biases that go into the running means behind them."""
+    """Biases that are folded into the running means behind them."""
     requested: Mapping[str, Any] = field(default_factory=dict)
     realised: Mapping[str, Any] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
@@ -159,7 +159,7 @@ _WIDEST = 1 << 24
 
 
 def _figures_from(value: Any) -> dict[str, Any]:
-    """Check the figures that reports read; the rest is for people."""
+    """Check the figures that reports read; other entries are for people."""
     figures = dict(table(value))
     require_shallow(figures, 8)
     for target in ("ratio", "macs", "params", "latency_ms"):
@@ -177,7 +177,7 @@ def _real(value: Any) -> float:
 
 
 def _size_from(value: Any) -> Size:
-    """Read a size to set; whether it may be that is seen beside the network."""
+    """Read a size to set; `require_plan_fits` compares it with the network."""
     if isinstance(value, list | tuple):
         return tuple(whole(item, 1 << 31) for item in value)
     return whole(value, 1 << 31)
@@ -214,15 +214,15 @@ def make_plan(
     realised: Mapping[str, Any] | None = None,
     refusals: tuple[Refusal, ...] = (),
 ) -> PruningPlan:
-    """Write down what removing units does to every tensor and attribute of the network.
+    """Return the plan of removing units: the changes to every tensor and attribute of the network.
 
     Args:
         graph: The trace.
         model: The network.
-        removed: Whether each unit goes, shape (units,).
+        removed: True for units to remove, shape (units,).
         sizes: Attributes that hold sizes, beyond those the trace knows of.
-        requested: What was asked for.
-        realised: What came of it.
+        requested: The request.
+        realised: The values reached.
         refusals: Why channels stay.
     """
     return PruningPlan(
@@ -250,7 +250,7 @@ def _cuts(graph: ChannelGraph, removed: Mask) -> list[Cut]:
 
 
 def _gates(graph: ChannelGraph, removed: Mask) -> Iterator[Gate]:
-    """Yield the gates that are needed: where the BatchNorm and the stream keep the same channels, none is."""
+    """Yield the gates that are needed: not those whose BatchNorm and stream keep the same channels."""
     for gated in graph.gates:
         stream, own = (~removed[graph.units(ids)] for ids in (gated.stream, gated.own))
         if (stream != own).any():

@@ -1,4 +1,4 @@
-"""Prune: the whole path from a network to a smaller one."""
+"""Pruning: from a network to a slim one, with plan, proof and report."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _patterns(exclude: Sequence[str]) -> tuple[str, ...]:
 
 
 def carry_out(draft: DraftPlan, model: nn.Module, example_inputs: Any, *, proof: bool = True) -> PruningResult:
-    """Cut the network as drafted and prove the result.
+    """Carry out a draft: cut the network and prove the result.
 
     Raises:
         PruningError: Nothing can be pruned.

@@ -1,4 +1,4 @@
-"""Reports: what pruning did, or would do, in numbers."""
+"""Reports: the result of pruning, or of a plan, in numbers."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class Report:
-    """What pruning did, in numbers."""
+    """The result of pruning, in numbers."""
 
     target: Target
-    """What was asked for, and what came of it: for "ratio", the share that went; else what is left, or milliseconds."""
+    """Requested and realised value: for "ratio" the removed share, for "macs" and "params" the share that is left."""
     ratio_requested: float | None
     ratio_realised: float
     """Removed share of the prunable BatchNorm channels."""
@@ -48,10 +48,10 @@ class Report:
     params_before: int
     params_after: int
     macs_before: int
-    """Multiply-accumulates for the example input as given (its batch included), or made up, as `notes` say then."""
+    """Multiply-accumulates for the example input (its batch included). A note says so if they are of made-up data."""
     macs_after: int
     max_relative_error: float | None
-    """Of the float64 proof; None where it was not asked for."""
+    """Of the float64 proof; None without a proof."""
     layers: tuple[LayerChange, ...]
     refusals: tuple[Refusal, ...]
     notes: tuple[Note, ...]
@@ -66,7 +66,7 @@ def make_report(
     verification: Verification | None,
     seconds: Mapping[str, float],
 ) -> Report:
-    """Sum up what a draft does."""
+    """Return the report of a draft."""
     graph, removed = draft.scored.graph, draft.removed
     before, after = draft.channels
     return Report(
@@ -157,13 +157,13 @@ def _cost_of(meta_slim: nn.Module, plan: PruningPlan, model: nn.Module, example_
 
 
 def _target(plan: PruningPlan) -> Target:
-    """Return what a plan from a file was made for; plans may lack it."""
+    """Return the target of a plan from a file; NaN for values that the plan lacks."""
     kind: TargetKind = next((kind for kind in TARGETS if kind in plan.requested), "ratio")
     return Target(kind, plan.requested.get(kind, math.nan), plan.realised.get(kind, math.nan))
 
 
 def _widths(model: nn.Module) -> dict[str, tuple[str, int]]:
-    """Kind and output width of every layer that has one, by module name."""
+    """Return kind and output width of every layer that has one, by module name."""
     found = {}
     for name, module in model.named_modules():
         for kind, attribute in (("conv", "out_channels"), ("linear", "out_features"), ("norm", "num_features")):

@@ -1,7 +1,7 @@
-"""Scores: how important each unit is. The lower, the sooner it goes.
+"""Scores: the importance of each unit. Units with low scores are removed first.
 
 A criterion is a function of the channel graph and the network's tensors that returns one score per unit, `inf` for
-units it does not rank. `config.tables.CRITERIA` lists them by name. All of them rank the same units, those with a
+units that it cannot rank. `config.tables.CRITERIA` lists them by name. All criteria rank the same units, those with a
 BatchNorm scale factor, so that they can be compared.
 """
 
@@ -27,7 +27,7 @@ Criterion = Callable[[ChannelGraph, Tensors, Reduce], Scores]
 def gamma(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
     """Score a unit by the |γ| of the BatchNorm channels in it (Liu et al., ICCV 2017, section 3).
 
-    `max` never removes a channel of a residual stream that one live layer writes.
+    With "max", a channel of a residual stream counts as important if one of the layers that write it needs it.
     """
     values = [(units, _gamma_values(tensors[name])) for name, units in graph.gamma_units.items()]
     return reduce_by_unit(graph, values, reduce)
@@ -42,7 +42,7 @@ def gamma_per_mac(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max")
 
 
 def unit_macs(graph: ChannelGraph) -> Scores:
-    """Return the MACs that go with each unit, were it the only one to go, shape (units,)."""
+    """Return the MACs that are saved by removing each unit alone, shape (units,)."""
     cost = np.zeros(graph.unit_count)
     for work in graph.traces["eval"].work:
         sides = (work.inputs, work.outputs), (work.outputs, work.inputs)

@@ -1,4 +1,4 @@
-"""Attributes: the integers that modules keep, some of which are widths."""
+"""Integer attributes of modules, some of which hold widths (`self.num_heads`, `self.sizes`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from bnprune.channels.union_find import Ids
 
 
 class Attributes:
-    """Integers that modules keep, which may be sizes."""
+    """Integer attributes of the modules of a network.
+
+    Args:
+        model: The network.
+        known: (module, attribute) of attributes not to return.
+    """
 
     def __init__(self, model: nn.Module, known: set[tuple[str, str]]) -> None:
         self.modules = walk(model)
@@ -21,7 +26,7 @@ class Attributes:
     def holding(self, site: str, sizes: Sequence[Ids], parts: Sequence[Ids]) -> list[Count]:
         """Return attributes of a module, or else of its parent, whose value is one of these sizes before the cut.
 
-        A list of the sizes of all `parts` of a split, in order, is preferred.
+        If the operator splits a tensor, a list of the sizes of all `parts`, in order, is preferred.
         """
         listed = self._list_of(site, parts)
         if listed:

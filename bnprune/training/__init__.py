@@ -1,1 +1,1 @@
-"""Training: the loop, the γ penalties, evaluation and recalibration."""
+"""Training: the loop, the γ penalties and evaluation."""

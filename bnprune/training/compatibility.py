@@ -1,4 +1,4 @@
-"""Whether a network fits the images it is to be trained or evaluated on, found out from shapes alone."""
+"""Checks that a network fits the images it is trained or evaluated on, by a forward pass on their shape."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from bnprune.errors import ConfigError, DataError, first_line
 from bnprune.training.evaluate import logits_of
 
 _MOST_VALUES = 2**28
-"""Of one image; in float32 that is a gigabyte."""
+"""Of one image: a gigabyte in float32."""
 
 
 def require_fit(model: nn.Module, splits: Splits, where: str, batch_size: int | None = None) -> None:
-    """Run the network on the shape of the images, and compare its scores with their classes.
+    """Run the network on the shape of the images, and compare the number of its scores with the number of classes.
 
     Args:
         model: Left untouched.
         splits: The data.
-        where: What to call the network in messages.
-        batch_size: Of the training; None where the network is evaluated only.
+        where: Name of the network in messages.
+        batch_size: Of the training; None if the network is only evaluated.
 
     Raises:
         DataError: A split holds no images, or there is one class only.
@@ -38,7 +38,7 @@ def require_fit(model: nn.Module, splits: Splits, where: str, batch_size: int | 
                 f"each class that is held out)."
             )
     if splits.classes < 2:
-        raise DataError("data: all images are of one class: there is nothing to tell apart.")
+        raise DataError("data: all images are of one class: there is nothing to classify.")
     if math.prod(splits.shape) > _MOST_VALUES:
         raise ConfigError(f"data: images of {_sizes(splits.shape)} are too large. Lower data.image_size.")
     try:

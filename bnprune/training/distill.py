@@ -1,4 +1,4 @@
-"""Distillation: what the scores of a teacher add to the loss.
+"""Distillation: the term that the scores of a teacher add to the loss.
 
 Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
 """
@@ -16,7 +16,7 @@ from bnprune.training.evaluate import logits_of
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network that another one learns from; it stays as it is."""
+    """A trained network that another one learns from; it is not changed."""
 
     network: nn.Module
     """In eval mode, on the device of the training."""
@@ -27,18 +27,18 @@ class Teacher:
     def add_to(self, loss: torch.Tensor, logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """Return (1-weight)·loss + weight·T²·KL(teacher ‖ student), of scores divided by T, over the batch's mean.
 
-        T² keeps the gradient's size where T changes (section 2.1). The teacher sees the very images the student saw.
+        T² makes the size of the gradient independent of T (section 2.1). The teacher sees the same, augmented images.
         """
         with torch.no_grad():
-            taught = logits_of(self.network(images))
-        return (1 - self.weight) * loss + self.weight * divergence(logits, taught, self.temperature)
+            teacher_logits = logits_of(self.network(images))
+        return (1 - self.weight) * loss + self.weight * divergence(logits, teacher_logits, self.temperature)
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return T²·KL(softmax(teacher / T) ‖ softmax(student / T)) of scores (N, K), the mean over N."""
     expected = F.log_softmax(teacher.float() / temperature, 1)
-    found = F.log_softmax(student.float() / temperature, 1)
-    return temperature**2 * F.kl_div(found, expected, reduction="batchmean", log_target=True)
+    predicted = F.log_softmax(student.float() / temperature, 1)
+    return temperature**2 * F.kl_div(predicted, expected, reduction="batchmean", log_target=True)
 
 
 def as_teacher(network: nn.Module, device: torch.device, temperature: float, weight: float) -> Teacher:

@@ -1,4 +1,4 @@
-"""The moving average of the weights of a network in training."""
+"""The exponential moving average (EMA) of the weights during training."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ class Average:
         return network
 
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after an optimizer step."""
+        """Add the weights after an optimizer step to the average."""
         self._averaged.update_parameters(model)
         if self._gammas:
             with torch.no_grad():
-                alive = torch._foreach_abs(torch._foreach_sign(self._gammas))
-                torch._foreach_mul_(self._averaged_gammas, list(alive))
+                nonzero = torch._foreach_abs(torch._foreach_sign(self._gammas))
+                torch._foreach_mul_(self._averaged_gammas, list(nonzero))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average and the number of updates."""
         return self._averaged.state_dict()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Restore a saved `state_dict`."""
         self._averaged.load_state_dict(saved)
 
     def _blend(self, averaged: _Tensors, current: _Tensors, _: Any) -> None:
-        updates = int(self._averaged.n_averaged)  # on the CPU, wherever the network is
+        updates = int(self._averaged.n_averaged)  # on the CPU, also if the network is not
         with torch.no_grad():
             torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + updates) / (10 + updates)))

@@ -1,10 +1,10 @@
-"""The training loop, top to bottom. What it needs to resume exactly is in `State`; what it reports goes to a `Log`.
+"""The training loop, top to bottom. Its state is a `State`, from which it resumes exactly; it reports to a `Log`.
 
-Randomness (order, augmentation, dropout) is a function of the seed, the epoch and the step, never of what ran before.
-So a run that was killed at any step and resumed gives the same bits as one that was not.
+Random numbers (order, augmentation, dropout) depend on the seed, the epoch and the step only, never on earlier steps.
+So a run that was killed at any step and resumed gives the same bits as one that was not interrupted.
 
-With several processes (see `World`), each runs this loop on its share of every batch; what they decide, they decide
-together, between two optimizer steps: whether the loss is still finite, whether to save, whether to stop.
+With several processes (see `Processes`), each runs this loop on its share of every batch. Between two optimizer steps,
+they decide together: is the loss still finite, is the state to be saved, has the user asked to stop?
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from bnprune.training.state import Progress, State
 
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-_RECALIBRATED = 20
-"""Batches that statistics of averaged weights are taken over."""
+_RECALIBRATION_BATCHES = 20
+"""Batches to estimate the BatchNorm statistics of averaged weights with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class EpochRecord:
 
 
 class Log(Protocol):
-    """What training tells the outside world; only the leader of several processes has one that does anything."""
+    """Receives the progress of a training. With several processes, only that of the leader does something."""
 
     def on_step(self, state: State, steps: int, loss: float) -> None:
         """Report progress within an epoch: micro-batches per epoch and the mean loss so far."""
@@ -65,17 +65,17 @@ class Log(Protocol):
         ...
 
     def wants_state(self) -> bool:
-        """Tell whether it is time to save the state within an epoch."""
+        """Return True if the state is to be saved now, within an epoch."""
         ...
 
     def on_state(self, saved: dict[str, Any]) -> None:
-        """Save the state: after every epoch, when it is wanted, and when training is stopped."""
+        """Save the state: after every epoch, if `wants_state` says so, and when training is stopped."""
         ...
 
 
 @dataclass(frozen=True)
 class Task:
-    """What to train on and how."""
+    """The data and the settings of a training."""
 
     splits: Splits
     batch_size: int
@@ -89,7 +89,7 @@ class Task:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Micro-batches per epoch; an incomplete last one is left out where there is another."""
+        """Micro-batches per epoch; an incomplete last one is left out if there are others."""
         return max(1, len(self.splits.train) // self.batch_size)
 
     @property
@@ -128,14 +128,14 @@ def make_optimizer(model: nn.Module, config: OptimisationConfig) -> torch.optim.
 
 @torch.enable_grad()  # a data factory may have switched gradients off
 def train(state: State, task: Task, penalty: Penalty | None, log: Log, stopping: Callable[[], bool]) -> None:
-    """Train to the last epoch, from wherever `state` stands.
+    """Train from the epoch and step in `state` to the last epoch.
 
     Args:
-        state: Changed in place.
+        state: Where to start; changed in place.
         task: Data, configuration and device.
         penalty: On scale factors, once per optimizer step.
-        log: Told about steps and epochs.
-        stopping: Whether the user has asked to stop; looked at after every step.
+        log: Receives steps and epochs.
+        stopping: Returns True if the user has asked to stop; called after every step.
 
     Raises:
         TrainingError: The loss is not finite.
@@ -162,7 +162,7 @@ def train(state: State, task: Task, penalty: Penalty | None, log: Log, stopping:
                 update(state, task, penalty, lr)
             progress.count(loss, logits, targets)
             if completes:
-                _look_up(state, task, log, stopping)
+                _check_and_save(state, task, log, stopping)
         _finish_epoch(state, task, log)
 
 
@@ -188,16 +188,16 @@ def update(state: State, task: Task, penalty: Penalty | None, lr: float) -> None
     state.optimizer.zero_grad(set_to_none=True)
 
 
-def _look_up(state: State, task: Task, log: Log, stopping: Callable[[], bool]) -> None:
+def _check_and_save(state: State, task: Task, log: Log, stopping: Callable[[], bool]) -> None:
     """Between two optimizer steps: is the loss finite, is the state to be saved, has the user asked to stop?"""
     progress, steps = state.progress, task.steps_per_epoch
-    # Reading the loss makes the host wait for an accelerator, and asking the others takes time: not in every step.
+    # Reading the loss makes the host wait for an accelerator, and asking other processes takes time: not in every step.
     regular = task.device.type == "cpu" or progress.step // task.config.accumulate % 20 == 0 or progress.step == steps
     if not (regular or (task.processes.size == 1 and stopping())):
         return
     broken, stop, save = task.processes.any(not math.isfinite(progress.loss), stopping(), log.wants_state())
     where = f"epoch {progress.epoch + 1}, step {progress.step} of {steps}"
-    if broken:  # what would be saved now would replace the last good state
+    if broken:  # before saving, which would replace the last good state
         raise _diverged(progress, f"the loss is not finite in {where}")
     log.on_step(state, steps, progress.loss)
     if stop or save:
@@ -232,7 +232,7 @@ def _batches(task: Task, progress: Progress, most: int | None = None) -> Iterato
 
 
 def _seed(task: Task, seed: int) -> None:
-    """Seed what a step draws from: not every kind of device, as `torch.manual_seed` does in half a millisecond."""
+    """Seed the generators of a step: not those of every kind of device, as `torch.manual_seed` does in 0.5 ms."""
     torch.default_generator.manual_seed(seed)
     if task.device.type != "cpu":
         torch.get_device_module(task.device).manual_seed(seed)
@@ -246,19 +246,19 @@ def _set_rate(state: State, task: Task) -> float:
 
 
 def _updates_done(state: State, task: Task) -> int:
-    """Optimizer steps before the one that the present micro-batch belongs to."""
+    """Return the number of optimizer steps before the one of the current micro-batch."""
     return state.progress.epoch * task.updates_per_epoch + state.progress.step // task.config.accumulate
 
 
 def _loss(task: Task, logits: torch.Tensor, targets: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    if targets.dim() > 1:  # shares of the classes of the data; a network may have scores for more
+    if targets.dim() > 1:  # shares of the classes of the data; the network may have more outputs
         targets = F.pad(targets, (0, logits.shape[1] - targets.shape[1]))
     loss = F.cross_entropy(logits, targets, label_smoothing=task.config.label_smoothing)
     return loss if task.teacher is None else task.teacher.add_to(loss, logits, images)
 
 
 def _window(task: Task, step: int) -> int:
-    """Micro-batches of the optimizer step that a micro-batch belongs to; the last one of an epoch may be short."""
+    """Return the number of micro-batches in the optimizer step of a micro-batch; the last of an epoch may be short."""
     first = step - step % task.config.accumulate
     return min(task.config.accumulate, task.steps_per_epoch - first)
 
@@ -285,31 +285,31 @@ def _finish_epoch(state: State, task: Task, log: Log) -> None:
     progress = state.progress
     if not progress.seen:
         raise DataError("the training split holds no images.")
-    fitted = _fitted(progress, task.processes)
+    training_score = _training_score(progress, task.processes)
     average_statistics(state.model, task.processes)
     if state.average is not None:
         with _synced(task), _precision(task):
-            again = _batches(task, Progress(progress.epoch), _RECALIBRATED)
+            again = _batches(task, Progress(progress.epoch), _RECALIBRATION_BATCHES)
             recalibrate(state.network, (images for images, _ in again))
         average_statistics(state.network, task.processes)
-    held = evaluate(state.network, task.splits.validation, task.device, max(task.batch_size, 256), task.processes)
-    if not math.isfinite(held.loss):  # the last step of an epoch is seen here only
+    held_out = evaluate(state.network, task.splits.validation, task.device, max(task.batch_size, 256), task.processes)
+    if not math.isfinite(held_out.loss):  # the last step of an epoch shows only here
         raise _diverged(progress, f"the validation loss is not finite after epoch {progress.epoch + 1}")
-    # Of equal accuracies the lower loss counts: on a small validation set many epochs tie, and the first is no better.
-    is_best = (held.top1, -held.loss) > (progress.best, -progress.best_loss)
+    # The loss decides between equal accuracies: on a small validation set many epochs tie.
+    is_best = (held_out.top1, -held_out.loss) > (progress.best, -progress.best_loss)
     lr = state.optimizer.param_groups[0]["lr"]
-    record = EpochRecord(progress.epoch + 1, lr, fitted, held, is_best)
+    record = EpochRecord(progress.epoch + 1, lr, training_score, held_out, is_best)
     state.progress = Progress(
         epoch=progress.epoch + 1,
-        best=held.top1 if is_best else progress.best,
-        best_loss=held.loss if is_best else progress.best_loss,
+        best=held_out.top1 if is_best else progress.best,
+        best_loss=held_out.loss if is_best else progress.best_loss,
         best_epoch=progress.epoch if is_best else progress.best_epoch,
     )
     log.on_epoch(record, state)
     log.on_state(state.to_dict(task.processes))
 
 
-def _fitted(progress: Progress, processes: Processes) -> Score:
+def _training_score(progress: Progress, processes: Processes) -> Score:
     seen = torch.tensor(progress.seen, device=progress.correct.device)
     processes.add(progress.loss_sum, progress.correct, seen)
     count = int(seen)

@@ -1,4 +1,4 @@
-"""Learning rates as a function of the optimizer step: nothing to save, nothing to resume."""
+"""Learning rate schedules: functions of the optimizer step, without a state to save or to resume."""
 
 from __future__ import annotations
 

@@ -9,12 +9,12 @@ import torch
 from bnprune.config.schema import OptimisationConfig
 
 Mix = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""From images (N, C, H, W) and labels (N,) to images and targets: labels as they are, or shares of the classes (N, K).
-Draws from torch's random numbers on the CPU, so that it depends on the seed of the step alone."""
+"""From images (N, C, H, W) and labels (N,) to images and targets: the labels, or shares of the classes (N, K).
+Draws from torch's random numbers on the CPU, so that it depends only on the seed of the step."""
 
 
 def make_mix(config: OptimisationConfig, classes: int) -> Mix:
-    """Return what a training does to its batches; nothing where neither mixup nor cutmix is asked for."""
+    """Return the function that mixes batches; without mixup and cutmix, it returns them unchanged."""
     from torchvision.transforms import v2
 
     kinds = {v2.MixUp: config.mixup, v2.CutMix: config.cutmix}

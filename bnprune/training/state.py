@@ -1,4 +1,4 @@
-"""Everything that changes while training: what it takes to stop, and to go on to the same bits."""
+"""The state of a training: everything that is needed to stop, and to resume with the same bits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bnprune.training.evaluate import exact_type
 
 @dataclass
 class Progress:
-    """Where training stands. Counters are those of the next step to take; sums are over this epoch."""
+    """Position in the training. Counters are those of the next step; sums are over this epoch."""
 
     epoch: int = 0
     step: int = 0
@@ -26,7 +26,7 @@ class Progress:
     best: float = -1.0
     """Best validation accuracy so far."""
     best_loss: float = math.inf
-    """The validation loss that goes with it."""
+    """The validation loss of that epoch."""
     best_epoch: int = -1
     seen: int = 0
     """Images."""
@@ -34,7 +34,7 @@ class Progress:
     correct: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
     def count(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add a micro-batch; the sums stay on the device. Of a mixed image, the class with the larger share counts."""
+        """Add a micro-batch; the sums stay on the device. For a mixed image, the class with the larger share counts."""
         if labels.dim() > 1:
             labels = labels.argmax(1)
         self.loss_sum = self.loss_sum.to(loss.device, exact_type(loss.device)) + loss.detach() * len(labels)
@@ -65,11 +65,11 @@ class State:
 
     @property
     def network(self) -> nn.Module:
-        """What is validated and saved: the average of the weights where there is one."""
+        """The network to validate and save: the average of the weights, if there is one."""
         return self.model if self.average is None else self.average.network
 
     def to_dict(self, processes: Processes = SINGLE_PROCESS) -> dict[str, Any]:
-        """Return plain containers of tensors and numbers, the same ones in every process. Between optimizer steps."""
+        """Return plain containers of tensors and numbers, equal in every process. Call between optimizer steps."""
         buffers = {name: buffer.cpu() for name, buffer in self.model.named_buffers()}
         progress = vars(self.progress) | {name: getattr(self.progress, name).cpu() for name in ("loss_sum", "correct")}
         own = {"buffers": buffers, "progress": progress}
@@ -78,15 +78,15 @@ class State:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
-            "own": processes.gather(own),  # what differs between processes
+            "own": processes.gather(own),  # these differ between processes
         }
 
     def restore(self, saved: dict[str, Any], processes: Processes = SINGLE_PROCESS) -> None:
-        """Take over what `to_dict` returned.
+        """Restore a state that `to_dict` returned.
 
         Raises:
             ConfigError: It was saved by another number of processes.
-            CheckpointError: It is not the state of this training; nothing was taken over.
+            CheckpointError: It is not the state of this training; nothing was changed.
         """
         require_processes(saved, processes)
         own, buffers = saved["own"][processes.rank], dict(self.model.named_buffers())
@@ -106,36 +106,36 @@ class State:
         self.progress = Progress(**own["progress"])
 
 
-def _require_like(found: Any, expected: Any, name: str) -> None:
-    """Refuse a saved value that is not of the same make as the one it replaces: names, types and shapes."""
+def _require_like(saved: Any, expected: Any, name: str) -> None:
+    """Refuse a saved value that differs in names, types or shapes from the one it replaces."""
     if isinstance(expected, Mapping):
-        if not isinstance(found, Mapping) or found.keys() != expected.keys():
+        if not isinstance(saved, Mapping) or saved.keys() != expected.keys():
             raise CheckpointError(f"'{name}' does not have the parts that this training has.")
         for key, value in expected.items():
-            _require_like(found[key], value, f"{name}.{key}")
+            _require_like(saved[key], value, f"{name}.{key}")
     elif isinstance(expected, torch.Tensor):
-        _require_tensor(found, expected, name)
+        _require_tensor(saved, expected, name)
     elif isinstance(expected, float):
-        if isinstance(found, bool) or not isinstance(found, int | float):
+        if isinstance(saved, bool) or not isinstance(saved, int | float):
             raise CheckpointError(f"'{name}' is no number.")
-    elif type(found) is not type(expected):
+    elif type(saved) is not type(expected):
         raise CheckpointError(f"'{name}' is not what belongs there.")
 
 
-def _require_tensor(found: Any, like: torch.Tensor, name: str) -> None:
-    if not isinstance(found, torch.Tensor) or found.is_meta or found.layout != torch.strided:
+def _require_tensor(saved: Any, like: torch.Tensor, name: str) -> None:
+    if not isinstance(saved, torch.Tensor) or saved.is_meta or saved.layout != torch.strided:
         raise CheckpointError(f"'{name}' is no tensor with values.")
-    kinds = [(tensor.shape, tensor.is_floating_point(), tensor.is_complex()) for tensor in (found, like)]
+    kinds = [(tensor.shape, tensor.is_floating_point(), tensor.is_complex()) for tensor in (saved, like)]
     if kinds[0] != kinds[1]:
         raise CheckpointError(
-            f"'{name}' is {found.dtype} of shape {tuple(found.shape)}, not {like.dtype} of shape {tuple(like.shape)}."
+            f"'{name}' is {saved.dtype} of shape {tuple(saved.shape)}, not {like.dtype} of shape {tuple(like.shape)}."
         )
 
 
 def _fitting(saved: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the saved state of an optimizer after a look at everything in it.
+    """Return the saved state of an optimizer after checking every part of it.
 
-    Of the settings, only the learning rate changes while training; the others are those of the recipe.
+    Of the settings, only the learning rate is taken; the others do not change while training.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     groups = optimizer.state_dict()["param_groups"]

@@ -12,6 +12,7 @@ from rich.console import Console
 from bnprune.cli.display import RichDisplay, describe_gamma
 from bnprune.config.schema import SparsityConfig, TrainConfig
 from bnprune.models import ModelSpec
+from bnprune.notes import Note
 from bnprune.runs.checkpoint import Header
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.training_log import TrainingLog
@@ -64,19 +65,38 @@ def state() -> State:
     return State(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", enabled=False))
 
 
-def test_a_collapse_is_reported_once_with_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_collapse_is_reported_once_with_what_to_do(tmp_path: Path, quiet: bool) -> None:
     display, shown = terminal(1000)
+    display.quiet = quiet
     log, now, best = training_log(tmp_path, display), state(), 0.0
     for epoch, accuracy in enumerate((0.5, 0.9, 0.1, 0.1, 0.8, 0.2), 1):
         score = Score(1.0, accuracy, 100)
         is_best, best = accuracy > best, max(accuracy, best)
         now.progress = Progress(epoch=epoch, best=best, best_epoch=min(epoch, 2) - 1)
         log.on_epoch(EpochRecord(epoch, 0.1, score, score, is_best), now)
-    warnings = [line for line in shown.getvalue().splitlines() if "warning" in line]
+    warnings = [line for line in shown.getvalue().splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1
     assert "fell from 90.00% to 10.00% (epochs 2 and 3)" in warnings[0]
     for fix in ("lower lr", "clip_norm", "warmup_epochs", "sparsity.lambda", str(tmp_path / "checkpoints")):
         assert fix in warnings[0]
+
+
+def test_a_quiet_display_shows_warnings_only() -> None:
+    display, shown = terminal()
+    display.quiet = True
+    display.note("warning: a line of which only the text says so")
+    display.note(Note("code", "note", "a note"))
+    display.note(Note("code", "warning", "a warning"))
+    assert shown.getvalue() == "warning: a warning\n"
+
+
+def test_warnings_have_a_code() -> None:
+    few, fallen = small_batches(1), collapse(0.9, 0.1, 10)
+    assert [(found.code, found.level) for found in (few, fallen)] == [
+        ("train.small_batches", "warning"),
+        ("train.collapse", "warning"),
+    ]
 
 
 def test_the_bar_shows_scale_factors_while_an_epoch_runs(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Training in several processes."""
+"""Distributed training: several processes, started by torchrun."""

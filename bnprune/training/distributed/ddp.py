@@ -1,4 +1,4 @@
-"""Gradients averaged over processes: torch's DistributedDataParallel, as far as training here needs it."""
+"""Gradients averaged over processes by torch's DistributedDataParallel (DDP)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from bnprune.training.evaluate import logits_of
 
 
 def wrap(model: nn.Module, processes: Processes, example: torch.Tensor) -> nn.Module:
-    """Return what to call in training: the network itself, or one that averages gradients over the processes.
+    """Return the module to call in training: the network itself or, with several processes, a DDP around it.
 
     With several processes, the network is put into train mode.
 
     Args:
         model: On its device; with the same weights in every process.
         processes: The processes.
-        example: A batch of inputs, to find out whether every parameter takes part in the scores.
+        example: A batch of inputs, to find parameters that do not take part in the scores.
     """
     if processes.size == 1:
         return model
@@ -35,17 +35,18 @@ def wrap(model: nn.Module, processes: Processes, example: torch.Tensor) -> nn.Mo
         model,
         device_ids=[example.device] if example.device.type == "cuda" else None,
         init_sync=False,  # it would also make running statistics the leader's
-        find_unused_parameters=_has_idle_parameters(model, example),
+        find_unused_parameters=_has_unused_parameters(model, example),
         **{buffers: False},
     )
-    _settle(wrapped, model, example)
+    _build_buckets(wrapped, model, example)
     return wrapped
 
 
-def _settle(wrapped: nn.Module, model: nn.Module, example: torch.Tensor) -> None:
-    """Go forward and back once: DDP groups gradients anew after that, which changes the order they are added in.
+def _build_buckets(wrapped: nn.Module, model: nn.Module, example: torch.Tensor) -> None:
+    """Run one forward and backward pass, after which DDP groups the gradients in their final order.
 
-    A run that was resumed would otherwise differ in its first step, in the last bits, from one that was not.
+    The order in which gradients are added changes the last bits of their sum. Without this pass, the first step of a
+    resumed run would differ from the same step of a run that was not interrupted.
     """
     buffers = [buffer.clone() for buffer in model.buffers()]
     logits_of(wrapped(example)).sum().backward()
@@ -55,8 +56,8 @@ def _settle(wrapped: nn.Module, model: nn.Module, example: torch.Tensor) -> None
             buffer.copy_(before)
 
 
-def _has_idle_parameters(model: nn.Module, example: torch.Tensor) -> bool:
-    """Whether some parameter gets no gradient from the scores: an auxiliary head's, or one that is never used."""
+def _has_unused_parameters(model: nn.Module, example: torch.Tensor) -> bool:
+    """Return True if some parameter gets no gradient from the scores (an auxiliary head, an unused layer)."""
     trial = copy.deepcopy(model).train()
     logits_of(trial(example)).sum().backward()
     return any(parameter.requires_grad and parameter.grad is None for parameter in trial.parameters())
@@ -66,8 +67,8 @@ def accumulating(network: nn.Module, completes: bool) -> contextlib.AbstractCont
     """Return a context for a micro-batch: only the one that completes an optimizer step averages gradients."""
     if completes or not isinstance(network, nn.parallel.DistributedDataParallel):
         return contextlib.nullcontext()
-    waiting: contextlib.AbstractContextManager[Any] = network.no_sync()
-    return waiting
+    no_sync: contextlib.AbstractContextManager[Any] = network.no_sync()
+    return no_sync
 
 
 def average_statistics(model: nn.Module, processes: Processes) -> None:

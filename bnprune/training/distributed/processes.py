@@ -1,7 +1,7 @@
 """The processes that train one network together: `torchrun --nproc-per-node N -m bnprune ...`.
 
-Process 0 leads: it alone reads recipes and checkpoints, writes files, prunes and talks to the user. The others wait
-for it to hand out a training (`send`, `receive`), take part in that, and wait again.
+Process 0 leads: it alone reads recipes and checkpoints, writes files, prunes and writes messages. The others wait
+until it sends them a training (`send`, `receive`), take part in it, and wait again.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from bnprune.training.distributed import torchrun_env
 
 _PATIENCE = datetime.timedelta(days=7)
 """How long a process waits for the leader, which may be pruning. One that dies closes its connections at once."""
-_FAILED, _TOLD = "bnprune/failed", "bnprune/told"
-"""Notes for the other processes: the exit code of one that failed, and how many have wanted to say why."""
+_FAILED, _REPORTED = "bnprune/failed", "bnprune/told"
+"""Keys of the store: the exit code of a process that failed, and the number of processes that asked to report it."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,21 @@ class Processes:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that decides and writes."""
+        """True for the process that decides and writes files."""
         return self.rank == 0
 
     @property
     def tag(self) -> tuple[int, ...]:
-        """What sets this process's random numbers apart; nothing for the leader, which draws as if it were alone."""
+        """Numbers to mix into the seeds of this process; none for the leader, which draws as a single process does."""
         return (self.rank,) if self.rank else ()
 
     @property
     def restarted(self) -> bool:
-        """Whether `torchrun --max-restarts` started these processes again, with the same arguments as before."""
+        """True if `torchrun --max-restarts` started these processes again, with the same arguments as before."""
         return torchrun_env.restarts() > 0
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Return, for each flag, whether it is set in any process. All must ask."""
+        """Return for each flag True if it is set in any process. All processes must call this."""
         if self.size == 1:
             return flags
         found = torch.tensor(flags, dtype=torch.uint8)
@@ -65,7 +65,7 @@ class Processes:
                 distributed.all_reduce(tensor)
 
     def average(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Replace tensors of floating point by their means over all processes, in place, in one message a dtype."""
+        """Replace tensors of floating point by their means over all processes, in place, in one message per dtype."""
         if self.size == 1:
             return
         for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
@@ -102,10 +102,10 @@ SINGLE_PROCESS = Processes()
 
 @contextmanager
 def open_processes() -> Iterator[Processes]:
-    """Join the processes that `torchrun` started; alone where it did not.
+    """Join the processes that `torchrun` started; without `torchrun`, there is one process.
 
     Raises:
-        PeerFailed: Another process failed: this one has nothing to say, and ends with the same exit code.
+        PeerFailed: Another process failed and printed the message; this one ends with the same exit code.
     """
     if torchrun_env.processes() == 1:
         yield SINGLE_PROCESS
@@ -118,7 +118,7 @@ def open_processes() -> Iterator[Processes]:
         backend = "cpu:gloo,cuda:nccl"
     c10d: Any = distributed  # these two are public, and not marked so
     store, _, size = next(c10d.rendezvous("env://"))
-    # Where torchrun starts processes again, the store still holds what the ones before left in it.
+    # If torchrun starts processes again, the store still holds the entries of those before.
     store = c10d.PrefixStore(f"attempt {torchrun_env.restarts()}", store)
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     control: Any = distributed.new_group(backend="gloo", timeout=_PATIENCE)
@@ -130,7 +130,7 @@ def open_processes() -> Iterator[Processes]:
 
 @contextmanager
 def _failing_together(rank: int, store: Any) -> Iterator[None]:
-    """Leave a note for the others before failing; where another's end is what made this one fail, end like it."""
+    """Tell the others through the store that this process failed; if it failed because of another, end like it."""
     try:
         yield
     except PeerFailed:
@@ -142,30 +142,31 @@ def _failing_together(rank: int, store: Any) -> Iterator[None]:
             raise error from caught
         stopped = 130 if isinstance(error, KeyboardInterrupt) else 1
         code = error.exit_code if isinstance(error, BnpruneError) else stopped
-        if not _tells(store, code):
+        if not _reports_first(store, code):
             raise PeerFailed(code) from caught
         if error is caught:
             raise
         raise error from caught
 
 
-def _tells(store: Any, code: int) -> bool:
-    """Note a failure; whether this process is the first, which tells the user."""
+def _reports_first(store: Any, code: int) -> bool:
+    """Store the exit code; return True if this process is the first to fail, which then prints the message."""
     try:
         store.set(_FAILED, str(code))
-        return bool(store.add(_TOLD, 1) == 1)
-    except RuntimeError:  # the process that held the notes is gone
+        return bool(store.add(_REPORTED, 1) == 1)
+    except RuntimeError:  # the process that held the store has ended
         return True
 
 
 def _blamed(rank: int, store: Any, error: BaseException) -> BaseException:
-    """Return an error, or what it means if it is but the echo of another process's failure."""
+    """Return the error itself, or a PeerFailed if it follows from the failure of another process."""
     try:
         noted = store.check([_FAILED])
-    except RuntimeError:  # so is the leader, which has told the user
+    except RuntimeError:  # the leader, which holds the store, has ended and printed the message
         return PeerFailed(BnpruneError.exit_code)
     if noted:
         return PeerFailed(int(store.get(_FAILED)))
+    # torch raises a plain RuntimeError here, so that only its text says that a connection was closed.
     if any(word in str(error) for word in ("peer", "gloo", "Gloo", "NCCL")):
         return BnpruneError(
             f"process {rank}: another process of this run ended without a word (killed, or out of memory?). "

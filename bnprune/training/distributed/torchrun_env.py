@@ -1,4 +1,4 @@
-"""What `torchrun` tells the processes it starts, from its environment variables. Nothing here imports torch."""
+"""The environment variables of `torchrun`. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 
 
 def processes() -> int:
-    """Return how many processes this run has; 1 where `torchrun` did not start it."""
+    """Return the number of processes of this run; 1 if `torchrun` did not start it."""
     return _number("WORLD_SIZE", 1) if "RANK" in os.environ else 1
 
 
 def rank() -> int:
-    """Return the number of this process among them; 0 leads."""
+    """Return the number of this process among them; process 0 leads."""
     return _number("RANK", 0)
 
 
@@ -26,7 +26,7 @@ def restarts() -> int:
 
 
 def launch() -> str | None:
-    """Return what tells one start of `torchrun` from another, the same where it starts its processes again."""
+    """Return an identifier of this start of `torchrun`; a restart of its processes has the same one."""
     if processes() == 1:
         return None
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")

@@ -1,4 +1,4 @@
-"""Penalties that know the channel graph: which scale factors must go to zero together, and what their channels cost."""
+"""Penalties that use the channel graph: which scale factors go to zero together, and the MACs of their channels."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from bnprune.training.penalties.gamma import GammaPenalty, scale_factors
 
 
 def gamma_units(model: nn.Module, graph: ChannelGraph) -> Ids:
-    """Return the unit of every scale factor, in the order of `scale_factors`; NO_CHANNEL where it must stay.
+    """Return the unit of every scale factor, in the order of `scale_factors`; NO_CHANNEL if it must stay.
 
     Raises:
-        PruningError: None of them can go.
+        PruningError: No channel can be removed.
     """
     names = {id(tensor): name for name, tensor in named_tensors(model)}
     found = []
@@ -34,15 +34,15 @@ def gamma_units(model: nn.Module, graph: ChannelGraph) -> Ids:
 
 
 class Groups:
-    """Scale factors that must go together.
+    """Groups of scale factors whose channels must go together.
 
     Sums over a group are taken in a fixed order, so that all ranks of a distributed training get the same bits.
     """
 
     sizes: torch.Tensor
-    """Scale factors in the group of each, shape (n,); 0 for those that must stay."""
+    """Size of the group of each scale factor, shape (n,); 0 for those that must stay."""
     count: int
-    """Scale factors that may go."""
+    """Number of scale factors that may go."""
 
     def __init__(self, units: Ids) -> None:
         free = np.flatnonzero(units != NO_CHANNEL)
@@ -98,17 +98,17 @@ class GammaGroupLasso(GammaPenalty):
         self.groups = Groups(gamma_units(model, trace(model, example_inputs, coupling=coupling)))
 
     def pull(self, gammas: torch.Tensor) -> torch.Tensor:
-        """Return √|g|·γ / ‖γ_g‖₂, and 0 where the norm is."""
+        """Return √|g|·γ / ‖γ_g‖₂, and 0 if the norm is 0."""
         norms = self.groups.reduce(gammas.square(), "sum").sqrt_().clamp_min_(torch.finfo(gammas.dtype).tiny)
-        directions = (gammas / norms).clamp_(-1.0, 1.0)  # squares of tiny ones vanish
+        directions = (gammas / norms).clamp_(-1.0, 1.0)  # squares of tiny γ underflow
         return directions.mul_(self.groups.sizes.to(gammas.dtype).sqrt())
 
 
 class GammaMacWeighted(GammaPenalty):
-    """L1 in which every scale factor weighs as much as the MACs that go with its channel, 1 on average.
+    """L1 weighted by the MACs that are saved by removing the channel of each scale factor; the mean weight is 1.
 
-    Channels that must go together share what they cost, so that Σ w·|γ| stands for the MACs of the network. Scale
-    factors of channels that must stay weigh nothing.
+    Channels that must go together share their MACs, so that Σ w·|γ| is proportional to the MACs of the network. Scale
+    factors of channels that must stay have weight 0.
 
     Args:
         model: The network; BatchNorms that are frozen or without scale factors are left out.
@@ -133,7 +133,7 @@ class GammaMacWeighted(GammaPenalty):
         coupling: Coupling = "shared",
     ) -> None:
         super().__init__(model, strength, gain=1.0 if decoupled else None)
-        graph = trace(model, example_inputs, exact=True, coupling=coupling)  # made-up MACs would be no weights
+        graph = trace(model, example_inputs, exact=True, coupling=coupling)  # not those of made-up data
         units = gamma_units(model, graph)
         shares = unit_macs(graph) / np.maximum(graph.gamma_count, 1)
         macs = np.where(units != NO_CHANNEL, shares[units], 0.0)
