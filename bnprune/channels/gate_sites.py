@@ -11,24 +11,24 @@ PreResNet and DenseNet with what is a read gate here):
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from bnprune.channels.union_find import Ids
-from bnprune.channels.zero_ops import stays_zero
+
+if TYPE_CHECKING:
+    from bnprune.channels.ops.spec import OpKind, OpSpec
 
 GateKind = Literal["read", "write"]
 Gates = Mapping[str, GateKind]
 """Kind of gate at each gated BatchNorm, by module name."""
 
-_DENSE = ("aten::convolution", "aten::mm", "aten::addmm", "aten::linear")
 _GROUPS = 8
 """Position of `groups` among the arguments of aten::convolution."""
 
@@ -37,20 +37,21 @@ _GROUPS = 8
 class Producer:
     """The operator call that made a tensor."""
 
-    op: str
+    gate: GateKind
+    """The gate that a BatchNorm that reads this tensor can have."""
     grouped: bool
+    """True for a depthwise or grouped convolution."""
     zero: bool
-    """Whether it gives zero for removed channels."""
+    """True if removed channels are zero in it."""
 
     @classmethod
-    def of(cls, op: str, args: Sequence[object], zeros: Sequence[bool]) -> Producer:
+    def of(cls, spec: OpSpec, args: Sequence[object], zeros: Sequence[bool]) -> Producer:
         """Describe an operator call, given which of its operands are zero for removed channels."""
-        return cls(op, op.startswith("aten::convolution") and args[_GROUPS] != 1, stays_zero(op, zeros, args))
-
-    @property
-    def gate(self) -> GateKind:
-        """The gate that a BatchNorm behind this operator can have."""
-        return "write" if self.op.startswith(_DENSE) else "read"
+        return cls(
+            gate="write" if spec.kind in ("convolution", "linear") else "read",
+            grouped=spec.kind == "convolution" and args[_GROUPS] != 1,
+            zero=spec.gives_zero(zeros, args),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,8 @@ class GateSite:
     """Whether a depthwise or grouped convolution feeds it, whose inputs go when its outputs go."""
 
 
-Operators = Mapping[str, Sequence[str]]
-"""Operators that each module calls in a forward pass, with its children."""
-
-
-_HARMLESS = re.compile(r"aten::(empty\.|\w*batch_norm)")
-"""What PyTorch calls for a normalisation."""
+Operators = Mapping[str, Sequence["OpKind | None"]]
+"""Kinds of the operators that each module calls in a forward pass, with its children."""
 
 
 def useful_gates(
@@ -110,6 +107,6 @@ def _able(gate_sites: Sequence[GateSite], modules: Mapping[str, nn.Module], oper
         module = modules.get(gate_site.site)
         whole = isinstance(module, nn.modules.batchnorm._BatchNorm) and None not in (module.weight, module.bias)
         # behind a write gate nothing but the normalisation may have happened
-        plain = gate_site.kind == "read" or all(_HARMLESS.match(op) for op in operators[gate_site.site])
+        plain = gate_site.kind == "read" or all(op in ("batch_norm", "allocation") for op in operators[gate_site.site])
         if calls[gate_site.site] == 1 and whole and plain:
             yield gate_site

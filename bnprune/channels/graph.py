@@ -16,6 +16,7 @@ from bnprune.channels.control_flow import Decisions
 from bnprune.channels.gate_sites import GateKind, GateSite
 from bnprune.channels.labels import Labels
 from bnprune.channels.op_context import Count, Work
+from bnprune.channels.ops.spec import OpKind
 from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
 
 
@@ -32,6 +33,7 @@ class Record(NamedTuple):
     listed: bool
     """Whether the operator returns a list or tuple."""
     macs: int
+    kind: OpKind | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +61,14 @@ class Trace:
                 return str((mine or theirs).site)
         return None
 
-    def operators_in(self, sites: Collection[str]) -> dict[str, list[str]]:
-        """Return the operators that each of these modules calls, with its children."""
-        found: dict[str, list[str]] = {site: [] for site in sites}
+    def operators_in(self, sites: Collection[str]) -> dict[str, list[OpKind | None]]:
+        """Return the kinds of the operators that each of these modules calls, with its children."""
+        found: dict[str, list[OpKind | None]] = {site: [] for site in sites}
         for record in self.records:
             site = record.site
             while site:
                 if site in found:
-                    found[site].append(record.op)
+                    found[site].append(record.kind)
                 site = site.rpartition(".")[0]
         return found
 

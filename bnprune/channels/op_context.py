@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,6 +16,9 @@ from torch import nn
 from bnprune.channels.gate_sites import Gates, GateSite, Producer
 from bnprune.channels.labels import NONE, Label, Labels, along, compact, varying, with_rank
 from bnprune.channels.union_find import NO_CHANNEL, ChannelIds, Ids, Refusal
+
+if TYPE_CHECKING:
+    from bnprune.channels.ops.spec import OpKind
 
 _KEEP_AWAY = "exclude this layer, or move the operator behind the last prunable layer"
 
@@ -81,7 +85,7 @@ def _numpy(label: torch.Tensor) -> Ids:
 class OpContext:
     """What a rule may ask and say about one operator call."""
 
-    __slots__ = ("_labels_of", "_producer_of", "findings", "op", "output", "site")
+    __slots__ = ("_labels_of", "_producer_of", "findings", "kind", "op", "output", "site")
 
     def __init__(
         self,
@@ -89,14 +93,16 @@ class OpContext:
         site: str,
         output: object,
         findings: Findings,
-        facets_of: Callable[[torch.Tensor], Labels],
+        labels_of: Callable[[torch.Tensor], Labels],
         producer_of: Callable[[torch.Tensor], Producer | None] = lambda _: None,
+        kind: OpKind | None = None,
     ) -> None:
         self.op = op
         self.site = site
         self.output = output
         self.findings = findings
-        self._labels_of = facets_of
+        self.kind = kind
+        self._labels_of = labels_of
         self._producer_of = producer_of
 
     # -- reading ---------------------------------------------------------------------------------------------------

@@ -24,10 +24,9 @@ from bnprune.channels.labels import NONE, Label, Labels, along, varying
 from bnprune.channels.meta_kernels import run_kernel
 from bnprune.channels.modules import module_stack, still, walk
 from bnprune.channels.op_context import Count, Findings, OpContext, constant
-from bnprune.channels.op_macs import macs_of
-from bnprune.channels.op_sizes import numbers_in
 from bnprune.channels.operator_mode import Draws, OperatorMode
-from bnprune.channels.ops import look_up
+from bnprune.channels.ops import spec_of
+from bnprune.channels.ops.spec import OpSpec, macs_of, numbers_in
 from bnprune.channels.pytrees import Inputs, map_tensors, operands, tensors
 from bnprune.channels.structural_copy import like, twin
 from bnprune.channels.surrogate_ops import SurrogateOps
@@ -179,7 +178,7 @@ class Tracer(OperatorMode):
     def _run(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._surrogate is None:
             return run_kernel(func, args, kwargs, self.draws, meta=not self.real)
-        output: Any = self._surrogate.run(func, args)
+        output: Any = None if kwargs else self._surrogate.run(func, args)
         if output is None:
             output = self.draws.run(func, args, kwargs)
         self._surrogate.see(output)
@@ -194,7 +193,7 @@ class Tracer(OperatorMode):
         if record is None or writes:
             self._known = None
             return False
-        producer = self._producer(func.name(), args, entering)
+        producer = self._producer(spec_of(func), args, entering)
         for result, (_, labels) in zip(results, record.outputs, strict=True):
             self._producers[id(result)] = weakref.ref(result), producer
             self._remember(result, labels)
@@ -231,9 +230,9 @@ class Tracer(OperatorMode):
         ref, producer = self._producers.get(id(tensor), (None, None))
         return producer if ref is not None and ref() is tensor else None
 
-    def _producer(self, op: str, args: tuple[Any, ...], entering: Sequence[torch.Tensor]) -> Producer:
+    def _producer(self, spec: OpSpec, args: tuple[Any, ...], entering: Sequence[torch.Tensor]) -> Producer:
         zeros = [self.findings.is_zero(operand, self._producer_of(operand)) for operand in entering]
-        return Producer.of(op, args, zeros)
+        return Producer.of(spec, args, zeros)
 
     def _remember(self, tensor: torch.Tensor, labels: Labels) -> None:
         self._labels[id(tensor)] = weakref.ref(tensor), labels
@@ -248,19 +247,20 @@ class Tracer(OperatorMode):
             elif id(operand) in self._originals:
                 raise _left_behind(self._originals[id(operand)])
         site = self._stack[-1]
-        call = OpContext(func.name(), site, output, self.findings, self._labels_of, self._producer_of)
+        spec = spec_of(func)
+        call = OpContext(func.name(), site, output, self.findings, self._labels_of, self._producer_of, spec.kind)
         try:
             if torch.Tag.inplace_view in func.tags:
                 call.freeze(self._all_labels(entering), "is reshaped in place", "use the operator without underscore")
                 said: Labels | list[Labels] = NONE
             else:
-                said = look_up(func)(call, *args, **kwargs)
+                said = spec.labels(call, *args, **kwargs)
         except Exception as error:
             raise TraceError(f"{site or 'the network'}: the rule of {func.name()} failed: {error}") from error
         inputs = tuple(self._all_labels(entering))
         per_output = said if isinstance(said, list) else [said]
         outputs = []
-        producer = self._producer(call.op, args, entering)
+        producer = self._producer(spec, args, entering)
         for position, result in enumerate(results):
             self._producers[id(result)] = weakref.ref(result), producer
             labels = per_output[position] if position < len(per_output) else NONE
@@ -277,6 +277,7 @@ class Tracer(OperatorMode):
                 outputs=tuple(outputs),
                 listed=isinstance(output, list | tuple),
                 macs=macs,
+                kind=spec.kind,
             )
         )
 

@@ -18,12 +18,10 @@ from torch import nn
 from bnprune.channels.forward_pass import copy_on, lightly
 from bnprune.channels.modules import module_stack, still, walk
 from bnprune.channels.operator_mode import OperatorMode
+from bnprune.channels.ops import spec_of
 from bnprune.channels.pytrees import Inputs, map_tensors, operands, tensors
 from bnprune.config.bounded_reading import items, words
 from bnprune.pruning.gates import gated_name
-
-_LAYERS = ("aten::convolution", "aten::addmm", "aten::mm")
-_NORM = "batch_norm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +50,15 @@ class _ReaderRecorder(OperatorMode):
     def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator, and record which layers' outputs it reads."""
         output = super().see(func, args, kwargs)
+        kind = spec_of(func).kind
         for position, operand in enumerate(operands(args, kwargs)):
             _, layer = self._output_of.get(id(operand), (None, None))
-            if layer is not None and _NORM in func.name() and position == 0:
+            if layer is not None and kind == "batch_norm" and position == 0:
                 self.pairs.append((layer, self.stack[-1]))
             elif layer is not None:
                 self.read_elsewhere.add(layer)
-        self.norms[self.stack[-1]] += _NORM in func.name()
-        if func.name().startswith(_LAYERS):
+        self.norms[self.stack[-1]] += kind == "batch_norm"
+        if kind in ("convolution", "linear"):
             self.layers[self.stack[-1]] += 1
             self._output_of[id(output)] = output, self.stack[-1]  # held, so that no other tensor gets its id
         return output

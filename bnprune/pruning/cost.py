@@ -10,8 +10,8 @@ from torch import nn
 
 from bnprune.channels.forward_pass import forward, lightly
 from bnprune.channels.modules import parameter_count
-from bnprune.channels.op_macs import macs_of
 from bnprune.channels.operator_mode import OperatorMode, contained
+from bnprune.channels.ops.spec import macs_of
 from bnprune.channels.pytrees import Inputs, as_inputs
 
 

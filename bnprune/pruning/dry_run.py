@@ -25,9 +25,8 @@ from bnprune.channels.labels import Label, varying
 from bnprune.channels.meta_kernels import run_kernel
 from bnprune.channels.modules import module_stack, still
 from bnprune.channels.op_context import Count
-from bnprune.channels.op_macs import macs_of
-from bnprune.channels.op_sizes import numbers_in
 from bnprune.channels.operator_mode import OperatorMode
+from bnprune.channels.ops.spec import macs_of, numbers_in, spec_of
 from bnprune.channels.pytrees import Inputs, map_tensors, operands, tensors
 from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
 from bnprune.errors import first_line
@@ -172,12 +171,13 @@ class _Stage(OperatorMode):
         self._valueless: set[torch._ops.OpOverload] = set()  # operators that meta tensors cannot run
         self._records = followed.records
         for record in self._records:
-            self._expected[record.site, _kind(record.op)].append(record)
+            self._expected[record.site, record.kind if record.kind == "view" else record.op].append(record)
 
     def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator, and compare it with its record."""
         site = self._gated.get(self.stack[-1], self.stack[-1])
-        queue = self._expected[site, _kind(func.name())]
+        kind = spec_of(func).kind
+        queue = self._expected[site, kind if kind == "view" else func.name()]
         record = queue.popleft() if queue else None
         try:
             output = self._run(func, args, kwargs)
@@ -304,7 +304,7 @@ class _Stage(OperatorMode):
         """Channel ids along every dimension of the operator's tensors that is smaller now, whole tensors first."""
         labels = [*record.inputs, *(label for _, labels in record.outputs for label in labels)]
         lines = [line for label in labels for line in _lines(label)]
-        if "slice" in record.op:  # x[:, bound:] is sized by what it leaves out
+        if record.kind == "slice":  # x[:, bound:] is sized by what it leaves out
             lines += [line[~np.isin(line, taken)] for line in lines for taken in lines if len(taken) < len(line)]
         counted = [count.ids for count in self.graph.counts if count.module == record.site]
         return [
@@ -340,7 +340,7 @@ class _Stage(OperatorMode):
         """
         for queue in self._expected.values():
             for record in queue:
-                if record.inputs and record.op not in _COPIES and not self.graph.real:
+                if record.inputs and record.kind != "copy" and not self.graph.real:  # it copies as strides demand
                     self.other_code = True
                     self._miss(record, "is not called in the slim network: the code branches on a size")
         if not last_resort or not self.misses:
@@ -352,15 +352,6 @@ class _Stage(OperatorMode):
             self._keep(record, f"comes before {site or 'forward()'}, where {what}")
 
 
-_VIEWS = {"aten::_unsafe_view", "aten::_reshape_alias", "aten::reshape"}
-_COPIES = {"aten::clone", "aten::contiguous"}
-"""PyTorch copies before it reshapes, or not, as strides demand; they may differ in a smaller network."""
-
-
-def _kind(op: str) -> str:
-    return "aten::view" if op in _VIEWS else op
-
-
 def _module_of(error: Exception) -> nn.Module | None:
     """The innermost module whose code raised."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -370,7 +361,7 @@ def _module_of(error: Exception) -> nn.Module | None:
 
 def _parts(record: Record) -> list[Ids]:
     """Channel ids of each part of a split, along the dimension that is split."""
-    if "split" not in record.op:
+    if record.kind != "split":
         return []
     lines = [next((line for label in labels for line in _lines(label)), None) for _, labels in record.outputs]
     return [line for line in lines if line is not None]

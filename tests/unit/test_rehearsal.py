@@ -94,7 +94,7 @@ def test_several_sites_are_found_in_one_rehearsal(monkeypatch) -> None:
 
     runs = []
     real = pruning.dry_run
-    monkeypatch.setattr(pruning, "rehearse", lambda *args, **options: runs.append(1) or real(*args, **options))
+    monkeypatch.setattr(pruning, "dry_run", lambda *args, **options: runs.append(1) or real(*args, **options))
     blocks = [
         Net(lambda n, x: n.last(n.first(x).view(1, 8, 8, 8)), first=conv_bn(8, 8), last=conv_bn(8, 8)) for _ in range(4)
     ]
@@ -160,12 +160,12 @@ def test_forward_that_fails() -> None:
 
 
 def test_a_rule_that_fails_names_operator_and_module(monkeypatch) -> None:
-    from bnprune.channels.ops.registry import _RULES
+    from bnprune.channels.ops.spec import _SPECS, OpSpec
 
     def broken(*_):
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setitem(_RULES, "aten::max_pool2d_with_indices", broken)
+    monkeypatch.setitem(_SPECS, "aten::max_pool2d_with_indices", OpSpec(labels=broken))
     with pytest.raises(bnprune.TraceError, match=r"1: the rule of aten::max_pool2d_with_indices failed: oops"):
         bnprune.prune(nn.Sequential(conv_bn(3, 8), nn.MaxPool2d(2), head(8)), X, ratio=0.5)
 

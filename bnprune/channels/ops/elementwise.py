@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from bnprune.channels.labels import NONE, Label, Labels, varying
 from bnprune.channels.op_context import OpContext
-from bnprune.channels.ops.registry import rule
+from bnprune.channels.ops.spec import POINTWISE, rule
 from bnprune.channels.pytrees import operands
 
 
-@rule(
-    "elementwise::any",
-    "hardswish",
-    "hardsigmoid",
-    "relu6",
-    "log_sigmoid_forward",
-    "floor_divide",
-    "_to_copy",
-    "detach",
-    "alias",
-    "lift",
-    "dropout",
-    "alpha_dropout",
-    "feature_dropout",
-    "native_dropout",
-    "contiguous",
-    "rrelu_with_noise",
-    "clamp",
-)
+def like_first(x: torch.Tensor, *rest: Any) -> torch.Tensor | None:
+    """Allocate the output of an operator on one tensor of real numbers.
+
+    Some meta kernels of PyTorch are decompositions written in Python: hardswish takes 1 ms, this 2 µs. Without it,
+    MobileNetV3 takes more than twice as long to prune.
+    """
+    if not x.is_floating_point() or any(isinstance(value, torch.Tensor) for value in rest):
+        return None
+    return torch.empty(x.shape, dtype=x.dtype, device="meta") if x.is_contiguous() else torch.empty_like(x)
+
+
+def _hardtanh_keeps_zero(zeros: Sequence[bool], args: Sequence[Any]) -> bool:
+    low, high = args[1:3] if len(args) > 2 else (-1.0, 1.0)
+    return bool(low <= 0 <= high) and any(zeros[:1])
+
+
+@rule("relu", "gelu", "hardswish", keeps_zero="first", meta=like_first)
+@rule("hardtanh", keeps_zero=_hardtanh_keeps_zero, meta=like_first)
+@rule("hardsigmoid", meta=like_first)
+@rule("silu", "tanh", "leaky_relu", "elu", "mish", "rrelu_with_noise", "neg", "abs", "sin", "sqrt", "sign", "expm1",
+      "log1p", "erf", "div", "dropout", "native_dropout", "_to_copy", "detach", "alias",
+      keeps_zero="first")  # fmt: skip
+@rule("clone", "contiguous", keeps_zero="first", kind="copy")
+@rule("mul", keeps_zero="any")
+@rule("add", "sub", "maximum", "minimum", "lerp", keeps_zero="all")
+@rule(POINTWISE, "relu6", "log_sigmoid_forward", "floor_divide", "lift", "clamp", "alpha_dropout", "feature_dropout")
 def elementwise(ctx: OpContext, *args: Any, **kwargs: Any) -> Labels | list[Labels]:
     """Unite the channels of all tensor operands where they meet."""
     first = operands((ctx.output,), {})
@@ -47,7 +55,7 @@ def copy(ctx: OpContext, target: torch.Tensor, source: torch.Tensor, *_: Any, **
     return ctx.join([ctx.labels(source)], target.dim())
 
 
-@rule("_prelu_kernel", "prelu")
+@rule("_prelu_kernel", "prelu", keeps_zero="first")
 def prelu(ctx: OpContext, x: torch.Tensor, weight: torch.Tensor) -> Labels:
     """Elementwise with a slope per channel; `weight` has shape (C,) or broadcasts."""
     if weight.dim() == 1 and weight.numel() > 1:
@@ -57,7 +65,7 @@ def prelu(ctx: OpContext, x: torch.Tensor, weight: torch.Tensor) -> Labels:
     return ctx.join([ctx.labels(x), ctx.labels(weight)], x.dim())
 
 
-@rule("glu")
+@rule("glu", keeps_zero="any")
 def glu(ctx: OpContext, x: torch.Tensor, dim: int = -1) -> Labels:
     """Gate one half of the channels with the other: both halves lose the same positions."""
     dim %= x.dim()

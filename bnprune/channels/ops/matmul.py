@@ -1,137 +1,50 @@
-"""Convolutions and matrix products: the input's channels tie to one side of the weight, the other side is new.
+"""Matrix products: channels along the contracted dimension go together, those along the others pass to the output.
 
-Legend: N batch, Ci input channels, Co output channels, g groups, K kernel.
+Legend: N rows, K contracted dimension, M columns; Ci input channels, Co output channels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from bnprune.channels.labels import NONE, Labels, along, varying
 from bnprune.channels.op_context import OpContext
-from bnprune.channels.ops.registry import rule
+from bnprune.channels.ops.spec import rule
 
 _FREE_THE_OTHER = "let the other operand have channels as well, or exclude this layer"
 
 _ZERO = "use an activation that is zero at zero (ReLU, SiLU, GELU, tanh) on one side"
 
 
-@rule("convolution", "convolution_overrideable", "cudnn_convolution", "mkldnn_convolution")
-def convolution(
-    ctx: OpContext,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> Labels:
-    """Convolve (N, Ci, ...) with (Co, Ci/g, K...), transposed (Ci, Co/g, K...)."""
-    passed = tuple(label for label in ctx.labels(x) if varying(label) == (0,))
-    ids = ctx.axis(x, 1, passing=(0,))
-    _freeze_kernel(ctx, weight)
-    if groups == 1:
-        source, sink = (0, 1) if transposed else (1, 0)
-        ctx.bind(weight, source, ids)
-        out = ctx.side(weight, sink)
-    else:
-        out = _grouped(ctx, ids, x.shape[1], weight, transposed, groups)
-    if bias is not None:
-        ctx.bind(bias, 0, out)
-    ctx.count("in_channels", ids)
-    ctx.count("out_channels", out)
-    output = ctx.output
-    assert isinstance(output, torch.Tensor)
-    _count_work(ctx, x if transposed else output, weight, transposed)
-    return passed if out is None else (*passed, along(out, 1, x.dim()))
+def _one_row(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
+    """Multiply (N, K) with (K, M), with all but the first row of the second at zero."""
+    return a[:, :1] * (b[:1] * math.sqrt(b.shape[0])) if a.shape[1] == b.shape[0] else None
 
 
-def _freeze_kernel(ctx: OpContext, weight: torch.Tensor) -> None:
-    if ctx.named(weight) is None:
-        for label in ctx.labels(weight):
-            if any(dim > 1 for dim in varying(label)):
-                ctx.freeze([label], "is a kernel position")
+def _one_row_and_bias(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
+    """Multiply like `_one_row`, and add a bias of shape (M,)."""
+    product = _one_row(a, b)
+    return None if product is None else product + bias
 
 
-def _grouped(
-    ctx: OpContext, ids: torch.Tensor | None, width: int, weight: torch.Tensor, transposed: bool, groups: int
-) -> torch.Tensor | None:
-    """Prune whole groups where there are many, or the same positions of every group where there are few."""
-    ci = width // groups
-    co = weight.shape[1] if transposed else weight.shape[0] // groups
-    own = ctx.side(weight, 0)  # transposed: the input's channels; else the output's
-    inside = ctx.side(weight, 1)  # positions inside a group, of the other side
-    if ids is None:
-        ids = torch.zeros(width, dtype=torch.int64, device="cpu")
-    if ci == 1 or groups >= max(ci, co):
-        ctx.freeze([inside], "is a position inside a group that goes as a whole")
-        return _by_group(ctx, ids.view(groups, ci), own, transposed, groups, co)
-    return _by_position(ctx, ids.view(groups, ci), own, inside, transposed, groups, co)
-
-
-def _by_group(
-    ctx: OpContext, ids: torch.Tensor, own: torch.Tensor | None, transposed: bool, groups: int, co: int
-) -> torch.Tensor | None:
-    leaders = ids[:, :1]
-    if ids.shape[1] > 1:
-        ctx.unite(ids, leaders)
-    if own is not None:
-        ctx.unite(own.view(groups, -1), leaders)
-    ctx.count("groups", leaders.reshape(-1))
-    return own if not transposed else leaders.expand(groups, co).reshape(-1)
-
-
-def _by_position(
-    ctx: OpContext,
-    ids: torch.Tensor,
-    own: torch.Tensor | None,
-    inside: torch.Tensor | None,
-    transposed: bool,
-    groups: int,
-    co: int,
-) -> torch.Tensor | None:
-    leaders = ids[0]
-    ctx.unite(ids, leaders)
-    if not transposed:
-        if inside is not None:
-            ctx.unite(inside, leaders)
-        if own is not None:
-            ctx.unite(own.view(groups, co), own.view(groups, co)[:1])
-        return own
-    if own is not None:
-        ctx.unite(own, ids.reshape(-1))
-    return None if inside is None else inside.expand(groups, co).reshape(-1)
-
-
-def _count_work(ctx: OpContext, positions: torch.Tensor, weight: torch.Tensor, transposed: bool) -> None:
-    """MACs = elements of the weight x batch x output positions (input positions when transposed)."""
-    factor = positions.shape[0] * math.prod(positions.shape[2:]) * math.prod(weight.shape[2:])
-    first, second = (ctx.side(weight, dim) for dim in (0, 1))
-    sides = [axis if axis is not None else weight.shape[dim] for dim, axis in enumerate((first, second))]
-    inputs, outputs = (sides[0], sides[1]) if transposed else (sides[1], sides[0])
-    ctx.work(factor, inputs, outputs, layer=True)
-
-
-@rule("mm", "bmm", "matmul")
+@rule("mm", keeps_zero="any", kind="linear", weight=1, surrogate=_one_row)
+@rule("bmm", "matmul", keeps_zero="any")
 def product(ctx: OpContext, a: torch.Tensor, b: torch.Tensor, *_: Any, **__: Any) -> Labels:
     """Multiply (..., N, K) with (..., K, M)."""
     return contract(ctx, a, b)
 
 
-@rule("addmm", "baddbmm", "addbmm")
+@rule("addmm", keeps_zero="any", kind="linear", weight=2, surrogate=_one_row_and_bias)
+@rule("baddbmm", "addbmm")
 def add_product(ctx: OpContext, bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **_: Any) -> Labels:
     """Multiply (..., N, K) with (..., K, M) and add a bias that broadcasts to (..., N, M)."""
     return ctx.join([contract(ctx, a, b), ctx.labels(bias)], a.dim())
 
 
-@rule("linear")
+@rule("linear", keeps_zero="any", kind="linear", weight=1)
 def linear(ctx: OpContext, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Labels:
     """Multiply (..., Ci) with the transpose of (Co, Ci)."""
     passed, ids = _rows(ctx, x)
@@ -220,7 +133,6 @@ def _count_product(ctx: OpContext, a: torch.Tensor, met: list[torch.Tensor], b: 
     for label in columns:
         if varying(label) == (a.dim() - 1,):
             outputs = label.reshape(-1)
-    layer = ctx.op.startswith(("aten::mm", "aten::addmm"))
-    if layer:
+    if ctx.kind == "linear":
         _count_features(ctx, inputs, outputs)
-    ctx.work(batch * a.shape[-2], inputs, outputs, layer=layer)
+    ctx.work(batch * a.shape[-2], inputs, outputs, layer=ctx.kind == "linear")
