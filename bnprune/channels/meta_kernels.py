@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 
-from bnprune.channels.operator_mode import Draws
+from bnprune.channels.operator_mode import OwnGenerators
 from bnprune.channels.ops.spec import spec_of
 from bnprune.channels.pytrees import map_tensors, operands
 from bnprune.channels.torch_internals import OpOverload
 
 
-def run_kernel(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], draws: Draws, *, meta: bool) -> Any:
+def run_kernel(
+    func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], draws: OwnGenerators, *, meta: bool
+) -> Any:
     """Run an operator; with `meta`, tensors of other devices are moved to the meta device if it fails on them."""
     if not meta:
         return draws.run(func, args, kwargs)

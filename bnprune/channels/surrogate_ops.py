@@ -1,9 +1,9 @@
-"""Sketches: cheap stand-ins for weighted operators, where values do no more than steer a network's control flow.
+"""Surrogates: cheap substitutes for layers, for networks whose values only decide which branch the code takes.
 
-A sketched convolution reads one input channel through one tap of its kernel, a sketched matrix product one input
-feature, each scaled by the square root of the fan-in. The very same network computes that with all other weights at
-zero. So code that holds for any weights holds for a sketched forward pass, and it decides nothing that the network
-could not decide; it takes a fraction of the time.
+A surrogate convolution reads one input channel at one kernel position, a surrogate matrix product reads one input
+feature; both are scaled by the square root of the fan-in, so that the variance stays about the same. It is what the
+layer computes if all its other weights are zero. So code that is right for any weights is right for surrogates, which
+never decide anything that the network could not decide, in a fraction of the time.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from bnprune.channels.torch_internals import OpOverload
 
 
 class EndlessLoopError(Exception):
-    """A sketched forward pass asks for values without end: sketched values do not lead out of a loop."""
+    """The code reads values without end: with surrogate values, a loop never reaches its exit condition."""
 
 
 class SurrogateOps:
-    """Stands in for the operators that multiply by the parameters of one network."""
+    """Computes surrogates for the operators that multiply by the parameters of one network."""
 
-    def __init__(self, parameters: Iterable[torch.Tensor], questions: int = 1000) -> None:
-        """Take the parameters, and how many values Python code may ask for in one forward pass."""
-        self._owned = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-        self._left = questions
+    def __init__(self, parameters: Iterable[torch.Tensor], max_reads: int = 1000) -> None:
+        """Take the parameters, and how many values Python code may read in one forward pass."""
+        self._storages = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+        self._reads_left = max_reads
 
     def run(self, func: OpOverload, args: tuple[Any, ...]) -> torch.Tensor | None:
         """Return a substitute for the output of an operator call; None if the operator has to run itself."""
         spec = spec_of(func)
-        if spec.surrogate is None or spec.weight is None or not self._is_weight(args[spec.weight]):
+        if spec.surrogate is None or spec.weight is None or not self._is_parameter(args[spec.weight]):
             return None
         return spec.surrogate(*args)
 
-    def _is_weight(self, tensor: torch.Tensor) -> bool:
-        return tensor.untyped_storage().data_ptr() in self._owned
+    def _is_parameter(self, tensor: torch.Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() in self._storages  # `weight.t()` has the storage of the weight
 
-    def see(self, output: Any) -> None:
-        """Count what Python code asks for.
+    def count_read(self, output: Any) -> None:
+        """Count an operator call whose output is a Python number (`.item()`, `bool(x)`).
 
         Raises:
-            LostError: It was asked too often.
+            EndlessLoopError: There have been too many.
         """
         if isinstance(output, bool | int | float):
-            self._left -= 1
-            if self._left < 0:
+            self._reads_left -= 1
+            if self._reads_left < 0:
                 raise EndlessLoopError

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from bnprune.channels.modules import has_hooks, still, walk
+from bnprune.channels.modules import has_hooks, modules_by_name, temporary_mode
 from bnprune.errors import TraceError, first_line
 from bnprune.exporters.parity import dtype_of
 from bnprune.exporters.variable_names import reuse_names
@@ -58,7 +58,7 @@ def to_python(model: nn.Module, title: str, weights: str) -> str:
         TraceError: `torch.fx` cannot follow the network, or a layer does not tell how it was made.
     """
     tracer = _Tracer()
-    with still(model, training=False):
+    with temporary_mode(model, training=False):
         try:
             graph = tracer.trace(_OneInput(model))
         except Exception as error:
@@ -144,7 +144,7 @@ class _Layers:
 
     def sources(self) -> Iterator[str]:
         """Yield the source of classes that are not PyTorch's."""
-        inner = {type(module): None for leaf in self.leaves.values() for module in walk(leaf).values()}
+        inner = {type(module): None for leaf in self.leaves.values() for module in modules_by_name(leaf).values()}
         yield from (inspect.getsource(kind).rstrip() for kind in inner if not kind.__module__.startswith("torch."))
 
     def made(self) -> Iterator[str]:
@@ -260,7 +260,7 @@ def _proven(module: nn.Module) -> str:
         TraceError: It does not, or the layer does more than its class says.
     """
     text = construction(module)
-    kinds = {type(part).__name__: type(part) for part in walk(module).values()}
+    kinds = {type(part).__name__: type(part) for part in modules_by_name(module).values()}
     try:
         with torch.device("meta"):
             made: nn.Module = eval(text, {**kinds, "nn": nn, "torch": torch})
@@ -301,7 +301,7 @@ def construction(module: nn.Module) -> str:
     kind = type(module)
     if kind.__module__.startswith("torch.") and not _in_torch(kind):
         raise TraceError(f"a {kind.__name__} is no layer of torch.nn")
-    if any(map(has_hooks, walk(module).values())):
+    if any(map(has_hooks, modules_by_name(module).values())):
         raise TraceError(f"a {kind.__name__} has hooks, which do more than its class says")
     positional, named = [], []
     for parameter in inspect.signature(kind).parameters.values():

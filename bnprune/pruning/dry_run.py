@@ -23,11 +23,12 @@ from bnprune.channels.control_flow import FORCED_BRANCHES, ForcedBranch, is_real
 from bnprune.channels.graph import ChannelGraph, Record, Trace
 from bnprune.channels.labels import Label, varying
 from bnprune.channels.meta_kernels import run_kernel
-from bnprune.channels.modules import module_stack, still
+from bnprune.channels.modules import module_stack, temporary_mode
 from bnprune.channels.op_context import Count
 from bnprune.channels.operator_mode import OperatorMode
 from bnprune.channels.ops.spec import macs_of, numbers_in, spec_of
 from bnprune.channels.pytrees import Inputs, map_tensors, operands, tensors
+from bnprune.channels.torch_internals import OpOverload
 from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
 from bnprune.errors import first_line
 from bnprune.pruning.candidates import Mask
@@ -100,7 +101,7 @@ def dry_run(
             inputs,
         )
         stage.forced = ForcedBranch(FORCED_BRANCHES[mode]) if mode in FORCED_BRANCHES else None
-        resting = still(slim, training=mode == "train", norms=False)
+        resting = temporary_mode(slim, training=mode == "train", norms=False)
         with resting as modules, module_stack(modules) as stage.stack:
             try:
                 with stage, _Elsewhere(device) if elsewhere else nullcontext():
@@ -167,13 +168,13 @@ class _Stage(OperatorMode):
         self.forced: ForcedBranch | None = None
         self._gates = {gate.site for gate in graph.gates}
         self._gated = {f"{site}.norm": site for site in self._gates}
-        self._repetition = followed.decisions.repetition()
-        self._valueless: set[torch._ops.OpOverload] = set()  # operators that meta tensors cannot run
+        self._replay = followed.decisions.replay()
+        self._valueless: set[OpOverload] = set()  # operators that meta tensors cannot run
         self._records = followed.records
         for record in self._records:
             self._expected[record.site, record.kind if record.kind == "view" else record.op].append(record)
 
-    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run_operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator, and compare it with its record."""
         site = self._gated.get(self.stack[-1], self.stack[-1])
         kind = spec_of(func).kind
@@ -194,25 +195,25 @@ class _Stage(OperatorMode):
         elif torch.Tag.pointwise in func.tags and site not in self._gates and self._past and not self.graph.real:
             self.other_code = True
             self._miss(self._past[-1], f"is followed by {func.name()}, which the original does not call")
-        return output if self.forced is None else self.forced.turn(output)
+        return output if self.forced is None else self.forced.invert(output)
 
-    def _run(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator, and decide as the trace did; on meta tensors, decisions are the only values there are."""
         if self.elsewhere and kwargs.get("device") and any(tensor.is_meta for tensor in operands(args, {})):
             kwargs = {**kwargs, "device": _META}
-        if func in self._valueless and self._repetition.recalls(func, args, kwargs):
-            return self._repetition.recall()
+        if func in self._valueless and self._replay.matches(func, args, kwargs):
+            return self._replay.next_output()
         try:
-            output = run_kernel(func, args, kwargs, self.draws, meta=not self.real)
+            output = run_kernel(func, args, kwargs, self.generators, meta=not self.real)
         except Exception:
-            if self.real or not self._repetition.recalls(func, args, kwargs):
+            if self.real or not self._replay.matches(func, args, kwargs):
                 raise
             self._valueless.add(func)
-            return self._repetition.recall()
-        return self._repetition.repeat(func, args, kwargs, output)
+            return self._replay.next_output()
+        return self._replay.apply(func, args, kwargs, output)
 
     def _compare(
-        self, record: Record, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        self, record: Record, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         if numbers_in(func, args, kwargs) != record.numbers:
             self.other_code = True

@@ -13,10 +13,10 @@ from torch import nn
 
 from bnprune.channels.gate_sites import GateKind, Gates, GateSite, Operators, separating_gates, useful_gates
 from bnprune.channels.graph import ChannelGraph
-from bnprune.channels.modules import parameter_count, walk
+from bnprune.channels.modules import modules_by_name, parameter_count
 from bnprune.channels.op_context import Count
 from bnprune.channels.pytrees import Inputs, as_inputs
-from bnprune.channels.trace_modes import require_repeatable, trace
+from bnprune.channels.trace_network import require_repeatable, trace
 from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
 from bnprune.errors import PruningError, TraceError
 from bnprune.pruning.bias_folding import find_folds
@@ -308,8 +308,8 @@ class _Planner:
 
     def _crossings(self) -> tuple[Sequence[GateSite], Ids, Mask, Mapping[str, nn.Module], Operators]:
         graph, passed = self.found.graph, self.found.graph.traces["eval"]
-        operators = passed.operators_in({gate_site.site for gate_site in passed.gate_sites})
-        return passed.gate_sites, graph.unit_of, self._stuck(), walk(self.model), operators
+        operators = passed.op_kinds_in({gate_site.site for gate_site in passed.gate_sites})
+        return passed.gate_sites, graph.unit_of, self._stuck(), modules_by_name(self.model), operators
 
     def gateable(self, draft: DraftPlan) -> int:
         """Count the BatchNorm channels that stay in a draft without gates, where a gate could stand.

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.channels.modules import still
-from bnprune.channels.operator_mode import Draws, OperatorMode
+from bnprune.channels.modules import temporary_mode
+from bnprune.channels.operator_mode import OperatorMode, OwnGenerators
 from bnprune.channels.ops import spec_of
 from bnprune.channels.pytrees import Inputs, map_tensors, operands, tensors
 from bnprune.channels.torch_internals import OpOverload, argument_types
 
-Watch = Callable[[torch._ops.OpOverload, tuple[Any, ...], dict[str, Any], Any], Any]
+Watch = Callable[[OpOverload, tuple[Any, ...], dict[str, Any], Any], Any]
 """Sees every operator call and its output, and returns the output to go on with."""
 
 
@@ -31,7 +31,7 @@ def run(
     """
     args, kwargs = map_tensors(torch.clone, inputs)  # a forward pass may change them in place
     double = _Double(seed, watch, batch_statistics=batch_statistics)
-    with still(model, training=False), double:
+    with temporary_mode(model, training=False), double:
         return [double.widened(tensor) for tensor in tensors(model(*args, **kwargs))]
 
 
@@ -75,10 +75,10 @@ class _Double(OperatorMode):
         self.batch_statistics = batch_statistics
         self.watch = watch
         self._wide: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._spent = Draws(seed)
+        self._spent = OwnGenerators(seed)
         self._numbers = torch.Generator().manual_seed(seed)
 
-    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run_operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator in float64."""
         dtype = kwargs.get("dtype")
         if isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex):
@@ -88,7 +88,9 @@ class _Double(OperatorMode):
         spec = spec_of(func)
         if self.batch_statistics and spec.kind == "batch_norm":
             args = _with_batch_statistics(func, args)
-        output = super().see(func, args, kwargs) if spec.constant_draw is None else self._draw(func, args, kwargs)
+        output = (
+            super().run_operator(func, args, kwargs) if spec.constant_draw is None else self._draw(func, args, kwargs)
+        )
         if any(tensor.dtype in _WIDE for tensor in operands((output,), {})):
             output = map_tensors(_cast, output)
         return self.watch(func, args, kwargs, output)
@@ -101,7 +103,7 @@ class _Double(OperatorMode):
             self._wide[id(tensor)] = tensor, _cast(tensor)  # held, so that no other tensor gets its id
         return self._wide[id(tensor)][1]
 
-    def _draw(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    def _draw(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         """Return what a random operator would, with one number throughout."""
         constant_draw = spec_of(func).constant_draw
         output: torch.Tensor = self._spent.run(func, args, kwargs)  # how far its generator goes depends on the width

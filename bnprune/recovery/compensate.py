@@ -18,9 +18,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bnprune.channels.modules import walk
-from bnprune.channels.operator_mode import contained
+from bnprune.channels.modules import modules_by_name
+from bnprune.channels.operator_mode import preserve_thread_state
 from bnprune.channels.pytrees import Inputs, as_inputs, map_tensors, tensors
+from bnprune.channels.torch_internals import Convolution
 from bnprune.errors import ForwardError, first_line
 from bnprune.pruning.bias_folding import sole_norms
 from bnprune.pruning.gates import gated_name
@@ -71,7 +72,7 @@ class _Consumer:
     """What the removed inputs add to the output, per call: maps (outputs, positions), or their sums and counts."""
 
 
-@contained
+@preserve_thread_state
 def compensate(
     model: nn.Module,
     slim: nn.Module,
@@ -153,7 +154,7 @@ def _home(model: nn.Module) -> torch.device:
 
 def silence(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """Set γ of removed channels to 0 and keep β, in place: the network that compensation is exact for."""
-    named, modules = dict(named_tensors(model)), walk(model)
+    named, modules = dict(named_tensors(model)), modules_by_name(model)
     with torch.no_grad():
         for cut in plan.cuts:
             for name, dim in cut.at:
@@ -168,13 +169,13 @@ def silence(model: nn.Module, plan: PruningPlan) -> nn.Module:
 
 def _losing(model: nn.Module, plan: PruningPlan) -> Iterator[tuple[str, _Consumer]]:
     """Yield the layers that lose inputs."""
-    modules = walk(model)
+    modules = modules_by_name(model)
     for cut in plan.cuts:
         for name, dim in cut.at:
             site, _, leaf = name.rpartition(".")
             layer = modules.get(site)
             inner = 0 if _is_transposed(layer) else 1
-            if leaf == "weight" and dim == inner and isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+            if leaf == "weight" and dim == inner and isinstance(layer, nn.Linear | Convolution):
                 groups = 1 if _is_transposed(layer) else getattr(layer, "groups", 1)
                 removed = [group * cut.size + position for group in range(groups) for position in cut.removed]
                 yield site, _Consumer(layer, removed)
@@ -186,7 +187,7 @@ def _is_transposed(layer: nn.Module | None) -> bool:
 
 def _shared(model: nn.Module) -> set[str]:
     """Name the modules that share a weight or bias with another."""
-    modules = walk(model)
+    modules = modules_by_name(model)
     owners = Counter(id(tensor) for module in modules.values() for tensor in module._parameters.values())
     return {
         name

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from bnprune.channels.torch_internals import BatchNorm
 from bnprune.data.splits import Split, Splits
 from bnprune.pruning.plan import PruningPlan
 from bnprune.recovery.compensate import Compensation, compensate
@@ -81,7 +82,7 @@ def recover(
 
 
 def _has_statistics(model: nn.Module) -> bool:
-    kind = nn.modules.batchnorm._BatchNorm
+    kind = BatchNorm
     return any(isinstance(module, kind) and module.track_running_stats for module in model.modules())
 
 

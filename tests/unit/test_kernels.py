@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bnprune.channels.meta_kernels import run_kernel
-from bnprune.channels.operator_mode import Draws
+from bnprune.channels.operator_mode import OwnGenerators
 from bnprune.channels.ops.spec import _SPECS
 
 aten = torch.ops.aten
@@ -58,9 +58,9 @@ def test_a_kernel_gives_what_the_operator_gives(func, args) -> None:
         expected = described(func(*args))
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         with pytest.raises((RuntimeError, TypeError, ValueError, NotImplementedError)):
-            run_kernel(func, args, {}, Draws(), meta=True)
+            run_kernel(func, args, {}, OwnGenerators(), meta=True)
         return
-    output = run_kernel(func, args, {}, Draws(), meta=True)
+    output = run_kernel(func, args, {}, OwnGenerators(), meta=True)
     assert (output is args[0]) == (torch.Tag.inplace in func.tags)
     got = described(output)
     count = 1 if "batch_norm" in func.name() else None  # statistics it saves for the backward pass are not used
@@ -69,7 +69,7 @@ def test_a_kernel_gives_what_the_operator_gives(func, args) -> None:
 
 def test_indices_and_constants_of_other_devices_are_moved() -> None:
     x = meta(5, 3)
-    assert described(run_kernel(aten.index.Tensor, (x, [torch.tensor([1, 1])]), {}, Draws(), meta=True)) == described(
-        meta(2, 3)
-    )
-    assert described(run_kernel(aten.mul.Tensor, (x, torch.ones(3)), {}, Draws(), meta=True)) == described(x)
+    assert described(
+        run_kernel(aten.index.Tensor, (x, [torch.tensor([1, 1])]), {}, OwnGenerators(), meta=True)
+    ) == described(meta(2, 3))
+    assert described(run_kernel(aten.mul.Tensor, (x, torch.ones(3)), {}, OwnGenerators(), meta=True)) == described(x)
