@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import bnprune
 from bnprune.channels.ops.spec import _SPECS, POINTWISE, OpSpec, macs_of, numbers_in, spec_of, unknown
+from bnprune.pruning.proof_forward import _with_batch_statistics
 from tests.nets import Net, conv_bn, head, randomized
 
 aten = torch.ops.aten
@@ -101,6 +102,17 @@ def test_whatever_device_normalises_a_batch_norm_is_one(name: str) -> None:
 
 def test_batch_norms_of_all_devices_are_in_the_table() -> None:
     assert {f"aten::{name}_batch_norm" for name in ("native", "cudnn", "miopen")} <= set(BATCH_NORMS)
+
+
+@pytest.mark.parametrize("name", ["native", "cudnn", "miopen"])
+def test_the_proof_lets_all_of_them_use_the_statistics_of_the_batch(name: str) -> None:
+    op = getattr(aten, f"{name}_batch_norm").default
+    x, ones = torch.randn(4, 3, 2), torch.ones(3)
+    given = (x, ones, ones, ones, ones, False, 0.1, 1e-5)
+    mean, var = _with_batch_statistics(op, given)[3:5]
+    torch.testing.assert_close(mean, x.mean((0, 2)))
+    torch.testing.assert_close(var, x.var((0, 2), correction=0))
+    assert _with_batch_statistics(op, (*given[:5], True, 0.1, 1e-5))[3] is ones, "in train mode, it uses them anyway"
 
 
 @torch.library.custom_op("bnprune_test::tenfold", mutates_args=())

@@ -92,10 +92,16 @@ def _freeze_kernel(ctx: OpContext, weight: torch.Tensor) -> None:
 def _grouped(
     ctx: OpContext, ids: torch.Tensor | None, width: int, weight: torch.Tensor, transposed: bool, groups: int
 ) -> torch.Tensor | None:
-    """Prune whole groups where there are many, or the same positions of every group where there are few."""
+    """Prune whole groups if there are many, or the same positions in every group if there are few.
+
+    ::
+
+        groups=8, 2 channels each    a unit is one group: both channels, and `groups` becomes smaller
+        groups=2, 8 channels each    a unit is one position in both groups: `groups` stays 2
+    """
     ci = width // groups
     co = weight.shape[1] if transposed else weight.shape[0] // groups
-    own = ctx.side(weight, 0)  # transposed: the input's channels; else the output's
+    own = ctx.side(weight, 0)  # output channels; if transposed, input channels
     inside = ctx.side(weight, 1)  # positions inside a group, of the other side
     if ids is None:
         ids = torch.zeros(width, dtype=torch.int64, device="cpu")

@@ -1,4 +1,4 @@
-"""Operators that make tensors out of nothing, or whose output has nothing to do with their input's channels."""
+"""Operators that create tensors: constants, random numbers, positions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Elementwise operators: channels that meet go together."""
+"""Elementwise operators: channels that are combined element by element must be removed together."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def elementwise(ctx: OpContext, *args: Any, **kwargs: Any) -> Labels | list[Labe
     """Unite the channels of all tensor operands where they meet."""
     first = operands((ctx.output,), {})
     rank = first[0].dim()
-    met = [labels for labels in map(ctx.labels, operands(args, kwargs)) if labels]
-    plain = len(met) == 1 and all(label.dim() == rank for label in met[0])
-    joined = met[0] if plain else ctx.join(met, rank)
+    labelled = [labels for labels in map(ctx.labels, operands(args, kwargs)) if labels]
+    is_single = len(labelled) == 1 and all(label.dim() == rank for label in labelled[0])
+    joined = labelled[0] if is_single else ctx.join(labelled, rank)
     return [joined] * len(first)
 
 
 @rule("copy_", "copy")
 def copy(ctx: OpContext, target: torch.Tensor, source: torch.Tensor, *_: Any, **__: Any) -> Labels:
-    """Overwrite: what the target held before is gone."""
+    """Overwrite the target: its earlier channels do not matter."""
     return ctx.join([ctx.labels(source)], target.dim())
 
 

@@ -77,7 +77,7 @@ def _sides(
 
 @rule("mv", "dot", "vdot", "addmv")
 def vector_product(ctx: OpContext, *args: Any, **_: Any) -> Labels:
-    """Products that contract to a vector or a number: everything contracted stays."""
+    """Contract to a vector or a number: all channels that are contracted stay."""
     for tensor in args:
         ctx.freeze(
             ctx.labels(tensor), "is contracted to a vector", "exclude this layer, or remove the spectral norm first"
@@ -88,38 +88,38 @@ def vector_product(ctx: OpContext, *args: Any, **_: Any) -> Labels:
 def contract(ctx: OpContext, a: torch.Tensor, b: torch.Tensor) -> Labels:
     """Unite channels along the contracted dimension; those along the others pass to the output."""
     rank = a.dim()
-    row, column = rank - 2, rank - 1
-    left = [_settle(ctx, f, column, row) for f in ctx.labels(a)]
-    right = [_settle(ctx, f, row, column) for f in ctx.labels(b)]
-    met = [f for f in left if f is not None and f.shape[column] > 1]
-    meets = [f.transpose(row, column) for f in right if f is not None and f.shape[row] > 1]
-    if met and meets and not ctx.is_zero(a) and not ctx.is_zero(b):
-        ctx.freeze([*met, *meets], "is summed up in a product where it is not zero", _ZERO)
-    _meet(ctx, met, meets)
+    row, column = rank - 2, rank - 1  # a: (..., N, K) contracts its columns, b: (..., K, M) its rows
+    left = [_without_rows(ctx, f, column, row) for f in ctx.labels(a)]
+    right = [_without_rows(ctx, f, row, column) for f in ctx.labels(b)]
+    contracted_a = [f for f in left if f is not None and f.shape[column] > 1]
+    contracted_b = [f.transpose(row, column) for f in right if f is not None and f.shape[row] > 1]
+    if contracted_a and contracted_b and not ctx.is_zero(a) and not ctx.is_zero(b):
+        ctx.freeze([*contracted_a, *contracted_b], "is summed up in a product where it is not zero", _ZERO)
+    _unite_contracted(ctx, contracted_a, contracted_b)
     rows = tuple(f for f in left if f is not None and f.shape[column] == 1)
     columns = tuple(f for f in right if f is not None and f.shape[row] == 1)
-    _count_product(ctx, a, met, b, columns)
+    _count_product(ctx, a, contracted_a, b, columns)
     return ctx.join([rows, columns], rank)
 
 
-def _settle(ctx: OpContext, label: torch.Tensor, contracted: int, other: int) -> torch.Tensor | None:
-    """Make a label that changes along the contracted dimension independent of the free one."""
+def _without_rows(ctx: OpContext, label: torch.Tensor, contracted: int, other: int) -> torch.Tensor | None:
+    """Return a label that varies along the contracted dimension or along the other one, not along both."""
     if label.shape[contracted] > 1 and label.shape[other] > 1:
         return ctx.merge(label, [other], "is spread over the rows of a matrix product")
     return label
 
 
-def _meet(ctx: OpContext, left: list[torch.Tensor], right: list[torch.Tensor]) -> None:
+def _unite_contracted(ctx: OpContext, left: list[torch.Tensor], right: list[torch.Tensor]) -> None:
     by_dims = {varying(label): label for label in right}
     for label in left:
-        twin = by_dims.pop(varying(label), None)
-        if twin is None and by_dims:
-            twin = by_dims.pop(next(iter(by_dims)))
-            ctx.join([(label,), (twin,)], label.dim())
-        elif twin is None:
+        partner = by_dims.pop(varying(label), None)
+        if partner is None and by_dims:
+            partner = by_dims.pop(next(iter(by_dims)))
+            ctx.join([(label,), (partner,)], label.dim())
+        elif partner is None:
             ctx.freeze([label], "meets a dimension of a matrix product that cannot shrink", _FREE_THE_OTHER)
         else:
-            ctx.unite(label, twin)
+            ctx.unite(label, partner)
     ctx.freeze(by_dims.values(), "meets a dimension of a matrix product that cannot shrink", _FREE_THE_OTHER)
 
 

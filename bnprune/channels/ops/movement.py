@@ -1,8 +1,11 @@
-"""Data movement: whatever moves the elements moves their channels.
+"""Data movement: apply to the labels the operator that is applied to the elements.
 
-Splitting a labelled dimension (chunk, split, view C -> (g, C/g)) is right in a smaller network only if every part
-loses the same positions, so positions are united across parts. ATen cannot tell `chunk(2)` from `split(32)`; the
-rehearsal of the slim network (`bnprune.pruning.dry_run`) decides, and freezes what relied on a literal size.
+Splitting a labelled dimension (chunk, split, view C -> (g, C/g)) is right in a slim network only if all parts lose the
+same positions, so these are united. ATen calls `chunk(2)` and `split(32)` the same; the dry run of the slim network
+(`bnprune.pruning.dry_run`) tells them apart, and freezes channels whose code relies on a literal size::
+
+    y = conv(x)                 channels [1 2 3 4]
+    a, b = y.chunk(2, 1)        a = [1 2], b = [3 4]: unite 1-3 and 2-4
 """
 
 from __future__ import annotations
@@ -164,7 +167,7 @@ def _part(ctx: OpContext, x: torch.Tensor, dim: int, start: int, stop: int) -> L
 
 
 def _periodic(ctx: OpContext, label: Label, dim: int, start: int, stop: int, step: int) -> bool:
-    """Unite positions so that the slice selects the right ones also after channels have gone; False if frozen."""
+    """Unite positions so that the slice selects the right ones in the slim network; return False if frozen instead."""
     size = label.shape[dim]
     if step == 1:
         period = math.gcd(size, math.gcd(start, stop))
@@ -239,12 +242,12 @@ def index_put(
     rest = x.dim() - picked
     written = [(with_rank(label, rest), label.dim() - rest) for label in ctx.labels(values)]
     into = [(label, picked) for label in ctx.labels(x)]
-    settled = []
+    rests = []
     for label, leading in (*written, *into):
         kept = label if leading <= 0 else ctx.merge(label, range(leading), "is written to by an index")
         if kept is not None:
-            settled.append(kept.reshape([1] * picked + list(kept.shape[max(leading, 0) :])))
-    return ctx.join([(label,) for label in settled], x.dim())
+            rests.append(kept.reshape([1] * picked + list(kept.shape[max(leading, 0) :])))
+    return ctx.join([(label,) for label in rests], x.dim())
 
 
 @rule("index_select", keeps_zero="first")
@@ -276,7 +279,7 @@ def unfold(ctx: OpContext, x: torch.Tensor, dim: int, size: int, step: int) -> L
 
 @rule("pixel_shuffle", "pixel_unshuffle", keeps_zero="first")
 def pixels(ctx: OpContext, x: torch.Tensor, factor: int) -> Labels:
-    """Move channels into space, or space into channels: what makes one channel goes as a whole."""
+    """Move channels into space, or space into channels: factor x factor channels make one, and go together."""
     if "un" in ctx.op.split("::")[1]:
         return tuple(ctx.moved(torch.pixel_unshuffle(label.expand(x.shape), factor)) for label in ctx.labels(x))
     space = (x.dim() - 2, x.dim() - 1)

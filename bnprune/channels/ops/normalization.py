@@ -47,7 +47,8 @@ def _batch_norm_on_meta(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor | Non
     PyTorch's meta kernel is a decomposition into twenty operators. Without this, pruning takes twice as long.
     """
     fits = all(tensor is None or tensor.shape == x.shape[1:2] for tensor in rest[:4])
-    return (like_first(x), x.new_empty(0), x.new_empty(0)) if fits and x.is_floating_point() else None
+    saved = torch.empty(0, dtype=x.dtype, device="meta")  # `x.new_empty` would be a decomposition, too
+    return (like_first(x), saved, saved) if fits and x.is_floating_point() else None
 
 
 @rule("native_batch_norm", "cudnn_batch_norm", keeps_zero="any", kind="batch_norm", meta=_batch_norm_on_meta)
@@ -87,7 +88,7 @@ def group_norm(
     groups: int,
     eps: float,
 ) -> list[Labels]:
-    """Normalise groups of channels: a group goes as a whole, since its statistics change with its members."""
+    """Normalise groups of channels: a group is removed as a whole, since its statistics depend on all its channels."""
     ids = ctx.axis(x, 1)
     if ids is not None:
         rest = ctx.merge(ids.view(groups, -1), [1], "shares GroupNorm statistics")

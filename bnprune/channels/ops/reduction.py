@@ -1,4 +1,4 @@
-"""Reductions: what is reduced together goes together, so a reduction over all channels freezes them."""
+"""Reductions: channels that are reduced to one value are frozen; a reduction over space passes channels through."""
 
 from __future__ import annotations
 

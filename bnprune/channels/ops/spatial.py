@@ -1,4 +1,4 @@
-"""Operators on space (pooling, interpolation, padding): channels pass through, space must not be a channel."""
+"""Operators on space (pooling, interpolation, padding): channels pass through; channels along space are merged."""
 
 from __future__ import annotations
 
