@@ -27,7 +27,8 @@ UNARY = [
     if spec.meta is not None
     for packet in (name, f"{name}_")
     if hasattr(aten, packet.removeprefix("aten::"))
-    for overload in [getattr(aten, packet.removeprefix("aten::")).default]
+    for overload in [getattr(getattr(aten, packet.removeprefix("aten::")), "default", None)]
+    if overload is not None
     if len([a for a in overload._schema.arguments if not a.has_default_value()]) == 1
 ]
 
@@ -38,6 +39,7 @@ def meta(*shape: int) -> torch.Tensor:
 
 CALLS = [
     *((func, (x,)) for func, x in itertools.product(UNARY, SAMPLES)),
+    *((f, pair) for f in (aten.add.Tensor, aten.mul.Tensor) for pair in itertools.product(SAMPLES, SAMPLES)),
     (aten.native_batch_norm.default, (meta(2, 3, 4), meta(3), meta(3), meta(3), meta(3), False, 0.1, 1e-5)),
     (aten.native_batch_norm.default, (meta(2, 3, 4), meta(4), meta(4), meta(4), meta(4), False, 0.1, 1e-5)),
 ]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import conv_flop_count
 
 from bnprune.channels.labels import Labels, along, varying
 from bnprune.channels.op_context import OpContext
@@ -49,7 +50,26 @@ def _one_tap(
     return output if bias is None else output.add_(bias.view(-1, *[1] * space))
 
 
-@rule("convolution", "convolution_overrideable", keeps_zero="any", kind="convolution", weight=1, surrogate=_one_tap)
+_TRANSPOSED = 6
+"""Position of `transposed` among the arguments."""
+
+
+def _macs(x: torch.Tensor, weight: torch.Tensor, *rest: Any, out_val: torch.Tensor) -> int:
+    """Half of PyTorch's FLOPs; its registered formula first searches all arguments for tensors, which takes longer."""
+    input_shape, weight_shape, output_shape = (list(tensor.shape) for tensor in (x, weight, out_val))
+    flops = conv_flop_count(input_shape, weight_shape, output_shape, transposed=rest[_TRANSPOSED - 2])
+    return int(flops) // 2
+
+
+@rule(
+    "convolution",
+    "convolution_overrideable",
+    macs=_macs,
+    keeps_zero="any",
+    kind="convolution",
+    weight=1,
+    surrogate=_one_tap,
+)
 def convolution(
     ctx: OpContext,
     x: torch.Tensor,

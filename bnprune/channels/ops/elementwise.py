@@ -24,6 +24,15 @@ def like_first(x: torch.Tensor, *rest: Any) -> torch.Tensor | None:
     return torch.empty(x.shape, dtype=x.dtype, device="meta") if x.is_contiguous() else torch.empty_like(x)
 
 
+def _like_larger(x: Any, y: Any) -> torch.Tensor | None:
+    """Allocate the output for two contiguous tensors of one type, if one of them has the shape of the output."""
+    if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor) or x.dtype != y.dtype or not x.dim():
+        return None
+    larger = x if x.numel() >= y.numel() else y
+    fits = x.is_contiguous() and y.is_contiguous() and x.is_floating_point() and x.is_meta == y.is_meta
+    return like_first(larger) if fits and torch.broadcast_shapes(x.shape, y.shape) == larger.shape else None
+
+
 def _hardtanh_keeps_zero(zeros: Sequence[bool], args: Sequence[Any]) -> bool:
     low, high = args[1:3] if len(args) > 2 else (-1.0, 1.0)
     return bool(low <= 0 <= high) and any(zeros[:1])
@@ -36,8 +45,9 @@ def _hardtanh_keeps_zero(zeros: Sequence[bool], args: Sequence[Any]) -> bool:
       "log1p", "erf", "div", "dropout", "native_dropout", "_to_copy", "detach", "alias",
       keeps_zero="first")  # fmt: skip
 @rule("clone", "contiguous", keeps_zero="first", kind="copy")
-@rule("mul", keeps_zero="any")
-@rule("add", "sub", "maximum", "minimum", "lerp", keeps_zero="all")
+@rule("mul", keeps_zero="any", meta=_like_larger)
+@rule("add", keeps_zero="all", meta=_like_larger)
+@rule("sub", "maximum", "minimum", "lerp", keeps_zero="all")
 @rule(POINTWISE, "relu6", "log_sigmoid_forward", "floor_divide", "lift", "clamp", "alpha_dropout", "feature_dropout")
 def elementwise(ctx: OpContext, *args: Any, **kwargs: Any) -> Labels | list[Labels]:
     """Unite the channels of all tensor operands where they meet."""
