@@ -24,7 +24,7 @@ from bnprune.timing.backends import Backend, Setting, forward_pass
 from bnprune.timing.measure import Timing, measure, threads
 from bnprune.timing.memory import peak_memory
 
-BENCHMARK_SCHEMA = "bnprune.timing/1"
+BENCHMARK_SCHEMA = "bnprune.benchmark/1"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from bnprune.runs.network_source import NetworkSource
 from bnprune.runs.outputs import require_output
 from bnprune.training.compatibility import require_fit
 
-EXPORT_SCHEMA = "bnprune.exporters/1"
+EXPORT_SCHEMA = "bnprune.export/1"
 
 
 @dataclass(frozen=True)

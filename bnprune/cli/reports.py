@@ -16,7 +16,7 @@ from bnprune.runs.directory import RunDirectory
 from bnprune.runs.files import require_replaceable, write_text
 from bnprune.runs.outputs import require_output
 
-SCHEMA = "bnprune.reporting/1"
+SCHEMA = "bnprune.report/1"
 
 
 def run_report(paths: Sequence[Path], *, out: Path | None, plots: Path | None, force: bool, as_json: bool) -> None:

@@ -25,7 +25,7 @@ def slim() -> str:
 def test_two_networks_side_by_side(slim: str) -> None:
     model = CHAIN[:2]
     found = document("benchmark", slim, *model, "--dense", *QUICK, "--backend", "onnxruntime,eager", "--threads", "1")
-    assert found["schema"] == "bnprune.timing/1"
+    assert found["schema"] == "bnprune.benchmark/1"
     assert found["input"] == [3, 8, 8]
     machine = found["machine"]
     assert machine["threads"] == 1

@@ -51,7 +51,7 @@ def more() -> Path:
 
 def test_a_run_is_compared_on_noise_and_on_its_own_images(run: Path) -> None:
     found = document("export", run, "--format", "onnx", "--out", "net.onnx")
-    assert found["schema"] == "bnprune.exporters/1"
+    assert found["schema"] == "bnprune.export/1"
     assert found["model"]["name"] == "mlp"
     assert found["input"] == [1, 16, 16]
     assert found["batch"] == "any"

@@ -85,7 +85,7 @@ def test_runs_are_compared(run: Path, recipe: Path, here: Path) -> None:
     assert ("train.epochs", "2", "1") in differing
     assert len(differing) == 2
     found = document("report", run, "gentle", "--force")
-    assert found["schema"] == "bnprune.reporting/1"
+    assert found["schema"] == "bnprune.report/1"
     assert found["out"] == "report.html"
     assert found["runs"]["gentle"] == json.loads((here / "gentle/result.json").read_text())["stages"]
 
