@@ -26,7 +26,8 @@ import torch
 import bnprune
 from bnprune.channels.trace_modes import trace
 from bnprune.channels.union_find import NO_CHANNEL
-from bnprune.cli.display import RichDisplay, show_rows
+from bnprune.cli.render.progress import RichDisplay
+from bnprune.cli.render.tables import show_rows
 from bnprune.config.schema import PipelineConfig, TrainConfig
 from bnprune.data import Splits, load_data
 from bnprune.models.zoo import ModelSpec, set_gamma

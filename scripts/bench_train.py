@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import models, transforms
 
-from bnprune.cli.display import RichDisplay
+from bnprune.cli.render.progress import RichDisplay
 from bnprune.config.schema import OptimisationConfig, SparsityConfig, TrainConfig
 from bnprune.data import MemorySplit, Splits
 from bnprune.data.memory import Augmentation

@@ -109,4 +109,6 @@ def _print_document(error: BnpruneError) -> None:
     problems = [bounded(str(problem)) for problem in error.problems]
     if (more := len(problems) - _MOST_PROBLEMS) > 0:
         problems[_MOST_PROBLEMS:] = [f"... and {more} more problems"]
-    answer({"schema": "bnprune.error/1", "code": error.code, "problems": problems})
+    from bnprune.workflows.results import ErrorResult
+
+    answer(ErrorResult(code=error.code, problems=problems).to_dict())

@@ -11,7 +11,7 @@ from bnprune.cli.options import Force, InputShape, Json, Model, ModelArguments, 
 
 _PRUNING = "Pruning"
 DEFAULT_RATIO, DEFAULT_FLOOR = 0.5, 1
-"""Not the options' own defaults: beside --plan it matters whether they were given."""
+"""Not the defaults of the options: with --plan, an option that is given is an error."""
 
 
 Ratio = Annotated[
@@ -139,44 +139,40 @@ def prune(
     Channels go by the scale factors of their BatchNorms, the smallest first, wherever they are in the network. SOURCE
     is a run directory or a checkpoint; or give --model and --input for a network of your own.
     """
-    from bnprune.cli.pruning import PruneRequest, run_prune
-    from bnprune.errors import ConfigError
-    from bnprune.pruning.request import Request
+    from bnprune.cli.arguments import parse_arguments, parse_shape, prune_request
+    from bnprune.cli.render.output import output
+    from bnprune.cli.render.progress import RichDisplay
+    from bnprune.cli.render.prune import show_prune
+    from bnprune.workflows import prune as workflow
 
-    targets = {"--ratio": ratio, "--macs": macs, "--params": params, "--latency": latency}
-    wanted = [option for option, value in targets.items() if value is not None]
-    if len(wanted) > 1:
-        raise ConfigError(f"{' and '.join(wanted)}: give one target.")
-    given = {
-        **targets,
-        "--min-channels": min_channels,
-        "--cap": cap,
-        "--round-to": round_to,
-        "--exclude": exclude,
-        "--criterion": criterion,
-        "--coupling": coupling,
-        "--fold-bias": fold_bias or None,
+    wanted = {
+        "ratio": ratio,
+        "macs": macs,
+        "params": params,
+        "latency_ms": latency,
+        "min_channels": min_channels,
+        "cap": cap,
+        "round_to": round_to,
+        "exclude": tuple(exclude or ()),
+        "criterion": criterion,
+        "coupling": coupling,
+        "fold_bias": fold_bias,
     }
-    request = PruneRequest(
-        what=Request(
-            ratio=ratio if wanted else DEFAULT_RATIO,
-            macs=macs,
-            params=params,
-            latency_ms=latency,
-            min_channels=DEFAULT_FLOOR if min_channels is None else min_channels,
-            cap=1.0 if cap is None else cap,
-            round_to=1 if round_to is None else round_to,
-            exclude=tuple(exclude or ()),
-            criterion=criterion or "gamma",
-            coupling=coupling or "shared",
-            fold_bias=fold_bias,
-        ),
-        plan=plan,
-        compensate=compensate,
-        given=tuple(option for option, value in given.items() if value not in (None, [])),
-        dry_run=dry_run,
-        out=out,
-        force=force,
-        as_json=json,
-    )
-    run_prune(request, source, model=model, arguments=model_arg or (), weights=weights, shape=input, trust=trust)
+    request = prune_request(wanted, DEFAULT_RATIO, replayed=plan is not None)
+    with RichDisplay() as display:
+        result = workflow.prune(
+            source,
+            request,
+            model=model,
+            model_arguments=parse_arguments(model_arg),
+            weights=weights,
+            input_shape=parse_shape(input),
+            trust=trust,
+            plan=plan,
+            compensated=compensate,
+            dry_run=dry_run,
+            out=out,
+            force=force,
+            display=display,
+        )
+    output(result, show_prune, as_json=json)

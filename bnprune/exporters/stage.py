@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,14 @@ from bnprune.runs.checkpoint import Header
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.files import write_atomically
 from bnprune.runs.preflight import load_stage
+from bnprune.runs.results import (
+    ExportedFile,
+    ExportFigures,
+    ExportVerification,
+    Folding,
+    ParityOutcome,
+    RunResult,
+)
 
 _IMAGES = 64
 """Real images a network is compared on."""
@@ -61,26 +68,34 @@ def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def describe_artifact(artifact: Artifact, wish: Wish, path: Path) -> dict[str, Any]:
-    """Return the figures of an export as plain data."""
-    folded = None if artifact.folded is None else {"folded": artifact.folded, "batchnorms": artifact.batchnorms}
+def export_figures(artifact: Artifact, wish: Wish, path: Path) -> dict[str, Any]:
+    """Return the figures of an export, by the names that `ExportFigures` gives them."""
+    folding = None if artifact.folded is None else Folding(folded=artifact.folded, batchnorms=artifact.batchnorms)
+    files = files_of(artifact, path).items()
     return {
         "format": wish.format,
         "batch": wish.batch or "any",
-        "fold_bn": folded,
-        "files": [{"path": str(file), "bytes": len(content)} for file, content in files_of(artifact, path).items()],
-        "verification": {
-            "passed": True if artifact.random else None,
-            "tolerance": artifact.random.tolerance if artifact.random else TOLERANCE,
-            "random": _parity(artifact.random),
-            "real": _parity(artifact.real),
-        },
+        "fold_bn": folding,
+        "files": [ExportedFile(path=str(file), bytes=len(content)) for file, content in files],
+        "verification": ExportVerification(
+            passed=True if artifact.random else None,
+            tolerance=artifact.random.tolerance if artifact.random else TOLERANCE,
+            random=_outcome(artifact.random),
+            real=_outcome(artifact.real),
+        ),
         "notes": list(artifact.notes),
     }
 
 
-def _parity(parity: Parity | None) -> dict[str, Any] | None:
-    return None if parity is None else {k: v for k, v in asdict(parity).items() if k != "tolerance"}
+def _outcome(parity: Parity | None) -> ParityOutcome | None:
+    if parity is None:
+        return None
+    return ParityOutcome(
+        inputs=parity.inputs,
+        max_absolute_error=parity.max_absolute_error,
+        max_relative_error=parity.max_relative_error,
+        argmax_agreement=parity.argmax_agreement,
+    )
 
 
 def title_of_network(header: Header) -> str:
@@ -97,18 +112,18 @@ def wishes(config: ExportConfig) -> list[Wish]:
     return [Wish.of(format, fold_bn=config.fold_bn) for format in dict.fromkeys(config.formats)]
 
 
-def export_run(config: PipelineConfig, directory: RunDirectory, note: Callable[[str], None]) -> None:
-    """Export the last network of a run as its recipe asks, and add the figures to the result.
+def export_run(config: PipelineConfig, directory: RunDirectory, note: Callable[[str], None]) -> RunResult:
+    """Export the last network of a run as its recipe asks, add the figures to the result, and return it.
 
     Raises:
         BnpruneError: A format cannot be made; those before it stay.
     """
     wanted = wishes(config.export) if config.export else []
     result = directory.result()
-    done = [found["format"] for found in result.get("exports", [])]
+    done = [export.format for export in result.exports]
     todo = [wish for wish in wanted if wish.format not in done]
     if not todo:
-        return
+        return result
     model, header = load_stage(config, directory.network())
     splits = load_data(config.data)
     for wish in todo:
@@ -117,11 +132,12 @@ def export_run(config: PipelineConfig, directory: RunDirectory, note: Callable[[
         title = title_of_network(header)
         artifact = make_artifact(model, splits.shape, wish, title=title, stem=path.stem, real=real)
         write_artifact(artifact, path)
-        figures = describe_artifact(artifact, wish, path.relative_to(directory.path))
-        result.setdefault("exports", []).append(figures)
+        figures = export_figures(artifact, wish, path.relative_to(directory.path))
+        result.exports.append(ExportFigures(**figures))
         directory.write_result(result)
         error = artifact.random.max_relative_error if artifact.random else None
         checked = "not verified" if error is None else f"relative error {error:.1e} to the eager network"
         note(f"export: {path} ({wish.format}, {checked})")
         for remark in artifact.notes:
             note(f"export: {remark}")
+    return result

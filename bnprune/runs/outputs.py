@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from bnprune.errors import ConfigError
+from bnprune.errors import ConfigError, argument
 from bnprune.runs.files import require_free_file
 
 RUN_FILES = (
@@ -26,7 +26,7 @@ RUN_FILES = (
 
 
 def require_output(
-    path: Path, *, force: bool, sources: Iterable[Path | None] = (), recipe: Path | None = None, option: str = "--out"
+    path: Path, *, force: bool, sources: Iterable[Path | None] = (), recipe: Path | None = None, option: str = "out"
 ) -> None:
     """Refuse to write a file where something would be lost.
 
@@ -35,19 +35,20 @@ def require_output(
         force: Whether a regular file may be overwritten that is none of the following.
         sources: Files and run directories the verb reads a network or a plan from.
         recipe: The recipe it reads.
-        option: What names the file on the command line.
+        option: The argument that names the file.
 
     Raises:
         ConfigError: It is one of the sources, or belongs to a run; or there is a file and `force` is off.
         DataError: There is a folder, a device, a link, or a name that cannot be used.
     """
+    where = argument(option)
     for source in sources:
         if source is not None and (is_same(path, source) or path.parent.resolve() == _networks(source)):
-            raise ConfigError(f"{option}: '{path}' is where the network comes from, or lies there. Choose another.")
+            raise ConfigError(f"{where}: '{path}' is where the network comes from, or lies there. Choose another.")
     if recipe is not None and is_same(path, recipe):
-        raise ConfigError(f"{option}: '{path}' is the recipe. Choose another.")
+        raise ConfigError(f"{where}: '{path}' is the recipe. Choose another.")
     if run := _run_of(path):
-        raise ConfigError(f"{option}: '{path}' belongs to the run '{run}'. Choose another.")
+        raise ConfigError(f"{where}: '{path}' belongs to the run '{run}'. Choose another.")
     require_free_file(path, force=force, option=option)
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
 from bnprune.config.schema import OptimisationConfig, SparsityConfig
 from bnprune.runs.checkpoint import Header, save_checkpoint
 from bnprune.runs.directory import RunDirectory
+from bnprune.runs.display import Display
 from bnprune.runs.tensorboard_log import TensorBoardLog
 from bnprune.training.loop import EpochRecord
 from bnprune.training.penalties.gamma import GammaStatistics, gamma_statistics, scale_factors
@@ -23,30 +23,6 @@ _LOOK_EVERY_S = 1.0
 """Scale factors are looked at this often."""
 _SAVE_EVERY_S = 600.0
 """Within an epoch, the state is saved this often."""
-
-
-class Display(Protocol):
-    """Where a run shows what it does."""
-
-    def begin(self, stage: str, epochs: int, note: str) -> None:
-        """Open a stage; 0 epochs where it is not a training."""
-        ...
-
-    def step(self, epoch: int, step: int, steps: int, loss: float, gamma: GammaStatistics | None) -> None:
-        """Show progress within an epoch, with scale factors as they were a moment ago."""
-        ...
-
-    def epoch(self, record: EpochRecord, epochs: int, gamma: GammaStatistics | None) -> None:
-        """Show a finished epoch."""
-        ...
-
-    def end(self, stage: str, figures: Mapping[str, Any]) -> None:
-        """Close a stage."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Show a line."""
-        ...
 
 
 class TrainingLog:
@@ -117,8 +93,8 @@ class TrainingLog:
             causes = "the learning rate may be too high: lower lr, set clip_norm, or add warmup_epochs"
             if self.sparsity:
                 causes += "; or the penalty too strong: lower sparsity.travel or sparsity.lambda"
-            self.display.note(
-                f"  warning: {problem} (epochs {state.progress.best_epoch + 1} and {record.epoch}). If it stays there, "
+            self.display.warn(
+                f"{problem} (epochs {state.progress.best_epoch + 1} and {record.epoch}). If it stays there, "
                 f"{causes}. The better network is in {self.directory.checkpoint('best')}."
             )
 

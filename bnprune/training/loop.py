@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from bnprune.config.schema import OptimisationConfig
 from bnprune.data.splits import Split, Splits, mixed
-from bnprune.errors import DataError, Interrupted, TrainingError
+from bnprune.errors import DataError, Interrupted, TrainingError, argument
 from bnprune.recovery.recalibrate import recalibrate
 from bnprune.training.distill import Teacher
 from bnprune.training.distributed.ddp import accumulating, average_statistics, wrap
@@ -204,7 +204,7 @@ def _look_up(state: State, task: Task, log: Log, stopping: Callable[[], bool]) -
             raise _diverged(progress, f"a weight is not finite after {where}")
         log.on_state(state.to_dict(task.processes))
     if stop:
-        raise Interrupted(f"stopped in {where}. Go on with --resume.")
+        raise Interrupted(f"stopped in {where}. Go on with {argument('resume')}.")
 
 
 def _diverged(progress: Progress, what: str) -> TrainingError:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.harness import CHAIN, RECIPE, document, done, read_json, write
+from tests.cli.harness import CHAIN, RECIPE, document, read_json, write
 
 KEYS: dict[str, list[str]] = json.loads((Path(__file__).parent / "document_keys.json").read_text())
 FREE = ("config", "extras", "plan", "versions", "kwargs")

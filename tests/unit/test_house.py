@@ -13,7 +13,7 @@ import bnprune
 
 PACKAGE = Path(bnprune.__file__).parent
 # Lower floors first: a module imports from its own floor and those below. `data` and `models` stand beside training.
-_ORDER = "errors config channels pruning models data recovery,training runs exporters timing reporting cli"
+_ORDER = "errors config channels pruning models data recovery,training runs exporters timing reporting workflows cli"
 FLOORS = {name: floor for floor, names in enumerate(_ORDER.split()) for name in names.split(",")}
 PURE = ("channels", "pruning")
 

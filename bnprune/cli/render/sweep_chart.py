@@ -1,18 +1,20 @@
-"""Accuracy against MACs, as text and as a picture."""
+"""Accuracy over MACs: as text, and as an image file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bnprune.errors import DataError
-from bnprune.recovery.sweep import Point
+from bnprune.errors import ConfigError, DataError
 from bnprune.runs.files import write_atomically
+from bnprune.runs.outputs import require_output
+from bnprune.workflows.results import SweepPoint, SweepResult
 
 _WIDTH, _HEIGHT = 60, 12
 
 
-def draw(points: Sequence[Point], best: Point | None) -> str:
+def draw(points: Sequence[SweepPoint], best: SweepPoint | None) -> str:
     """Draw validation accuracy over the share of MACs left, as lines of text."""
     low = min(min(point.plain, point.accuracy) for point in points)
     high = max(point.accuracy for point in points)
@@ -35,13 +37,32 @@ def draw(points: Sequence[Point], best: Point | None) -> str:
     return "\n".join([*rows, axis, ticks, legend])
 
 
-def save_plot(path: Path, points: Sequence[Point], best: Point | None) -> None:
-    """Draw the same into a picture.
+def require_plot(path: Path | None, *, sources: Iterable[Path | None], recipe: Path | None) -> None:
+    """Refuse a file that `save_plot` could not write.
+
+    Raises:
+        ConfigError: The name ends in something else than .png or .svg, matplotlib is missing, or the file is needed.
+    """
+    if path is None:
+        return
+    if path.suffix not in (".png", ".svg"):
+        raise ConfigError(f"--plot: '{path}' must end in .png or .svg.")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("--plot needs matplotlib: pip install 'bnprune[report]'")
+    require_output(path, force=True, sources=sources, recipe=recipe, option="plot")
+
+
+def save_plot(path: Path | None, result: SweepResult) -> None:
+    """Draw the same into an image file; nothing for None.
 
     Raises:
         DataError: The file cannot be written.
     """
+    if path is None:
+        return
     from matplotlib.figure import Figure
+
+    points, best = result.points, result.recommended
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
