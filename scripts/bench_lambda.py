@@ -34,7 +34,7 @@ from bnprune.models.zoo import ModelSpec, set_gamma
 from bnprune.recovery.recover import recover
 from bnprune.runs.training_stage import Silence
 from bnprune.training.evaluate import evaluate
-from bnprune.training.loop import Task, begin, train
+from bnprune.training.loop import TrainingJob, begin, train
 from bnprune.training.penalties.gamma import gamma_statistics, scale_factors
 from bnprune.training.penalties.structured import gamma_units
 from bnprune.training.penalties.table import make_penalty
@@ -106,7 +106,7 @@ def measure(
     kwargs = {"num_classes": splits.classes, "in_channels": splits.shape[0], **KWARGS[network]}
     model = bnprune.build(ModelSpec(name=network, kwargs=kwargs))
     set_gamma(model, 0.5)
-    task = Task(splits, 64, config.train, CPU, seed)
+    task = TrainingJob(splits, 64, config.train, CPU, seed)
     state = begin(model, task)
     pull, _ = make_penalty(model, config.train, config.train.sparsity, task.updates_per_epoch,
                            example_inputs=splits.example, prune=config.prune)  # fmt: skip

@@ -154,7 +154,7 @@ def _training(
     with run.directory.naming_state():
         training = set_up(stage_task, model, teacher and teacher[0], run.splits, run.device, run.processes)
     run.directory.rewind(saved)
-    config, budget = training.task.config, training.budget
+    config, budget = training.job.config, training.budget
     sparsity = config.sparsity if isinstance(config, TrainConfig) else None
     training_log = TrainingLog(
         run.directory, run.display, stage, config, _header(run, header, stage), sparsity, run.splits.classes
@@ -170,7 +170,7 @@ def _training(
     with open_tensorboard_log(
         run.config, run.directory, stage, training.state.progress.epoch
     ) as training_log.tensorboard_log:
-        train(training.state, training.task, training.penalty, training_log, run.stopping)
+        train(training.state, training.job, training.penalty, training_log, run.stopping)
     # Scale factors are sparsest at the end; elsewhere the epoch that did best on validation counts.
     choice = "last" if stage == "train" else "best"
     load_weights(run.directory.checkpoint(choice), model)

@@ -13,7 +13,8 @@ from torch import nn
 from bnprune.errors import CheckpointError, ConfigError, argument
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
 from bnprune.training.ema import Average
-from bnprune.training.evaluate import exact_type
+from bnprune.training.tasks.classification import exact_type
+from bnprune.training.tasks.task import Loss
 
 
 @dataclass
@@ -33,13 +34,12 @@ class Progress:
     loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     correct: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
-    def count(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add a micro-batch; the sums stay on the device. Of a mixed image, the class with the larger share counts."""
-        if labels.dim() > 1:
-            labels = labels.argmax(1)
-        self.loss_sum = self.loss_sum.to(loss.device, exact_type(loss.device)) + loss.detach() * len(labels)
-        self.correct = self.correct.to(loss.device) + (logits.detach().argmax(1) == labels).sum()
-        self.seen += len(labels)
+    def count(self, loss: Loss) -> None:
+        """Add a micro-batch; the sums stay on the device."""
+        value = loss.value.detach()
+        self.loss_sum = self.loss_sum.to(value.device, exact_type(value.device)) + value * loss.count
+        self.correct = self.correct.to(value.device) + loss.correct
+        self.seen += loss.count
         self.step += 1
 
     @property

@@ -12,7 +12,7 @@ from bnprune.pruning.cost import cost
 from bnprune.runs.files import plain
 from bnprune.runs.preflight import Start, prepare
 from bnprune.runs.stages import stages_of
-from bnprune.training.loop import Task
+from bnprune.training.loop import TrainingJob
 from bnprune.training.penalties.table import advice, make_penalty
 from bnprune.workflows.results import ImageCounts, ValidateResult
 
@@ -53,10 +53,10 @@ def _weak_penalty(config: PipelineConfig, start: Start) -> list[str]:
     """Warn of a training in which no scale factor can reach zero."""
     if config.train is None:
         return []
-    task = Task(start.splits, config.data.batch_size, config.train, start.device, config.seed)
+    job = TrainingJob(start.splits, config.data.batch_size, config.train, start.device, config.seed)
     sparsity = config.train.sparsity
     network, example = start.network[0], start.splits.example
-    steps = task.updates_per_epoch
+    steps = job.updates_per_epoch
     _, budget = make_penalty(network, config.train, sparsity, steps, example_inputs=example, prune=config.prune)
     if budget is None or not budget.strength or budget.enough:
         return []
