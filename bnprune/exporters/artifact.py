@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from bnprune.errors import BnpruneError, ConfigError, TraceError, VerificationError, argument, first_line
+from bnprune.errors import BnpruneError, ConfigError, TraceError, VerificationError, first_line
 from bnprune.exporters.batchnorm_folding import fold_batchnorms
 from bnprune.exporters.onnx import onnx_runner, require_onnx, to_onnx
 from bnprune.exporters.parity import Parity, Runner, compare, dtype_of, eager, tolerance_of
@@ -138,8 +138,7 @@ def _written(
     if wish.format == "state-dict":
         return _state_dict(model, wish.suffix, title, stem)
     if wish.format == "onnx" and dtype_of(model) == torch.bfloat16:
-        instead = argument("format", "pt2")
-        raise TraceError(f"ONNX Runtime is fed through NumPy, which has no bfloat16. Use {instead}.")
+        raise TraceError("ONNX Runtime is fed through NumPy, which has no bfloat16. Use --format pt2.")
     program = record(model, shape, wish.batch)
     content = to_onnx(program) if wish.format == "onnx" else to_pt2(program)
     if not wish.verify:

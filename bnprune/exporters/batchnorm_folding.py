@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from bnprune.channels.modules import has_hooks, set_mode, walk
 from bnprune.channels.pytrees import as_inputs
-from bnprune.errors import TraceError, VerificationError, argument, first_line
+from bnprune.errors import TraceError, VerificationError, first_line
 from bnprune.exporters.parity import compare, dtype_of
 from bnprune.pruning.bias_folding import sole_norms
 from bnprune.pruning.proof_forward import feeds, run
@@ -57,8 +57,7 @@ def _copied(model: nn.Module) -> nn.Module:
     except Exception as error:
         raise TraceError(
             f"the network cannot be copied to fold its BatchNorms: {first_line(error)} Take the hooks off that compute "
-            "its weights (torch.nn.utils.remove_weight_norm), or export without "
-            f"{argument('fold_bn')}."
+            "its weights (torch.nn.utils.remove_weight_norm), or export without --fold-bn."
         ) from error
 
 
@@ -88,7 +87,7 @@ def _prove(original: nn.Module, folded: nn.Module, example: torch.Tensor) -> Non
         raise VerificationError(
             "folding BatchNorms changes what the network computes: relative error "
             f"{parity.max_relative_error:.2e} in float64 (allowed {TOLERANCE:.0e}). Nothing was written. Export "
-            f"without {argument('fold_bn')}, and report the network."
+            "without --fold-bn, and report the network."
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from bnprune.errors import ConfigError, TraceError, VerificationError, argument, first_line
+from bnprune.errors import ConfigError, TraceError, VerificationError, first_line
 from bnprune.exporters.parity import Runner
 from bnprune.exporters.pt2 import quiet
 
@@ -41,7 +41,7 @@ def to_onnx(program: ExportedProgram) -> bytes:
     import onnx
 
     if sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values()) >= _LIMIT:
-        raise TraceError(f"the weights do not fit into one ONNX file (2 GiB). Use {argument('format', 'pt2')}.")
+        raise TraceError("the weights do not fit into one ONNX file (2 GiB). Use --format pt2.")
     outputs = len(program.graph_signature.user_outputs)
     try:
         with quiet():
@@ -53,8 +53,7 @@ def to_onnx(program: ExportedProgram) -> bytes:
                 output_names=["output"] if outputs == 1 else [f"output{index}" for index in range(outputs)],
             )
     except Exception as error:
-        instead = argument("format", "pt2")
-        raise TraceError(f"the network has no ONNX form: {first_line(error)}. Use {instead}.") from error
+        raise TraceError(f"the network has no ONNX form: {first_line(error)}. Use --format pt2.") from error
     assert made is not None
     model = made.model_proto
     _name_batch(model)

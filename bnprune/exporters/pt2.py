@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from bnprune.channels.modules import still
 from bnprune.channels.pytrees import tensors
-from bnprune.errors import ForwardError, TraceError, argument, first_line
+from bnprune.errors import ForwardError, TraceError, first_line
 from bnprune.exporters.parity import Runner, dtype_of
 
 _ANY = 2
@@ -42,14 +42,13 @@ def record(model: nn.Module, shape: tuple[int, ...], batch: int | None = None) -
         except Exception as error:
             raise ForwardError(
                 f"the forward pass fails on an input of shape {tuple(example.shape)}: {first_line(error)}. "
-                f"Is {argument('input_shape')} the shape of one input?"
+                "Is --input the shape of one input?"
             ) from error
         try:
             return _recorded(model, example, dynamic)
         except Exception as error:
             reason = first_line(error).rstrip(".")
-            one = f" Export for one batch size: {argument('batch', '1')}."
-            fix = one if dynamic and _can_be_recorded(model, example) else ""
+            fix = " Export for one batch size: --batch 1." if dynamic and _can_be_recorded(model, example) else ""
             raise TraceError(f"torch.export cannot follow the network: {reason}.{fix}") from error
 
 

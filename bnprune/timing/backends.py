@@ -12,7 +12,7 @@ from torch import nn
 
 from bnprune.channels.modules import set_mode
 from bnprune.config.user_code import hint
-from bnprune.errors import ConfigError, ForwardError, argument, first_line
+from bnprune.errors import ConfigError, ForwardError, first_line
 from bnprune.exporters.onnx import onnx_runner, require_onnx, to_onnx
 from bnprune.exporters.pt2 import record
 
@@ -29,7 +29,7 @@ def parse_backends(texts: Sequence[str]) -> tuple[Backend, ...]:
     names = [name.strip() for text in texts for name in text.split(",")]
     for name in names:
         if name not in BACKENDS:
-            raise ConfigError(f"{argument('backends')}: '{name}' is unknown. {hint(name, BACKENDS)}")
+            raise ConfigError(f"--backend: '{name}' is unknown. {hint(name, BACKENDS)}")
     return tuple(backend for backend in BACKENDS if backend in names)
 
 
@@ -56,15 +56,14 @@ class Setting:
             ConfigError: It is missing here, or does not run in this setting.
         """
         if self.channels_last and len(self.shape) != 3:
-            raise ConfigError(f"{argument('channels_last')} goes with inputs of shape C,H,W (got {self.shape}).")
+            raise ConfigError(f"--channels-last goes with inputs of shape C,H,W (got {self.shape}).")
         if backend != "onnxruntime":
             return
-        require_onnx(argument("backends", "onnxruntime"))
+        require_onnx("--backend onnxruntime")
         if self.device.type != "cpu" or self.dtype != "float32":
             raise ConfigError(
-                f"{argument('backends', 'onnxruntime')} is measured on the CPU in float32 "
-                f"(got {self.device} and {self.dtype}). Leave it out, or add "
-                f"{argument('device', 'cpu')} {argument('dtype', 'float32')}."
+                "--backend onnxruntime is measured on the CPU in float32 "
+                f"(got {self.device} and {self.dtype}). Leave it out, or add --device cpu --dtype float32."
             )
 
     def inputs(self, batch: int) -> torch.Tensor:
@@ -102,9 +101,7 @@ def forward_pass(model: nn.Module, backend: Backend, setting: Setting, inputs: t
         with torch.inference_mode():
             compiled(inputs)
     except Exception as error:
-        raise ConfigError(
-            f"{argument('backends', 'compiled')}: torch.compile fails here: {first_line(error)}."
-        ) from error
+        raise ConfigError(f"--backend compiled: torch.compile fails here: {first_line(error)}.") from error
     return lambda: compiled(inputs)
 
 
@@ -115,6 +112,6 @@ def _once(network: nn.Module, inputs: torch.Tensor) -> Pass:
     except Exception as error:
         raise ForwardError(
             f"the forward pass fails on an input of shape {tuple(inputs.shape)} in {inputs.dtype}: "
-            f"{first_line(error)}. Is {argument('input_shape')} the shape of one input?"
+            f"{first_line(error)}. Is --input the shape of one input?"
         ) from error
     return lambda: network(inputs)

@@ -227,6 +227,6 @@ def test_a_thousand_problems_are_fifty(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise BnpruneError("many", [str(number) for number in range(1_000)])
 
-    monkeypatch.setattr("bnprune.workflows.prune.open_source", broken)
+    monkeypatch.setattr("bnprune.workflows.inspect.open_source", broken)
     found = json.loads(bnprune("inspect", "x", "--json").stdout)
     assert found["problems"][49:] == ["49", "... and 950 more problems"]

@@ -31,7 +31,7 @@ def test_values_are_means_and_every_sample_has_a_score() -> None:
     found = Classification().evaluate(nn.Identity(), batches)
     assert found.scores is not None
     assert found.scores.tolist() == [True, True, False, True]
-    assert list(found.values)[0] == "top1"
+    assert next(iter(found.values)) == "top1"
     assert found.values["top1"] == 0.75
     assert abs(found.values["loss"] - float(F.cross_entropy(LOGITS, LABELS))) < 1e-6
 
