@@ -1,4 +1,4 @@
-"""The command line: one file per verb, no logic. Nothing here imports torch until a verb runs."""
+"""The command line: one file per verb, which parses, calls a workflow and renders its result; torch loads with a verb."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class _Verbs(TyperGroup):
         return list(self.commands)
 
     def format_help(self, context: Any, formatter: Any) -> None:
-        """Write the list of verbs as plain text: rich would more than double the time to the prompt."""
+        """Write the list of verbs as plain text: importing rich would more than double the time it takes."""
         super(TyperGroup, self).format_help(context, formatter)
 
     def parse_args(self, context: Any, args: list[str]) -> list[str]:
-        if not args and not context.resilient_parsing:  # which completes half a line
+        if not args and not context.resilient_parsing:  # shell completion parses incomplete lines
             say(self.get_help(context), err=True)
             raise typer.Exit(ConfigError.exit_code)
         VERBOSITY.answered = False
@@ -92,7 +92,7 @@ def options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Every detail: times, rates, all layers.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Options of the program; `forward` lets them stand behind the verb, too."""
+    """Options of the program; `forward` allows them after the verb as well."""
     require_alone(context.invoked_subcommand or "")
     if quiet and verbose:
         raise ConfigError("--quiet and --verbose: give one.")

@@ -1,4 +1,4 @@
-"""Errors as the user sees them: one message on stderr, the fixed exit code, and JSON where it was asked for."""
+"""Errors on the command line: one message on stderr, the exit code, and a JSON document with --json."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from bnprune.errors import (
 
 @contextmanager
 def reporting(*, json_wanted: bool, command: Sequence[str] = ()) -> Iterator[None]:
-    """Turn exceptions into messages and exit codes, whatever they are; `--debug` shows their tracebacks, too.
+    """Turn every exception into a message and an exit code; `--debug` shows its traceback as well.
 
     Args:
-        json_wanted: Print the error as a JSON document on stdout, too.
+        json_wanted: True to print the error as a JSON document on stdout as well.
         command: The command line, for messages that say how to go on.
     """
     try:
@@ -61,10 +61,10 @@ def reporting(*, json_wanted: bool, command: Sequence[str] = ()) -> Iterator[Non
 
 @contextmanager
 def refusing_exits() -> Iterator[None]:
-    """Turn `sys.exit()` in code of the user's own into an error: a verb that ends early must not look finished.
+    """Turn `sys.exit()` in the user's own code into an error: a verb that ends early must not look finished.
 
     Raises:
-        ConfigError: The program was to end.
+        ConfigError: `sys.exit()` was called.
     """
     try:
         yield

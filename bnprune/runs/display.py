@@ -10,7 +10,7 @@ from bnprune.training.penalties.gamma import GammaStatistics
 
 
 class Display(Protocol):
-    """Where a run shows what it does."""
+    """The interface of a progress display."""
 
     def begin(self, stage: str, epochs: int, note: str) -> None:
         """Open a stage; 0 epochs if it is not a training."""

@@ -1,4 +1,4 @@
-"""Where a verb may write a file: not over what it reads, and not over what belongs to a run."""
+"""Checks of output files: they must not replace an input, or a file of a run."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ RUN_FILES = (
     "tensorboard/*/events.out.tfevents.*",
     "config.yaml",
 )
-"""What a run writes; a new run in its place replaces all of it."""
+"""The files of a run; a new run in the same directory replaces all of them."""
 
 
 def require_output(
     path: Path, *, force: bool, sources: Iterable[Path | None] = (), recipe: Path | None = None, option: str = "out"
 ) -> None:
-    """Refuse to write a file where something would be lost.
+    """Refuse an output file that would replace something needed.
 
     Args:
         path: The file.
-        force: Whether a regular file may be overwritten that is none of the following.
+        force: True if an existing file that is none of the following may be overwritten.
         sources: Files and run directories the verb reads a network or a plan from.
         recipe: The recipe it reads.
         option: The argument that names the file.
@@ -67,12 +67,12 @@ def _run_of(path: Path) -> Path | None:
 
 
 def is_run(folder: Path) -> bool:
-    """Tell whether a folder is a run directory: it has both the recipe and the environment of a run."""
+    """Return True if a folder is a run directory: it has both the recipe and the environment of a run."""
     return (folder / "config.yaml").is_file() and (folder / "env.json").is_file()
 
 
 def is_same(one: Path, other: Path) -> bool:
-    """Tell whether two paths lead to the same file or folder, be it by links; False where one leads nowhere."""
+    """Return True if two paths lead to the same existing file or folder, also through links."""
     try:
         return one.samefile(other)
     except OSError:

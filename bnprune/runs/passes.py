@@ -1,4 +1,4 @@
-"""Passes: what each of several rounds of pruning is asked for, so that together they do what the recipe says."""
+"""Passes: the target of each of several rounds of pruning, so that together they reach the target of the recipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COUNTED: dict[TargetKind, str] = {"ratio": "channels", "macs": "macs", "params"
 def request_of(
     config: PruneConfig, number: int = 1, first: Pruned | None = None, last: Pruned | None = None
 ) -> Request:
-    """Return what one pass is asked for: equal factors, corrected by what the passes before really did.
+    """Return the request of one pass: equal factors, corrected by the results of the earlier passes.
 
     Args:
         config: The recipe's section.
@@ -28,7 +28,7 @@ def request_of(
         last: How much the pass before this one removed.
 
     Raises:
-        PruningError: Earlier passes have done it all.
+        PruningError: Earlier passes have reached the target.
     """
     data = {key: value for key, value in config.model_dump().items() if key in _FIELDS}
     if config.ratio == "auto" or not config.targets:

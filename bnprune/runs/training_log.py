@@ -1,4 +1,4 @@
-"""What a training stage leaves behind while it runs: metrics, checkpoints, state, and lines for the display."""
+"""The log of a training stage: metrics, checkpoints, state, and lines for the display."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from bnprune.training.state import State
 from bnprune.training.warnings import collapse
 
 _LOOK_EVERY_S = 1.0
-"""Scale factors are looked at this often."""
+"""Interval between two looks at the scale factors."""
 _SAVE_EVERY_S = 600.0
-"""Within an epoch, the state is saved this often."""
+"""Interval between two saved states within an epoch."""
 
 
 class TrainingLog:
@@ -80,13 +80,13 @@ class TrainingLog:
         return time.monotonic() - self._saved > _SAVE_EVERY_S
 
     def on_state(self, saved: dict[str, Any]) -> None:
-        """Save what it takes to go on exactly from here."""
+        """Save the state from which training resumes exactly."""
         self._saved = time.monotonic()
         spent = self.seconds + self._saved - self._started
         self.directory.save_state(self.stage, {**saved, "seconds": spent})
 
     def _warn(self, record: EpochRecord, state: State) -> None:
-        """Say when accuracy collapses, once a stage: from what to what, and what may help."""
+        """Warn once per stage if accuracy collapses, with the likely causes."""
         problem = collapse(state.progress.best, record.validation.top1, self.classes)
         if problem and not self._collapsed:
             self._collapsed = True
@@ -99,7 +99,7 @@ class TrainingLog:
             )
 
     def gamma_figures(self, model: nn.Module) -> dict[str, Any]:
-        """Return what has become of the scale factors, for the result."""
+        """Return the statistics of the scale factors at the end, for the result."""
         gamma = self._gamma(model)
         return {} if gamma is None else {"below": gamma.below, "split": gamma.split, "quantiles": list(gamma.quantiles)}
 
