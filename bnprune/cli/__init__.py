@@ -1,4 +1,4 @@
-"""The command line: one file per verb, which parses, calls a workflow and renders its result; torch loads with a verb."""
+"""The command line. One file per verb: it parses, calls a workflow and renders the result; torch loads with a verb."""
 
 from __future__ import annotations
 
