@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bnprune.models.zoo import ModelSpec, build
     from bnprune.pruning.inspection import Inspection, inspect
     from bnprune.pruning.plan import PruningPlan
-    from bnprune.pruning.pruner import PruningResult, prune
+    from bnprune.pruning.pruner import PruningResult, plan, prune
     from bnprune.pruning.report import Report
     from bnprune.pruning.surgery import apply
     from bnprune.pruning.verify import Verification
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from bnprune.runs.checkpoint import load, save
     from bnprune.training.penalties.gamma import GammaL1, GammaPolarization, GammaProximal
     from bnprune.training.penalties.structured import GammaGroupLasso, GammaMacWeighted
+    from bnprune.workflows.benchmark import benchmark
+    from bnprune.workflows.export import export
+    from bnprune.workflows.run import run
+    from bnprune.workflows.sweep import sweep
 
 __version__ = "0.1.0"
 
@@ -64,7 +68,7 @@ _HOMES = {
     "bnprune.recovery.compensate": ("Compensation", "compensate"),
     "bnprune.pruning.inspection": ("Inspection", "inspect"),
     "bnprune.pruning.plan": ("PruningPlan",),
-    "bnprune.pruning.pruner": ("PruningResult", "prune"),
+    "bnprune.pruning.pruner": ("PruningResult", "plan", "prune"),
     "bnprune.pruning.report": ("Report",),
     "bnprune.pruning.surgery": ("apply",),
     "bnprune.pruning.verify": ("Verification",),
@@ -72,6 +76,10 @@ _HOMES = {
     "bnprune.recovery.recalibrate": ("recalibrate",),
     "bnprune.training.penalties.gamma": ("GammaL1", "GammaPolarization", "GammaProximal"),
     "bnprune.training.penalties.structured": ("GammaGroupLasso", "GammaMacWeighted"),
+    "bnprune.workflows.benchmark": ("benchmark",),
+    "bnprune.workflows.export": ("export",),
+    "bnprune.workflows.run": ("run",),
+    "bnprune.workflows.sweep": ("sweep",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -102,14 +110,19 @@ __all__ = [
     "Verification",
     "VerificationError",
     "apply",
+    "benchmark",
     "build",
     "compensate",
+    "export",
     "inspect",
     "load",
+    "plan",
     "prune",
     "recalibrate",
     "rule",
+    "run",
     "save",
+    "sweep",
 ]
 
 

@@ -26,14 +26,15 @@ import torch
 import bnprune
 from bnprune.channels.trace_network import trace
 from bnprune.channels.union_find import NO_CHANNEL
-from bnprune.cli.display import RichDisplay, show_rows
+from bnprune.cli.render.progress import RichDisplay
+from bnprune.cli.render.tables import show_rows
 from bnprune.config.schema import PipelineConfig, TrainConfig
 from bnprune.data import Splits, load_data
 from bnprune.models.zoo import ModelSpec, set_gamma
 from bnprune.recovery.recover import recover
 from bnprune.runs.training_stage import Silence
 from bnprune.training.evaluate import evaluate, validation_score
-from bnprune.training.loop import Task, begin, train
+from bnprune.training.loop import TrainingJob, begin, train
 from bnprune.training.penalties.gamma import gamma_statistics, scale_factors
 from bnprune.training.penalties.structured import gamma_units
 from bnprune.training.penalties.table import make_penalty
@@ -105,7 +106,7 @@ def measure(
     kwargs = {"num_classes": splits.classes, "in_channels": splits.shape[0], **KWARGS[network]}
     model = bnprune.build(ModelSpec(name=network, kwargs=kwargs))
     set_gamma(model, 0.5)
-    task = Task(splits, 64, config.train, CPU, seed)
+    task = TrainingJob(splits, 64, config.train, CPU, seed)
     state = begin(model, task)
     pull, _ = make_penalty(model, config.train, config.train.sparsity, task.updates_per_epoch,
                            example_inputs=splits.example, prune=config.prune)  # fmt: skip

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 import bnprune
-from bnprune.cli.display import RichDisplay, show_rows
+from bnprune.cli.render.progress import RichDisplay
+from bnprune.cli.render.tables import show_rows
 from bnprune.config.recipe import load_recipe
 from bnprune.data import load_data
 from bnprune.recovery.recover import recover

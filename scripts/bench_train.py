@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import models, transforms
 
-from bnprune.cli.display import RichDisplay
+from bnprune.cli.render.progress import RichDisplay
 from bnprune.config.schema import OptimisationConfig, SparsityConfig, TrainConfig
 from bnprune.data import MemorySplit, Splits
 from bnprune.data.memory import Augmentation
@@ -41,7 +41,7 @@ from bnprune.runs.directory import RunDirectory, processor
 from bnprune.runs.preflight import choose_device
 from bnprune.runs.training_log import TrainingLog
 from bnprune.training.evaluate import Score, evaluate
-from bnprune.training.loop import EpochRecord, Task, begin, epoch_order, train
+from bnprune.training.loop import EpochRecord, TrainingJob, begin, epoch_order, train
 from bnprune.training.lr_schedule import learning_rate
 from bnprune.training.penalties.gamma import GammaL1, GammaProximal, scale_factors
 from bnprune.training.state import State
@@ -117,7 +117,7 @@ def against_hand_written(name: str, kwargs: dict[str, Any], device: torch.device
     kwargs = {"num_classes": 10, "in_channels": 3, **kwargs}
     data = images(128 * steps)
     config = TrainConfig(epochs=1)
-    task = Task(data, 128, config, device, seed=1)
+    task = TrainingJob(data, 128, config, device, seed=1)
     held = Score(0.0, 0.0, 1)
     with tempfile.TemporaryDirectory() as folder, RichDisplay() as display:
         directory = RunDirectory(Path(folder))
@@ -142,7 +142,7 @@ def against_hand_written(name: str, kwargs: dict[str, Any], device: torch.device
     report("(a) epoch with its files / by hand", whole, "<= 1.03", f"{saving * 1e3:.0f} ms to write them")
 
 
-def by_hand(state: State, task: Task) -> None:
+def by_hand(state: State, task: TrainingJob) -> None:
     """The shortest loop that trains the same."""
     model, optimizer, split = state.model, state.optimizer, task.splits.train
     gammas = scale_factors(model)
@@ -175,7 +175,7 @@ def penalty_share(device: torch.device, count: int) -> None:
     torch.manual_seed(0)
     model = models.resnet18(num_classes=10).to(device).train()
     inputs, labels = torch.randn(32, 3, 64, 64, device=device), (torch.arange(32) % 10).to(device)
-    work = Task(images(32), 32, OptimisationConfig(), device, seed=0)
+    work = TrainingJob(images(32), 32, OptimisationConfig(), device, seed=0)
     optimizer = begin(model, work).optimizer
 
     def step() -> None:

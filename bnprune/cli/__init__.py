@@ -1,4 +1,4 @@
-"""The command line: one file per verb, no logic. Nothing here imports torch until a verb runs."""
+"""The command line. One file per verb: it parses, calls a workflow and renders the result; torch loads with a verb."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from bnprune.cli import (
     train,
     validate,
 )
-from bnprune.cli.error_messages import refusing_exits, reporting
+from bnprune.cli.error_messages import naming_options, refusing_exits, reporting
+from bnprune.cli.flags import flag
 from bnprune.cli.processes import leave_together, require_alone
 from bnprune.cli.stdout import json_alone
 from bnprune.cli.terminal import exit_code, open_streams
 from bnprune.cli.verbosity import VERBOSITY, forward, require_no_empty, say
-from bnprune.errors import ConfigError
+from bnprune.errors import ConfigError, spelling
 
 _COMMAND = "bnprune.command"
 
@@ -40,11 +41,11 @@ class _Verbs(TyperGroup):
         return list(self.commands)
 
     def format_help(self, context: Any, formatter: Any) -> None:
-        """Write the list of verbs as plain text: rich would more than double the time to the prompt."""
+        """Write the list of verbs as plain text: importing rich would more than double the time it takes."""
         super(TyperGroup, self).format_help(context, formatter)
 
     def parse_args(self, context: Any, args: list[str]) -> list[str]:
-        if not args and not context.resilient_parsing:  # which completes half a line
+        if not args and not context.resilient_parsing:  # shell completion parses incomplete lines
             say(self.get_help(context), err=True)
             raise typer.Exit(ConfigError.exit_code)
         VERBOSITY.answered = False
@@ -55,7 +56,13 @@ class _Verbs(TyperGroup):
 
     def invoke(self, context: Any) -> Any:
         command, json_wanted = context.meta.get(_COMMAND, ()), "--json" in context.args
-        with reporting(json_wanted=json_wanted, command=command), json_alone(json_wanted), refusing_exits():
+        with (
+            spelling(flag),
+            reporting(json_wanted=json_wanted, command=command),
+            naming_options(),
+            json_alone(json_wanted),
+            refusing_exits(),
+        ):
             return super().invoke(context)
 
 
@@ -86,7 +93,7 @@ def options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Every detail: times, rates, all layers.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Options of the program; `forward` lets them stand behind the verb, too."""
+    """Options of the program; `forward` allows them after the verb as well."""
     require_alone(context.invoked_subcommand or "")
     if quiet and verbose:
         raise ConfigError("--quiet and --verbose: give one.")

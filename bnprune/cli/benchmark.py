@@ -84,16 +84,29 @@ def benchmark(
     Two networks run in turn, pass by pass, so that what else the machine does slows both down; their ratio is the
     median over such pairs.
     """
-    from bnprune.cli.benchmarking import Plan, open_subjects, run_benchmark
-    from bnprune.cli.error_messages import naming_options
-    from bnprune.runs.preflight import choose_device
-    from bnprune.timing.backends import Setting, parse_backends
+    from bnprune.cli.arguments import parse_arguments, parse_shape
+    from bnprune.cli.render.benchmark import show_benchmark
+    from bnprune.cli.render.output import output
+    from bnprune.cli.render.progress import RichDisplay
+    from bnprune.workflows import benchmark as workflow
 
-    with naming_options():
-        backends = parse_backends(backend or ["eager"])
-    subjects = open_subjects(
-        source, other, model=model, arguments=model_arg or (), weights=weights, shape=input, dense=dense, trust=trust
-    )
-    setting = Setting(subjects[0].shape, dtype, channels_last, choose_device(device))
-    plan = Plan(backends, tuple(dict.fromkeys((1, batch))), threads, rounds)
-    run_benchmark(subjects, setting, plan, as_json=json)
+    with RichDisplay() as display:
+        result = workflow.benchmark(
+            source,
+            other,
+            model=model,
+            model_arguments=parse_arguments(model_arg),
+            weights=weights,
+            input_shape=parse_shape(input),
+            trust=trust,
+            dense=dense,
+            backends=backend or ("eager",),
+            batch=batch,
+            threads=threads,
+            dtype=dtype,
+            channels_last=channels_last,
+            device=device,
+            rounds=rounds,
+            display=display,
+        )
+    output(result, show_benchmark, as_json=json)

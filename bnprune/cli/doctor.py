@@ -14,6 +14,12 @@ def register(app: typer.Typer) -> None:
 
 def doctor(json: Json = False) -> None:
     """Show versions and devices, and explain problems."""
-    from bnprune.cli.diagnosis import run_doctor
+    from bnprune.cli.render.doctor import show_doctor
+    from bnprune.cli.render.output import output
+    from bnprune.errors import DataError
+    from bnprune.workflows import doctor as workflow
 
-    run_doctor(as_json=json)
+    result = workflow.doctor()
+    output(result, show_doctor, as_json=json)
+    if result.problems:
+        raise typer.Exit(DataError.exit_code)

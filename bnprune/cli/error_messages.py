@@ -1,4 +1,4 @@
-"""Errors as the user sees them: one message on stderr, the fixed exit code, and JSON where it was asked for."""
+"""Errors on the command line: one message on stderr, the exit code, and a JSON document with --json."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import typer
 
+from bnprune.cli.flags import flag
 from bnprune.cli.trust import ways_to_trust
 from bnprune.cli.verbosity import VERBOSITY, answer, say
 from bnprune.errors import (
@@ -27,10 +28,10 @@ from bnprune.errors import (
 
 @contextmanager
 def reporting(*, json_wanted: bool, command: Sequence[str] = ()) -> Iterator[None]:
-    """Turn exceptions into messages and exit codes, whatever they are; `--debug` shows their tracebacks, too.
+    """Turn every exception into a message and an exit code; `--debug` shows its traceback as well.
 
     Args:
-        json_wanted: Print the error as a JSON document on stdout, too.
+        json_wanted: True to print the error as a JSON document on stdout as well.
         command: The command line, for messages that say how to go on.
     """
     try:
@@ -62,10 +63,10 @@ def reporting(*, json_wanted: bool, command: Sequence[str] = ()) -> Iterator[Non
 
 @contextmanager
 def refusing_exits() -> Iterator[None]:
-    """Turn `sys.exit()` in code of the user's own into an error: a verb that ends early must not look finished.
+    """Turn `sys.exit()` in the user's own code into an error: a verb that ends early must not look finished.
 
     Raises:
-        ConfigError: The program was to end.
+        ConfigError: `sys.exit()` was called.
     """
     try:
         yield
@@ -75,19 +76,15 @@ def refusing_exits() -> Iterator[None]:
 
 
 @contextmanager
-def naming_options(argument: str = "") -> Iterator[None]:
+def naming_options() -> Iterator[None]:
     """Add to errors the options of the command that `argument` and `remedy` are about.
 
     With argument="out", "no such folder." becomes "--out: no such folder."; with remedy={"batch": 1}, "Export for one
     batch size." becomes "Export for one batch size: --batch 1."
-
-    Args:
-        argument: The option that errors without an `argument` are about.
     """
     try:
         yield
     except BnpruneError as error:
-        error.argument = error.argument or argument
         if error.remedy or error.argument:
             error.args = error.problems = (_with_options(error),)
             error.argument, error.remedy = "", {}
@@ -95,13 +92,13 @@ def naming_options(argument: str = "") -> Iterator[None]:
 
 
 def _with_options(error: BnpruneError) -> str:
-    flags = " ".join(itertools.starmap(_flag, error.remedy.items()))
+    flags = " ".join(itertools.starmap(_assigned, error.remedy.items()))
     message = f"{str(error).rstrip('.')}: {flags}." if flags else str(error)
-    return f"--{error.argument}: {message}" if error.argument else message
+    return f"{flag(error.argument)}: {message}" if error.argument else message
 
 
-def _flag(name: str, value: object) -> str:
-    option = f"--{name.replace('_', '-')}"
+def _assigned(name: str, value: object) -> str:
+    option = flag(name)
     return option if value is True else f"no {option}" if value is False else f"{option} {value}"
 
 
@@ -135,4 +132,6 @@ def _print_document(error: BnpruneError) -> None:
     problems = [*error.problems]
     if (more := len(problems) - _MOST_PROBLEMS) > 0:
         problems[_MOST_PROBLEMS:] = [f"... and {more} more problems"]
-    answer({"schema": "bnprune.error/1", "code": error.code, "problems": problems})
+    from bnprune.workflows.results import ErrorResult
+
+    answer(ErrorResult(code=error.code, problems=problems).to_dict())

@@ -23,6 +23,18 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure accuracy and loss of a network."""
-    from bnprune.cli.evaluation import Subject, run_evaluate
+    from bnprune.cli.arguments import parse_arguments
+    from bnprune.cli.render.evaluate import show_evaluate
+    from bnprune.cli.render.output import output
+    from bnprune.workflows import evaluate as workflow
 
-    run_evaluate(Subject(source, overrides or (), model, model_arg or (), weights, config, trust), as_json=json)
+    result = workflow.evaluate(
+        source,
+        overrides or (),
+        model=model,
+        model_arguments=parse_arguments(model_arg),
+        weights=weights,
+        recipe=config,
+        trust=trust,
+    )
+    output(result, show_evaluate, as_json=json)

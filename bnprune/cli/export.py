@@ -78,11 +78,24 @@ def export(
 
     What is written loads where bnprune is not installed, and has been compared with the network in PyTorch.
     """
-    from bnprune.cli.exporting import Export, run_export
-    from bnprune.runs.network_source import open_source
+    from bnprune.cli.arguments import parse_arguments, parse_shape
+    from bnprune.cli.render.export import show_export
+    from bnprune.cli.render.output import output
+    from bnprune.workflows import export as workflow
 
-    given = tuple(path for path in (source, weights) if path is not None)
-    request = Export(format, out, fold_bn=fold_bn, batch=batch, verify=verify, force=force, recipe=config, given=given)
-    request.check()
-    found = open_source(source, model=model, arguments=model_arg or (), weights=weights, shape=input, trust=trust)
-    run_export(found, request, as_json=json)
+    result = workflow.export(
+        source,
+        model=model,
+        model_arguments=parse_arguments(model_arg),
+        weights=weights,
+        input_shape=parse_shape(input),
+        recipe=config,
+        trust=trust,
+        format=format,
+        fold_bn=fold_bn,
+        batch=batch,
+        verify=verify,
+        out=out,
+        force=force,
+    )
+    output(result, show_export, as_json=json)

@@ -33,17 +33,25 @@ def finetune(
     comes from none; KEY=VALUE overrides either. With finetune.distill=true it learns from the network before the cut,
     too, which a run directory holds; elsewhere --teacher names it.
     """
-    from bnprune.cli.stages import run_finetune
+    from bnprune.cli.arguments import parse_arguments, recipe_and_overrides
+    from bnprune.cli.render.run import run_with_progress
+    from bnprune.workflows import run as workflow
 
-    run_finetune(
-        pruned,
-        config or (),
-        model=model,
-        arguments=model_arg or (),
-        teacher=teacher,
-        trust=trust,
-        out=out,
-        resume=resume,
-        force=force,
+    recipe, overrides = recipe_and_overrides(config or ())
+    arguments = parse_arguments(model_arg)
+    run_with_progress(
+        lambda display: workflow.finetune(
+            pruned,
+            recipe,
+            overrides,
+            model=model,
+            model_arguments=arguments,
+            teacher=teacher,
+            trust=trust,
+            out=out,
+            resume=resume,
+            force=force,
+            display=display,
+        ),
         as_json=json,
     )

@@ -35,17 +35,20 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show which channels can be pruned, which cannot, and why."""
-    from bnprune.cli.pruning import run_inspect
+    from bnprune.cli.arguments import parse_arguments, parse_shape
+    from bnprune.cli.render.inspect import show_inspect
+    from bnprune.cli.render.output import output
+    from bnprune.workflows import inspect as workflow
 
     asked = asked or {}
-    run_inspect(
+    result = workflow.inspect(
         source,
         model=model,
-        arguments=model_arg or (),
+        model_arguments=parse_arguments(model_arg),
         weights=weights,
-        shape=input,
+        input_shape=parse_shape(input),
         trust=trust,
-        exclude=tuple(asked.get("exclude", ())),
+        exclude=asked.get("exclude", ()),
         coupling=asked.get("coupling", "shared"),
-        as_json=json,
     )
+    output(result, show_inspect, as_json=json)

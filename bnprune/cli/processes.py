@@ -1,4 +1,4 @@
-"""Which verbs run in several processes, and which must not."""
+"""Verbs that may run in several processes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from bnprune.errors import ConfigError, PeerFailed
 from bnprune.training.distributed import torchrun_env
 
 TOGETHER = ("run", "train", "finetune")
-"""Verbs that train."""
+"""Verbs that train, the only ones for several processes."""
 
 
 def require_alone(verb: str) -> None:
-    """Refuse to do in several processes what is done in one: all would write the same file.
+    """Refuse several processes for verbs that do not train: all of them would write the same file.
 
     Raises:
         ConfigError: In the first process.
-        PeerFailed: In the others, which leave the talking to the first.
+        PeerFailed: In the others, which print nothing.
     """
     if torchrun_env.processes() == 1 or verb in TOGETHER:
         return
@@ -29,7 +29,11 @@ def require_alone(verb: str) -> None:
 
 
 def leave_together(code: object) -> None:
-    """End a process that failed among several, at once: a tidy exit trips over connections to those that are gone."""
+    """End a failed process of several at once.
+
+    Interpreter shutdown would block in the destructors of NCCL or gloo, because other processes are gone; hence
+    `os._exit`.
+    """
     if code and torchrun_env.processes() > 1:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -72,22 +72,36 @@ def prune(
     The BatchNorm channels with the smallest scale factors are removed, wherever they are in the network. SOURCE is a
     run directory or a checkpoint; for a network of your own, give --model and --input instead.
     """
-    from bnprune.cli.pruning import PruneRequest, run_prune
+    from bnprune.cli.arguments import parse_arguments, parse_shape
+    from bnprune.cli.render.output import output
+    from bnprune.cli.render.progress import RichDisplay
+    from bnprune.cli.render.prune import show_prune
     from bnprune.errors import ConfigError
     from bnprune.pruning.request import Request
+    from bnprune.workflows import prune as workflow
 
     asked, options = asked or {}, prune_options()
     targets = [name for name in asked if options[name].is_target]
     if len(targets) > 1:
         raise ConfigError(f"{' and '.join(str(options[name].flag) for name in targets)}: give one target.")
-    request = PruneRequest(
-        what=Request(**(asked if targets else {"ratio": DEFAULT_RATIO, **asked})),
-        plan=plan,
-        compensate=compensate,
-        given=tuple(str(options[name].flag) for name in asked),
-        dry_run=dry_run,
-        out=out,
-        force=force,
-        as_json=json,
-    )
-    run_prune(request, source, model=model, arguments=model_arg or (), weights=weights, shape=input, trust=trust)
+    if plan is not None and asked:
+        given = " and ".join(str(options[name].flag) for name in asked)
+        raise ConfigError(f"--plan replays a plan as it is; leave {given} out.")
+    request = None if plan is not None else Request(**(asked if targets else {"ratio": DEFAULT_RATIO, **asked}))
+    with RichDisplay() as display:
+        result = workflow.prune(
+            source,
+            request,
+            model=model,
+            model_arguments=parse_arguments(model_arg),
+            weights=weights,
+            input_shape=parse_shape(input),
+            trust=trust,
+            plan=plan,
+            compensated=compensate,
+            dry_run=dry_run,
+            out=out,
+            force=force,
+            display=display,
+        )
+    output(result, show_prune, as_json=json)

@@ -33,6 +33,9 @@ def report(
     One file that needs no network and no script: stages, accuracy, cost, scale factors, layers, what had to stay and
     why, recipe and environment.
     """
-    from bnprune.cli.reports import run_report
+    from bnprune.cli.render.output import output
+    from bnprune.cli.render.report import show_report
+    from bnprune.workflows import report as workflow
 
-    run_report(runs, out=out, plots=plots, force=force, as_json=json)
+    result = workflow.report(runs, out=out, plots=plots, force=force)
+    output(result, lambda written: show_report(written, plots), as_json=json)

@@ -21,6 +21,10 @@ def run(
     json: Json = False,
 ) -> None:
     """Run a recipe: train sparse, prune, fine-tune."""
-    from bnprune.cli.stages import run_recipe
+    from bnprune.cli.render.run import run_with_progress
+    from bnprune.workflows import run as workflow
 
-    run_recipe(config, overrides or (), verb="run", stages=None, out=out, resume=resume, force=force, as_json=json)
+    run_with_progress(
+        lambda display: workflow.run(config, overrides or (), out=out, resume=resume, force=force, display=display),
+        as_json=json,
+    )

@@ -1,4 +1,4 @@
-"""Standard output of a verb with --json: one document, whatever code of the user's own prints meanwhile."""
+"""Standard output of a verb with --json: one document only, even if the user's own code prints."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager, redirect_stdout
 from typing import IO
 
 _KEPT: list[list[str]] = []
-"""What is to be printed at the end; empty unless a verb with --json runs."""
+"""Documents to print at the end, one list per running verb with --json."""
 
 
 def emit(text: str) -> None:
-    """Print text on stdout, when what others print no longer gets there."""
+    """Print text on stdout; with --json, once stdout is no longer redirected."""
     if _KEPT:
         _KEPT[-1].append(text)
     else:
@@ -22,7 +22,7 @@ def emit(text: str) -> None:
 
 @contextmanager
 def json_alone(wanted: bool) -> Iterator[None]:
-    """Send everything to stderr that is printed on stdout meanwhile, except for what is given to `emit`."""
+    """Redirect stdout to stderr for the duration of a `with` block, except for text given to `emit`."""
     if not wanted:
         yield
         return
@@ -37,9 +37,12 @@ def json_alone(wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def _descriptor_aside() -> Iterator[None]:
-    """Do so for the descriptor, too: processes that are started, and code in C, know no `sys.stdout`."""
+    """Redirect the file descriptor as well: child processes and C code do not use `sys.stdout`."""
     stdout = sys.stdout
-    if (_number(stdout), _number(sys.stderr)) != (1, 2):  # closed, or not the terminal's: somebody runs us in process
+    if (_number(stdout), _number(sys.stderr)) != (
+        1,
+        2,
+    ):  # closed or replaced, as in a test that runs the command in process
         yield
         return
     stdout.flush()

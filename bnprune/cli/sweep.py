@@ -47,8 +47,24 @@ def sweep(
     Every cut is compensated and recalibrated, then evaluated on validation images; nothing is fine-tuned or written.
     SOURCE is a run directory (its sparse-trained network) or a checkpoint.
     """
-    from bnprune.cli.evaluation import Subject
-    from bnprune.cli.sweeping import run_sweep
+    from bnprune.cli.arguments import parse_arguments, parse_shares
+    from bnprune.cli.render.output import output
+    from bnprune.cli.render.sweep import require_plot, save_plot, show_sweep
+    from bnprune.workflows import sweep as workflow
 
-    subject = Subject(source, overrides or (), model, model_arg or (), weights, config, trust)
-    run_sweep(subject, by=by, at=at, tolerance=tolerance, plot=plot, as_json=json)
+    values = parse_shares(at)
+    require_plot(plot, sources=(source, weights), recipe=config)
+    result = workflow.sweep(
+        source,
+        overrides or (),
+        model=model,
+        model_arguments=parse_arguments(model_arg),
+        weights=weights,
+        recipe=config,
+        trust=trust,
+        by=by,
+        values=values,
+        tolerance=tolerance,
+    )
+    output(result, show_sweep, as_json=json)
+    save_plot(plot, result)  # after the figures, which a full disk must not cost

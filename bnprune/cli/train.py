@@ -22,8 +22,10 @@ def train(
     json: Json = False,
 ) -> None:
     """Train with a penalty on the scale factors (γ)."""
-    from bnprune.cli.stages import run_recipe
+    from bnprune.cli.render.run import run_with_progress
+    from bnprune.workflows import run as workflow
 
-    run_recipe(
-        config, overrides or (), verb="train", stages=("train",), out=out, resume=resume, force=force, as_json=json
+    run_with_progress(
+        lambda display: workflow.train(config, overrides or (), out=out, resume=resume, force=force, display=display),
+        as_json=json,
     )

@@ -1,4 +1,4 @@
-"""How to go on when a file names code and is not trusted: the commands to copy."""
+"""The commands that help when a file names code and is not trusted."""
 
 from __future__ import annotations
 

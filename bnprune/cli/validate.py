@@ -24,6 +24,9 @@ def validate(
 
     Every key is checked, the network built, the data looked for, and the prune stage drafted.
     """
-    from bnprune.cli.validation import run_validate
+    from bnprune.cli.render.output import output
+    from bnprune.cli.render.validate import show_validate
+    from bnprune.workflows import validate as workflow
 
-    run_validate(config, overrides or (), print_config=print_config, as_json=json)
+    result = workflow.validate(config, overrides or ())
+    output(result, lambda valid: show_validate(valid, config, print_config=print_config), as_json=json)

@@ -1,4 +1,4 @@
-"""How much is said, and in what colours: --quiet, --verbose, --debug and NO_COLOR."""
+"""How much is printed, and in which colours: --quiet, --verbose, --debug and NO_COLOR."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from bnprune.cli.stdout import emit
 from bnprune.errors import ConfigError, printable
 
 WORDS = ("--quiet", "-q", "--verbose", "-v", "--debug")
-"""Options of the program itself; people write them after the verb, too."""
+"""Options of the program itself, which are allowed after the verb as well."""
 
 
 @dataclass
 class Verbosity:
-    """What the command line asks for."""
+    """The amount of output that the command line asks for."""
 
     quiet: bool = False
-    """Results, warnings and errors; no progress, no remarks."""
+    """Print results, warnings and errors only."""
     verbose: bool = False
-    """Everything there is to say."""
+    """Print every detail."""
     debug: bool = False
-    """Tracebacks."""
+    """Print the tracebacks of errors."""
     answered: bool = False
-    """Whether a JSON document is on stdout: there is one at most, whatever fails afterwards."""
+    """True if a JSON document has been printed: there is at most one, even if a later step fails."""
 
 
 VERBOSITY = Verbosity()
-"""Of the command that runs."""
+"""The setting of the running command."""
 
 
 def forward(args: Sequence[str]) -> list[str]:
-    """Move the words to the front, from wherever they stand before a `--`."""
+    """Move the options of the program in front of the verb; arguments after `--` stay."""
     end = list(args).index("--") if "--" in args else len(args)
     words = [word for word in args[:end] if word in WORDS]
     return [*words, *(word for word in args[:end] if word not in WORDS), *args[end:]]
 
 
 def require_no_empty(args: Sequence[str]) -> None:
-    """Refuse empty arguments: usually a variable of the shell that is not set, and as a path the current folder.
+    """Refuse empty arguments. Most come from an unset shell variable, and as a path they mean the current folder.
 
     Raises:
         ConfigError: An argument, or the value of an option, is empty.
@@ -55,12 +55,12 @@ def require_no_empty(args: Sequence[str]) -> None:
 
 
 def answer(document: Mapping[str, Any]) -> None:
-    """Print one JSON document on stdout; nothing if there is one already."""
+    """Print one JSON document on stdout, unless one has been printed already."""
     if not VERBOSITY.answered:
         emit(json.dumps(document, indent=2) + "\n")
     VERBOSITY.answered = True
 
 
 def say(text: str, *, err: bool = False, nl: bool = True, **style: Any) -> None:
-    """Print text, in colour if there is a terminal that wants it (https://no-color.org)."""
+    """Print text; in colour unless NO_COLOR is set (https://no-color.org)."""
     typer.secho(printable(text), err=err, nl=nl, **({} if os.environ.get("NO_COLOR") else style))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,14 @@ from bnprune.runs.checkpoint import Header
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.files import write_atomically
 from bnprune.runs.preflight import load_stage
+from bnprune.runs.results import (
+    ExportedFile,
+    ExportFigures,
+    ExportVerification,
+    Folding,
+    ParityOutcome,
+    RunResult,
+)
 
 _IMAGES = 64
 """Number of real images that a network is compared on."""
@@ -67,26 +74,34 @@ def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def describe_network(network: ExportedNetwork, options: ExportOptions, path: Path) -> dict[str, Any]:
-    """Return an export as plain data: its files, and how far it is from the network in PyTorch."""
-    folded = None if network.folded is None else {"folded": network.folded, "batchnorms": network.batchnorms}
+def export_figures(network: ExportedNetwork, options: ExportOptions, path: Path) -> dict[str, Any]:
+    """Return the figures of an export, by the names that `ExportFigures` gives them."""
+    folding = None if network.folded is None else Folding(folded=network.folded, batchnorms=network.batchnorms)
+    files = files_of(network, path).items()
     return {
         "format": options.format,
         "batch": options.batch or "any",
-        "fold_bn": folded,
-        "files": [{"path": str(file), "bytes": len(content)} for file, content in files_of(network, path).items()],
-        "verification": {
-            "passed": True if network.random else None,
-            "tolerance": network.random.tolerance if network.random else TOLERANCE,
-            "random": _parity(network.random),
-            "real": _parity(network.real),
-        },
+        "fold_bn": folding,
+        "files": [ExportedFile(path=str(file), bytes=len(content)) for file, content in files],
+        "verification": ExportVerification(
+            passed=True if network.random else None,
+            tolerance=network.random.tolerance if network.random else TOLERANCE,
+            random=_outcome(network.random),
+            real=_outcome(network.real),
+        ),
         "notes": list(network.notes),
     }
 
 
-def _parity(parity: Parity | None) -> dict[str, Any] | None:
-    return None if parity is None else {k: v for k, v in asdict(parity).items() if k != "tolerance"}
+def _outcome(parity: Parity | None) -> ParityOutcome | None:
+    if parity is None:
+        return None
+    return ParityOutcome(
+        inputs=parity.inputs,
+        max_absolute_error=parity.max_absolute_error,
+        max_relative_error=parity.max_relative_error,
+        argmax_agreement=parity.argmax_agreement,
+    )
 
 
 def title_of_network(header: Header) -> str:
@@ -103,18 +118,18 @@ def options_of(config: ExportConfig) -> list[ExportOptions]:
     return [ExportOptions.of(format, fold_bn=config.fold_bn) for format in dict.fromkeys(config.formats)]
 
 
-def export_run(config: PipelineConfig, directory: RunDirectory, note: Callable[[str], None]) -> None:
-    """Export the last network of a run as its recipe asks, and add the figures to the result.
+def export_run(config: PipelineConfig, directory: RunDirectory, note: Callable[[str], None]) -> RunResult:
+    """Export the last network of a run as its recipe asks, add the figures to the result, and return it.
 
     Raises:
         BnpruneError: A format cannot be written. Files of the formats before it are kept.
     """
     wanted = options_of(config.export) if config.export else []
     result = directory.result()
-    done = [export["format"] for export in result.get("exports", [])]
+    done = [export.format for export in result.exports]
     todo = [options for options in wanted if options.format not in done]
     if not todo:
-        return
+        return result
     model, header = load_stage(config, directory.network())
     splits = load_data(config.data)
     for options in todo:
@@ -123,11 +138,12 @@ def export_run(config: PipelineConfig, directory: RunDirectory, note: Callable[[
         title = title_of_network(header)
         network = export_network(model, splits.shape, options, title=title, stem=path.stem, real=real)
         write_network(network, options, path)
-        document = describe_network(network, options, path.relative_to(directory.path))
-        result.setdefault("exports", []).append(document)
+        figures = export_figures(network, options, path.relative_to(directory.path))
+        result.exports.append(ExportFigures(**figures))
         directory.write_result(result)
         error = network.random.max_relative_error if network.random else None
         checked = "not verified" if error is None else f"relative error {error:.1e} to the eager network"
         note(f"export: {path} ({options.format}, {checked})")
         for remark in network.notes:
             note(f"export: {remark}")
+    return result

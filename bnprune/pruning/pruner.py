@@ -1,4 +1,4 @@
-"""Pruning: from a network to a slim one, with plan, proof and report."""
+"""Prune: score, plan, cut and prove. Every caller composes these steps through the functions of this module."""
 
 from __future__ import annotations
 
@@ -90,7 +90,6 @@ def prune(
         ForwardError: The forward pass fails, or gives nothing finite to compare.
         VerificationError: The proof failed; this is a bug in bnprune worth a report.
     """
-    require_bare(model)
     request = Request(
         ratio=ratio,
         macs=macs,
@@ -106,39 +105,120 @@ def prune(
         coupling=coupling,
         fold_bias=fold_bias,
     )
-    draft = plan_for_target(model, example_inputs, score_network(model, example_inputs, request))
-    return carry_out(draft, model, example_inputs, proof=proof)
+    return prune_as_requested(model, example_inputs, request, proof=proof)
+
+
+@contained
+def plan(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    ratio: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    latency_ms: float | None = None,
+    min_channels: int = 1,
+    cap: float = 1.0,
+    round_to: int = 1,
+    exclude: Sequence[str] = (),
+    layer_ratios: Mapping[str, float] | None = None,
+    criterion: str = "gamma",
+    reduce: Reduce = "max",
+    coupling: Coupling = "shared",
+    fold_bias: bool = False,
+) -> PruningPlan:
+    """Choose the channels to remove, as `prune` does, without cutting anything.
+
+    `bnprune.apply(plan, model)` carries the plan out.
+
+    Args:
+        model: As for `prune`.
+        example_inputs: As for `prune`.
+        ratio: As for `prune`; one target is given, this or one of the next three.
+        macs: As for `prune`.
+        params: As for `prune`.
+        latency_ms: As for `prune`.
+        min_channels: As for `prune`.
+        cap: As for `prune`.
+        round_to: As for `prune`.
+        exclude: As for `prune`.
+        layer_ratios: As for `prune`.
+        criterion: As for `prune`.
+        reduce: As for `prune`.
+        coupling: As for `prune`.
+        fold_bias: As for `prune`.
+
+    Raises:
+        ConfigError: An argument is out of range or a pattern matches nothing.
+        PruningError: The network cannot be pruned, or not as far as requested.
+        TraceError: The analysis fails.
+        ForwardError: The forward pass fails.
+    """
+    request = Request(
+        ratio=ratio,
+        macs=macs,
+        params=params,
+        latency_ms=latency_ms,
+        min_channels=min_channels,
+        cap=cap,
+        round_to=round_to,
+        exclude=_patterns(exclude),
+        layer_ratios=layer_ratios,
+        criterion=criterion,
+        reduce=reduce,
+        coupling=coupling,
+        fold_bias=fold_bias,
+    )
+    drafted = draft(model, example_inputs, request)
+    require_cut(drafted)
+    return describe_plan(drafted)
+
+
+def draft(model: nn.Module, example_inputs: Any, request: Request) -> DraftPlan:
+    """Score the channels and select those to remove: the one composition of these two steps.
+
+    Raises:
+        PruningError: The target cannot be reached, or `model` is wrapped (DataParallel, torch.compile).
+        TraceError: The analysis fails.
+    """
+    require_bare(model)
+    return plan_for_target(model, example_inputs, score_network(model, example_inputs, request))
+
+
+def prune_as_requested(model: nn.Module, example_inputs: Any, request: Request, *, proof: bool = True) -> PruningResult:
+    """Prune a network; `prune` with its keyword arguments as one object. Errors as for `prune`."""
+    return carry_out(draft(model, example_inputs, request), model, example_inputs, proof=proof)
 
 
 def _patterns(exclude: Sequence[str]) -> tuple[str, ...]:
     return (exclude,) if isinstance(exclude, str) else tuple(exclude)
 
 
-def carry_out(draft: DraftPlan, model: nn.Module, example_inputs: Any, *, proof: bool = True) -> PruningResult:
+def carry_out(drafted: DraftPlan, model: nn.Module, example_inputs: Any, *, proof: bool = True) -> PruningResult:
     """Carry out a draft: cut the network and prove the result.
 
     Raises:
         PruningError: Nothing can be pruned.
         VerificationError: The proof failed.
     """
-    require_cut(draft)
-    plan = describe_plan(draft)
+    require_cut(drafted)
+    cuts = describe_plan(drafted)
     started = time.perf_counter()
-    slim = copy_weights(draft.meta_slim, plan, model)
-    record_plan(slim, model, plan)
+    slim = copy_weights(drafted.meta_slim, cuts, model)
+    record_plan(slim, model, cuts)
     cut = time.perf_counter()
     verification: Verification | None = None
     if proof:
-        verification = verify(model, slim, plan, as_inputs(example_inputs))
+        verification = verify(model, slim, cuts, as_inputs(example_inputs))
         require(verification)
     seconds = {
-        "trace": draft.scored.seconds,
-        "select": draft.seconds,
+        "trace": drafted.scored.seconds,
+        "select": drafted.seconds,
         "surgery": cut - started,
         "verify": time.perf_counter() - cut,
     }
-    report = make_report(draft, plan, verification, seconds)
-    return PruningResult(slim, plan, recounted(report, model, slim, example_inputs) if proof else report)
+    report = make_report(drafted, cuts, verification, seconds)
+    return PruningResult(slim, cuts, recounted(report, model, slim, example_inputs) if proof else report)
 
 
 @preserve_thread_state

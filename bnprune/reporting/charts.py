@@ -11,6 +11,7 @@ from bnprune.recovery.sweep import Point
 from bnprune.reporting.figures import GREY, Axis, Chart, Histogram, Legend, Mark, Series, Widths
 from bnprune.reporting.number_format import percent
 from bnprune.reporting.run_data import Curve, Gammas, RunData, Stage
+from bnprune.runs.results import SweepPoint
 from bnprune.runs.stages import kind_of
 
 _BINS = 40
@@ -215,7 +216,7 @@ def _epoch_axis(curves: Sequence[Curve]) -> Axis:
 # -- sweeps ----------------------------------------------------------------------------------------------------------
 
 
-def sweep_chart(points: Sequence[Point], best: Point | None) -> Chart:
+def sweep_chart(points: Sequence[Point | SweepPoint], best: Point | SweepPoint | None) -> Chart:
     """Validation accuracy over the MACs left, right after pruning and after recovery.
 
     Args:

@@ -33,7 +33,7 @@ import yaml
 from bnprune.config.bounded_reading import DATA_BYTES, RECIPE_BYTES, parse_json, read_text
 from bnprune.config.recipe import as_data
 from bnprune.config.schema import PipelineConfig
-from bnprune.errors import CheckpointError, ConfigError, DataError
+from bnprune.errors import CheckpointError, ConfigError, DataError, argument
 from bnprune.runs.files import (
     append_text,
     make_folder,
@@ -48,6 +48,7 @@ from bnprune.runs.files import (
 )
 from bnprune.runs.lock import lock, unlock
 from bnprune.runs.outputs import RUN_FILES, is_run, is_same
+from bnprune.runs.results import RunResult
 from bnprune.runs.revision import revision
 from bnprune.runs.saved_state import read_result, read_state, save_state
 from bnprune.runs.stages import is_stage, order_of
@@ -108,7 +109,7 @@ class RunDirectory:
                 if found.is_symlink():
                     raise DataError(
                         f"'{found}' is a symbolic link, and a run writes into its own directory alone. Put a folder in "
-                        "its place, or choose another --out."
+                        f"its place, or choose another {argument('out')}."
                     )
         for file in self._files():
             require_replaceable(file)
@@ -152,8 +153,9 @@ class RunDirectory:
             run._require_own()
             for source in sources:
                 if source is not None and run._would_lose(source):
+                    out = argument("out")
                     raise ConfigError(
-                        f"--out: '{source}' would be overwritten, and the run starts from it. Choose another --out."
+                        f"{out}: '{source}' would be overwritten, and the run starts from it. Choose another {out}."
                     )
         return run
 
@@ -184,7 +186,9 @@ class RunDirectory:
         self._lock = lock(self.path) if self._lock is None else self._lock
         self._require_own()
         if not self._force and any(self.path.iterdir()):
-            raise DataError(f"'{self.path}' has been filled by another process meanwhile. Choose another --out.")
+            raise DataError(
+                f"'{self.path}' has been filled by another process meanwhile. Choose another {argument('out')}."
+            )
 
     @classmethod
     def resume(cls, path: Path, config: PipelineConfig) -> RunDirectory:
@@ -194,21 +198,21 @@ class RunDirectory:
             ConfigError: There is no run, or its configuration differs from the one given.
             DataError: It cannot be read, or another process works on it.
         """
-        run = cls(path)
+        run, where = cls(path), argument("resume")
         try:
             with run.claimed():
                 before = read_text(run.config_file, RECIPE_BYTES)
         except FileNotFoundError as error:
-            raise ConfigError(f"--resume: '{path}' is not a run directory (it has no config.yaml).") from error
+            raise ConfigError(f"{where}: '{path}' is not a run directory (it has no config.yaml).") from error
         except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"--resume: '{run.config_file}' cannot be read: {error}") from error
+            raise CheckpointError(f"{where}: '{run.config_file}' cannot be read: {error}") from error
         after = dump_config(config)
         if before != after:
             changed = difflib.unified_diff(
                 before.splitlines(), after.splitlines(), "the run", "now", "", "", n=0, lineterm=""
             )
             shown = "\n".join(line for line in changed if not line.startswith("@@"))
-            raise ConfigError(f"--resume: the configuration has changed since '{path}' was started:\n{shown}")
+            raise ConfigError(f"{where}: the configuration has changed since '{path}' was started:\n{shown}")
         return run
 
     def is_of_this_launch(self) -> bool:
@@ -230,19 +234,19 @@ class RunDirectory:
 
     # -- results ---------------------------------------------------------------------------------------------------
 
-    def result(self) -> dict[str, Any]:
-        """Return the figures of the finished stages; empty for a new run.
+    def result(self) -> RunResult:
+        """Return the figures of the finished stages; none for a new run.
 
         Raises:
             CheckpointError: The file is damaged.
         """
         if not self._begun or not self.result_file.exists():
-            return {}
-        return read_result(self.result_file)
+            return RunResult(stages={}, path=self.path)
+        return read_result(self.result_file).model_copy(update={"path": self.path})
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
+    def write_result(self, result: RunResult) -> None:
         """Write the figures of the finished stages."""
-        write_json(self.result_file, dict(result))
+        write_json(self.result_file, result.to_dict())
 
     def network(self) -> Path:
         """Return the checkpoint of the last finished stage, else the last one of the stage that runs.
@@ -281,13 +285,16 @@ class RunDirectory:
         Raises:
             DataError: The file cannot be written.
         """
-        if saved is not None:
-            size = saved["metrics_bytes"]
-        else:
-            result = self.result()
-            size = result.get("metrics_bytes", self.metrics_bytes()) if result else 0
+        size = self._finished_bytes() if saved is None else saved["metrics_bytes"]
         if size < self.metrics_bytes():
             truncate(self.metrics_file, size)
+
+    def _finished_bytes(self) -> int:
+        """Return the length of the metrics at the end of the last finished stage."""
+        result = self.result()
+        if not result.stages:
+            return 0
+        return self.metrics_bytes() if result.metrics_bytes is None else result.metrics_bytes
 
     def save_state(self, stage: str, state: Mapping[str, Any]) -> None:
         """Save what a stage needs to go on exactly, with the length of the metrics at this moment."""

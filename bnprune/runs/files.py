@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from bnprune.errors import ConfigError, DataError
+from bnprune.errors import ConfigError, DataError, argument
 
 _TEMPORARY = (".bnprune-", ".tmp")
 """Temporary folders are called so, with 8 letters in between: short, whatever the file is called."""
@@ -182,7 +182,7 @@ def require_utf8(path: Path) -> None:
         raise DataError(f"{os.fsencode(path)!r} is not a name in UTF-8. Choose another.") from error
 
 
-def require_free_file(path: Path, *, force: bool, option: str = "--out") -> None:
+def require_free_file(path: Path, *, force: bool, option: str = "out") -> None:
     """Refuse to write a file over something else.
 
     Raises:
@@ -190,7 +190,7 @@ def require_free_file(path: Path, *, force: bool, option: str = "--out") -> None
         DataError: There is a folder, a device, a link, or a name that cannot be used.
     """
     if kind := _in_the_way(path):
-        raise DataError(f"'{path}' is {kind}. Give {option} the name of a file.")
+        raise DataError(f"'{path}' is {kind}. Give {argument(option)} the name of a file.")
     _require_free(path, taken=path.exists(), force=force)
 
 
@@ -203,10 +203,11 @@ def require_free_folder(path: Path, *, force: bool) -> None:
     """
     require_utf8(path)
     if os.path.lexists(path) and not path.is_dir():
-        raise DataError(f"'{path}' is a file. Give --out the name of a folder.")
+        raise DataError(f"'{path}' is a file. Give {argument('out')} the name of a folder.")
     _require_free(path, taken=path.is_dir() and any(path.iterdir()), force=force)
 
 
 def _require_free(path: Path, *, taken: bool, force: bool) -> None:
     if taken and not force:
-        raise ConfigError(f"'{path}' exists. Choose another --out, or give --force to overwrite it.")
+        out, overwrite = argument("out"), argument("force")
+        raise ConfigError(f"'{path}' exists. Choose another {out}, or give {overwrite} to overwrite it.")

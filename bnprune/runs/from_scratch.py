@@ -19,6 +19,7 @@ from bnprune.pruning.surgery import apply
 from bnprune.runs.checkpoint import Header, read_header
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.preflight import Network, spec_of
+from bnprune.runs.results import StageResult
 from bnprune.runs.stages import CONTROLS, KINDS, kind_of, order_of
 
 
@@ -28,22 +29,23 @@ def scratch_network(config: PipelineConfig, directory: RunDirectory) -> Network:
     They are those of a dense network drawn with another seed, cut by the same plans: as its constructor has them, so
     that every architecture keeps its own initialization.
     """
-    header = read_header(directory.checkpoint(_last(directory.result()["stages"])))
+    header = read_header(directory.checkpoint(_last(directory.result().stages)))
     model = _untrained(config)
     for plan in header.plans:
         model = apply(plan, model)
     return model, Header(header.spec, header.plans)
 
 
-def scratch_training(config: PipelineConfig, stages: Mapping[str, Any]) -> TrainConfig:
+def scratch_training(config: PipelineConfig, stages: Mapping[str, StageResult]) -> TrainConfig:
     """Return how the control arm is trained: as the `train` stage, without a penalty, and as long as all stages.
 
     Args:
         config: The recipe; `scratch` says what "as long" means.
         stages: Figures of the finished stages.
     """
-    spent = [(f["epochs"], f["macs"]) for stage, f in stages.items() if kind_of(stage) in ("train", "finetune")]
-    slim = stages[_last(stages)]["macs"]
+    trained = (figures for stage, figures in stages.items() if kind_of(stage) in ("train", "finetune"))
+    spent = [(figures.epochs or 0, figures.macs) for figures in trained]
+    slim = stages[_last(stages)].macs
     equal = config.scratch == "compute"
     epochs = sum(count * (macs / slim if equal else 1) for count, macs in spent)
     changes = {"epochs": max(1, round(epochs)), "sparsity": SparsityConfig(penalty="none")}

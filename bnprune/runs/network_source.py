@@ -1,4 +1,4 @@
-"""Where a network comes from: a run directory, a checkpoint, or `--model` with `--input`."""
+"""Open a network: from a run directory, a checkpoint, or a model name with the shape of its input."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.config.bounded_reading import LONGEST_NUMBER, require_shape
+from bnprune.config.bounded_reading import require_shape
 from bnprune.config.overrides import overridden_keys
 from bnprune.config.recipe import amend_data
 from bnprune.config.schema import PipelineConfig
-from bnprune.config.yaml_loader import YamlError, read_yaml
-from bnprune.errors import CheckpointError, ConfigError, quoted, shortened
+from bnprune.errors import CheckpointError, ConfigError, argument, quoted
 from bnprune.models.zoo import ModelSpec, build
 from bnprune.runs.checkpoint import Header, load_checkpoint, read_header
 from bnprune.runs.directory import RunDirectory
@@ -42,8 +41,8 @@ class NetworkSource:
         """
         if self.header.input_shape is None:
             raise ConfigError(
-                f"{self.label}: the shape of its input is not known. Give it: --input C,H,W, for example "
-                "--input 3,224,224"
+                f"{self.label}: the shape of its input is not known. Give it: {argument('input_shape', 'C,H,W')}, "
+                f"for example {argument('input_shape', '3,224,224')}"
             )
         return torch.zeros(1, *self.header.input_shape)
 
@@ -72,54 +71,53 @@ class NetworkSource:
 
 
 def open_source(
-    path: Path | None,
+    source: str | Path | None,
     *,
     model: str | None = None,
-    arguments: Sequence[str] = (),
-    weights: Path | None = None,
-    shape: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    weights: str | Path | None = None,
+    shape: Sequence[int] | None = None,
     recipe: ModelSpec | None = None,
     trust: bool = False,
 ) -> NetworkSource:
-    """Load the network the command line names.
+    """Load a network.
 
     Args:
-        path: A run directory or a checkpoint.
+        source: A run directory or a checkpoint.
         model: A name or `package.module:factory`; on its own, or to rebuild a checkpoint of a network of one's own.
-        arguments: `key=value` arguments of the model.
-        weights: Initial weights of `model`.
-        shape: Shape of one input, such as "3,224,224".
-        recipe: The model of a recipe; it rebuilds a checkpoint of a network of one's own where `model` is not given.
+        arguments: Keyword arguments of the model.
+        weights: File with the initial weights of `model`.
+        shape: Shape of one input, without the batch.
+        recipe: The model of a recipe; it rebuilds a checkpoint of a network of one's own if `model` is not given.
         trust: Let the file name code, paths and downloads.
 
     Raises:
-        ConfigError: Neither or contradictory sources, an unknown model, or a malformed shape.
+        ConfigError: Neither or contradictory sources, an unknown model, or a shape out of range.
         CheckpointError: A file is missing, damaged or foreign.
     """
-    input_shape = parse_shape(shape) if shape is not None else None
-    if path is None and model is None:
-        raise ConfigError(
-            "no network given. Name a run directory or checkpoint, or use --model NAME --input 3,224,224."
-        )
-    if path is not None and weights is not None:
-        raise ConfigError("--weights goes with --model; a checkpoint has its own weights.")
+    input_shape = None if shape is None else checked_shape(shape)
+    if source is None and model is None:
+        example = f"{argument('model', 'NAME')} {argument('input_shape', '3,224,224')}"
+        raise ConfigError(f"no network given. Name a run directory or checkpoint, or use {example}.")
+    if source is not None and weights is not None:
+        raise ConfigError(f"{argument('weights')} goes with {argument('model')}; a checkpoint has its own weights.")
     if model is None and arguments:
-        raise ConfigError("--model-arg goes with --model; a checkpoint knows the arguments of its network.")
-    if path is None:
-        assert model is not None
-        return _from_model(model, arguments, weights, input_shape)
-    spec = None if model is None else ModelSpec.parse(model, parse_arguments(arguments))
-    return _from_file(path, spec, recipe, input_shape, trust=trust)
+        raise ConfigError(
+            f"{argument('model_arguments')} goes with {argument('model')}; a checkpoint knows the arguments of its "
+            "network."
+        )
+    spec = None if model is None else ModelSpec.parse(model, dict(arguments or {}))
+    if source is not None:
+        return _from_file(Path(source), spec, recipe, input_shape, trust=trust)
+    assert spec is not None
+    return _from_model(spec, None if weights is None else Path(weights), input_shape)
 
 
-def _from_model(
-    model: str, arguments: Sequence[str], weights: Path | None, shape: tuple[int, ...] | None
-) -> NetworkSource:
-    spec = ModelSpec.parse(model, parse_arguments(arguments))
-    network = build(spec, "--model")
+def _from_model(spec: ModelSpec, weights: Path | None, shape: tuple[int, ...] | None) -> NetworkSource:
+    network = build(spec, argument("model"))
     if weights is not None:
-        fit_state(network, read_weights(weights), f"--weights: '{weights}'")
-    return NetworkSource(network, Header(spec, input_shape=shape), model)
+        fit_state(network, read_weights(weights), f"{argument('weights')}: '{weights}'")
+    return NetworkSource(network, Header(spec, input_shape=shape), spec.label)
 
 
 def _from_file(
@@ -128,7 +126,7 @@ def _from_file(
     file = RunDirectory(path).network() if path.is_dir() else path
     header = read_header(file, trust=trust)
     stored, dense = header.spec, None
-    where = "--model"
+    where = argument("model")
     if given is None and stored.own and recipe is not None and recipe.own:
         given, where = recipe, "model.factory"
     if given is not None:
@@ -154,7 +152,7 @@ def _about(config: Mapping[str, Any] | None, spec: ModelSpec) -> Mapping[str, An
 
 
 def refuse_other_model(overrides: Sequence[str]) -> None:
-    """Refuse `model...=value` where the network is given, and the recipe is asked for everything else.
+    """Refuse overrides of `model` if the network is given and the recipe serves for everything else.
 
     Raises:
         ConfigError: An override is about the model.
@@ -164,35 +162,15 @@ def refuse_other_model(overrides: Sequence[str]) -> None:
             raise ConfigError(f"command line: {quoted(text)}: the network is the one given; leave model keys out.")
 
 
-def parse_shape(text: str) -> tuple[int, ...]:
-    """Read "3,224,224" (or "3x224x224").
+def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of one input as a tuple.
 
     Raises:
-        ConfigError: The text is something else, or a shape too large.
+        ConfigError: It is empty, or a dimension is out of range.
     """
-    parts = [part.strip() for part in text.lower().replace("x", ",").split(",")]
-    wanted = f"--input: expected the shape of one input without the batch, such as 3,224,224 (got {quoted(text)})"
-    if not all(part.isascii() and part.isdigit() and len(part) < LONGEST_NUMBER for part in parts):
-        raise ConfigError(f"{wanted}.")
     try:
-        return require_shape([int(part) for part in parts])
+        return require_shape(list(shape))
     except ValueError as error:
-        raise ConfigError(f"{wanted}: {error}.") from error
-
-
-def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
-    """Read `key=value` arguments of a model; values are YAML.
-
-    Raises:
-        ConfigError: An argument is something else.
-    """
-    parsed = {}
-    for text in arguments:
-        key, equals, value = text.partition("=")
-        if not equals or not key.isidentifier():
-            raise ConfigError(f"--model-arg: expected key=value, such as num_classes=10 (got {quoted(text)}).")
-        try:
-            parsed[key] = read_yaml(value)
-        except YamlError as error:
-            raise ConfigError(f"--model-arg: {shortened(key)}: {quoted(value)} {error}.") from error
-    return parsed
+        wanted = "expected the shape of one input without the batch, such as 3,224,224"
+        got = ",".join(map(str, shape))
+        raise ConfigError(f"{argument('input_shape')}: {wanted} (got {quoted(got)}): {error}.") from error

@@ -1,4 +1,4 @@
-"""Where a verb may write a file: not over what it reads, and not over what belongs to a run."""
+"""Checks of output files: they must not replace an input, or a file of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from bnprune.errors import ConfigError
+from bnprune.errors import ConfigError, argument
 from bnprune.runs.files import real_path, require_free_file
 
 RUN_FILES = (
@@ -22,32 +22,33 @@ RUN_FILES = (
     "tensorboard/*/events.out.tfevents.*",
     "config.yaml",
 )
-"""What a run writes; a new run in its place replaces all of it."""
+"""The files of a run; a new run in the same directory replaces all of them."""
 
 
 def require_output(
-    path: Path, *, force: bool, sources: Iterable[Path | None] = (), recipe: Path | None = None, option: str = "--out"
+    path: Path, *, force: bool, sources: Iterable[Path | None] = (), recipe: Path | None = None, option: str = "out"
 ) -> None:
-    """Refuse to write a file where something would be lost.
+    """Refuse an output file that would replace something needed.
 
     Args:
         path: The file.
-        force: Whether a regular file may be overwritten that is none of the following.
+        force: True if an existing file that is none of the following may be overwritten.
         sources: Files and run directories the verb reads a network or a plan from.
         recipe: The recipe it reads.
-        option: What names the file on the command line.
+        option: The argument that names the file.
 
     Raises:
         ConfigError: It is one of the sources, or belongs to a run; or there is a file and `force` is off.
         DataError: There is a folder, a device, a link, or a name that cannot be used.
     """
+    where = argument(option)
     for source in sources:
         if source is not None and (is_same(path, source) or real_path(path.parent) == _networks(source)):
-            raise ConfigError(f"{option}: '{path}' is where the network comes from, or lies there. Choose another.")
+            raise ConfigError(f"{where}: '{path}' is where the network comes from, or lies there. Choose another.")
     if recipe is not None and is_same(path, recipe):
-        raise ConfigError(f"{option}: '{path}' is the recipe. Choose another.")
+        raise ConfigError(f"{where}: '{path}' is the recipe. Choose another.")
     if run := _run_of(path):
-        raise ConfigError(f"{option}: '{path}' belongs to the run '{run}'. Choose another.")
+        raise ConfigError(f"{where}: '{path}' belongs to the run '{run}'. Choose another.")
     require_free_file(path, force=force, option=option)
 
 
@@ -66,12 +67,12 @@ def _run_of(path: Path) -> Path | None:
 
 
 def is_run(folder: Path) -> bool:
-    """Tell whether a folder is a run directory: it has both the recipe and the environment of a run."""
+    """Return True if a folder is a run directory: it has both the recipe and the environment of a run."""
     return (folder / "config.yaml").is_file() and (folder / "env.json").is_file()
 
 
 def is_same(one: Path, other: Path) -> bool:
-    """Tell whether two paths lead to the same file or folder, be it by links; False where one leads nowhere."""
+    """Return True if two paths lead to the same existing file or folder, also through links."""
     try:
         return one.samefile(other)
     except OSError:

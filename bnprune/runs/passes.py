@@ -1,34 +1,33 @@
-"""Passes: what each of several rounds of pruning is asked for, so that together they do what the recipe says."""
+"""Passes: the target of each of several rounds of pruning, so that together they reach the target of the recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
 
 from bnprune.config.prune_options import DEFAULT_RATIO
 from bnprune.config.schema import PruneConfig
 from bnprune.errors import PruningError
-from bnprune.pruning.request import Request
+from bnprune.pruning.request import Request, TargetKind
+from bnprune.runs.results import Change, Pruned
 
 _FIELDS = {field.name for field in fields(Request)}
-_COUNTED = {"ratio": "channels", "macs": "macs", "params": "params"}
+_COUNTED: dict[TargetKind, str] = {"ratio": "channels", "macs": "macs", "params": "params"}
 """The figure of a finished stage that each target is about."""
 
 
 def request_of(
-    config: PruneConfig, number: int = 1, first: Mapping[str, Any] | None = None, last: Mapping[str, Any] | None = None
+    config: PruneConfig, number: int = 1, first: Pruned | None = None, last: Pruned | None = None
 ) -> Request:
-    """Return what one pass is asked for: equal factors, corrected by what the passes before really did.
+    """Return the request of one pass: equal factors, corrected by the results of the earlier passes.
 
     Args:
         config: The recipe's section.
         number: The pass, from 1.
-        first: Figures of the first pass ("channels", "macs", "params", each with "before" and "after").
-        last: Figures of the pass before this one.
+        first: How much the first pass removed.
+        last: How much the pass before this one removed.
 
     Raises:
-        PruningError: Earlier passes have done it all.
+        PruningError: Earlier passes have reached the target.
     """
     data = {key: value for key, value in config.model_dump().items() if key in _FIELDS}
     if config.ratio == "auto" or not config.targets:
@@ -40,7 +39,12 @@ def request_of(
     kind, value = request.target
     share = (1 - value if kind == "ratio" else value) ** (number / config.passes)
     if first is not None and last is not None:
-        share *= first[_COUNTED[kind]]["before"] / last[_COUNTED[kind]]["after"]
+        share *= _counted(first, kind).before / _counted(last, kind).after
     if not 0 < share < 1:
         raise PruningError(f"pass {number}: nothing is left to remove; {kind} {value:g} is reached. Use fewer passes.")
     return request.aimed(kind, 1 - share if kind == "ratio" else share)
+
+
+def _counted(pruned: Pruned, kind: TargetKind) -> Change:
+    change: Change = getattr(pruned, _COUNTED[kind])
+    return change

@@ -18,25 +18,26 @@ from bnprune.errors import PruningError
 from bnprune.notes import Note
 from bnprune.pruning.cost import cost
 from bnprune.pruning.latency import latencies
-from bnprune.pruning.latency_search import plan_for_target
-from bnprune.pruning.planner import score_network
-from bnprune.pruning.pruner import PruningResult, carry_out
+from bnprune.pruning.pruner import PruningResult, prune_as_requested
+from bnprune.pruning.report import Report
 from bnprune.pruning.request import Request
 from bnprune.recovery.recover import recover
 from bnprune.recovery.sweep import recommend, sweep
 from bnprune.runs.checkpoint import Header, load_weights, save_checkpoint
 from bnprune.runs.directory import RunDirectory
+from bnprune.runs.display import Display
 from bnprune.runs.files import write_text
 from bnprune.runs.from_scratch import scratch_network, scratch_training
 from bnprune.runs.passes import request_of
 from bnprune.runs.preflight import Network, initial, load_stage, prepare
 from bnprune.runs.requirements import require_tools
+from bnprune.runs.results import RunResult, Sparsity, StageResult, SweepPoint
 from bnprune.runs.scale_factors import save_gammas
 from bnprune.runs.stages import CONTROLS, kind_of, order_of, pass_of
-from bnprune.runs.summary import describe, describe_recovery, describe_request
+from bnprune.runs.summary import cut_figures, describe_request, pruned_of, recovery_outcome, seconds_of
 from bnprune.runs.teacher import find_teacher, require_teacher
 from bnprune.runs.tensorboard_log import open_tensorboard_log
-from bnprune.runs.training_log import Display, TrainingLog
+from bnprune.runs.training_log import TrainingLog
 from bnprune.runs.training_stage import StageTask, hand_out, set_up, settings_of
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
 from bnprune.training.evaluate import evaluate, validation_score
@@ -44,8 +45,6 @@ from bnprune.training.loop import train
 from bnprune.training.penalties.table import advice, shortfall
 from bnprune.training.state import require_processes
 from bnprune.training.warnings import collapse, small_batches
-
-RESULT_SCHEMA = "bnprune.run/1"
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def execute(
     stages: Sequence[str],
     network: Network | None = None,
     processes: Processes = SINGLE_PROCESS,
-) -> dict[str, Any]:
+) -> RunResult:
     """Run stages one after the other, skipping those that are finished, and return the result.
 
     Args:
@@ -97,10 +96,10 @@ def _execute(
     stages: Sequence[str],
     network: Network | None,
     processes: Processes,
-) -> dict[str, Any]:
-    result = directory.result() or {"schema": RESULT_SCHEMA, "seed": config.seed, "stages": {}}
-    todo = [stage for stage in stages if stage not in result["stages"]]
-    if not todo and all("latency_ms" in result["stages"][stage] for stage in stages):
+) -> RunResult:
+    result = directory.result().model_copy(update={"seed": config.seed})
+    todo = [stage for stage in stages if stage not in result.stages]
+    if not todo and all(result.stages[stage].latency_ms is not None for stage in stages):
         display.note(f"Nothing to do: every stage of '{directory.path}' is finished.")
         return result
     if config.threads is not None:
@@ -112,7 +111,7 @@ def _execute(
     for note in start.splits.notes:
         display.note(f"note: {note}")
     directory.begin(config)
-    if not result["stages"] and not directory.gamma_file.exists():
+    if not result.stages and not directory.gamma_file.exists():
         save_gammas(directory.gamma_file, start.network[0])
     run = Run(config, directory, display, stopping, start.device, start.splits, processes)
     for stage in todo:
@@ -120,9 +119,9 @@ def _execute(
         first = start.network if stage == todo[0] else None
         model, header = first or _left_behind(config, directory, result, stage) or initial(config)
         figures = _KINDS[kind_of(stage)](run, model, header, stage)
-        figures["seconds"] = round(figures.get("seconds", 0.0) + time.perf_counter() - started, 3)
-        result["stages"][stage] = figures
-        result["metrics_bytes"] = directory.metrics_bytes()
+        figures.seconds = round(figures.seconds + time.perf_counter() - started, 3)
+        result.stages[stage] = figures
+        result.metrics_bytes = directory.metrics_bytes()
         directory.write_result(result)
         display.end(stage, figures)
     _measure_latency(run, result, stages)
@@ -130,25 +129,23 @@ def _execute(
     return result
 
 
-def _left_behind(
-    config: PipelineConfig, directory: RunDirectory, result: Mapping[str, Any], stage: str
-) -> Network | None:
+def _left_behind(config: PipelineConfig, directory: RunDirectory, result: RunResult, stage: str) -> Network | None:
     """The network that the stages before one have left; None where it starts from the beginning."""
-    before = [name for name in result["stages"] if order_of(name) < order_of(stage) and kind_of(name) not in CONTROLS]
+    before = [name for name in result.stages if order_of(name) < order_of(stage) and kind_of(name) not in CONTROLS]
     return load_stage(config, directory.checkpoint(max(before, key=order_of))) if before else None
 
 
 # -- stages ----------------------------------------------------------------------------------------------------------
 
 
-def _scratch(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, Any]:
+def _scratch(run: Run, model: nn.Module, header: Header, stage: str) -> StageResult:
     model, header = scratch_network(run.config, run.directory)
-    return _training(run, model, header, stage, scratch_training(run.config, run.directory.result()["stages"]))
+    return _training(run, model, header, stage, scratch_training(run.config, run.directory.result().stages))
 
 
 def _training(
     run: Run, model: nn.Module, header: Header, stage: str, settings: OptimisationConfig | None = None
-) -> dict[str, Any]:
+) -> StageResult:
     teacher = find_teacher(run.config, run.directory) if kind_of(stage) == "finetune" else None
     saved = run.directory.load_state(stage)
     with run.directory.naming_state():
@@ -158,7 +155,7 @@ def _training(
     with run.directory.naming_state():
         training = set_up(stage_task, model, teacher and teacher[0], run.splits, run.device, run.processes)
     run.directory.rewind(saved)
-    config, budget = training.task.config, training.budget
+    config, budget = training.job.config, training.budget
     sparsity = config.sparsity if isinstance(config, TrainConfig) else None
     training_log = TrainingLog(
         run.directory, run.display, stage, config, _header(run, header, stage), sparsity, run.splits.classes
@@ -174,7 +171,7 @@ def _training(
     with open_tensorboard_log(
         run.config, run.directory, stage, training.state.progress.epoch
     ) as training_log.tensorboard_log:
-        train(training.state, training.task, training.penalty, training_log, run.stopping)
+        train(training.state, training.job, training.penalty, training_log, run.stopping)
     # Scale factors are sparsest at the end; elsewhere the epoch that did best on validation counts.
     choice = "last" if stage == "train" else "best"
     load_weights(run.directory.checkpoint(choice), model)
@@ -183,17 +180,17 @@ def _training(
         gamma = training_log.gamma_figures(model)
         strength = {"lambda": budget.strength, "travel": budget.travel}
         steered = {"lambda": "auto", "target": budget.target}
-        extra["sparsity"] = {**(strength if budget.target is None else steered), **gamma}
+        extra["sparsity"] = Sparsity(**(strength if budget.target is None else steered), **gamma)
         if missed := shortfall(budget, gamma.get("below", 0.0)):
             run.display.note(Note("sparsity.target", "warning", missed))
     return _conclude(run, model, header, stage, extra)
 
 
-def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, Any]:
+def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> StageResult:
     config = run.config.prune or PruneConfig()
     run.directory.rewind()
-    stages = run.directory.result().get("stages", {})
-    earlier = [figures["pruned"] for figures in stages.values() if "pruned" in figures]
+    stages = run.directory.result().stages
+    earlier = [figures.pruned for figures in stages.values() if figures.pruned is not None]
     extra: dict[str, Any] = {}
     try:
         request = request_of(config, pass_of(stage), *([earlier[0], earlier[-1]] if earlier else []))
@@ -201,7 +198,7 @@ def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, 
             score = validation_score(run.splits, run.device)
             points = sweep(model, run.splits, run.device, request, config, run.config.data.batch_size, score=score)
             request = request.aimed("ratio", recommend(points, config.tolerance).asked)
-            extra["sweep"] = [asdict(point) for point in points]
+            extra["sweep"] = [SweepPoint(**asdict(point)) for point in points]
         run.display.begin(stage, 0, describe_request(request))
         outcome = _cut(run, model, request)
     except PruningError as error:
@@ -221,15 +218,15 @@ def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> dict[str, 
         batches=config.recalibrate,
         batch_size=run.config.data.batch_size,
     )
-    extra["recovery"] = describe_recovery(recovery)
+    extra["recovery"] = recovery_outcome(recovery)
     tried = ", ".join(f"{name} {score.top1:.2%}" for name, score in recovery.scores.items())
     run.display.note(f"  validation after the cut: {tried}; kept: {recovery.chosen}")
-    before = [figures["validation_accuracy"] for figures in stages.values()][-1:]
+    before = [figures.validation_accuracy for figures in stages.values()][-1:]
     left = recovery.scores[recovery.chosen].top1
-    if before and (problem := collapse(before[0], left, run.splits.classes)):
+    if before and before[0] is not None and (problem := collapse(before[0], left, run.splits.classes)):
         run.display.note(Note(problem.code, problem.level, f"{problem} with the cut. {_LESS}"))
     slim = Header(header.spec, (*header.plans, outcome.plan))
-    return _conclude(run, recovery.model, slim, stage, {**describe(outcome.report), **extra})
+    return _conclude(run, recovery.model, slim, stage, _cut_result(outcome.report) | extra)
 
 
 _LESS = "Cut less (prune.ratio: auto finds how much), train with more sparsity, or fine-tune longer."
@@ -239,10 +236,14 @@ def _cut(run: Run, model: nn.Module, request: Request) -> PruningResult:
     """Cut and prove, on the CPU; where time is asked for, on the device it is to be measured on."""
     device = run.device if request.latency_ms is not None else torch.device("cpu")
     example = run.splits.example.to(device)
-    return carry_out(plan_for_target(model.to(device), example, score_network(model, example, request)), model, example)
+    return prune_as_requested(model.to(device), example, request)
 
 
-_KINDS: dict[str, Callable[[Run, nn.Module, Header, str], dict[str, Any]]] = {
+def _cut_result(report: Report) -> dict[str, Any]:
+    return {**cut_figures(report), "pruned": pruned_of(report), "steps_seconds": seconds_of(report)}
+
+
+_KINDS: dict[str, Callable[[Run, nn.Module, Header, str], StageResult]] = {
     "baseline": _training,
     "train": _training,
     "prune": _prune,
@@ -262,7 +263,7 @@ def _header(run: Run, before: Header, stage: str, metrics: Mapping[str, Any] | N
     )
 
 
-def _conclude(run: Run, model: nn.Module, header: Header, stage: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+def _conclude(run: Run, model: nn.Module, header: Header, stage: str, extra: Mapping[str, Any]) -> StageResult:
     """Evaluate a stage's network, save it, and return its figures."""
     model.to(run.device)
     validation = evaluate(model, run.splits.validation, run.device)
@@ -279,13 +280,14 @@ def _conclude(run: Run, model: nn.Module, header: Header, stage: str, extra: Map
     path = run.directory.checkpoint(stage)
     save_checkpoint(path, model, _header(run, header, stage, figures))
     run.directory.append_metrics({"stage": stage, "split": "test", "top1": test.top1, "loss": test.loss})
-    return {**figures, "file_bytes": path.stat().st_size, **extra, "checkpoint": f"checkpoints/{path.name}"}
+    size, name = path.stat().st_size, f"checkpoints/{path.name}"
+    return StageResult(**figures, file_bytes=size, checkpoint=name, **extra)
 
 
-def _measure_latency(run: Run, result: dict[str, Any], stages: Sequence[str]) -> None:
+def _measure_latency(run: Run, result: RunResult, stages: Sequence[str]) -> None:
     """Measure the networks of all finished stages side by side: batch 1, median of 30 passes."""
-    done = [stage for stage in stages if stage in result["stages"]]
+    done = [stage for stage in stages if stage in result.stages]
     models = [load_stage(run.config, run.directory.checkpoint(stage))[0].to(run.device) for stage in done]
     taken = latencies(models, as_inputs(run.splits.example.to(run.device)), runs=30)
     for stage, seconds in zip(done, taken, strict=True):
-        result["stages"][stage]["latency_ms"] = round(seconds * 1e3, 4)
+        result.stages[stage].latency_ms = round(seconds * 1e3, 4)

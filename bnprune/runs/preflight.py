@@ -14,7 +14,7 @@ from bnprune.data import Splits, load_data
 from bnprune.errors import ConfigError, first_line
 from bnprune.models.zoo import ModelSpec, build, set_gamma
 from bnprune.pruning.draft_plan import require_cut
-from bnprune.pruning.planner import plan_cut, score_network
+from bnprune.pruning.pruner import draft
 from bnprune.runs.checkpoint import Header, load_checkpoint, read_header
 from bnprune.runs.passes import request_of
 from bnprune.runs.stages import kind_of, pass_of
@@ -74,10 +74,10 @@ def _prunable(model: nn.Module, splits: Splits, config: PruneConfig, *, whole: b
     asked = request_of(config)
     if asked.latency_ms is not None or not whole:  # solved later; for now, whether anything can go
         asked = asked.aimed("ratio", 0.5)
-    draft = plan_cut(model, splits.example, score_network(model, splits.example, asked))
+    drafted = draft(model, splits.example, asked)
     if whole:  # a later pass may find nothing to do
-        require_cut(draft)
-    return draft.channels[0]
+        require_cut(drafted)
+    return drafted.channels[0]
 
 
 def _require_shares(config: PipelineConfig, splits: Splits, processes: Processes) -> None:

@@ -27,7 +27,7 @@ def list_recipes() -> list[tuple[str, str]]:
 
 
 def copy_recipe(name: str, out: Path | None, *, force: bool) -> Path:
-    """Copy a recipe; return where to.
+    """Copy a recipe; return the path of the copy.
 
     Raises:
         ConfigError: There is no such recipe, or the file exists.

@@ -8,27 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from bnprune.config.bounded_reading import DATA_BYTES, parse_json, read_text
-from bnprune.errors import CheckpointError
+from bnprune.errors import CheckpointError, shortened
+from bnprune.runs.results import RunResult
 
 
-def read_result(path: Path) -> dict[str, Any]:
+def read_result(path: Path) -> RunResult:
     """Read the figures of the finished stages.
 
     Raises:
         CheckpointError: The file is damaged.
     """
     try:
-        found = parse_json(read_text(path, DATA_BYTES))
+        return RunResult.model_validate(parse_json(read_text(path, DATA_BYTES)))
+    except ValidationError as error:
+        raise CheckpointError(f"'{path}' is damaged: {_first_problem(error)}.") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"'{path}' is damaged: {error}") from error
-    stages = found.get("stages") if isinstance(found, dict) else None
-    if not isinstance(stages, dict) or not all(isinstance(figures, dict) for figures in stages.values()):
-        raise CheckpointError(f"'{path}' is damaged: it does not hold the figures of stages.")
-    if not isinstance(found.get("exports", []), list) or not _is_size(found.get("metrics_bytes", 0)):
-        raise CheckpointError(f"'{path}' is damaged: 'exports' or 'metrics_bytes' is not what belongs there.")
-    return dict(found)
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = shortened(".".join(map(str, problem["loc"])))
+    return f"'{where}': {problem['msg']}" if where else problem["msg"]
 
 
 def save_state(content: Mapping[str, Any], path: Path) -> None:

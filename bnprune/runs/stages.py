@@ -7,7 +7,7 @@ import re
 from bnprune.config.schema import PipelineConfig
 
 KINDS = ("baseline", "train", "prune", "finetune", "scratch")
-"""What a stage does, in the order of a single pass."""
+"""The kinds of stages, in the order of a single pass."""
 CONTROLS = ("baseline", "scratch")
 """Stages whose networks are for comparison: no other stage starts from them."""
 
@@ -23,12 +23,12 @@ def stages_of(config: PipelineConfig) -> tuple[str, ...]:
 
 
 def is_stage(name: str) -> bool:
-    """Tell the name of a stage from others."""
+    """Return True if a text is the name of a stage."""
     return re.fullmatch(rf"({'|'.join(KINDS)})(-[1-9]\d*)?", name) is not None
 
 
 def kind_of(stage: str) -> str:
-    """Return what a stage does: "prune" for "prune-2"."""
+    """Return the kind of a stage: "prune" for "prune-2"."""
     return stage.partition("-")[0]
 
 
@@ -38,7 +38,7 @@ def pass_of(stage: str) -> int:
 
 
 def order_of(stage: str) -> tuple[int, int]:
-    """Return what stages are sorted by: those that stages start from by what came after what, behind the controls."""
+    """Return the sort key of a stage: controls come first, the others in the order in which they run."""
     kind = kind_of(stage)
     return 0 if kind in CONTROLS else pass_of(stage), KINDS.index(kind)
 

@@ -1,4 +1,4 @@
-"""A pruning report as plain data, the same in `prune --json` and in a run's result."""
+"""Reports of pruning and of recovery in the form in which results hold them."""
 
 from __future__ import annotations
 
@@ -9,51 +9,61 @@ from bnprune.pruning.report import Report
 from bnprune.pruning.request import Request
 from bnprune.pruning.verify import TOLERANCE
 from bnprune.recovery.recover import Recovery
+from bnprune.runs.results import (
+    Change,
+    LayerChange,
+    NotCompensated,
+    ProofOutcome,
+    Pruned,
+    RatioOutcome,
+    RecoveryOutcome,
+    RefusedSite,
+    TargetOutcome,
+)
 
-PRUNE_SCHEMA = "bnprune.prune/1"
 
-
-def describe(report: Report) -> dict[str, Any]:
-    """Return what pruning did: requested and realised, layer by layer, with every refusal."""
+def cut_figures(report: Report) -> dict[str, Any]:
+    """Return the figures of a cut, by the names that `StageResult` and `PruneResult` give them."""
     error = report.max_relative_error
+    passed = None if error is None else error <= TOLERANCE
+    target = report.target
     return {
-        "target": {
-            "kind": report.target.kind,
-            "requested": report.target.requested,
-            "realised": report.target.realised,
-        },
-        "ratio": {"requested": report.ratio_requested, "realised": report.ratio_realised},
-        "verification": {
-            "max_relative_error": error,
-            "tolerance": TOLERANCE,
-            "passed": None if error is None else error <= TOLERANCE,
-        },
-        "pruned": {
-            "channels": {"before": report.channels_before, "after": report.channels_after},
-            "params": {"before": report.params_before, "after": report.params_after},
-            "macs": {"before": report.macs_before, "after": report.macs_after},
-        },
+        "target": TargetOutcome(kind=target.kind, requested=target.requested, realised=target.realised),
+        "ratio": RatioOutcome(requested=report.ratio_requested, realised=report.ratio_realised),
+        "verification": ProofOutcome(max_relative_error=error, tolerance=TOLERANCE, passed=passed),
         "layers": [
-            {"name": layer.name, "kind": layer.kind, "before": layer.before, "after": layer.after}
+            LayerChange(name=layer.name, kind=layer.kind, before=layer.before, after=layer.after)
             for layer in report.layers
         ],
-        "refusals": [{"site": r.site, "reason": r.reason, "fix": r.fix} for r in report.refusals],
+        "refusals": [RefusedSite(site=r.site, reason=r.reason, fix=r.fix) for r in report.refusals],
         "notes": list(report.notes),
-        "steps_seconds": {name: round(seconds, 4) for name, seconds in report.seconds.items()},
     }
 
 
-def describe_recovery(recovery: Recovery) -> dict[str, Any]:
+def pruned_of(report: Report) -> Pruned:
+    """Return how much a cut removed."""
+    return Pruned(
+        channels=Change(before=report.channels_before, after=report.channels_after),
+        params=Change(before=report.params_before, after=report.params_after),
+        macs=Change(before=report.macs_before, after=report.macs_after),
+    )
+
+
+def seconds_of(report: Report) -> dict[str, float]:
+    """Return the rounded seconds of every step."""
+    return {name: round(seconds, 4) for name, seconds in report.seconds.items()}
+
+
+def recovery_outcome(recovery: Recovery) -> RecoveryOutcome:
     """Return what was tried after the cut, and what of it was kept."""
     outcomes = Counter(done.outcome for done in recovery.compensation)
-    return {
-        "chosen": recovery.chosen,
-        "validation": {name: score.top1 for name, score in recovery.scores.items()},
-        "compensated_layers": dict(outcomes),
-        "not_compensated": [
-            {"site": done.site, "reason": done.reason} for done in recovery.compensation if done.outcome == "none"
-        ],
-    }
+    failed = (done for done in recovery.compensation if done.outcome == "none")
+    return RecoveryOutcome(
+        chosen=recovery.chosen,
+        validation={name: score.top1 for name, score in recovery.scores.items()},
+        compensated_layers={str(outcome): count for outcome, count in outcomes.items()},
+        not_compensated=[NotCompensated(site=done.site, reason=done.reason) for done in failed],
+    )
 
 
 def describe_request(request: Request) -> str:
@@ -65,19 +75,3 @@ def describe_request(request: Request) -> str:
         case "latency_ms":
             return f"down to {value:g} ms per forward pass"
     return f"down to {value:.0%} of the {'MACs' if kind == 'macs' else 'parameters'}"
-
-
-def describe_prune(report: Report) -> dict[str, Any]:
-    """Return the document of `prune --json`."""
-    data = describe(report)
-    pruned = data.pop("pruned")
-    steps = data.pop("steps_seconds")
-    return {
-        "schema": PRUNE_SCHEMA,
-        "target": data.pop("target"),
-        "ratio": data.pop("ratio"),
-        **pruned,
-        "verification": data.pop("verification"),
-        **data,
-        "seconds": {**steps, "total": round(sum(report.seconds.values()), 4)},
-    }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bnprune.config.schema import DistillConfig, FinetuneConfig, PipelineConfig
 from bnprune.data import Splits
-from bnprune.errors import CheckpointError, ConfigError
+from bnprune.errors import CheckpointError, ConfigError, argument
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.preflight import Network, initial, load_stage
 from bnprune.runs.stages import kind_of
@@ -33,8 +33,8 @@ def require_teacher(config: PipelineConfig, stages: Sequence[str], splits: Split
         require_fit(_named(config, distill.teacher)[0], splits, "finetune.distill.teacher")
     elif "prune" not in stages:
         raise ConfigError(
-            "finetune.distill: the network before the cut is not known. Name its checkpoint: --teacher FILE "
-            "(finetune.distill.teacher), or fine-tune the run directory that has both."
+            "finetune.distill: the network before the cut is not known. Name its checkpoint: "
+            f"{argument('teacher', 'FILE')} (finetune.distill.teacher), or fine-tune the run directory that has both."
         )
 
 
@@ -49,7 +49,7 @@ def find_teacher(config: PipelineConfig, directory: RunDirectory) -> Network | N
         return None
     if distill.teacher is not None:
         return _named(config, distill.teacher)
-    if "train" in directory.result()["stages"]:
+    if "train" in directory.result().stages:
         return load_stage(config, directory.checkpoint("train"))
     return initial(config)  # the first pass has cut the network as it was given
 

@@ -1,12 +1,11 @@
-"""What a training stage leaves behind while it runs: metrics, checkpoints, state, and lines for the display."""
+"""The log of a training stage: metrics, checkpoints, state, and lines for the display."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
@@ -14,6 +13,7 @@ from bnprune.config.schema import OptimisationConfig, SparsityConfig
 from bnprune.notes import Note
 from bnprune.runs.checkpoint import Header, save_checkpoint
 from bnprune.runs.directory import RunDirectory
+from bnprune.runs.display import Display
 from bnprune.runs.tensorboard_log import TensorBoardLog
 from bnprune.training.loop import EpochRecord
 from bnprune.training.penalties.gamma import GammaStatistics, gamma_statistics, scale_factors
@@ -21,33 +21,9 @@ from bnprune.training.state import State
 from bnprune.training.warnings import collapse
 
 _LOOK_EVERY_S = 1.0
-"""Scale factors are looked at this often."""
+"""Interval between two looks at the scale factors."""
 _SAVE_EVERY_S = 600.0
-"""Within an epoch, the state is saved this often."""
-
-
-class Display(Protocol):
-    """Where a run shows what it does."""
-
-    def begin(self, stage: str, epochs: int, note: str) -> None:
-        """Open a stage; 0 epochs where it is not a training."""
-        ...
-
-    def step(self, epoch: int, step: int, steps: int, loss: float, gamma: GammaStatistics | None) -> None:
-        """Show progress within an epoch, with scale factors as they were a moment ago."""
-        ...
-
-    def epoch(self, record: EpochRecord, epochs: int, gamma: GammaStatistics | None) -> None:
-        """Show a finished epoch."""
-        ...
-
-    def end(self, stage: str, figures: Mapping[str, Any]) -> None:
-        """Close a stage."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Show a line; a `bnprune.notes.Note` whose level is "warning" is shown as one, also by a quiet display."""
-        ...
+"""Interval between two saved states within an epoch."""
 
 
 class TrainingLog:
@@ -105,13 +81,13 @@ class TrainingLog:
         return time.monotonic() - self._saved > _SAVE_EVERY_S
 
     def on_state(self, saved: dict[str, Any]) -> None:
-        """Save what it takes to go on exactly from here."""
+        """Save the state from which training resumes exactly."""
         self._saved = time.monotonic()
         spent = self.seconds + self._saved - self._started
         self.directory.save_state(self.stage, {**saved, "seconds": spent})
 
     def _warn(self, record: EpochRecord, state: State) -> None:
-        """Say when accuracy collapses, once a stage: from what to what, and what may help."""
+        """Warn once per stage if accuracy collapses, with the likely causes."""
         problem = collapse(state.progress.best, record.validation.top1, self.classes)
         if problem and not self._collapsed:
             self._collapsed = True
@@ -125,7 +101,7 @@ class TrainingLog:
             self.display.note(Note(problem.code, problem.level, text))
 
     def gamma_figures(self, model: nn.Module) -> dict[str, Any]:
-        """Return what has become of the scale factors, for the result."""
+        """Return the statistics of the scale factors at the end, for the result."""
         gamma = self._gamma(model)
         return {} if gamma is None else {"below": gamma.below, "split": gamma.split, "quantiles": list(gamma.quantiles)}
 

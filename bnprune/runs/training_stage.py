@@ -27,7 +27,7 @@ from bnprune.runs.stages import KINDS, kind_of, pass_of
 from bnprune.runs.weights import fit_state
 from bnprune.training.distill import as_teacher
 from bnprune.training.distributed.processes import Processes
-from bnprune.training.loop import EpochRecord, Task, begin, train
+from bnprune.training.loop import EpochRecord, TrainingJob, begin, train
 from bnprune.training.penalties.gamma import Penalty, TravelBudget
 from bnprune.training.penalties.table import make_penalty
 from bnprune.training.state import Progress, State
@@ -48,7 +48,7 @@ class StageTask:
 class Training:
     """A stage that is set up, ready to run from wherever its state stands."""
 
-    task: Task
+    job: TrainingJob
     state: State
     penalty: Penalty | None
     budget: TravelBudget | None
@@ -88,21 +88,21 @@ def set_up(
     seed = mixed(config.seed, KINDS.index(kind_of(same)), *([pass_of(stage)] if pass_of(stage) > 1 else []))
     distill = config.finetune.distill if config.finetune else None
     taught = as_teacher(teacher, device, distill.temperature, distill.weight) if teacher and distill else None
-    task = Task(splits, config.data.batch_size, settings, device, seed, processes, taught)
-    state = begin(model, task)
+    job = TrainingJob(splits, config.data.batch_size, settings, device, seed, processes, taught)
+    state = begin(model, job)
     sparsity = settings.sparsity if isinstance(settings, TrainConfig) else None
     example = splits.example.to(device)
     penalty, budget = make_penalty(
-        model, settings, sparsity, task.updates_per_epoch, example_inputs=example, prune=config.prune
+        model, settings, sparsity, job.updates_per_epoch, example_inputs=example, prune=config.prune
     )
     if stage_task.saved is not None:
         state.restore(stage_task.saved, processes)
-        _require_reachable(state.progress, task)
-    return Training(task, state, penalty, budget)
+        _require_reachable(state.progress, job)
+    return Training(job, state, penalty, budget)
 
 
-def _require_reachable(progress: Progress, task: Task) -> None:
-    for name, most in (("epoch", task.config.epochs), ("step", task.steps_per_epoch), ("seen", math.inf)):
+def _require_reachable(progress: Progress, job: TrainingJob) -> None:
+    for name, most in (("epoch", job.config.epochs), ("step", job.steps_per_epoch), ("seen", math.inf)):
         if not 0 <= (found := getattr(progress, name)) <= most:
             raise CheckpointError(f"'own.progress.{name}' is {found}, and must be from 0 to {most}.")
 
@@ -170,7 +170,7 @@ def _follow(processes: Processes, stopping: Callable[[], bool]) -> None:
         training = set_up(
             stage_task, model, teacher and _unpacked(teacher), splits, device_of(config, processes), processes
         )
-        train(training.state, training.task, training.penalty, Silence(), stopping)
+        train(training.state, training.job, training.penalty, Silence(), stopping)
 
 
 def require_equal(processes: Processes, model: nn.Module, plans: tuple[PruningPlan, ...]) -> None:

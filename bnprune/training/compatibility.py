@@ -12,7 +12,7 @@ from bnprune.channels.forward_pass import forward, on_meta_or_cpu
 from bnprune.channels.pytrees import as_inputs
 from bnprune.data.splits import Splits
 from bnprune.errors import ConfigError, DataError, first_line
-from bnprune.training.evaluate import logits_of
+from bnprune.training.tasks.classification import logits_of
 
 _MOST_VALUES = 2**28
 """Of one image: a gigabyte in float32."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bnprune.training.evaluate import logits_of
+from bnprune.training.tasks.classification import logits_of
 
 
 @dataclass(frozen=True)

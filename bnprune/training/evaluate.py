@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from bnprune.channels.forward_pass import raising_forward_errors
-from bnprune.channels.pytrees import as_inputs
 from bnprune.data.splits import Split, Splits
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
+from bnprune.training.tasks.classification import Classification, exact_type
+from bnprune.training.tasks.task import Task
+
+CLASSIFICATION: Task = Classification()
+"""The task of networks whose recipe names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,12 @@ class Score:
 
 
 def evaluate(
-    model: nn.Module, split: Split, device: torch.device, batch_size: int = 256, processes: Processes = SINGLE_PROCESS
+    model: nn.Module,
+    split: Split,
+    device: torch.device,
+    batch_size: int = 256,
+    processes: Processes = SINGLE_PROCESS,
+    task: Task = CLASSIFICATION,
 ) -> Score:
     """Evaluate in eval mode, every image once; the modes of its modules are restored.
 
@@ -37,22 +45,12 @@ def evaluate(
     Raises:
         ForwardError: The forward pass of the network fails.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    total = torch.zeros((), dtype=exact_type(device), device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    try:
-        with torch.no_grad():
-            own = torch.arange(len(split))[processes.rank :: processes.size]
-            for images, labels in split.serve(own.split(batch_size) if len(own) else (), device):
-                with raising_forward_errors(as_inputs(images)):
-                    output = model(images)
-                logits = logits_of(output).float()
-                total += F.cross_entropy(logits, labels, reduction="sum")
-                correct += (logits.argmax(1) == labels).sum()
-    finally:
-        for module, mode in modes.items():  # some may be frozen in eval mode
-            module.training = mode
+    own = torch.arange(len(split))[processes.rank :: processes.size]
+    with _evaluating(model):
+        found = task.evaluate(model, split.serve(own.split(batch_size) if len(own) else (), device))
+    # A process without images has its sums on the CPU.
+    total = found.sums["loss"].to(device, exact_type(device))
+    correct = found.sums["top1"].to(device, torch.int64)
     processes.add(total, correct)
     count = len(split)
     return Score(float(total) / count, int(correct) / count, count)
@@ -63,20 +61,13 @@ def validation_score(splits: Splits, device: torch.device) -> Callable[[nn.Modul
     return lambda model: evaluate(model, splits.validation, device)
 
 
-def exact_type(device: torch.device) -> torch.dtype:
-    """Return the type to add up losses in: float64 if the device supports it."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def logits_of(output: object) -> torch.Tensor:
-    """Return the class scores in the output of a classifier: a tensor, or the first of several outputs."""
-    while not isinstance(output, torch.Tensor):
-        if isinstance(output, dict):
-            output = output.get("logits", output.get("out", next(iter(output.values()))))
-        elif hasattr(output, "logits"):
-            output = output.logits
-        elif isinstance(output, tuple | list) and output:
-            output = output[0]
-        else:
-            raise TypeError(f"expected class scores from the network, got {type(output).__name__}")
-    return output
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():  # some may be frozen in eval mode
+            module.training = mode

@@ -12,27 +12,28 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from bnprune.config.schema import OptimisationConfig
 from bnprune.data.splits import Split, Splits, mixed
-from bnprune.errors import DataError, Interrupted, TrainingError
+from bnprune.errors import DataError, Interrupted, TrainingError, argument
 from bnprune.recovery.recalibrate import recalibrate
 from bnprune.training.distill import Teacher
 from bnprune.training.distributed.ddp import accumulating, average_statistics, wrap
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
 from bnprune.training.distributed.sync_bn import SyncedBatchNorm
 from bnprune.training.ema import Average
-from bnprune.training.evaluate import Score, evaluate, logits_of
+from bnprune.training.evaluate import Score, evaluate
 from bnprune.training.lr_schedule import learning_rate
 from bnprune.training.mixup import make_mix
 from bnprune.training.penalties.gamma import Penalty
 from bnprune.training.state import Progress, State
+from bnprune.training.tasks.table import make_task
+from bnprune.training.tasks.task import Task
 
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -74,8 +75,8 @@ class Log(Protocol):
 
 
 @dataclass(frozen=True)
-class Task:
-    """The data and the settings of a training."""
+class TrainingJob:
+    """Everything a training needs besides the network: data, settings, device, processes."""
 
     splits: Splits
     batch_size: int
@@ -88,6 +89,11 @@ class Task:
     teacher: Teacher | None = None
 
     @property
+    def task(self) -> Task:
+        """The task, with the settings of this training."""
+        return make_task("classification", label_smoothing=self.config.label_smoothing)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Micro-batches per epoch; an incomplete last one is left out if there are others."""
         return max(1, len(self.splits.train) // self.batch_size)
@@ -98,13 +104,13 @@ class Task:
         return math.ceil(self.steps_per_epoch / self.config.accumulate)
 
 
-def begin(model: nn.Module, task: Task) -> State:
+def begin(model: nn.Module, job: TrainingJob) -> State:
     """Put the network on its device and build its optimizer."""
-    config = task.config
-    model.to(task.device)
+    config = job.config
+    model.to(job.device)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
-    scaler = torch.amp.GradScaler(task.device.type, enabled=config.precision == "fp16")
+    scaler = torch.amp.GradScaler(job.device.type, enabled=config.precision == "fp16")
     average = Average(model, config.ema) if config.ema else None
     return State(model, make_optimizer(model, config), scaler, average)
 
@@ -127,12 +133,12 @@ def make_optimizer(model: nn.Module, config: OptimisationConfig) -> torch.optim.
 
 
 @torch.enable_grad()  # a data factory may have switched gradients off
-def train(state: State, task: Task, penalty: Penalty | None, log: Log, stopping: Callable[[], bool]) -> None:
+def train(state: State, job: TrainingJob, penalty: Penalty | None, log: Log, stopping: Callable[[], bool]) -> None:
     """Train from the epoch and step in `state` to the last epoch.
 
     Args:
         state: Where to start; changed in place.
-        task: Data, configuration and device.
+        job: Data, configuration and device.
         penalty: On scale factors, once per optimizer step.
         log: Receives steps and epochs.
         stopping: Returns True if the user has asked to stop; called after every step.
@@ -141,41 +147,44 @@ def train(state: State, task: Task, penalty: Penalty | None, log: Log, stopping:
         TrainingError: The loss is not finite.
         Interrupted: The user asked to stop; the state was saved.
     """
-    config = task.config
-    mix = make_mix(config, task.splits.classes)
-    network = _parallel(state, task)
-    forward = torch.compile(network) if config.compile else network
+    config = job.config
+    mix = make_mix(config, job.splits.classes)
+    network = _parallel(state, job)
+    forward = cast(nn.Module, torch.compile(network)) if config.compile else network
+    task = job.task
     while state.progress.epoch < config.epochs:
         progress = state.progress
         state.model.train()
-        for images, labels in _batches(task, progress):
-            _seed(task, mixed(task.seed, progress.epoch, progress.step, *task.processes.tag))
-            lr = _set_rate(state, task)
-            completes = _completes_update(task, progress.step)
+        for images, labels in _batches(job, progress):
+            _seed(job, mixed(job.seed, progress.epoch, progress.step, *job.processes.tag))
+            lr = _set_rate(state, job)
+            completes = _completes_update(job, progress.step)
             images, targets = mix(images, labels)
-            with accumulating(network, completes), _synced(task):
-                with _precision(task):
-                    logits = logits_of(forward(images))
-                    loss = _loss(task, logits, targets, images)
-                state.scaler.scale(loss / _window(task, progress.step)).backward()
+            with accumulating(network, completes), _synced(job):
+                with _precision(job):
+                    loss = task.loss(forward, (images, targets))
+                    if job.teacher is not None:
+                        taught = job.teacher.add_to(loss.value, loss.outputs, images)
+                        loss = replace(loss, value=taught)
+                state.scaler.scale(loss.value / _window(job, progress.step)).backward()
             if completes:
-                update(state, task, penalty, lr)
-            progress.count(loss, logits, targets)
+                update(state, job, penalty, lr)
+            progress.count(loss)
             if completes:
-                _check_and_save(state, task, log, stopping)
-        _finish_epoch(state, task, log)
+                _check_and_save(state, job, log, stopping)
+        _finish_epoch(state, job, log)
 
 
-def update(state: State, task: Task, penalty: Penalty | None, lr: float) -> None:
+def update(state: State, job: TrainingJob, penalty: Penalty | None, lr: float) -> None:
     """Take one optimizer step: unscale, clip, add the penalty, step, shrink, average.
 
     In fp16, an overflow skips all of it.
     """
     state.scaler.unscale_(state.optimizer)
-    if task.config.clip_norm is not None:
-        nn.utils.clip_grad_norm_(state.model.parameters(), task.config.clip_norm)
+    if job.config.clip_norm is not None:
+        nn.utils.clip_grad_norm_(state.model.parameters(), job.config.clip_norm)
     if penalty is not None:
-        penalty.at(_updates_done(state, task))
+        penalty.at(_updates_done(state, job))
         penalty.add_gradients()
     scale = state.scaler.get_scale()
     state.scaler.step(state.optimizer)
@@ -188,14 +197,14 @@ def update(state: State, task: Task, penalty: Penalty | None, lr: float) -> None
     state.optimizer.zero_grad(set_to_none=True)
 
 
-def _check_and_save(state: State, task: Task, log: Log, stopping: Callable[[], bool]) -> None:
+def _check_and_save(state: State, job: TrainingJob, log: Log, stopping: Callable[[], bool]) -> None:
     """Between two optimizer steps: is the loss finite, is the state to be saved, has the user asked to stop?"""
-    progress, steps = state.progress, task.steps_per_epoch
+    progress, steps = state.progress, job.steps_per_epoch
     # Reading the loss makes the host wait for an accelerator, and asking other processes takes time: not in every step.
-    regular = task.device.type == "cpu" or progress.step // task.config.accumulate % 20 == 0 or progress.step == steps
-    if not (regular or (task.processes.size == 1 and stopping())):
+    regular = job.device.type == "cpu" or progress.step // job.config.accumulate % 20 == 0 or progress.step == steps
+    if not (regular or (job.processes.size == 1 and stopping())):
         return
-    broken, stop, save = task.processes.any(not math.isfinite(progress.loss), stopping(), log.wants_state())
+    broken, stop, save = job.processes.any(not math.isfinite(progress.loss), stopping(), log.wants_state())
     where = f"epoch {progress.epoch + 1}, step {progress.step} of {steps}"
     if broken:  # before saving, which would replace the last good state
         raise _diverged(progress, f"the loss is not finite in {where}")
@@ -203,9 +212,9 @@ def _check_and_save(state: State, task: Task, log: Log, stopping: Callable[[], b
     if stop or save:
         if not all(parameter.isfinite().all() for parameter in state.model.parameters()):
             raise _diverged(progress, f"a weight is not finite after {where}")
-        log.on_state(state.to_dict(task.processes))
+        log.on_state(state.to_dict(job.processes))
     if stop:
-        raise Interrupted(f"stopped in {where}. Go on with --resume.")
+        raise Interrupted(f"stopped in {where}. Go on with {argument('resume')}.")
 
 
 def _diverged(progress: Progress, what: str) -> TrainingError:
@@ -221,78 +230,73 @@ def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> list[torc
     return batches[:-1] if len(batches) > 1 and len(batches[-1]) < batch_size else batches
 
 
-def _batches(task: Task, progress: Progress, most: int | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    split: Split = task.splits.train
-    order = epoch_order(len(split), task.batch_size, task.seed, progress.epoch)[progress.step :][:most]
-    order = [batch.tensor_split(task.processes.size)[task.processes.rank] for batch in order]
-    served = split.serve(order, task.device, seed=mixed(task.seed, progress.epoch))
-    if not task.config.channels_last:
+def _batches(
+    job: TrainingJob, progress: Progress, most: int | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    split: Split = job.splits.train
+    order = epoch_order(len(split), job.batch_size, job.seed, progress.epoch)[progress.step :][:most]
+    order = [batch.tensor_split(job.processes.size)[job.processes.rank] for batch in order]
+    served = split.serve(order, job.device, seed=mixed(job.seed, progress.epoch))
+    if not job.config.channels_last:
         return served
     return ((images.contiguous(memory_format=torch.channels_last), labels) for images, labels in served)
 
 
-def _seed(task: Task, seed: int) -> None:
+def _seed(job: TrainingJob, seed: int) -> None:
     """Seed the generators of a step: not those of every kind of device, as `torch.manual_seed` does in 0.5 ms."""
     torch.default_generator.manual_seed(seed)
-    if task.device.type != "cpu":
-        torch.get_device_module(task.device).manual_seed(seed)
+    if job.device.type != "cpu":
+        torch.get_device_module(job.device).manual_seed(seed)
 
 
-def _set_rate(state: State, task: Task) -> float:
-    lr = learning_rate(task.config, _updates_done(state, task), task.updates_per_epoch)
+def _set_rate(state: State, job: TrainingJob) -> float:
+    lr = learning_rate(job.config, _updates_done(state, job), job.updates_per_epoch)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     return lr
 
 
-def _updates_done(state: State, task: Task) -> int:
+def _updates_done(state: State, job: TrainingJob) -> int:
     """Return the number of optimizer steps before the one of the current micro-batch."""
-    return state.progress.epoch * task.updates_per_epoch + state.progress.step // task.config.accumulate
+    return state.progress.epoch * job.updates_per_epoch + state.progress.step // job.config.accumulate
 
 
-def _loss(task: Task, logits: torch.Tensor, targets: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    if targets.dim() > 1:  # shares of the classes of the data; the network may have more outputs
-        targets = F.pad(targets, (0, logits.shape[1] - targets.shape[1]))
-    loss = F.cross_entropy(logits, targets, label_smoothing=task.config.label_smoothing)
-    return loss if task.teacher is None else task.teacher.add_to(loss, logits, images)
-
-
-def _window(task: Task, step: int) -> int:
+def _window(job: TrainingJob, step: int) -> int:
     """Return the number of micro-batches in the optimizer step of a micro-batch; the last of an epoch may be short."""
-    first = step - step % task.config.accumulate
-    return min(task.config.accumulate, task.steps_per_epoch - first)
+    first = step - step % job.config.accumulate
+    return min(job.config.accumulate, job.steps_per_epoch - first)
 
 
-def _completes_update(task: Task, step: int) -> bool:
-    return (step + 1) % task.config.accumulate == 0 or step + 1 == task.steps_per_epoch
+def _completes_update(job: TrainingJob, step: int) -> bool:
+    return (step + 1) % job.config.accumulate == 0 or step + 1 == job.steps_per_epoch
 
 
-def _parallel(state: State, task: Task) -> nn.Module:
-    return wrap(state.model, task.processes, torch.zeros(2, *task.splits.shape, device=task.device))
+def _parallel(state: State, job: TrainingJob) -> nn.Module:
+    return wrap(state.model, job.processes, torch.zeros(2, *job.splits.shape, device=job.device))
 
 
-def _synced(task: Task) -> contextlib.AbstractContextManager[Any]:
-    shared = task.config.sync_bn and task.processes.size > 1
-    return SyncedBatchNorm(task.processes) if shared else contextlib.nullcontext()
+def _synced(job: TrainingJob) -> contextlib.AbstractContextManager[Any]:
+    shared = job.config.sync_bn and job.processes.size > 1
+    return SyncedBatchNorm(job.processes) if shared else contextlib.nullcontext()
 
 
-def _precision(task: Task) -> contextlib.AbstractContextManager[Any]:
-    dtype = _PRECISIONS[task.config.precision]
-    return contextlib.nullcontext() if dtype is None else torch.autocast(task.device.type, dtype=dtype)
+def _precision(job: TrainingJob) -> contextlib.AbstractContextManager[Any]:
+    dtype = _PRECISIONS[job.config.precision]
+    return contextlib.nullcontext() if dtype is None else torch.autocast(job.device.type, dtype=dtype)
 
 
-def _finish_epoch(state: State, task: Task, log: Log) -> None:
+def _finish_epoch(state: State, job: TrainingJob, log: Log) -> None:
     progress = state.progress
     if not progress.seen:
         raise DataError("the training split holds no images.")
-    training_score = _training_score(progress, task.processes)
-    average_statistics(state.model, task.processes)
+    training_score = _training_score(progress, job.processes)
+    average_statistics(state.model, job.processes)
     if state.average is not None:
-        with _synced(task), _precision(task):
-            again = _batches(task, Progress(progress.epoch), _RECALIBRATION_BATCHES)
+        with _synced(job), _precision(job):
+            again = _batches(job, Progress(progress.epoch), _RECALIBRATION_BATCHES)
             recalibrate(state.network, (images for images, _ in again))
-        average_statistics(state.network, task.processes)
-    held_out = evaluate(state.network, task.splits.validation, task.device, max(task.batch_size, 256), task.processes)
+        average_statistics(state.network, job.processes)
+    held_out = evaluate(state.network, job.splits.validation, job.device, max(job.batch_size, 256), job.processes)
     if not math.isfinite(held_out.loss):  # the last step of an epoch shows only here
         raise _diverged(progress, f"the validation loss is not finite after epoch {progress.epoch + 1}")
     # The loss decides between equal accuracies: on a small validation set many epochs tie.
@@ -306,7 +310,7 @@ def _finish_epoch(state: State, task: Task, log: Log) -> None:
         best_epoch=progress.epoch if is_best else progress.best_epoch,
     )
     log.on_epoch(record, state)
-    log.on_state(state.to_dict(task.processes))
+    log.on_state(state.to_dict(job.processes))
 
 
 def _training_score(progress: Progress, processes: Processes) -> Score:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.errors import CheckpointError, ConfigError
+from bnprune.errors import CheckpointError, ConfigError, argument
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
 from bnprune.training.ema import Average
-from bnprune.training.evaluate import exact_type
+from bnprune.training.tasks.classification import exact_type
+from bnprune.training.tasks.task import Loss
 
 
 @dataclass
@@ -33,13 +34,12 @@ class Progress:
     loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     correct: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
-    def count(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add a micro-batch; the sums stay on the device. For a mixed image, the class with the larger share counts."""
-        if labels.dim() > 1:
-            labels = labels.argmax(1)
-        self.loss_sum = self.loss_sum.to(loss.device, exact_type(loss.device)) + loss.detach() * len(labels)
-        self.correct = self.correct.to(loss.device) + (logits.detach().argmax(1) == labels).sum()
-        self.seen += len(labels)
+    def count(self, loss: Loss) -> None:
+        """Add a micro-batch; the sums stay on the device."""
+        value = loss.value.detach()
+        self.loss_sum = self.loss_sum.to(value.device, exact_type(value.device)) + value * loss.count
+        self.correct = self.correct.to(value.device) + loss.correct
+        self.seen += loss.count
         self.step += 1
 
     @property
@@ -175,6 +175,6 @@ def require_processes(saved: dict[str, Any] | None, processes: Processes) -> Non
     count = processes.size if saved is None else len(saved["own"])
     if count != processes.size:
         raise ConfigError(
-            f"--resume: the run was stopped in {count} process(es), and can only go on exactly in as many (got "
-            f"{processes.size})."
+            f"{argument('resume')}: the run was stopped in {count} process(es), and can only go on exactly in "
+            f"as many (got {processes.size})."
         )

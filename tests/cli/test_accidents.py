@@ -176,7 +176,7 @@ def test_ctrl_c_while_nothing_is_trained(run: Path, monkeypatch: pytest.MonkeyPa
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bnprune.cli.evaluation.evaluate", interrupted)
+    monkeypatch.setattr("bnprune.workflows.evaluate.evaluate_model", interrupted)
     assert refusal(130, "evaluate", run) == "interrupted"
 
 
@@ -356,7 +356,7 @@ def _bug(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("bnprune.cli.pruning.inspect", broken)
+    monkeypatch.setattr("bnprune.workflows.inspect.inspect_model", broken)
 
 
 @pytest.mark.usefixtures("_bug")

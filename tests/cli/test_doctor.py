@@ -7,7 +7,7 @@ from importlib import metadata
 
 import pytest
 
-from bnprune.cli.diagnosis import diagnose, explain
+from bnprune.workflows.doctor import doctor, explain
 from tests.cli.harness import bnprune, document
 
 
@@ -53,4 +53,4 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyP
         return there(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    assert diagnose()["problems"] == ["safetensors is not installed: pip install safetensors"]
+    assert doctor().problems == ["safetensors is not installed: pip install safetensors"]

@@ -224,5 +224,5 @@ def test_an_interruption_is_a_document_too(run: Path, monkeypatch: pytest.Monkey
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bnprune.cli.evaluation.evaluate", interrupted)
+    monkeypatch.setattr("bnprune.workflows.evaluate.evaluate_model", interrupted)
     assert document("evaluate", run, exit_code=130)["code"] == "interrupted"

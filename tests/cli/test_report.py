@@ -154,8 +154,8 @@ def test_what_is_not_a_run_is_refused(here: Path) -> None:
 
 
 def test_a_report_that_fails_does_not_fail_the_run(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnprune.cli import reports
     from bnprune.errors import DataError
+    from bnprune.workflows import report as reports
 
     def full(path: Path, text: str) -> None:
         raise DataError(f"'{path}' cannot be written: no space left on device.")
@@ -378,7 +378,7 @@ def test_a_report_that_cannot_be_drawn_does_not_fail_the_run(recipe: Path, monke
     def broken(*_: object) -> None:
         raise ZeroDivisionError("no luck")
 
-    monkeypatch.setattr("bnprune.cli.reports.render", broken)
+    monkeypatch.setattr("bnprune.workflows.report.render", broken)
     result = bnprune("train", recipe, "--out", "run", "train.epochs=1")
     assert result.exit_code == 0
     assert "note: no report was written: no luck" in result.stderr

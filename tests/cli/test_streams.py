@@ -87,7 +87,7 @@ def test_a_picture_that_fails_after_the_figures_is_no_second_document(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("bnprune.cli.plot.write_atomically", full, raising=False)
+    monkeypatch.setattr("bnprune.cli.render.sweep_chart.write_atomically", full, raising=False)
     result = bnprune("sweep", run, "--at", "0.5", "--plot", "a.png", "--json")
     assert result.exit_code == 5
     assert read_json(result.stdout)["schema"] == "bnprune.sweep/1"
@@ -122,7 +122,7 @@ def test_what_ends_a_verb_becomes_a_message(
     def broken(*_: Any, **__: Any) -> None:
         raise eval(raised)
 
-    monkeypatch.setattr("bnprune.cli.evaluation.load_data", broken)
+    monkeypatch.setattr("bnprune.workflows.data_source.load_data", broken)
     assert said in refusal(exit_code, "evaluate", run)
     assert said in document("evaluate", run, exit_code=exit_code)["problems"][0]
 
@@ -226,6 +226,6 @@ def test_a_thousand_problems_are_fifty(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise BnpruneError("many", [str(number) for number in range(1_000)])
 
-    monkeypatch.setattr("bnprune.cli.pruning.open_source", broken)
+    monkeypatch.setattr("bnprune.workflows.inspect.open_source", broken)
     found = json.loads(bnprune("inspect", "x", "--json").stdout)
     assert found["problems"][49:] == ["49", "... and 950 more problems"]

@@ -13,7 +13,7 @@ import torch._inductor.config
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bnprune.cli.display import RichDisplay
+from bnprune.cli.render.progress import RichDisplay
 from bnprune.config.recipe import load_recipe
 from bnprune.errors import Interrupted
 from bnprune.models.zoo import build

@@ -15,6 +15,7 @@ from bnprune.errors import PruningError
 from bnprune.recovery.recover import recover
 from bnprune.recovery.sweep import Point, recommend
 from bnprune.runs.passes import request_of
+from bnprune.runs.results import Change, Pruned
 from bnprune.training.evaluate import evaluate, validation_score
 from tests.cli.harness import document, done, refusal
 
@@ -141,13 +142,18 @@ def test_passes_together_do_what_was_asked(trained: Path, here: Path) -> None:
     }
 
 
+def removed(before: int, after: int) -> Pruned:
+    change = Change(before=before, after=after)
+    return Pruned(channels=change, params=change, macs=change)
+
+
 def test_targets_of_passes() -> None:
     config = PruneConfig(ratio=0.75, passes=2)
     assert request_of(config).ratio == pytest.approx(0.5)
-    first = {"channels": {"before": 100, "after": 52}}
+    first = removed(100, 52)
     assert request_of(config, 2, first, first).ratio == pytest.approx(1 - 25 / 52)
     with pytest.raises(PruningError, match="nothing is left"):
-        request_of(config, 2, first, {"channels": {"before": 52, "after": 20}})
+        request_of(config, 2, first, removed(52, 20))
     with pytest.raises(ValueError, match="'passes' needs a ratio"):
         PruneConfig(latency_ms=5, passes=2)
 

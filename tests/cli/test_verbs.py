@@ -376,7 +376,7 @@ def test_doctor_names_versions_devices_and_models() -> None:
 
 
 def test_doctor_explains_a_torchvision_that_does_not_match(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnprune.cli import diagnosis
+    from bnprune.workflows import doctor as diagnosis
 
     error = RuntimeError("operator torchvision::nms does not exist")
     monkeypatch.setattr(diagnosis, "_torchvision", lambda problems: problems.append(diagnosis.explain(error)))

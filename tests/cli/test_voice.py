@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bnprune.cli.display import bar
+from bnprune.cli.render.tables import bar
 from bnprune.cli.verbosity import forward
 from bnprune.config.recipe import load_recipe
 from bnprune.models.zoo import build
@@ -54,7 +54,7 @@ def test_debug_behind_the_verb_shows_the_traceback(recipe: Path, monkeypatch: py
     def broken(*_: object) -> None:
         raise RuntimeError("no luck")
 
-    monkeypatch.setattr("bnprune.cli.validation.prepare", broken)
+    monkeypatch.setattr("bnprune.workflows.validate.prepare", broken)
     result = bnprune("validate", recipe, "--debug")
     assert result.exit_code == 1
     assert "Traceback" in result.stderr

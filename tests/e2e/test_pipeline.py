@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import bnprune
-from bnprune.cli.display import RichDisplay
+from bnprune.cli.render.progress import RichDisplay
 from bnprune.config.recipe import load_recipe
 from bnprune.config.schema import PipelineConfig
 from bnprune.runs.directory import RunDirectory
@@ -34,7 +34,7 @@ def recipe(*overrides: str) -> PipelineConfig:
 def run(config: PipelineConfig, path: Path, *, resume: bool = False, stopping=lambda: False, stages=STAGES) -> dict:
     directory = RunDirectory.resume(path, config) if resume else RunDirectory.new(path, force=False)
     with RichDisplay() as display:
-        return execute(config, directory, display, stopping, stages)
+        return execute(config, directory, display, stopping, stages).to_dict()
 
 
 def weights(path: Path) -> dict[str, dict[str, torch.Tensor]]:

@@ -18,7 +18,7 @@ from bnprune.training.distributed.ddp import average_statistics, wrap
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
 from bnprune.training.distributed.sync_bn import SyncedBatchNorm
 from bnprune.training.evaluate import evaluate
-from bnprune.training.loop import Task, begin, train
+from bnprune.training.loop import TrainingJob, begin, train
 from bnprune.training.penalties.gamma import GammaL1
 from tests.nets import conv_bn, head
 from tests.ranks import in_processes
@@ -67,7 +67,7 @@ def trained(
 ) -> Any:
     """Train; return the weights, what the log was told, and the state."""
     model = model or network()
-    task = Task(data(), batch, OptimisationConfig(**settings), CPU, 7, processes)
+    task = TrainingJob(data(), batch, OptimisationConfig(**settings), CPU, 7, processes)
     state, log, count = begin(model, task), Notes(), 0
     if saved is not None:
         state.restore(saved, processes)
@@ -142,7 +142,7 @@ def test_three_processes_add_gradients_in_the_same_order_after_a_resume() -> Non
 
 
 def test_a_state_of_two_processes_is_refused_by_one() -> None:
-    state = begin(network(), Task(data(), 8, OptimisationConfig(epochs=1), CPU, 7))
+    state = begin(network(), TrainingJob(data(), 8, OptimisationConfig(epochs=1), CPU, 7))
     saved = state.to_dict()
     saved["own"] *= 2
     with pytest.raises(bnprune.ConfigError, match=r"stopped in 2 process.*got 1"):

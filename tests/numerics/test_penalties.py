@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import bnprune
 from bnprune.config.schema import OptimisationConfig, PruneConfig, SparsityConfig
 from bnprune.data.splits import mixed
-from bnprune.training.loop import Task, begin, epoch_order, train
+from bnprune.training.loop import TrainingJob, begin, epoch_order, train
 from bnprune.training.lr_schedule import learning_rate
 from bnprune.training.penalties.gamma import TravelBudget, scale_factors
 from bnprune.training.penalties.lambda_schedule import TravelSchedule
@@ -155,7 +155,7 @@ OPTIONS = {
 def test_scale_factors_move_as_in_a_hand_written_loop(name: str, options: dict) -> None:
     """Mean gradient of the window, clipped, then λ·∇R once for SGD; after the step for Adam and proximal forms."""
     config = OptimisationConfig(**{"epochs": 1, "lr": 0.05, "clip_norm": 0.5, "nesterov": False, **options})
-    work = Task(data(), 8, config, CPU, seed=7)
+    work = TrainingJob(data(), 8, config, CPU, seed=7)
     state = begin(residual(), work)
     sparsity = SparsityConfig(penalty=name, lambda_=0.2)
     penalty, _ = make_penalty(state.model, config, sparsity, work.updates_per_epoch, example_inputs=IMAGE)
@@ -364,7 +364,7 @@ def test_steering_is_a_function_of_step_and_scale_factors() -> None:
 @pytest.mark.parametrize("name", ["l1", "group-lasso"])
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 8])
 def test_a_steered_training_resumes_to_the_same_bits(name: str, stop_after: int) -> None:
-    work = Task(data(), 8, OptimisationConfig(epochs=3, accumulate=2), CPU, seed=7)
+    work = TrainingJob(data(), 8, OptimisationConfig(epochs=3, accumulate=2), CPU, seed=7)
 
     def start(model: nn.Module):
         state = begin(model, work)

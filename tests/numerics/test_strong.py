@@ -16,7 +16,7 @@ from bnprune.data.splits import mixed
 from bnprune.training.distill import as_teacher, divergence
 from bnprune.training.ema import Average
 from bnprune.training.evaluate import evaluate
-from bnprune.training.loop import Task, begin, epoch_order, train
+from bnprune.training.loop import TrainingJob, begin, epoch_order, train
 from bnprune.training.mixup import make_mix
 from bnprune.training.penalties.gamma import GammaL1, GammaProximal
 from bnprune.training.state import State
@@ -211,7 +211,7 @@ def test_a_training_with_a_teacher_against_a_hand_written_step() -> None:
     dense = nn.Sequential(conv_bn(3, 9), head(9))
     before = copy.deepcopy(dense)
     config = OptimisationConfig(epochs=1, lr=0.05)
-    work = Task(data(8), 8, config, CPU, seed=7, teacher=as_teacher(dense, CPU, 3.0, 0.6))
+    work = TrainingJob(data(8), 8, config, CPU, seed=7, teacher=as_teacher(dense, CPU, 3.0, 0.6))
     model = tiny()
     log = Recorder()
     train(begin(model, work), work, None, log, lambda: False)

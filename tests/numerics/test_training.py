@@ -15,11 +15,12 @@ import bnprune
 from bnprune.config.schema import OptimisationConfig
 from bnprune.data import MemorySplit, Splits
 from bnprune.data.splits import mixed
-from bnprune.training.evaluate import Score, evaluate, logits_of
-from bnprune.training.loop import Task, begin, epoch_order, make_optimizer, train, update
+from bnprune.training.evaluate import Score, evaluate
+from bnprune.training.loop import TrainingJob, begin, epoch_order, make_optimizer, train, update
 from bnprune.training.lr_schedule import learning_rate
 from bnprune.training.penalties.gamma import GammaL1, GammaProximal
 from bnprune.training.state import State
+from bnprune.training.tasks.classification import logits_of
 from tests.nets import conv_bn, head, norms
 
 CPU = torch.device("cpu")
@@ -58,12 +59,12 @@ class Recorder:
         self.saved = copy.deepcopy(saved)
 
 
-def task(**options) -> Task:
+def task(**options) -> TrainingJob:
     defaults = {"epochs": 3, "lr": 0.05, "weight_decay": 5e-4}
-    return Task(data(), 8, OptimisationConfig(**defaults | options), CPU, seed=7)
+    return TrainingJob(data(), 8, OptimisationConfig(**defaults | options), CPU, seed=7)
 
 
-def run(work: Task, model: nn.Module | None = None, strength: float = 1e-2) -> tuple[State, Recorder]:
+def run(work: TrainingJob, model: nn.Module | None = None, strength: float = 1e-2) -> tuple[State, Recorder]:
     model = model or tiny()
     state, log = begin(model, work), Recorder()
     train(state, work, GammaL1(model, strength), log, lambda: False)
@@ -112,7 +113,7 @@ def test_against_a_hand_written_loop(accumulate: int) -> None:
 def test_one_seed_gives_equal_bits_and_another_does_not() -> None:
     first, second = run(task())[0].model, run(task())[0].model
     assert same(first, second)
-    other = Task(data(), 8, task().config, CPU, seed=8)
+    other = TrainingJob(data(), 8, task().config, CPU, seed=8)
     assert not same(first, run(other)[0].model)
 
 
@@ -155,7 +156,7 @@ def test_a_loss_that_is_not_finite_is_not_saved_on_request() -> None:
 def test_a_last_step_that_breaks_the_network_is_seen_before_it_is_saved() -> None:
     """One step an epoch: its loss is still finite, and nothing but the validation tells."""
     log, work = Recorder(), task(lr=1e20)
-    work = Task(work.splits, 44, work.config, CPU, seed=7)
+    work = TrainingJob(work.splits, 44, work.config, CPU, seed=7)
     with pytest.raises(bnprune.TrainingError, match="the validation loss is not finite after epoch 1. Lower"):
         train(begin(tiny(), work), work, None, log, lambda: False)
     assert log.saved is None

@@ -117,7 +117,7 @@ def test_another_input_shape_changes_nothing_else_of_a_header(tmp_path) -> None:
     save_checkpoint(path, tied(), Header(spec, input_shape=(8, 4, 4)))
     header = read_header(path)
     assert header.aliases
-    found = open_source(path, model="tests.unit.test_checkpoint:tied", shape="8,5,5").header
+    found = open_source(path, model="tests.unit.test_checkpoint:tied", shape=(8, 5, 5)).header
     assert found == replace(header, input_shape=(8, 5, 5))
 
 

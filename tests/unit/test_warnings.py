@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from bnprune.cli.display import RichDisplay, describe_gamma
+from bnprune.cli.render.progress import RichDisplay, describe_gamma
 from bnprune.config.schema import SparsityConfig, TrainConfig
 from bnprune.models import ModelSpec
 from bnprune.notes import Note

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bnprune.training.distributed.processes import Processes
-from bnprune.training.evaluate import logits_of
+from bnprune.training.tasks.classification import logits_of
 
 
 def wrap(model: nn.Module, processes: Processes, example: torch.Tensor) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What `doctor` finds out."""
+"""Doctor: versions and devices of this installation, and the problems it has. Nothing here needs torch to work."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import importlib.util
 import platform
 import re
 from importlib import metadata
-from typing import Any
 
-import typer
-
-from bnprune.cli.verbosity import answer, say
+from bnprune.workflows.results import DoctorResult
 
 _CORE = ("bnprune", "torch", "torchvision", "numpy", "pydantic", "PyYAML", "rich", "safetensors", "typer")
 _EXTRAS = {
@@ -26,18 +23,7 @@ _REINSTALL = "Install both from one index, in one command: pip install --upgrade
 _MISMATCH = "operator torchvision::nms does not exist"
 
 
-def run_doctor(*, as_json: bool) -> None:
-    """Print versions, devices, optional packages and problems; exit with 5 if there are any."""
-    report = diagnose()
-    if as_json:
-        answer(report)
-    else:
-        _show(report)
-    if report["problems"]:
-        raise typer.Exit(5)
-
-
-def diagnose() -> dict[str, Any]:
+def doctor() -> DoctorResult:
     """Look at the installation; import errors become problems with an explanation."""
     problems: list[str] = []
     versions = {}
@@ -48,17 +34,16 @@ def diagnose() -> dict[str, Any]:
             problems.append(f"{package} is not installed: pip install {package.lower()}")
     devices, threads, names = _torch(problems)
     _torchvision(problems)
-    return {
-        "schema": "bnprune.doctor/1",
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": versions,
-        "extras": {extra: all(map(importlib.util.find_spec, modules)) for extra, modules in _EXTRAS.items()},
-        "devices": devices,
-        "threads": threads,
-        "models": names,
-        "problems": problems,
-    }
+    return DoctorResult(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        versions=versions,
+        extras={extra: all(map(importlib.util.find_spec, modules)) for extra, modules in _EXTRAS.items()},
+        devices=devices,
+        threads=threads,
+        models=names,
+        problems=problems,
+    )
 
 
 def _torch(problems: list[str]) -> tuple[list[str], int, list[str]]:
@@ -67,7 +52,7 @@ def _torch(problems: list[str]) -> tuple[list[str], int, list[str]]:
 
         from bnprune.models.zoo import ZOO
         from bnprune.runs.directory import processor
-    except Exception as error:  # noqa: BLE001 - whatever is wrong is what the user wants to know
+    except Exception as error:  # noqa: BLE001 - every failure is a problem to report
         problems.append(f"torch cannot be imported: {type(error).__name__}: {error}")
         return [], 0, []
     accelerators = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -103,7 +88,7 @@ def _numbers(version: str) -> list[int]:
 
 
 def explain(error: Exception) -> str:
-    """Say what an error while importing torchvision means."""
+    """Return a message about an error while importing torchvision, with its cause if that is known."""
     text = f"torchvision cannot be imported: {type(error).__name__}: {error}"
     if _MISMATCH in str(error):
         text += (
@@ -111,17 +96,3 @@ def explain(error: Exception) -> str:
             f"versions that were not released together. {_REINSTALL}"
         )
     return text
-
-
-def _show(report: dict[str, Any]) -> None:
-    say(f"python {report['python']} on {report['platform']}")
-    for package, version in report["versions"].items():
-        say(f"  {package:12} {version}")
-    for extra, there in report["extras"].items():
-        say(f"  {extra:12} {'installed' if there else f'missing: pip install bnprune[{extra}]'}")
-    say(f"devices: {', '.join(report['devices'])} ({report['threads']} threads)")
-    say(f"models: {', '.join(report['models'])}, torchvision/NAME, timm/NAME, package.module:factory")
-    for problem in report["problems"]:
-        say(f"problem: {problem}", fg="red")
-    if not report["problems"]:
-        say("no problems found")

@@ -1,0 +1,68 @@
+"""Values of options, from text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bnprune.config.bounded_reading import LONGEST_NUMBER
+from bnprune.config.yaml_loader import YamlError, read_yaml
+from bnprune.errors import ConfigError, quoted, shortened
+
+
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    """Read "3,224,224" (or "3x224x224"); None for None.
+
+    Raises:
+        ConfigError: The text is something else.
+    """
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.lower().replace("x", ",").split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < LONGEST_NUMBER for part in parts):
+        wanted = "expected the shape of one input without the batch, such as 3,224,224"
+        raise ConfigError(f"--input: {wanted} (got {quoted(text)}).")
+    return tuple(map(int, parts))
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """Read `key=value` arguments of a model; values are YAML.
+
+    Raises:
+        ConfigError: An argument is something else.
+    """
+    parsed = {}
+    for text in arguments or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"--model-arg: expected key=value, such as num_classes=10 (got {quoted(text)}).")
+        try:
+            parsed[key] = read_yaml(value)
+        except YamlError as error:
+            raise ConfigError(f"--model-arg: {shortened(key)}: {quoted(value)} {error}.") from error
+    return parsed
+
+
+def parse_shares(text: str | None) -> list[float]:
+    """Read "0.5,0.7,0.9"; empty for None.
+
+    Raises:
+        ConfigError: The text is something else.
+    """
+    try:
+        return [float(part) for part in (text or "").split(",") if part.strip()]
+    except ValueError as error:
+        raise ConfigError(f"--at: expected numbers such as 0.5,0.7,0.9 (got {quoted(text)}).") from error
+
+
+def recipe_and_overrides(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Tell a recipe from the `key=value` overrides around it.
+
+    Raises:
+        ConfigError: There are several recipes.
+    """
+    recipes = [Path(word) for word in words if "=" not in word]
+    if len(recipes) > 1:
+        raise ConfigError(f"expected one recipe, got {', '.join(map(str, recipes))}.")
+    return (recipes[0] if recipes else None), [word for word in words if "=" in word]

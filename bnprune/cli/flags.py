@@ -1,0 +1,19 @@
+"""The flags of the command line: how it spells the arguments of the workflows."""
+
+from __future__ import annotations
+
+_OTHERS = {
+    "backends": "backend",
+    "input_shape": "input",
+    "latency_ms": "latency",
+    "model_arguments": "model-arg",
+    "recipe": "config",
+    "values": "at",
+}
+"""Arguments whose flags have another name."""
+
+
+def flag(name: str, value: str = "") -> str:
+    """Return the flag of an argument: `--min-channels` for `min_channels`, followed by its value if there is one."""
+    spelled = "--" + _OTHERS.get(name, name).replace("_", "-")
+    return f"{spelled} {value}" if value else spelled

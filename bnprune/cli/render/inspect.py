@@ -1,0 +1,36 @@
+"""The result of `inspect`."""
+
+from __future__ import annotations
+
+from bnprune.cli.render.console import stdout, tell
+from bnprune.cli.render.refusals import show_refusals
+from bnprune.cli.render.tables import bar, show_rows
+from bnprune.reporting.number_format import count
+from bnprune.workflows.results import InspectResult
+
+
+def show_inspect(result: InspectResult) -> None:
+    """Print every layer with its prunable channels, and the reasons for the others."""
+    longest = max((layer.width for layer in result.layers), default=1)
+    show_rows(
+        ["layer", "kind", "width", "prunable", "|γ| median", ""],
+        [
+            (
+                layer.name,
+                layer.kind,
+                str(layer.width),
+                str(layer.prunable),
+                "" if layer.gamma_median is None else f"{layer.gamma_median:.2g}",
+                bar(layer.prunable, layer.width, longest),
+            )
+            for layer in result.layers
+        ],
+    )
+    console = stdout()
+    console.print(
+        f"\n{result.channels.prunable} of {result.channels.total} BN channels are prunable; "
+        f"{count(result.params)} parameters, {count(result.macs)} MACs"
+    )
+    show_refusals(console, result.refusals)
+    for note in result.notes:
+        tell(console, f"note: {note}")

@@ -1,0 +1,88 @@
+"""The result of `prune`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from bnprune.cli.render.console import stdout, tell
+from bnprune.cli.render.refusals import show_refusals
+from bnprune.cli.render.tables import bar, show_rows
+from bnprune.cli.verbosity import VERBOSITY
+from bnprune.reporting.number_format import count
+from bnprune.workflows.results import Change, CompensationOutcome, LayerChange, PruneResult, TargetOutcome
+
+
+def show_prune(result: PruneResult) -> None:
+    """Print widths, costs, refusals and the proof."""
+    console = stdout()
+    dry_run = result.out is None
+    _show_layers(console, result.layers, every=dry_run)
+    changes = {"prunable BN channels": result.channels, "parameters": result.params, "MACs": result.macs}
+    show_rows(["", "before", "after", "kept", ""], [(name, *_change(change)) for name, change in changes.items()])
+    if line := _target(result.target):
+        console.print(line)
+    show_refusals(console, result.refusals)
+    for note in result.notes:
+        tell(console, f"note: {note}")
+    error = result.verification.max_relative_error
+    if error is not None:
+        console.print(f"proof: slim equals masked, relative error {error:.1e} in float64")
+    steps = {name: seconds for name, seconds in result.seconds.items() if name != "total"}
+    if VERBOSITY.verbose and steps:
+        console.print("took: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in steps.items()))
+    if result.compensation:
+        tell(console, _summary(result.compensation))
+    tell(console, "dry run: nothing was written" if dry_run else f"wrote {result.out}")
+
+
+_WORDS = {"exact": "exactly", "interior": "except at borders", "none": "not at all"}
+
+
+def _summary(compensation: Sequence[CompensationOutcome]) -> str:
+    """Return a line about how many layers are compensated, and how well."""
+    counts = Counter(done.outcome for done in compensation)
+    parts = ", ".join(f"{counts[outcome]} {word}" for outcome, word in _WORDS.items() if counts[outcome])
+    return f"compensated, per layer that lost inputs: {parts} (--json says why; --no-compensate leaves it out)"
+
+
+_MANY_LAYERS = 24
+_TARGETS = {
+    "ratio": "ratio: asked {:.3g}, removed {:.3f}",
+    "macs": "MACs: asked for {:.3g}, kept {:.3f}",
+    "params": "parameters: asked for {:.3g}, kept {:.3f}",
+    "latency_ms": "latency: asked for {:.3g} ms, measured {:.3g} ms",
+}
+
+
+def _target(target: TargetOutcome) -> str:
+    """Return a line about the target; empty if a replayed plan does not name it."""
+    requested, realised = target.requested, target.realised
+    if requested is None or requested != requested or realised is None:
+        return ""
+    return _TARGETS[target.kind].format(requested, realised)
+
+
+def _change(change: Change) -> tuple[str | Text, ...]:
+    before, after = change.before, change.after
+    return count(before), count(after), f"{after / max(before, 1):.1%}", bar(after, before)
+
+
+def _show_layers(console: Console, every_layer: Sequence[LayerChange], *, every: bool) -> None:
+    """Print the width of every layer; of deep networks only their number, unless every layer is wanted."""
+    layers = [layer for layer in every_layer if layer.kind != "norm"]
+    if len(layers) > _MANY_LAYERS and not every and not VERBOSITY.verbose:
+        console.print(f"{len(layers)} layers (--verbose lists them)\n")
+        return
+    longest = max((layer.before for layer in layers), default=1)
+    show_rows(
+        ["layer", "kind", "before", "after", ""],
+        [
+            (layer.name, layer.kind, str(layer.before), str(layer.after), bar(layer.after, layer.before, longest))
+            for layer in layers
+        ],
+    )
+    console.print()

@@ -1,0 +1,47 @@
+"""The result of `run`, `train` and `finetune`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bnprune.cli.render.console import stdout, tell
+from bnprune.cli.render.output import output
+from bnprune.cli.render.progress import RichDisplay
+from bnprune.cli.render.tables import percent, show_rows
+from bnprune.reporting.number_format import count
+from bnprune.runs.display import Display
+from bnprune.runs.stages import title_of
+from bnprune.training.distributed import torchrun_env
+from bnprune.workflows.results import RunResult, StageResult
+
+
+def run_with_progress(work: Callable[[Display], RunResult], *, as_json: bool) -> None:
+    """Show the progress of a run, and its result at the end; of several processes, the first one shows it."""
+    with RichDisplay() as display:
+        result = work(display)
+    if torchrun_env.rank() == 0:
+        output(result, show_run, as_json=as_json)
+
+
+def show_run(result: RunResult) -> None:
+    """Print the figures of every stage side by side, and where the files are."""
+    columns = ["network", "test accuracy", "parameters", "MACs", "BN channels", "file", "latency"]
+    show_rows(columns, [_row(stage, figures) for stage, figures in result.stages.items()])
+    proofs = [figures.verification for figures in result.stages.values() if figures.verification is not None]
+    errors = [proof.max_relative_error for proof in proofs if proof.max_relative_error is not None]
+    console = stdout()
+    if errors:
+        console.print(f"The cut is proven: slim equals masked to {max(errors):.1e} in float64.")
+    tell(console, f"Everything is in {result.path}")
+
+
+def _row(stage: str, figures: StageResult) -> tuple[str, ...]:
+    return (
+        title_of(stage),
+        percent(figures.accuracy),
+        count(figures.params),
+        count(figures.macs),
+        str(figures.channels),
+        f"{figures.file_bytes / 1e6:.2f} MB",
+        "" if figures.latency_ms is None else f"{figures.latency_ms:.2f} ms",
+    )

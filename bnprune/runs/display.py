@@ -1,0 +1,55 @@
+"""Where a run and other long work show their progress."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from bnprune.runs.results import StageResult
+from bnprune.training.loop import EpochRecord
+from bnprune.training.penalties.gamma import GammaStatistics
+
+
+class Display(Protocol):
+    """The interface of a progress display."""
+
+    def begin(self, stage: str, epochs: int, note: str) -> None:
+        """Open a stage; 0 epochs if it is not a training."""
+        ...
+
+    def step(self, epoch: int, step: int, steps: int, loss: float, gamma: GammaStatistics | None) -> None:
+        """Show progress within an epoch, with scale factors as they were a moment ago."""
+        ...
+
+    def epoch(self, record: EpochRecord, epochs: int, gamma: GammaStatistics | None) -> None:
+        """Show a finished epoch."""
+        ...
+
+    def end(self, stage: str, figures: StageResult) -> None:
+        """Close a stage."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Show a line; a `bnprune.notes.Note` whose level is "warning" is shown as one, also by a quiet display."""
+        ...
+
+
+class NoDisplay:
+    """A display that shows nothing."""
+
+    def begin(self, stage: str, epochs: int, note: str) -> None:
+        """Show nothing."""
+
+    def step(self, epoch: int, step: int, steps: int, loss: float, gamma: GammaStatistics | None) -> None:
+        """Show nothing."""
+
+    def epoch(self, record: EpochRecord, epochs: int, gamma: GammaStatistics | None) -> None:
+        """Show nothing."""
+
+    def end(self, stage: str, figures: StageResult) -> None:
+        """Show nothing."""
+
+    def note(self, text: str) -> None:
+        """Show nothing."""
+
+
+NO_DISPLAY = NoDisplay()

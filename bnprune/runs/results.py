@@ -1,0 +1,243 @@
+"""What a run writes into `result.json`, typed: the file is written from these types and read back through them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+
+from bnprune.runs.files import plain
+
+
+class Document(BaseModel):
+    """A result that has a JSON form.
+
+    A field with a default is left out of the JSON while it has that default; a field without one is always there, as
+    null if it is None. Keys that this version does not know, from a file of a later one, are kept.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow", populate_by_name=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form as plain data: paths as text, NaN and infinity as None."""
+        data: dict[str, Any] = plain(self.model_dump(by_alias=True))
+        return data
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        absent = {
+            key
+            for name, field in type(self).model_fields.items()
+            if name != "schema_"
+            and not field.is_required()
+            and getattr(self, name) == field.get_default(call_default_factory=True)
+            for key in (name, field.alias)
+        }
+        return {key: value for key, value in serialize(self).items() if key not in absent}
+
+
+class Change(Document):
+    """A number before and after pruning."""
+
+    before: int
+    after: int
+
+
+class Pruned(Document):
+    """How much a cut removed."""
+
+    channels: Change
+    """Prunable BatchNorm channels."""
+    params: Change
+    macs: Change
+
+
+class LayerChange(Document):
+    """Width of one layer before and after pruning."""
+
+    name: str
+    kind: str
+    """"conv", "linear" or "norm"."""
+    before: int
+    after: int
+
+
+class RefusedSite(Document):
+    """Why channels of one layer were not pruned."""
+
+    site: str
+    reason: str
+    fix: str
+
+
+class TargetOutcome(Document):
+    """The target that was requested, and the value that was reached."""
+
+    kind: str
+    """"ratio", "macs", "params" or "latency_ms"."""
+    requested: float | None
+    realised: float | None
+
+
+class RatioOutcome(Document):
+    """The removed share of the prunable channels, in [0, 1]."""
+
+    requested: float | None
+    """None if another target was requested."""
+    realised: float
+
+
+class ProofOutcome(Document):
+    """The comparison of the slim network with the masked original in float64."""
+
+    max_relative_error: float | None
+    """None if nothing was compared."""
+    tolerance: float
+    passed: bool | None
+
+
+class SweepPoint(Document):
+    """One cut that a sweep tried; see `bnprune.recovery.sweep.Point`."""
+
+    asked: float
+    ratio: float
+    macs: float
+    params: float
+    plain: float
+    accuracy: float
+
+
+class NotCompensated(Document):
+    """A layer whose lost inputs are not compensated, and why."""
+
+    site: str
+    reason: str
+
+
+class RecoveryOutcome(Document):
+    """The ways of recovery that were tried after a cut."""
+
+    chosen: str
+    """The one with the best validation accuracy."""
+    validation: dict[str, float]
+    """Validation accuracy of each."""
+    compensated_layers: dict[str, int]
+    """Number of layers by outcome of the compensation."""
+    not_compensated: list[NotCompensated]
+
+
+class Sparsity(Document):
+    """The penalty of a training stage and the scale factors at its end."""
+
+    lambda_: float | Literal["auto"] | None = Field(alias="lambda")
+    travel: float | None = None
+    """Travel budget of a constant λ."""
+    target: float | None = None
+    """Share of the scale factors that a steered λ aims at."""
+    below: float | None = None
+    """Share of the scale factors that are near zero."""
+    split: bool | None = None
+    """True if the distribution has two separate parts."""
+    quantiles: list[float | None] | None = None
+    """Minimum, quartiles and maximum of |γ|."""
+
+
+class StageResult(Document):
+    """The figures of one finished stage."""
+
+    accuracy: float | None
+    """Top-1 accuracy on test images, in [0, 1]."""
+    validation_accuracy: float | None
+    loss: float | None
+    """Cross-entropy on test images; None if it is not finite."""
+    channels: int
+    """BatchNorm channels of the network."""
+    params: int
+    macs: int
+    """Of one input."""
+    file_bytes: int
+    """Size of the checkpoint."""
+
+    epochs: int | None = None
+    chosen: str | None = None
+    """"best" or "last": the epoch whose weights the stage keeps."""
+    sparsity: Sparsity | None = None
+
+    target: TargetOutcome | None = None
+    ratio: RatioOutcome | None = None
+    verification: ProofOutcome | None = None
+    pruned: Pruned | None = None
+    layers: list[LayerChange] | None = None
+    refusals: list[RefusedSite] | None = None
+    notes: list[str] | None = None
+    steps_seconds: dict[str, float] | None = None
+    sweep: list[SweepPoint] | None = None
+    recovery: RecoveryOutcome | None = None
+    skipped: str | None = None
+    """Why a later pass removed nothing."""
+
+    checkpoint: str
+    """Path in the run directory."""
+    seconds: float = 0.0
+    latency_ms: float | None = None
+    """Median time of a forward pass with one input."""
+
+
+class ExportedFile(Document):
+    """A file that was written."""
+
+    path: str
+    bytes: int
+
+
+class Folding(Document):
+    """How many BatchNorms were folded into the layers before them."""
+
+    folded: int
+    batchnorms: int
+
+
+class ParityOutcome(Document):
+    """The comparison of an exported network with the one in PyTorch, on one kind of input."""
+
+    inputs: int
+    max_absolute_error: float
+    max_relative_error: float
+    argmax_agreement: float | None
+
+
+class ExportVerification(Document):
+    """The comparisons of an exported network with the one in PyTorch."""
+
+    passed: bool | None
+    """None if nothing was compared."""
+    tolerance: float
+    random: ParityOutcome | None
+    """On noise."""
+    real: ParityOutcome | None
+    """On images of the data set."""
+
+
+class ExportFigures(Document):
+    """One exported network."""
+
+    format: str
+    batch: int | Literal["any"]
+    fold_bn: Folding | None
+    files: list[ExportedFile]
+    verification: ExportVerification
+    notes: list[str]
+
+
+class RunResult(Document):
+    """The figures of every finished stage of a run: `result.json`, and what `run --json` prints."""
+
+    schema_: Literal["bnprune.run/1"] = Field(default="bnprune.run/1", alias="schema")
+    seed: int | None = None
+    stages: dict[str, StageResult] = Field(description="By name of the stage, in the order in which they ended.")
+    metrics_bytes: int | None = Field(default=None, ge=0)
+    """Length of `metrics.jsonl` at the end of the last finished stage."""
+    exports: list[ExportFigures] = []
+    path: Path | None = Field(default=None, exclude=True)
+    """The run directory; not in the JSON."""

@@ -1,0 +1,59 @@
+"""Open a network together with the data to evaluate it on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bnprune.config.recipe import load_recipe
+from bnprune.config.schema import PipelineConfig
+from bnprune.data import Splits, load_data
+from bnprune.errors import ConfigError, argument
+from bnprune.runs.network_source import NetworkSource, open_source, refuse_other_model
+from bnprune.runs.preflight import choose_device
+from bnprune.training.compatibility import require_fit
+
+
+@dataclass(frozen=True)
+class NetworkWithData:
+    """A network, and the data to evaluate it on."""
+
+    source: NetworkSource
+    config: PipelineConfig
+    splits: Splits
+    device: torch.device
+
+
+def open_with_data(
+    source: str | Path | None,
+    overrides: Sequence[str],
+    *,
+    model: str | None,
+    model_arguments: Mapping[str, Any] | None,
+    weights: str | Path | None,
+    recipe: str | Path | None,
+    trust: bool,
+) -> NetworkWithData:
+    """Open a network, and the data of the recipe that is given, else of the one stored with it.
+
+    Raises:
+        ConfigError: There is no recipe, or the data does not fit the network.
+        CheckpointError: A file is missing, damaged or foreign.
+    """
+    refuse_other_model(overrides)
+    network = open_source(source, model=model, arguments=model_arguments, weights=weights, trust=trust)
+    if recipe is not None:
+        config = load_recipe(Path(recipe), overrides)
+    elif network.header.config is None:
+        wanted = argument("recipe", "CONFIG.yaml")
+        raise ConfigError(f"{network.label}: no recipe is stored with it. Say which data: {wanted}")
+    else:
+        config = network.config(overrides, sections=("data",))
+    device = choose_device(config.device)
+    splits = load_data(config.data)
+    require_fit(network.model, splits, network.label)
+    return NetworkWithData(network, config, splits, device)

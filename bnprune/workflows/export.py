@@ -1,0 +1,112 @@
+"""Export: write a network in a format that loads without bnprune, compared with the network in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bnprune.config.bounded_reading import require_batch
+from bnprune.config.recipe import load_recipe
+from bnprune.config.tables import FORMATS, format_of
+from bnprune.data import load_data
+from bnprune.errors import BnpruneError, ConfigError, argument, first_line
+from bnprune.exporters.export import ExportOptions, export_network
+from bnprune.exporters.stage import export_figures, paths_of, real_batches, title_of_network, write_network
+from bnprune.runs.network_source import NetworkSource, open_source
+from bnprune.runs.outputs import require_output
+from bnprune.training.compatibility import require_fit
+from bnprune.workflows.results import ExportResult
+
+
+def export(
+    source: str | Path | None = None,
+    *,
+    model: str | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
+    weights: str | Path | None = None,
+    input_shape: Sequence[int] | None = None,
+    recipe: str | Path | None = None,
+    trust: bool = False,
+    format: str | None = None,
+    fold_bn: bool = False,
+    batch: int | None = None,
+    verify: bool = True,
+    out: str | Path | None = None,
+    force: bool = False,
+) -> ExportResult:
+    """Write a network as ONNX, as pt2 (`torch.export`), or as plain weights with a Python file.
+
+    >>> bnprune.export("runs/digits", out="digits.onnx")
+
+    Args:
+        source: A run directory or a checkpoint.
+        model: A name or `package.module:factory`, in place of `source` or to rebuild it.
+        model_arguments: Keyword arguments of `model`.
+        weights: File with the weights of `model`.
+        input_shape: Shape of one input, without the batch.
+        recipe: Recipe that names the data to compare on; default: the one in the checkpoint.
+        trust: Run the code and use the paths that the files name.
+        format: A name in `FORMATS`: "onnx", "pt2" or "state-dict"; default: by the suffix of `out`.
+        fold_bn: Fold BatchNorms into the layers before them.
+        batch: The only batch size; default: any.
+        verify: Compare with the network in PyTorch on noise, and on real images if a recipe names the data.
+        out: The file; default: `network` with the ending of the format.
+        force: Overwrite an existing file.
+
+    Raises:
+        ConfigError: The arguments contradict each other, an extra is missing, or the file exists.
+        TraceError: The network has no such form.
+        VerificationError: The exported network computes something else; nothing is written.
+        DataError: A file cannot be read or written.
+    """
+    options, path = _options(format, None if out is None else Path(out), fold_bn=fold_bn, batch=batch, verify=verify)
+    given = [Path(read) for read in (source, weights) if read is not None]
+    for file in paths_of(options, path):
+        require_output(file, force=force, sources=given, recipe=None if recipe is None else Path(recipe))
+    network = open_source(
+        source, model=model, arguments=model_arguments, weights=weights, shape=input_shape, trust=trust
+    )
+    shape = tuple(network.inputs.shape[1:])
+    if batch is not None:
+        require_batch(argument("batch"), batch, shape)
+    real, without = _real(network, recipe, batch) if verify else ((), [])
+    title = title_of_network(network.header)
+    exported = export_network(network.model, shape, options, title=title, stem=path.stem, real=real)
+    write_network(exported, options, path)
+    notes = [*(without if exported.random is not None else ()), *exported.notes]
+    figures = export_figures(exported, options, path) | {"notes": notes}
+    return ExportResult(model=network.header.spec.to_dict(), input=list(shape), **figures)
+
+
+def _options(
+    format: str | None, out: Path | None, *, fold_bn: bool, batch: int | None, verify: bool
+) -> tuple[ExportOptions, Path]:
+    """Return the options of the export, and its main file."""
+    if batch is not None and batch < 1:
+        raise ConfigError(f"expected a positive number (got {batch}).", argument="batch")
+    chosen = format or (None if out is None else format_of(out.suffix))
+    if chosen not in FORMATS:
+        raise ConfigError(f"choose one of {', '.join(FORMATS)}.", argument="format")
+    path = out or Path(f"network{FORMATS[chosen].suffixes[0]}")
+    return ExportOptions.of(chosen, path.suffix, fold_bn=fold_bn, batch=batch, verify=verify), path
+
+
+def _real(
+    network: NetworkSource, recipe: str | Path | None, batch: int | None
+) -> tuple[Sequence[torch.Tensor], list[str]]:
+    """Return batches of the network's data set, or none and the reason."""
+    if recipe is None and network.header.config is None:
+        known = argument("recipe", "CONFIG.yaml")
+        return (), [f"compared on noise alone: no recipe tells the data ({known})"]
+    try:
+        config = network.config(sections=("data",)) if recipe is None else load_recipe(Path(recipe))
+        splits = load_data(config.data)
+        require_fit(network.model, splits, network.label)
+        return list(real_batches(splits, batch)), []
+    except BnpruneError as error:
+        if recipe is not None:
+            raise
+        return (), [f"compared on noise alone: {first_line(error)}"]

@@ -1,0 +1,154 @@
+"""Prune: open a network, cut it, prove the cut, compensate, and save the slim network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bnprune.config.bounded_reading import DATA_BYTES, read_text
+from bnprune.errors import CheckpointError, ForwardError, argument
+from bnprune.pruning.draft_plan import describe_plan, require_cut
+from bnprune.pruning.plan import PruningPlan
+from bnprune.pruning.pruner import PruningResult, draft, prune_as_requested, replay
+from bnprune.pruning.report import Report, foresee, make_report
+from bnprune.pruning.request import Request
+from bnprune.pruning.surgery import require_plan_fits
+from bnprune.recovery.compensate import Compensation, compensate
+from bnprune.runs.checkpoint import save_checkpoint
+from bnprune.runs.display import NO_DISPLAY, Display
+from bnprune.runs.network_source import NetworkSource, open_source
+from bnprune.runs.outputs import require_output
+from bnprune.runs.summary import cut_figures, pruned_of, seconds_of
+from bnprune.workflows.results import CompensationOutcome, PruneResult
+
+
+def prune(
+    source: str | Path | None = None,
+    request: Request | None = None,
+    *,
+    model: str | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
+    weights: str | Path | None = None,
+    input_shape: Sequence[int] | None = None,
+    trust: bool = False,
+    plan: str | Path | None = None,
+    compensated: bool = True,
+    dry_run: bool = False,
+    out: str | Path = "slim.safetensors",
+    force: bool = False,
+    display: Display = NO_DISPLAY,
+) -> PruneResult:
+    """Prune a network from a file or by name, and save the slim one.
+
+    For a network that is in memory, see `bnprune.prune`.
+
+    Args:
+        source: A run directory or a checkpoint.
+        request: The target and the constraints; None if a plan is given.
+        model: A name or `package.module:factory`, in place of `source` or to rebuild it.
+        model_arguments: Keyword arguments of `model`.
+        weights: File with the weights of `model`.
+        input_shape: Shape of one input, without the batch.
+        trust: Run the code and use the paths that the files name.
+        plan: File with a plan to replay, in place of a request.
+        compensated: Move the mean of removed channels into the biases behind them (after the proof).
+        dry_run: Return the plan; cut and write nothing.
+        out: The checkpoint to write.
+        force: Overwrite an existing file.
+        display: Where to show warnings.
+
+    Raises:
+        ConfigError: An argument is wrong.
+        PruningError: The network cannot be pruned as requested.
+        VerificationError: The proof failed; nothing is written.
+        DataError: A file cannot be read or written.
+    """
+    target = Path(out)
+    if not dry_run:
+        inputs = (_path(source), _path(weights), _path(plan))
+        require_output(target, force=force, sources=inputs)
+    network = open_source(
+        source, model=model, arguments=model_arguments, weights=weights, shape=input_shape, trust=trust
+    )
+    replayed = None if plan is None else _read_plan(Path(plan), network.model)
+    if dry_run:
+        report, planned = _foreseen(network, request, replayed)
+        return _result(report, (), out=None, plan=planned)
+    if replayed is not None:
+        result = replay(replayed, network.model, network.inputs)
+    else:
+        result = prune_as_requested(network.model, network.inputs, _required(request))
+    done = _compensated(network, result, display) if compensated else ()
+    _save(target, network, result)
+    return _result(result.report, done, out=target)
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _required(request: Request | None) -> Request:
+    return Request() if request is None else request  # an empty request raises: a target is missing
+
+
+def _foreseen(network: NetworkSource, request: Request | None, plan: PruningPlan | None) -> tuple[Report, PruningPlan]:
+    """Return what a plan does, made now or replayed, without cutting."""
+    if plan is not None:
+        return foresee(plan, network.model, network.inputs), plan
+    drafted = draft(network.model, network.inputs, _required(request))
+    require_cut(drafted)
+    made = describe_plan(drafted)
+    return make_report(drafted, made, None, {}), made
+
+
+def _read_plan(path: Path, model: nn.Module) -> PruningPlan:
+    where = argument("plan")
+    try:
+        plan = PruningPlan.from_json(read_text(path, DATA_BYTES))
+        require_plan_fits(plan, model)
+    except OSError as error:
+        raise CheckpointError(f"{where}: '{path}' cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{where}: '{path}' is not a text file.") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: '{path}': {error}") from error
+    return plan
+
+
+def _compensated(network: NetworkSource, result: PruningResult, display: Display) -> tuple[Compensation, ...]:
+    try:
+        return compensate(network.model, result.model, result.plan, network.inputs)
+    except ForwardError as error:
+        display.note(f"note: not compensated: {error}")
+        return ()
+
+
+def _save(path: Path, network: NetworkSource, result: PruningResult) -> None:
+    header = network.header
+    pruned = replace(
+        header,
+        plans=(*header.plans, result.plan),
+        stage="prune",
+        metrics={"params": result.report.params_after, "macs": result.report.macs_after},
+    )
+    save_checkpoint(path, result.model, pruned)
+
+
+def _result(
+    report: Report, compensation: Sequence[Compensation], *, out: Path | None, plan: PruningPlan | None = None
+) -> PruneResult:
+    pruned = pruned_of(report)
+    return PruneResult(
+        **cut_figures(report),
+        channels=pruned.channels,
+        params=pruned.params,
+        macs=pruned.macs,
+        seconds={**seconds_of(report), "total": round(sum(report.seconds.values()), 4)},
+        compensation=[CompensationOutcome(**asdict(done)) for done in compensation],
+        out=None if out is None else str(out),
+        plan=None if plan is None else plan.to_dict(),
+    )

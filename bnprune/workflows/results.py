@@ -1,0 +1,319 @@
+"""The results of the workflows: every JSON document that bnprune prints or writes, typed.
+
+What a run writes into its directory is defined in `bnprune.runs.results`, and listed here as well.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from bnprune.runs.results import (
+    Change,
+    Document,
+    ExportedFile,
+    ExportFigures,
+    ExportVerification,
+    Folding,
+    LayerChange,
+    NotCompensated,
+    ParityOutcome,
+    ProofOutcome,
+    Pruned,
+    RatioOutcome,
+    RecoveryOutcome,
+    RefusedSite,
+    RunResult,
+    Sparsity,
+    StageResult,
+    SweepPoint,
+    TargetOutcome,
+)
+
+__all__ = [
+    "BenchmarkNetwork",
+    "BenchmarkResult",
+    "BenchmarkTiming",
+    "Change",
+    "CompensationOutcome",
+    "DoctorResult",
+    "Document",
+    "ErrorResult",
+    "EvaluateResult",
+    "ExportFigures",
+    "ExportResult",
+    "ExportVerification",
+    "ExportedFile",
+    "Folding",
+    "ImageCounts",
+    "InspectResult",
+    "InspectedChannels",
+    "InspectedLayer",
+    "LayerChange",
+    "Machine",
+    "NetworkTiming",
+    "NotCompensated",
+    "ParityOutcome",
+    "ProofOutcome",
+    "PruneResult",
+    "Pruned",
+    "RatioOutcome",
+    "RecoveryOutcome",
+    "RefusedSite",
+    "ReportResult",
+    "RunResult",
+    "Sparsity",
+    "SplitScore",
+    "StageResult",
+    "SweepPoint",
+    "SweepResult",
+    "TargetOutcome",
+    "TimeRatio",
+    "ValidateResult",
+]
+
+
+class CompensationOutcome(Document):
+    """The biases that take up the mean of what one layer no longer reads; see `bnprune.Compensation`."""
+
+    site: str
+    channels: int
+    """Input channels the layer lost."""
+    made_up: int
+    """Those whose contribution is in the bias now."""
+    outcome: str
+    """"exact", "interior", "mean" or "none"."""
+    reason: str
+
+
+class PruneResult(Document):
+    """The result of `prune`."""
+
+    schema_: Literal["bnprune.prune/1"] = Field(default="bnprune.prune/1", alias="schema")
+    target: TargetOutcome
+    ratio: RatioOutcome
+    channels: Change
+    """Prunable BatchNorm channels."""
+    params: Change
+    macs: Change
+    verification: ProofOutcome
+    layers: list[LayerChange]
+    refusals: list[RefusedSite]
+    notes: list[str]
+    seconds: dict[str, float]
+    """Of every step, and "total"."""
+    compensation: list[CompensationOutcome]
+    out: str | None
+    """The checkpoint that was written; None in a dry run."""
+    plan: dict[str, Any] | None = None
+    """In a dry run, the plan; see `bnprune.PruningPlan.to_dict`."""
+
+
+class InspectedChannels(Document):
+    """BatchNorm channels of a network."""
+
+    total: int
+    prunable: int
+
+
+class InspectedLayer(Document):
+    """One layer with a width of its own; see `bnprune.pruning.inspection.LayerInspection`."""
+
+    name: str
+    kind: str
+    width: int
+    prunable: int
+    units: int
+    gamma_median: float | None
+    reason: str
+
+
+class InspectResult(Document):
+    """The result of `inspect`."""
+
+    schema_: Literal["bnprune.inspect/1"] = Field(default="bnprune.inspect/1", alias="schema")
+    model: dict[str, Any]
+    input: list[int] | None
+    """Shape of one input, without the batch."""
+    channels: InspectedChannels
+    params: int
+    macs: int
+    layers: list[InspectedLayer]
+    refusals: list[RefusedSite]
+    notes: list[str]
+
+
+class SplitScore(Document):
+    """Accuracy and loss on one split of the data."""
+
+    top1: float
+    loss: float
+    count: int
+    """Number of images."""
+
+
+class EvaluateResult(Document):
+    """The result of `evaluate`."""
+
+    schema_: Literal["bnprune.evaluate/1"] = Field(default="bnprune.evaluate/1", alias="schema")
+    accuracy: float
+    """Top-1 accuracy on test images, in [0, 1]."""
+    validation: SplitScore
+    test: SplitScore
+
+
+class SweepResult(Document):
+    """The result of `sweep`: the first point is the network as it is, the others are cuts from the mildest on."""
+
+    schema_: Literal["bnprune.sweep/1"] = Field(default="bnprune.sweep/1", alias="schema")
+    by: Literal["ratio", "macs"]
+    tolerance: float
+    """Loss of validation accuracy that is allowed."""
+    points: list[SweepPoint]
+    recommended: SweepPoint | None
+    reason: str
+    """Why no cut is recommended; empty if one is."""
+
+
+class ExportResult(ExportFigures):
+    """The result of `export`."""
+
+    schema_: Literal["bnprune.export/1"] = Field(default="bnprune.export/1", alias="schema")
+    model: dict[str, Any]
+    input: list[int]
+    """Shape of one input, without the batch."""
+
+
+class Machine(Document):
+    """The machine that a benchmark ran on, and how it ran."""
+
+    processor: str
+    cores: int | None
+    threads: int
+    device: str
+    accelerator: str | None
+    platform: str
+    python: str
+    versions: dict[str, str | None]
+    load: float | None
+    """Load average of the last minute, if the system knows it."""
+    dtype: str
+    channels_last: bool
+
+
+class BenchmarkNetwork(Document):
+    """The size of one network."""
+
+    name: str
+    params: int
+    macs: int
+    channels: int
+    file_bytes: int
+    peak_memory_bytes: dict[str, int]
+    """By batch size."""
+
+
+class NetworkTiming(Document):
+    """The time that one network takes for a batch, in milliseconds, and its throughput in inputs per second."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    throughput: float
+
+
+class TimeRatio(Document):
+    """The time of the second network over that of the first, of passes that ran in turn."""
+
+    median: float
+    p10: float
+    p90: float
+
+
+class BenchmarkTiming(Document):
+    """The times of all networks on one backend, for one batch size."""
+
+    backend: str
+    batch: int
+    rounds: int
+    networks: list[NetworkTiming]
+    ratio: TimeRatio | None
+    """None for a single network."""
+
+
+class BenchmarkResult(Document):
+    """The result of `benchmark`."""
+
+    schema_: Literal["bnprune.benchmark/1"] = Field(default="bnprune.benchmark/1", alias="schema")
+    machine: Machine
+    input: list[int]
+    """Shape of one input, without the batch."""
+    networks: list[BenchmarkNetwork]
+    timings: list[BenchmarkTiming]
+
+
+class ReportResult(Document):
+    """The result of `report`."""
+
+    schema_: Literal["bnprune.report/1"] = Field(default="bnprune.report/1", alias="schema")
+    out: Path
+    """The page."""
+    plots: list[Path]
+    """The image files."""
+    runs: dict[str, dict[str, StageResult]]
+    """The stages of every run, by name of the run."""
+
+
+class ImageCounts(Document):
+    """Number of images in every split."""
+
+    train: int
+    validation: int
+    test: int
+
+
+class ValidateResult(Document):
+    """The result of `validate`."""
+
+    schema_: Literal["bnprune.validate/1"] = Field(default="bnprune.validate/1", alias="schema")
+    valid: Literal[True]
+    images: ImageCounts
+    input: list[int]
+    """Shape of one image."""
+    classes: int
+    params: int
+    macs: int
+    channels: int
+    """BatchNorm channels of the network."""
+    prunable: int | None = None
+    """Those that the prune stage may remove, if there is one."""
+    warnings: list[str]
+    config: dict[str, Any]
+    """The recipe with all defaults."""
+    notes: list[str] = Field(default=[], exclude=True)
+    """Remarks about the data; not in the JSON."""
+
+
+class DoctorResult(Document):
+    """The result of `doctor`."""
+
+    schema_: Literal["bnprune.doctor/1"] = Field(default="bnprune.doctor/1", alias="schema")
+    python: str
+    platform: str
+    versions: dict[str, str]
+    extras: dict[str, bool]
+    """True if every package of an extra is installed."""
+    devices: list[str]
+    threads: int
+    models: list[str]
+    problems: list[str]
+
+
+class ErrorResult(Document):
+    """The document that a command prints with `--json` if it fails."""
+
+    schema_: Literal["bnprune.error/1"] = Field(default="bnprune.error/1", alias="schema")
+    code: str
+    problems: list[str]

@@ -1,0 +1,225 @@
+"""Run, train and fine-tune: stages of a recipe in a run directory, with export and report at the end."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bnprune.config.recipe import load_recipe
+from bnprune.config.schema import PipelineConfig
+from bnprune.errors import ConfigError, argument
+from bnprune.exporters.stage import export_run, options_of
+from bnprune.runs.directory import RunDirectory
+from bnprune.runs.display import NO_DISPLAY, Display
+from bnprune.runs.network_source import open_source, refuse_other_model
+from bnprune.runs.pipeline import execute
+from bnprune.runs.preflight import Network, about, spec_of
+from bnprune.runs.signals import stop_requests
+from bnprune.runs.stages import stages_of
+from bnprune.runs.teacher import taught_by, teacher_beside
+from bnprune.runs.training_stage import follow
+from bnprune.training.distributed.processes import Processes, open_processes
+from bnprune.workflows.report import report_of_run
+from bnprune.workflows.results import RunResult
+
+
+def run(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    display: Display = NO_DISPLAY,
+) -> RunResult:
+    """Run every stage of a recipe, export the last network, and write the report.
+
+    >>> result = bnprune.run("recipe.yaml", ["train.epochs=3"])
+    >>> result.stages["finetune"].accuracy
+
+    Under `torchrun`, all processes call it and get the same result; the first one decides and writes.
+
+    Args:
+        recipe: The YAML file.
+        overrides: `key=value` pairs that replace keys of the recipe.
+        out: The run directory; default: a new one in `runs/`, named after the verb, the model and the time.
+        resume: Go on with the run in `out`, exactly where it stopped.
+        force: Replace an earlier run in `out`.
+        display: Where to show progress; default: nowhere.
+
+    Raises:
+        BnpruneError: Something is wrong; finished stages and checkpoints stay.
+        Interrupted: The user stopped the run; it can be resumed.
+    """
+    place = _Place(verb="run", out=out, resume=resume, force=force)
+    return _together(lambda processes: _run_recipe(recipe, overrides, None, place, display, processes))
+
+
+def train(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    display: Display = NO_DISPLAY,
+) -> RunResult:
+    """Run the training stage of a recipe: train with a penalty on the scale factors.
+
+    Args:
+        recipe: As for `run`.
+        overrides: As for `run`.
+        out: As for `run`.
+        resume: As for `run`.
+        force: As for `run`.
+        display: As for `run`.
+
+    Raises:
+        BnpruneError: As for `run`.
+    """
+    place = _Place(verb="train", out=out, resume=resume, force=force)
+    return _together(lambda processes: _run_recipe(recipe, overrides, ("train",), place, display, processes))
+
+
+def finetune(
+    pruned: str | Path,
+    recipe: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    model: str | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
+    teacher: str | Path | None = None,
+    trust: bool = False,
+    out: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    display: Display = NO_DISPLAY,
+) -> RunResult:
+    """Fine-tune a pruned network.
+
+    Args:
+        pruned: A checkpoint or a run directory.
+        recipe: A YAML file; default: the recipe that the checkpoint carries.
+        overrides: As for `run`.
+        model: A name or `package.module:factory`, to rebuild the checkpoint of a network of one's own.
+        model_arguments: Keyword arguments of `model`.
+        teacher: Checkpoint of the network before the cut, to learn from (distillation).
+        trust: Run the code and use the paths that the checkpoint names.
+        out: As for `run`.
+        resume: As for `run`.
+        force: As for `run`.
+        display: As for `run`.
+
+    Raises:
+        BnpruneError: As for `run`.
+    """
+    place = _Place(verb="finetune", out=out, resume=resume, force=force)
+
+    def leading(processes: Processes) -> RunResult:
+        refuse_other_model(overrides)
+        given = None if recipe is None else load_recipe(Path(recipe), overrides)
+        spec = None if given is None else spec_of(given)
+        source = open_source(pruned, model=model, arguments=model_arguments, recipe=spec, trust=trust)
+        config = about(given or source.config(overrides), source.header.spec)
+        dense = teacher_beside(Path(pruned)) if teacher is None else Path(teacher)
+        config = taught_by(config, dense, asked=teacher is not None)
+        sources = [Path(path) for path in (pruned, recipe) if path is not None]
+        network = source.model, source.header
+        return _run_stages(config, ("finetune",), network, sources, place, display, processes)
+
+    return _together(leading)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where a run is to be written."""
+
+    verb: str
+    out: str | Path | None
+    resume: bool
+    force: bool
+
+    def directory(self, config: PipelineConfig, sources: Sequence[Path], processes: Processes) -> RunDirectory:
+        """Open the run directory.
+
+        Raises:
+            ConfigError: It is not named, is not empty, or holds another run than the one to resume.
+        """
+        if self.resume and self.out is None:
+            raise ConfigError(f"{argument('resume')}: say which run with {argument('out', 'DIR')}.")
+        path = _default_directory(self.verb, config) if self.out is None else Path(self.out)
+        restarted = processes.restarted and RunDirectory(path).is_of_this_launch()
+        if self.resume or restarted:
+            return RunDirectory.resume(path, config)
+        return RunDirectory.new(path, force=self.force, sources=[*sources, *_weight_files(config)])
+
+
+def _together(lead: Callable[[Processes], RunResult]) -> RunResult:
+    """Run in the leading process; the others that `torchrun` started take part in its trainings."""
+    with open_processes() as processes:
+        if processes.leads:
+            result = lead(processes)
+            processes.send(None)
+            processes.send(result)
+            return result
+        with stop_requests() as stopping:
+            follow(processes, stopping)
+        received: RunResult = processes.receive()
+        return received
+
+
+def _run_recipe(
+    recipe: str | Path,
+    overrides: Sequence[str],
+    stages: Sequence[str] | None,
+    place: _Place,
+    display: Display,
+    processes: Processes,
+) -> RunResult:
+    """Run stages of a recipe; None for every stage it has."""
+    config = load_recipe(Path(recipe), overrides)
+    stages = stages_of(config) if stages is None else stages
+    if not stages:
+        raise ConfigError(f"{recipe}: has no stage. Add one of: train, prune, finetune.")
+    return _run_stages(config, stages, None, [Path(recipe)], place, display, processes)
+
+
+def _run_stages(
+    config: PipelineConfig,
+    stages: Sequence[str],
+    network: Network | None,
+    sources: Sequence[Path],
+    place: _Place,
+    display: Display,
+    processes: Processes,
+) -> RunResult:
+    exporting = place.verb == "run" and config.export is not None
+    if exporting and config.export is not None:
+        options_of(config.export)  # a missing extra is reported before any training
+    directory = place.directory(config, sources, processes)
+    with ExitStack() as stack:
+        stack.enter_context(directory.claimed())
+        stopping = stack.enter_context(stop_requests())
+        result = execute(config, directory, display, stopping, stages, network, processes)
+        if exporting:
+            result = export_run(config, directory, display.note)
+        display.note(report_of_run(directory.path))
+    return result
+
+
+def _weight_files(config: PipelineConfig) -> list[Path]:
+    """Return the files with weights that a recipe names."""
+    distill = config.finetune.distill if config.finetune else None
+    named = (config.model.weights, distill.teacher if distill else None)
+    return [path for path in named if path is not None]
+
+
+def _default_directory(verb: str, config: PipelineConfig) -> Path:
+    name = config.model.name or config.model.factory or "model"
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+    return Path("runs") / f"{verb}-{slug}-{time.strftime('%Y%m%d-%H%M%S')}"

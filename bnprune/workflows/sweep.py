@@ -1,0 +1,115 @@
+"""Sweep: how far a trained network can be cut before its accuracy falls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from bnprune.config.schema import PruneConfig
+from bnprune.errors import ConfigError, PruningError, argument
+from bnprune.recovery.sweep import Point, recommend
+from bnprune.recovery.sweep import sweep as sweep_model
+from bnprune.runs.passes import request_of
+from bnprune.training.evaluate import validation_score
+from bnprune.workflows.data_source import open_with_data
+from bnprune.workflows.results import SweepPoint, SweepResult
+
+_MOST_VALUES = 1000
+
+
+def sweep(
+    source: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    model: str | None = None,
+    model_arguments: Mapping[str, Any] | None = None,
+    weights: str | Path | None = None,
+    recipe: str | Path | None = None,
+    trust: bool = False,
+    by: Literal["ratio", "macs"] = "ratio",
+    values: Sequence[float] = (),
+    tolerance: float | None = None,
+) -> SweepResult:
+    """Cut a trained network further and further, recover and evaluate every cut, and recommend one.
+
+    Nothing is fine-tuned or written; accuracies are of validation images.
+
+    Args:
+        source: A run directory (its sparse-trained network) or a checkpoint.
+        overrides: `key=value` pairs that replace keys of the recipe.
+        model: A name or `package.module:factory`, in place of `source` or to rebuild it.
+        model_arguments: Keyword arguments of `model`.
+        weights: File with the weights of `model`.
+        recipe: Recipe that names the data; default: the one in the checkpoint.
+        trust: Run the code and use the paths that the files name.
+        by: Vary the share of the channels to remove ("ratio") or the share of the MACs to keep ("macs").
+        values: Shares to try, in (0, 1); default: a dozen.
+        tolerance: Loss of validation accuracy that is allowed, in [0, 1); default: that of the recipe.
+
+    Raises:
+        ConfigError: A value is out of range, or there is no recipe.
+        PruningError: Nothing can be cut.
+        CheckpointError: A file is missing, damaged or foreign.
+    """
+    _require_values(values, tolerance)
+    opened = open_with_data(
+        _sparse(source),
+        overrides,
+        model=model,
+        model_arguments=model_arguments,
+        weights=weights,
+        recipe=recipe,
+        trust=trust,
+    )
+    config = opened.config.prune or PruneConfig()
+    points = sweep_model(
+        opened.source.model,
+        opened.splits,
+        opened.device,
+        request_of(config),
+        config,
+        opened.config.data.batch_size,
+        score=validation_score(opened.splits, opened.device),
+        by=by,
+        values=values,
+    )
+    return _result(points, by, config.tolerance if tolerance is None else tolerance)
+
+
+def _require_values(values: Sequence[float], tolerance: float | None) -> None:
+    if tolerance is not None and not 0 <= tolerance < 1:
+        where = argument("tolerance")
+        raise ConfigError(f"{where}: must be at least 0 and below 1 (got {tolerance}). 0.01 is one point.")
+    where = argument("values")
+    if len(values) > _MOST_VALUES:
+        raise ConfigError(f"{where}: expected at most {_MOST_VALUES} values (got {len(values)}).")
+    for value in values:
+        if not 0 < value < 1:
+            raise ConfigError(f"{where}: must be between 0 and 1, both excluded (got {value:g}).")
+
+
+def _sparse(source: str | Path | None) -> str | Path | None:
+    """Return the sparse-trained network of a run: the later ones have been cut already."""
+    trained = None if source is None else Path(source) / "checkpoints" / "train.safetensors"
+    return trained if trained is not None and trained.exists() else source
+
+
+def _result(points: Sequence[Point], by: Literal["ratio", "macs"], tolerance: float) -> SweepResult:
+    best, reason = None, ""
+    try:
+        best = recommend(points, tolerance)
+    except PruningError as error:
+        reason = str(error)
+    return SweepResult(
+        by=by,
+        tolerance=tolerance,
+        points=[_point(point) for point in points],
+        recommended=None if best is None else _point(best),
+        reason=reason,
+    )
+
+
+def _point(point: Point) -> SweepPoint:
+    return SweepPoint(**asdict(point))

@@ -1,0 +1,63 @@
+"""Validate: check everything that could stop a run, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bnprune.config.recipe import as_data, load_recipe
+from bnprune.config.schema import PipelineConfig
+from bnprune.exporters.stage import options_of
+from bnprune.pruning.cost import cost
+from bnprune.runs.files import plain
+from bnprune.runs.preflight import Start, prepare
+from bnprune.runs.stages import stages_of
+from bnprune.training.loop import TrainingJob
+from bnprune.training.penalties.table import advice, make_penalty
+from bnprune.workflows.results import ImageCounts, ValidateResult
+
+
+def validate(recipe: str | Path, overrides: Sequence[str] = ()) -> ValidateResult:
+    """Check a recipe: every key, the network, the data, and whether the prune stage can be planned.
+
+    Args:
+        recipe: The YAML file.
+        overrides: `key=value` pairs that replace keys of the recipe.
+
+    Raises:
+        ConfigError: The recipe is wrong; all problems at once.
+        PruningError: The network cannot be pruned as requested.
+        DataError: Data or weights cannot be read.
+    """
+    config = load_recipe(Path(recipe), overrides)
+    if config.export is not None:
+        options_of(config.export)
+    start = prepare(config, stages_of(config))
+    splits, counted = start.splits, cost(start.network[0], start.splits.example)
+    return ValidateResult(
+        valid=True,
+        images=ImageCounts(train=len(splits.train), validation=len(splits.validation), test=len(splits.test)),
+        input=list(splits.shape),
+        classes=splits.classes,
+        params=counted.params,
+        macs=counted.macs,
+        channels=counted.channels,
+        prunable=start.prunable,
+        warnings=_weak_penalty(config, start),
+        config=plain(as_data(config)),
+        notes=list(splits.notes),
+    )
+
+
+def _weak_penalty(config: PipelineConfig, start: Start) -> list[str]:
+    """Warn of a training in which no scale factor can reach zero."""
+    if config.train is None:
+        return []
+    job = TrainingJob(start.splits, config.data.batch_size, config.train, start.device, config.seed)
+    sparsity = config.train.sparsity
+    network, example = start.network[0], start.splits.example
+    steps = job.updates_per_epoch
+    _, budget = make_penalty(network, config.train, sparsity, steps, example_inputs=example, prune=config.prune)
+    if budget is None or not budget.strength or budget.enough:
+        return []
+    return [f"{budget}. {advice(budget, config.train, sparsity)}"]
