@@ -108,7 +108,7 @@ def prune(
     return prune_as_requested(model, example_inputs, request, proof=proof)
 
 
-@contained
+@preserve_thread_state
 def plan(
     model: nn.Module,
     example_inputs: Any,
