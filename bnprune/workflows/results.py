@@ -81,7 +81,7 @@ class CompensationOutcome(Document):
     site: str
     channels: int
     """Input channels the layer lost."""
-    made_up: int
+    compensated: int = Field(alias="made_up")
     """Those whose contribution is in the bias now."""
     outcome: str
     """"exact", "interior", "mean" or "none"."""

@@ -87,7 +87,7 @@ def test_a_picture_that_fails_after_the_figures_is_no_second_document(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("bnprune.cli.render.sweep_chart.write_atomically", full, raising=False)
+    monkeypatch.setattr("bnprune.reporting.pictures.write_atomically", full, raising=False)
     result = bnprune("sweep", run, "--at", "0.5", "--plot", "a.png", "--json")
     assert result.exit_code == 5
     assert read_json(result.stdout)["schema"] == "bnprune.sweep/1"
