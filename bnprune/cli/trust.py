@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -26,16 +27,20 @@ def _ways(error: UntrustedError, command: list[str]) -> Iterator[tuple[str, str]
         reference = label if _REFERENCE.fullmatch(label) else "PACKAGE.MODULE:FUNCTION"
         yield "if that is code of yours", f"{typed} --model {reference}"
     elif error.needed == "model":
-        name = [] if "--model" in command else ["--model NAME"]
+        given = any(word == "--model" or word.startswith("--model=") for word in command)
+        name = [] if given else ["--model NAME"]
         arguments = (f"--model-arg {key.removeprefix('model.kwargs.')}=VALUE" for key in error.refused)
         yield "give the network yourself", " ".join([typed, *name, *arguments])
     elif verb in _WITH_CONFIG:
-        yield "name the recipe yourself", f"{typed} {_WITH_CONFIG[verb]}{shlex.quote(_recipe_of(Path(error.path)))}"
+        yield (
+            "name the recipe yourself, if you have read it",
+            f"{typed} {_WITH_CONFIG[verb]}{shlex.quote(_recipe_of(Path(error.path)))}",
+        )
     if not all(error.refused.values()):
         return
     if verb in _WITH_TRUST:
         yield "or trust this file, if you know where it comes from", f"{typed} --trust"
-    folder = Path(error.path).absolute().parent
+    folder = Path(os.path.realpath(error.path)).parent
     yield "or trust all files below a folder", f"export BNPRUNE_TRUST={shlex.quote(str(folder))}"
 
 

@@ -149,7 +149,7 @@ class DataConfig(Section):
     """Shift images at random and, except in data sets of digits, flip them horizontally."""
     in_memory: Switch | None = None
     """Keep all images in memory as uint8. Default: true for images up to 64x64."""
-    workers: Annotated[int, Field(ge=0, le=256, strict=True)] = 2
+    workers: Annotated[int, Field(ge=0, le=256, strict=True), UserOnly(needed=False)] = 2
     """Number of loader processes, if images are not kept in memory."""
     limit: Annotated[int, Field(ge=1, le=2**31, strict=True)] | None = None
     """Largest number of training images to use, spread evenly over the classes; a fifth as many test images."""
@@ -315,7 +315,7 @@ class PruneConfig(_PruneKeys):  # type: ignore[misc]
 
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """With `ratio: auto`: share of validation accuracy that may be lost before fine-tuning."""
-    passes: Annotated[int, Field(ge=1, le=100, strict=True)] = 1
+    passes: Annotated[int, Field(ge=1, le=32, strict=True)] = 1
     """Rounds of pruning and fine-tuning, each of which removes an equal share of what is left."""
     compensate: Switch = True
     """Try to add the constant output of removed channels to the biases of the next layers; kept if validation accuracy

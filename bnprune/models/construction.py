@@ -6,7 +6,6 @@ more tensors, or larger ones, than the file that it belongs to can account for.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +43,7 @@ class Construction(OperatorMode):
 
     def run_operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator, unless the network has become too large."""
-        self._calls_left -= 1
+        self._calls_left -= _outputs(func, args)
         if self._calls_left < 0:
             raise TooLarge("it has far more layers than the file has tensors")
         self._elements_left -= _new_elements(func, args, kwargs)
@@ -53,13 +52,21 @@ class Construction(OperatorMode):
         return super().run_operator(func, args, kwargs)
 
 
+def _outputs(func: OpOverload, args: tuple[Any, ...]) -> int:
+    """Return how many tensors an operator makes. A loop over a tensor is one call of `unbind`."""
+    unbound = func is torch.ops.aten.unbind.int
+    return int(args[0].shape[args[1] if len(args) > 1 else 0]) if unbound else 1
+
+
 def _new_elements(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Return how many elements an operator that makes a tensor of a given size allocates."""
+    """Return how many elements an operator allocates that makes a tensor from numbers alone."""
     device = kwargs.get("device")
-    if (device is not None and torch.device(device).type == "meta") or operands(args, {}):
+    if (device is not None and torch.device(device).type == "meta") or operands(args, kwargs):
         return 0
-    sizes = [value for argument, value in zip(func._schema.arguments, args, strict=False) if argument.name == "size"]
-    return math.prod(sizes[0]) if sizes else 0
+    if not any(argument.name == "device" for argument in func._schema.arguments):
+        return 0
+    made = func(*args, **{**kwargs, "device": torch.device("meta")})
+    return made.numel() if isinstance(made, torch.Tensor) else 0
 
 
 def construct(make: Callable[[], nn.Module], tensors: int, elements: int) -> nn.Module:

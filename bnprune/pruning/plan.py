@@ -139,7 +139,7 @@ class PruningPlan:
             raise CheckpointError(f"not a pruning plan: {type(error).__name__}: {shortened(str(error))}") from error
 
 
-MOST_PLANS = 128
+MOST_PLANS = 32
 """By which a network has been cut, one after the other; each costs a copy of the network when it is loaded."""
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,8 +34,8 @@ from bnprune.runs.weights import fit_state, opened, read_tensors, require_shapes
 
 SCHEMA = "bnprune.checkpoint/1"
 _KEY = "bnprune"
-_SMALL_NETWORK, _LARGEST_CUT = 2**28, 64
-"""A dense network may have 2**28 values, or 64 times as many as the slim one in the file."""
+_SMALL_NETWORK, _LARGEST_CUT = 2**28, 8
+"""The dense network may have 2**28 values, or 8 for each byte of the file: 32 times as many as a slim one in float32."""
 
 
 @dataclass(frozen=True)
@@ -253,8 +252,7 @@ def _require_fit_on_meta(path: Path, header: Header, shapes: Mapping[str, tuple[
     Some constructors need values and fail on the meta device. Their networks are compared when they have been built,
     within the same bound on their size.
     """
-    stored = sum(math.prod(shape) for shape in shapes.values())
-    bound = max(_SMALL_NETWORK, _LARGEST_CUT * stored)
+    bound = max(_SMALL_NETWORK, _LARGEST_CUT * path.stat().st_size)
     try:
         dense = construct_on_meta(lambda: build(header.spec, f"'{path}'"), len(shapes))
     except TooLarge:
@@ -263,7 +261,7 @@ def _require_fit_on_meta(path: Path, header: Header, shapes: Mapping[str, tuple[
         return bound
     size = sum(tensor.numel() for tensor in dense.state_dict().values())
     if size > bound:
-        raise TooLarge(f"it has {size:,} values, and the file {stored:,}")
+        raise TooLarge(f"it has {size:,} values, and the file {path.stat().st_size:,} bytes")
     require_shapes(_cut(path, header.plans, dense), shapes, f"'{path}'")
     return bound
 

@@ -130,9 +130,9 @@ def _from_file(
     if given is None and stored.own and recipe is not None and recipe.own:
         given, where = recipe, "model.factory"
     if given is not None:
-        if not given.kwargs:
-            require_arguments(str(path), header.withheld)
-        given = replace(given, kwargs=given.kwargs or stored.kwargs)
+        left_out = {key: text for key, text in header.withheld.items() if key.rpartition(".")[2] not in given.kwargs}
+        require_arguments(str(path), left_out)
+        given = replace(given, kwargs={**stored.kwargs, **given.kwargs})
         dense = build(given, where)
     network, header = load_checkpoint(file, dense, trust=trust)
     spec = given if given is not None and stored.own else stored

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from bnprune.config.bounded_reading import DATA_BYTES, parse_json, read_text
 from bnprune.errors import CheckpointError, shortened
 from bnprune.runs.results import RunResult
+from bnprune.runs.safe_pickle import load_plain
 
 
 def read_result(path: Path) -> RunResult:
@@ -55,8 +56,8 @@ def read_state(path: Path) -> dict[str, Any]:
         CheckpointError: The file is damaged.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # noqa: BLE001 - torch's advice, which is to unpickle anything, must not be shown
+        content = load_plain(path)
+    except Exception:  # noqa: BLE001 - a damaged archive raises whatever zipfile finds
         raise CheckpointError("it cannot be read, or holds more than tensors and numbers.") from None
     if not isinstance(content, dict) or not isinstance(content.get("stage"), str):
         raise CheckpointError("it does not hold the state of a training.")

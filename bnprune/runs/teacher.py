@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bnprune.config.schema import DistillConfig, FinetuneConfig, PipelineConfig
 from bnprune.data import Splits
-from bnprune.errors import CheckpointError, ConfigError, argument
+from bnprune.errors import CheckpointError, ConfigError, UntrustedError, argument
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.preflight import Network, initial, load_stage
 from bnprune.runs.stages import kind_of
@@ -79,5 +79,7 @@ def taught_by(config: PipelineConfig, teacher: Path | None, *, asked: bool) -> P
 def _named(config: PipelineConfig, path: Path) -> Network:
     try:
         return load_stage(config, path)
+    except UntrustedError:
+        raise
     except CheckpointError as error:
         raise CheckpointError(f"finetune.distill.teacher: {error}") from error

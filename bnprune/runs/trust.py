@@ -46,6 +46,8 @@ _INITIAL_WEIGHTS = {
 """Arguments that say which weights to start from. Those of the file take their place, so that they are left out."""
 _READS = re.compile(r"(^|_)(weights?|pretrained|checkpoint|cache|path|dir|file|filename|url|hub|token|cfg)(_|$)")
 """Names of arguments that can make a constructor read or fetch something, unless they are numbers: `drop_path=0.1`."""
+_FETCHES = re.compile(r"pretrained|download|hub|cache")
+"""Names of arguments that `True` makes fetch something."""
 _WORD = re.compile(r"[A-Za-z0-9_.+-]{0,64}")
 """Text that is the name of a layer or a mode, and no path, address, scheme or reference to code."""
 _LARGEST, _MOST, _DEEPEST = 2**31, 64, 4
@@ -83,7 +85,9 @@ def require_arguments(path: str, withheld: Withheld) -> None:
 
 
 def _is_harmless(key: str, value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, bool):
+        return key.isidentifier() and len(key) <= _MOST and not _FETCHES.search(key.lower())
+    number = isinstance(value, int | float)
     return key.isidentifier() and len(key) <= _MOST and _is_plain(value) and (number or not _READS.search(key.lower()))
 
 
@@ -172,7 +176,7 @@ def require_recipe(path: str, withheld: Withheld, overridden: set[str], sections
         UntrustedError: Something is missing.
     """
     if overridden & {"data.name", "data.factory"}:
-        overridden = overridden | {"data.factory"}
+        overridden = overridden | {"data.factory", "data.kwargs"}
     missing = {
         key: shown
         for key, shown in withheld.items()

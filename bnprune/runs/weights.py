@@ -11,10 +11,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from bnprune.errors import CheckpointError, argument, first_line, shortened
+from bnprune.runs.safe_pickle import load_plain
 
 Shapes = Mapping[str, tuple[int, ...]]
 _HEADER_BYTES = 16 * 2**20
-_MOST_TENSORS = 20_000
+_MOST_TENSORS = 6_000
 
 
 def require_file(path: Path, expected: str) -> None:
@@ -170,8 +171,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # noqa: BLE001 - and what torch says is left out: it advises to unpickle the file
+        found = load_plain(path)
+    except Exception:  # noqa: BLE001 - a damaged archive raises whatever zipfile finds
         raise CheckpointError(
             f"'{path}' was refused: it is damaged, or a pickle that holds more than tensors and could run code. "
             "Save plain weights instead: torch.save(model.state_dict(), path), or use .safetensors."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import bnprune as library
+from bnprune.models.construction import TooLarge, construct, construct_on_meta
 from bnprune.runs.trust import spec_from_file
 from tests.cli.harness import bnprune, contents, document, done, refusal, write
 
@@ -226,7 +228,7 @@ def test_the_refusal_ends_with_commands_that_go_on(own_run: Path) -> None:
     then = bnprune("evaluate", own_run, "--model", "own:build").stderr
     assert "data.factory = mydata:build" in then
     command = "bnprune evaluate run --model own:build --config run/config.yaml"
-    assert f"\n  name the recipe yourself:  {command}\n" in then
+    assert f"\n  name the recipe yourself, if you have read it:  {command}\n" in then
     done(*command.split()[1:])
     assert f"{command.partition(' --config')[0]} --trust\n" in then
     assert document("evaluate", own_run, exit_code=5)["code"] == "untrusted"
@@ -296,8 +298,8 @@ def test_the_header_of_a_file_is_bounded(slim: Path, here: Path) -> None:
     assert "its header claims 4,611,686,018,427,387,904 bytes" in refusal(5, "inspect", file)
     forged(slim, "bomb.safetensors", lambda header: header.update(metrics={"x": "y" * 17_000_000}))
     assert "at most 16,777,216 are read" in refusal(5, "inspect", file)
-    forged(slim, "bomb.safetensors", lambda header: header.update(plans=header["plans"] * 129))
-    assert "expected a list of at most 128 pruning plans" in refusal(5, "inspect", file)
+    forged(slim, "bomb.safetensors", lambda header: header.update(plans=header["plans"] * 33))
+    assert "expected a list of at most 32 pruning plans" in refusal(5, "inspect", file)
 
 
 def test_nothing_else_is_written_by_a_refusal(slim: Path, trap: Path) -> None:
@@ -311,3 +313,45 @@ def test_a_name_that_is_not_utf8_is_not_called_damage(slim: Path, here: Path) ->
     path = Path(os.fsdecode(os.fsencode(here / "sl") + b"\xff.safetensors"))
     shutil.copy(slim, path)
     assert "its name is not UTF-8. Rename the file or folder." in refusal(5, "inspect", path)
+
+
+def test_true_and_false_are_ordinary_arguments_unless_they_fetch() -> None:
+    kwargs = {"init_weights": False, "class_token": True, "use_pretrained": True}
+    spec, withheld = spec_from_file({"name": "x", "kwargs": kwargs}, trusted=False)
+    assert spec.kwargs == {"init_weights": False, "class_token": True}
+    assert list(withheld) == ["model.kwargs.use_pretrained"]
+
+
+def test_an_argument_that_is_given_again_joins_those_of_the_file(slim: Path) -> None:
+    kwargs = {"weights_file": "x/y"}
+    file = forged(slim, "odd.safetensors", lambda header: header["model"]["kwargs"].update(kwargs))
+    message = refusal(5, "inspect", file, "--model", "mlp")
+    assert "--model-arg weights_file=VALUE" in message
+    done("inspect", file, "--model", "tests.cli.test_trust:with_file", "--model-arg", "weights_file=none")
+
+
+def with_file(weights_file: str, **kwargs: Any) -> torch.nn.Module:
+    """A network of one's own that takes a file."""
+    assert weights_file == "none"
+    return library.build(library.ModelSpec("mlp", kwargs=kwargs))
+
+
+def test_a_loop_over_a_huge_tensor_ends_the_construction() -> None:
+    def deep() -> torch.nn.Module:
+        return torch.nn.ModuleList(torch.nn.ReLU() for _ in torch.linspace(0, 1, 10**7, device="cpu"))
+
+    for build in (lambda: construct_on_meta(deep, 1), lambda: construct(deep, 1, 2**28)):
+        with pytest.raises(TooLarge):
+            build()
+
+
+@pytest.mark.parametrize("make", ["compressed", "slow"])
+def test_weights_that_take_far_more_than_their_size(make: str, here: Path) -> None:
+    torch.save({"w": torch.zeros(1000)}, here / "good.pt")
+    with zipfile.ZipFile(here / "good.pt") as good, zipfile.ZipFile(here / "bad.pt", "w") as bad:
+        for entry in good.infolist():
+            data = good.read(entry)
+            if make == "slow" and entry.filename.endswith(".pkl"):
+                data = b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x08\x00\x00\x00punycodetR."
+            bad.writestr(entry.filename, data, zipfile.ZIP_DEFLATED if make == "compressed" else zipfile.ZIP_STORED)
+    assert "was refused" in refusal(5, "inspect", "--model", "mlp", "--weights", "bad.pt", "--input", "3,32,32")
