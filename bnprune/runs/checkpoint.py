@@ -35,7 +35,7 @@ from bnprune.runs.weights import fit_state, opened, read_tensors, require_shapes
 SCHEMA = "bnprune.checkpoint/1"
 _KEY = "bnprune"
 _SMALL_NETWORK, _LARGEST_CUT = 2**28, 8
-"""The dense network may have 2**28 values, or 8 for each byte of the file: 32 times as many as a slim one in float32."""
+"""The dense network may have 2**28 values, or 8 for each byte of the file: 32 times those of a slim one in float32."""
 
 
 @dataclass(frozen=True)

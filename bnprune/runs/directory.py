@@ -30,9 +30,10 @@ from typing import Any
 import torch
 import yaml
 
-from bnprune.config.bounded_reading import DATA_BYTES, RECIPE_BYTES, parse_json, read_text
-from bnprune.config.recipe import as_data
+from bnprune.config.bounded_reading import DATA_BYTES, RECIPE_BYTES, parse_json, read_text, table
+from bnprune.config.recipe import as_data, check
 from bnprune.config.schema import PipelineConfig
+from bnprune.config.yaml_loader import YamlError, read_yaml
 from bnprune.errors import CheckpointError, ConfigError, DataError, argument
 from bnprune.runs.files import (
     append_text,
@@ -207,7 +208,7 @@ class RunDirectory:
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{where}: '{run.config_file}' cannot be read: {error}") from error
         after = dump_config(config)
-        if before != after:
+        if before != after and not _is_same_recipe(before, config):
             changed = difflib.unified_diff(
                 before.splitlines(), after.splitlines(), "the run", "now", "", "", n=0, lineterm=""
             )
@@ -328,6 +329,14 @@ class RunDirectory:
 
     def _state(self) -> dict[str, Any] | None:
         return read_state(self.state_file) if self.state_file.exists() else None
+
+
+def _is_same_recipe(text: str, config: PipelineConfig) -> bool:
+    """Return True if a recipe says the same, whatever the order of its keys and the defaults that it spells out."""
+    try:
+        return check(table(read_yaml(text)), {}) == config
+    except (ConfigError, YamlError, ValueError):
+        return False
 
 
 def dump_config(config: PipelineConfig) -> str:

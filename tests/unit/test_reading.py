@@ -351,7 +351,7 @@ def test_json_that_is_no_plan_is_refused(text: str) -> None:
 def test_the_plans_of_a_checkpoint_are_few() -> None:
     assert len(read_plans([plan()] * 3)) == 3
     for entries in ([plan()] * (MOST_PLANS + 1), {"0": plan()}, None):
-        with pytest.raises(bnprune.CheckpointError, match="at most 128 pruning plans"):
+        with pytest.raises(bnprune.CheckpointError, match="at most 32 pruning plans"):
             read_plans(entries)
 
 
