@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -23,6 +24,9 @@ def ways_to_trust(error: UntrustedError, command: Sequence[str]) -> str:
 def _ways(error: UntrustedError, command: list[str]) -> Iterator[tuple[str, str]]:
     verb = next((word for word in command if not word.startswith("-")), "")
     typed = shlex.join(["bnprune", *command])
+    if _is_teacher(error, command):  # options of the command are about the network that is fine-tuned
+        yield "to trust all files below a folder", _export(error)
+        return
     if error.needed == "model" and (label := error.refused.get("model.factory", "")):
         reference = label if _REFERENCE.fullmatch(label) else "PACKAGE.MODULE:FUNCTION"
         yield "if that is code of yours", f"{typed} --model {reference}"
@@ -40,8 +44,18 @@ def _ways(error: UntrustedError, command: list[str]) -> Iterator[tuple[str, str]
         return
     if verb in _WITH_TRUST:
         yield "or trust this file, if you know where it comes from", f"{typed} --trust"
+    yield "or trust all files below a folder", _export(error)
+
+
+def _is_teacher(error: UntrustedError, command: list[str]) -> bool:
+    named = [value for option, value in itertools.pairwise(command) if option == "--teacher"]
+    return any(os.path.realpath(value) == os.path.realpath(error.path) for value in named)
+
+
+def _export(error: UntrustedError) -> str:
+    """Return the command that trusts the folder of a file; links count as the files that they lead to."""
     folder = Path(os.path.realpath(error.path)).parent
-    yield "or trust all files below a folder", f"export BNPRUNE_TRUST={shlex.quote(str(folder))}"
+    return f"export BNPRUNE_TRUST={shlex.quote(str(folder))}"
 
 
 def _recipe_of(path: Path) -> str:

@@ -80,7 +80,7 @@ def _listed(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the images in a folder and those below it; links to folders are not followed."""
+    """Yield the images in a folder and those below it; links to folders below it are not followed."""
     waiting = [folder]
     while waiting:
         for entry in _entries(waiting.pop()):

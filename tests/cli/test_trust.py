@@ -355,3 +355,41 @@ def test_weights_that_take_far_more_than_their_size(make: str, here: Path) -> No
                 data = b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x08\x00\x00\x00punycodetR."
             bad.writestr(entry.filename, data, zipfile.ZIP_DEFLATED if make == "compressed" else zipfile.ZIP_STORED)
     assert "was refused" in refusal(5, "inspect", "--model", "mlp", "--weights", "bad.pt", "--input", "3,32,32")
+
+
+def test_the_command_for_a_teacher_is_one_that_works(
+    slim: Path, own_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = own_run / "checkpoints" / "train.safetensors"
+    asked = ("finetune", slim, "--teacher", teacher, "--out", "out")
+    result = bnprune(*asked)
+    assert result.exit_code == 5
+    assert "network of your own (own:build)" in result.stderr
+    assert "--trust" not in result.stderr
+    command = f"export BNPRUNE_TRUST={teacher.parent.absolute()}"
+    assert command in result.stderr
+    monkeypatch.setenv("BNPRUNE_TRUST", command.partition("=")[2])
+    assert "own:build" not in bnprune(*asked).stderr
+
+
+def test_the_folder_to_trust_is_that_of_the_file_and_not_of_a_link(
+    own_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("links").mkdir()
+    link = Path("links/slim.safetensors")
+    link.symlink_to((own_run / "checkpoints" / "prune.safetensors").absolute())
+    folder = (own_run / "checkpoints").absolute()
+    assert f"export BNPRUNE_TRUST={folder}" in bnprune("inspect", link).stderr
+    monkeypatch.setenv("BNPRUNE_TRUST", str(folder))
+    assert "network of your own" not in bnprune("inspect", link).stderr
+
+
+def test_another_data_set_replaces_the_arguments_of_a_factory_too(slim: Path) -> None:
+    data = {"factory": "trap:run", "kwargs": {"command": "x"}, "batch_size": 64}
+    file = forged(slim, "mixed.safetensors", lambda header: header["config"].update(data=data))
+    done("evaluate", file, "data.name=digits")
+
+
+def test_a_model_that_is_given_is_not_asked_for_again(slim: Path) -> None:
+    file = forged(slim, "odd.safetensors", lambda header: header["model"]["kwargs"].update({"weights_file": "x/y"}))
+    assert "--model NAME" not in refusal(5, "inspect", file, "--model=mlp")
