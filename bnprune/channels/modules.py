@@ -134,7 +134,7 @@ _HOOKS = {name for name, value in vars(nn.Module()).items() if "hook" in name}
 
 
 def _containers(outer: Iterable[_Container]) -> list[_Saved]:
-    """Return these containers and all that they hold, with their contents of now."""
+    """Return containers and all containers inside them, with a copy of their present contents."""
     found: list[_Saved] = []
     seen: set[int] = set()
     queue = list(outer)

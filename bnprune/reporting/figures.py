@@ -122,7 +122,7 @@ class Widths:
 
     @property
     def y(self) -> Axis:
-        """From 0 to the widest layer."""
+        """Axis of channel counts, from 0 to the widest layer."""
         most = max((before for _, before, _ in self.layers), default=0)
         return Axis("channels", 0.0, max(most, 1), lambda value: f"{value:.0f}", whole=True)
 

@@ -37,19 +37,19 @@ class NoDisplay:
     """A display that shows nothing."""
 
     def begin(self, stage: str, epochs: int, note: str) -> None:
-        """Show nothing."""
+        """Ignore the call: there is no display."""
 
     def step(self, epoch: int, step: int, steps: int, loss: float, gamma: GammaStatistics | None) -> None:
-        """Show nothing."""
+        """Ignore the call: there is no display."""
 
     def epoch(self, record: EpochRecord, epochs: int, gamma: GammaStatistics | None) -> None:
-        """Show nothing."""
+        """Ignore the call: there is no display."""
 
     def end(self, stage: str, figures: StageResult) -> None:
-        """Show nothing."""
+        """Ignore the call: there is no display."""
 
     def note(self, text: str) -> None:
-        """Show nothing."""
+        """Ignore the call: there is no display."""
 
 
 NO_DISPLAY = NoDisplay()

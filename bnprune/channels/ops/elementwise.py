@@ -61,7 +61,7 @@ def elementwise(ctx: OpContext, *args: Any, **kwargs: Any) -> Labels | list[Labe
 
 @rule("copy_", "copy")
 def copy(ctx: OpContext, target: torch.Tensor, source: torch.Tensor, *_: Any, **__: Any) -> Labels:
-    """Overwrite the target: its earlier channels do not matter."""
+    """Return the labels of the source: `copy_` overwrites the target, whose labels are dropped."""
     return ctx.join([ctx.labels(source)], target.dim())
 
 
