@@ -50,7 +50,7 @@ def test_a_pt_file_as_a_checkpoint_gets_told_about_weights(here: Path) -> None:
     torch.save(chain().state_dict(), here / "weights.pt")
     message = refusal(5, "prune", "weights.pt")
     assert "'weights.pt' is not a safetensors file" in message
-    assert "Weights from elsewhere (.pt) go with --model ... --weights FILE." in message
+    assert "Weights from elsewhere (.pt) go with the name of a network: --model NAME --weights FILE." in message
 
 
 def test_a_checkpoint_of_someone_else_gets_told_about_weights(here: Path) -> None:
