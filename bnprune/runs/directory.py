@@ -33,6 +33,7 @@ import yaml
 from bnprune.config.bounded_reading import DATA_BYTES, RECIPE_BYTES, parse_json, read_text
 from bnprune.config.recipe import as_data
 from bnprune.config.schema import PipelineConfig
+from bnprune.config.yaml_loader import YamlError, read_yaml
 from bnprune.errors import CheckpointError, ConfigError, DataError
 from bnprune.runs.files import (
     append_text,
@@ -206,7 +207,7 @@ class RunDirectory:
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"'{run.config_file}' cannot be read: {error}", argument="resume") from error
         after = dump_config(config)
-        if before != after:
+        if before != after and _settings(before) != _settings(after):
             changed = difflib.unified_diff(
                 before.splitlines(), after.splitlines(), "the run", "now", "", "", n=0, lineterm=""
             )
@@ -333,6 +334,14 @@ def dump_config(config: PipelineConfig) -> str:
     """Return a recipe as YAML that reads back to the same configuration."""
     data = as_data(config)
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def _settings(recipe: str) -> Any:
+    """Return a recipe as data, in which the order of keys does not matter; text that is not YAML stays as it is."""
+    try:
+        return read_yaml(recipe)
+    except YamlError:
+        return recipe
 
 
 def environment() -> dict[str, Any]:
