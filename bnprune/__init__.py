@@ -12,7 +12,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnprune.channels.ops.registry import rule
+    from bnprune.channels.op_context import OpContext
+    from bnprune.channels.ops.spec import rule
     from bnprune.channels.union_find import Refusal
     from bnprune.errors import (
         BnpruneError,
@@ -48,7 +49,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "bnprune.channels.union_find": ("Refusal",),
-    "bnprune.channels.ops.registry": ("rule",),
+    "bnprune.channels.op_context": ("OpContext",),
+    "bnprune.channels.ops": ("rule",),
     "bnprune.errors": (
         "BnpruneError",
         "CheckpointError",
@@ -96,6 +98,7 @@ __all__ = [
     "Inspection",
     "Interrupted",
     "ModelSpec",
+    "OpContext",
     "PruningError",
     "PruningPlan",
     "PruningResult",

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 import bnprune
-from bnprune.channels.trace_modes import trace
+from bnprune.channels.trace_network import trace
 from bnprune.channels.union_find import NO_CHANNEL
 from bnprune.cli.render.progress import RichDisplay
 from bnprune.cli.render.tables import show_rows

@@ -1,8 +1,12 @@
-"""Decisions: what the values of a forward pass decide (indices, masks, branches), to be repeated in another pass.
+"""Decisions: integers and booleans that a forward pass computes from real numbers, to be repeated in another pass.
 
 `sort`, `topk`, `argmax`, `nms` and comparisons turn real numbers into integers. Two networks that compute the same
-function up to rounding may still order two nearly equal scores differently, and everything after that would differ.
-So the second network repeats the decisions of the first, and what they were based on is compared instead.
+function up to rounding may still order two nearly equal scores differently, and everything after that would differ::
+
+    masked network    scores [0.7, 0.3000001, 0.3]    topk(2) -> [0, 1]
+    slim network      scores [0.7, 0.3, 0.3000001]    topk(2) -> [0, 2], and other boxes from here on
+
+So the second network takes the decisions of the first, and the scores are compared instead.
 """
 
 from __future__ import annotations
@@ -15,122 +19,123 @@ from typing import Any
 import torch
 
 from bnprune.channels.pytrees import map_tensors, operands
+from bnprune.channels.torch_internals import OpOverload
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One operator call that made integers or booleans out of real numbers."""
+    """One operator call that computed integers or booleans from real numbers."""
 
     op: str
     shapes: tuple[torch.Size, ...]
-    """Of the real numbers it saw."""
-    evidence: tuple[torch.Tensor, ...]
-    """These numbers; empty where they were not kept."""
+    """Shapes of its real operands."""
+    operands: tuple[torch.Tensor, ...]
+    """Copies of its real operands; empty if they were not kept."""
     output: Any
 
 
 class Decisions:
     """The decisions of one forward pass, in order."""
 
-    def __init__(self, *, keep_evidence: bool = True) -> None:
-        self._keep_evidence = keep_evidence
+    def __init__(self, *, keep_operands: bool = True) -> None:
+        self._keep_operands = keep_operands
         self._made: list[Decision] = []
-        self.asked = False
-        """Whether Python code asked for a truth value, and may have taken a branch."""
+        self.read_by_python = False
+        """True if Python code read a truth value (`if x.max() > 0`), and may have taken a branch."""
 
     @property
     def any(self) -> bool:
-        """Whether anything was decided."""
+        """True if there is at least one decision."""
         return bool(self._made)
 
     @property
-    def evidence(self) -> list[torch.Tensor]:
-        """What the decisions were based on, as far as it was kept."""
-        return [tensor for decision in self._made for tensor in decision.evidence]
+    def operands(self) -> list[torch.Tensor]:
+        """The real numbers that the decisions were computed from, as far as they were kept."""
+        return [tensor for decision in self._made for tensor in decision.operands]
 
-    def record(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
-        """Note an operator call, if it decided something, and return its output.
+    def record(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        """Record an operator call if it is a decision, and return its output.
 
-        To be called before anything changes its operands.
+        Call it before any other operator runs, which may change the operands in place.
         """
-        self.asked |= isinstance(output, bool)
-        if _decides(args, kwargs, output):
-            seen = _seen(args, kwargs)
-            evidence = tuple(tensor.clone() for tensor in seen) if self._keep_evidence else ()
-            shapes = tuple(tensor.shape for tensor in seen)
-            self._made.append(Decision(func.name(), shapes, evidence, map_tensors(torch.clone, output)))
+        self.read_by_python |= isinstance(output, bool)
+        if _is_decision(args, kwargs, output):
+            real = _real_operands(args, kwargs)
+            kept = tuple(tensor.clone() for tensor in real) if self._keep_operands else ()
+            shapes = tuple(tensor.shape for tensor in real)
+            self._made.append(Decision(func.name(), shapes, kept, map_tensors(torch.clone, output)))
         return output
 
-    def repetition(self) -> Repetition:
-        """Return what a second forward pass needs to decide the same."""
-        return Repetition(self._made)
+    def replay(self) -> Replay:
+        """Return an object that makes a second forward pass decide the same."""
+        return Replay(self._made)
 
 
-class Repetition:
-    """Repeats decisions in a second forward pass."""
+class Replay:
+    """Repeats the decisions of a forward pass in a second one."""
 
     def __init__(self, made: list[Decision]) -> None:
         self._made = made
         self._next = 0
         self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-        """What each decision was based on, in the first and in this pass, where the shapes are equal."""
+        """Real operands of each decision, in the first and in this pass, if their shapes are equal."""
 
     @property
-    def left(self) -> int:
-        """Decisions that have not been repeated yet."""
+    def remaining(self) -> int:
+        """Number of decisions that have not been repeated yet."""
         return len(self._made) - self._next
 
-    def recalls(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """Tell whether an operator call is the next decision, on real numbers of the same shapes."""
+    def matches(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """True if an operator call is the next decision, on real numbers of the same shapes."""
         if self._next >= len(self._made):
             return False
         before = self._made[self._next]
-        return before.op == func.name() and before.shapes == tuple(tensor.shape for tensor in _seen(args, kwargs))
+        return before.op == func.name() and before.shapes == tuple(t.shape for t in _real_operands(args, kwargs))
 
-    def recall(self) -> Any:
-        """Return the output of the next decision as it was the first time; real numbers in it have no value."""
+    def next_output(self) -> Any:
+        """Return the recorded output of the next decision; real numbers in it are on the meta device."""
         output = self._made[self._next].output
         self._next += 1
         return map_tensors(
             lambda tensor: torch.empty_like(tensor, device="meta") if is_real(tensor) else tensor.clone(), output
         )
 
-    def repeat(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
-        """Return the output of an operator call with its integers and booleans as they were the first time.
+    def apply(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        """Return the output of an operator call with the integers and booleans of the first pass.
 
-        Where shapes differ, the decision was taken channel by channel and concerns nothing but those channels: it
-        stands as it is.
+        If the shapes differ, the decision was taken for each channel by itself (a maximum over space), and concerns
+        no other channel: the output stays as it is.
         """
-        if not _decides(args, kwargs, output) or self._next >= len(self._made):
+        if not _is_decision(args, kwargs, output) or self._next >= len(self._made):
             return output
         before = self._made[self._next]
         if before.op != func.name():
             return output
         self._next += 1
-        seen = _seen(args, kwargs)
-        if before.shapes != tuple(tensor.shape for tensor in seen):
+        real = _real_operands(args, kwargs)
+        if before.shapes != tuple(tensor.shape for tensor in real):
             return output
-        self.pairs += [(then, now.clone()) for then, now in zip(before.evidence, seen, strict=False)]
-        return _decided(before.output, output)
+        self.pairs += [(then, now.clone()) for then, now in zip(before.operands, real, strict=False)]
+        return _combined(before.output, output)
 
 
-FORCED_BRANCHES = {"detour up": math.inf, "detour down": -math.inf}
-"""Modes of a forward pass that takes the branches other inputs would have taken, and the number its code reads."""
+FORCED_BRANCHES = {"forced branch, +inf": math.inf, "forced branch, -inf": -math.inf}
+"""Modes of a forward pass that takes the branches not taken, and the number that `.item()` returns in it."""
 
 
 class ForcedBranch:
-    """Answers what a network's code asks about its values the other way round, so that the rest of the code runs."""
+    """Inverts what Python code reads from tensors, so that the code of the branches not taken runs, too."""
 
     def __init__(self, number: float, limit: int = 100) -> None:
         self._number = number
-        self._left = limit  # a loop until something holds would never end
+        self._left = limit  # `while x.max() > 1` would never end
         self.is_stuck = False
-        """Whether nothing has run since an answer: code that fails there fails with any values."""
+        """True if no operator has run since the last inverted value: code that fails here fails for any values."""
         self.gave_number = False
-        """Whether an answer was a number: without, all detours are the same."""
+        """True if a number was replaced; if only truth values were inverted, +inf and -inf give the same pass."""
 
-    def turn(self, output: Any) -> Any:
-        """Return the output of an operator call; a truth value or a real number for Python code is another one."""
+    def invert(self, output: Any) -> Any:
+        """Return the output of an operator call, with a truth value inverted and a real number replaced."""
         self.is_stuck = isinstance(output, bool | float) and self._left > 0
         if not self.is_stuck:
             return output
@@ -139,7 +144,7 @@ class ForcedBranch:
         return not output if isinstance(output, bool) else self._number
 
 
-def _decides(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> bool:
+def _is_decision(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> bool:
     if isinstance(output, torch.Tensor):
         exact = not is_real(output)
     else:
@@ -148,19 +153,19 @@ def _decides(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> b
     return exact and any(map(is_real, operands(args, kwargs)))
 
 
-def _seen(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+def _real_operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
     return [tensor for tensor in operands(args, kwargs) if is_real(tensor)]
 
 
 def is_real(tensor: torch.Tensor) -> bool:
-    """Tell whether a tensor holds real (or complex) numbers: whether rounding may change them."""
+    """True if a tensor holds real or complex numbers, which rounding may change."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _decided(before: Any, now: Any) -> Any:
+def _combined(before: Any, now: Any) -> Any:
     """Take integers and booleans from `before` (they may have another length: `nonzero`), real numbers from `now`."""
     if isinstance(now, list | tuple):
-        return tuple(map(_decided, before, now))
+        return tuple(map(_combined, before, now))
     if isinstance(now, torch.Tensor) and is_real(now):
         return now if now.shape == before.shape else before.to(now.device, copy=True)
     return before.clone() if isinstance(before, torch.Tensor) else before

@@ -9,23 +9,23 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from bnprune.channels.modules import still, walk
+from bnprune.channels.modules import modules_by_name, temporary_mode
 from bnprune.channels.operator_mode import OperatorMode
 from bnprune.channels.pytrees import Inputs, map_tensors, tensors
-from bnprune.channels.structural_copy import like, twin
+from bnprune.channels.structural_copy import copy_with_tensors, wrap_like
 from bnprune.errors import ForwardError, first_line, lacks_memory
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
-def lightly(run: Callable[[str], Found]) -> Found:
-    """Call a function with the device "meta", where nothing is computed, or with "cpu" where that will not do.
+def on_meta_or_cpu(run: Callable[[str], Result]) -> Result:
+    """Call `run("meta")`, where nothing is computed; if that fails, `run("cpu")`.
 
     Networks whose control flow depends on data need real tensors.
     """
     try:
         return run("meta")
-    except Exception:  # noqa: BLE001 - whatever meta tensors cannot do, real ones may; if not, that error counts
+    except Exception:  # noqa: BLE001 - if the error has another cause, the run on the CPU raises it again
         return run("cpu")
 
 
@@ -36,12 +36,12 @@ def copy_on(model: nn.Module, device: str) -> nn.Module:
         PruningError: The network cannot be copied.
     """
     own = [*model.parameters(), *model.buffers()]
-    copies = {id(tensor): like(tensor, tensor.detach().to(device, copy=True)) for tensor in own}
-    for module in walk(model).values():
+    copies = {id(tensor): wrap_like(tensor, tensor.detach().to(device, copy=True)) for tensor in own}
+    for module in modules_by_name(model).values():
         for value in vars(module).values():
             if isinstance(value, torch.Tensor) and not value.is_leaf:  # of a weight norm, which computes it again
                 copies[id(value)] = value.detach().to(device, copy=True)
-    return twin(model, copies)
+    return copy_with_tensors(model, copies)
 
 
 def forward(model: nn.Module, inputs: Inputs, *, device: str, training: bool = False) -> Any:
@@ -51,32 +51,33 @@ def forward(model: nn.Module, inputs: Inputs, *, device: str, training: bool = F
         model: Any network.
         inputs: Positional and keyword arguments.
         device: Where to run; on "meta" there are shapes only, no memory and no arithmetic.
-        training: In train mode.
+        training: True for train mode.
     """
     args, kwargs = map_tensors(lambda tensor: tensor.to(device, copy=True), inputs)
     copied = copy_on(model, device)
-    with still(copied, training=training), OperatorMode():
+    with temporary_mode(copied, training=training), OperatorMode():
         return copied(*args, **kwargs)
 
 
 @contextmanager
 def raising_forward_errors(inputs: Inputs) -> Iterator[None]:
-    """Turn whatever a network raises in the `with` block into a ForwardError; errors of memory pass as they are."""
+    """Turn any error of a network in the `with` block into a ForwardError; errors of memory pass as they are."""
     try:
         yield
     except Exception as error:
         if lacks_memory(error):
             raise
-        raise failed(error, "", inputs) from error
+        raise forward_error(error, "", inputs) from error
 
 
-def failed(error: Exception, module: str, inputs: Inputs) -> ForwardError:
-    """Return the error to raise where the forward pass of a network raises one.
+def forward_error(error: Exception, module: str, inputs: Inputs) -> ForwardError:
+    """Return the error to raise if the forward pass of a network raises one.
 
-    PyTorch's own code raises where shapes do not fit. What other code says about itself needs no advice of that kind.
+    PyTorch's own code raises if shapes do not fit, and then the shape of the input is worth a look. Errors of other
+    code get no such advice.
 
     Args:
-        error: What it raised.
+        error: The original error.
         module: Name of the module in which an operator failed; empty if there is none.
         inputs: Positional and keyword arguments.
     """
@@ -91,14 +92,15 @@ def failed(error: Exception, module: str, inputs: Inputs) -> ForwardError:
 
 
 _QUOTED = 200
-"""Characters of somebody else's error that are quoted."""
-_SHAPED = (RuntimeError, ValueError, IndexError, AssertionError)
+"""Characters of a foreign error message that are quoted."""
+_SHAPE_ERRORS = (RuntimeError, ValueError, IndexError, AssertionError)
 
 
 def _is_about_shapes(error: Exception) -> bool:
+    """True if code of PyTorch or of a package of networks raised an error of a type that misfitting shapes cause."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     raised_in = "" if frame is None else str(frame.tb_frame.f_globals.get("__name__", ""))
-    ours = raised_in.partition(".")[0] in ("torch", "torchvision", "timm", "bnprune")
-    return isinstance(error, _SHAPED) and ours and not raised_in.startswith("torch.cuda")
+    known = raised_in.partition(".")[0] in ("torch", "torchvision", "timm", "bnprune")
+    return isinstance(error, _SHAPE_ERRORS) and known and not raised_in.startswith("torch.cuda")

@@ -1,34 +1,38 @@
-"""Boundaries: BatchNorms that may give up channels of their own, while the stream they read or write keeps them.
+"""Gate sites: BatchNorms that may lose channels of their own, while the stream they read or write keeps them.
 
 Several layers that add to (ResNet) or read from (DenseNet, PreResNet) one stream of channels are coupled: all of them
-lose the same channels. A gate lifts that (UPSCALE, Apple, ICML 2023; Liu et al., ICCV 2017, section 3, prune
+lose the same channels. A gate removes that coupling (UPSCALE, Apple, ICML 2023; Liu et al., ICCV 2017, section 3, prune
 PreResNet and DenseNet with what is a read gate here):
 
-* a *write* gate stands behind a BatchNorm that a convolution or linear layer of its own feeds. It widens the
-  BatchNorm's output to the stream, with β in place of the channels that are gone: what a channel with γ = 0 wrote;
-* a *read* gate stands before a BatchNorm that reads a stream. It picks the channels that the BatchNorm kept.
+* a *write* gate follows a BatchNorm whose input comes from a convolution or linear layer. It widens the BatchNorm's
+  output to the width of the stream, with β for the removed channels: the output of a channel with γ = 0;
+* a *read* gate precedes a BatchNorm that reads a stream. It selects the channels that the BatchNorm kept::
+
+    write:  conv (C -> 3) -> BatchNorm(3) -> gate (3 -> 8) -> + stream (8)
+    read:   stream (8) -> gate (8 -> 3) -> BatchNorm(3) -> conv (3 -> C)
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from bnprune.channels.torch_internals import BatchNorm
 from bnprune.channels.union_find import Ids
-from bnprune.channels.zero_ops import stays_zero
+
+if TYPE_CHECKING:
+    from bnprune.channels.ops.spec import OpKind, OpSpec
 
 GateKind = Literal["read", "write"]
 Gates = Mapping[str, GateKind]
 """Kind of gate at each gated BatchNorm, by module name."""
 
-_DENSE = ("aten::convolution", "aten::mm", "aten::addmm", "aten::linear")
 _GROUPS = 8
 """Position of `groups` among the arguments of aten::convolution."""
 
@@ -37,79 +41,88 @@ _GROUPS = 8
 class Producer:
     """The operator call that made a tensor."""
 
-    op: str
+    gate: GateKind
+    """The gate that a BatchNorm that reads this tensor can have."""
     grouped: bool
+    """True for a depthwise or grouped convolution."""
     zero: bool
-    """Whether it gives zero for removed channels."""
+    """True if removed channels are zero in it."""
 
     @classmethod
-    def of(cls, op: str, args: Sequence[object], zeros: Sequence[bool]) -> Producer:
+    def of(cls, spec: OpSpec, args: Sequence[object], zeros: Sequence[bool]) -> Producer:
         """Describe an operator call, given which of its operands are zero for removed channels."""
-        return cls(op, op.startswith("aten::convolution") and args[_GROUPS] != 1, stays_zero(op, zeros, args))
-
-    @property
-    def gate(self) -> GateKind:
-        """The gate that a BatchNorm behind this operator can have."""
-        return "write" if self.op.startswith(_DENSE) else "read"
+        return cls(
+            gate="write" if spec.kind in ("convolution", "linear") else "read",
+            grouped=spec.kind == "convolution" and args[_GROUPS] != 1,
+            zero=spec.gives_zero(zeros, args),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class GateSite:
-    """One BatchNorm call in the trace, and the gate it could have."""
+    """One BatchNorm call in the trace, and the gate that it could have."""
 
     site: str
     kind: GateKind
     ids: Ids
-    """Channel ids of the stream, as far as the BatchNorm shares it; shape (C,)."""
+    """Channel ids of its input, shape (C,)."""
     grouped: bool
-    """Whether a depthwise or grouped convolution feeds it, whose inputs go when its outputs go."""
+    """True if its input comes from a depthwise or grouped convolution, which couples its inputs with its outputs."""
 
 
-Operators = Mapping[str, Sequence[str]]
-"""Operators that each module calls in a forward pass, with its children."""
-
-
-_HARMLESS = re.compile(r"aten::(empty\.|\w*batch_norm)")
-"""What PyTorch calls for a normalisation."""
+Operators = Mapping[str, Sequence["OpKind | None"]]
+"""Kinds of the operators that each module calls in a forward pass, with its children."""
 
 
 def useful_gates(
     gate_sites: Sequence[GateSite],
     unit_of: Ids,
-    stuck: NDArray[np.bool_],
+    must_stay: NDArray[np.bool_],
     modules: Mapping[str, nn.Module],
     operators: Operators,
 ) -> dict[str, GateKind]:
-    """Choose the BatchNorms a gate sets free: those coupled with others, or with something that must stay (`stuck`)."""
-    able = [b for b in _able(gate_sites, modules, operators) if not b.grouped]
-    crowd = np.zeros(len(stuck), dtype=np.int64)
-    for gate_site in able:
-        crowd[np.unique(unit_of[gate_site.ids])] += 1
-    return {b.site: b.kind for b in able if ((crowd > 1) | stuck)[unit_of[b.ids]].any()}
+    """Choose the BatchNorms that a gate decouples from others, or from units that must stay.
+
+    Args:
+        gate_sites: BatchNorm calls of the trace.
+        unit_of: Unit of each channel id, shape (ids,).
+        must_stay: True for units that cannot be removed, shape (units,).
+        modules: Modules of the network by name.
+        operators: Kinds of the operators that each BatchNorm calls.
+    """
+    eligible = [b for b in _eligible(gate_sites, modules, operators) if not b.grouped]
+    norms_in_unit = np.zeros(len(must_stay), dtype=np.int64)
+    for gate_site in eligible:
+        norms_in_unit[np.unique(unit_of[gate_site.ids])] += 1
+    return {b.site: b.kind for b in eligible if ((norms_in_unit > 1) | must_stay)[unit_of[b.ids]].any()}
 
 
 def separating_gates(
     gate_sites: Sequence[GateSite],
     unit_of: Ids,
-    stuck: NDArray[np.bool_],
+    must_stay: NDArray[np.bool_],
     modules: Mapping[str, nn.Module],
     operators: Operators,
 ) -> dict[str, GateKind]:
-    """Choose the BatchNorms where a gate takes a stream apart that must stay somewhere (`stuck`).
+    """Choose the BatchNorms behind grouped convolutions whose stream has units that must stay.
 
-    A grouped convolution ties the stream it reads to the one it writes, along the whole network perhaps.
+    A grouped convolution couples the stream it reads with the one it writes, possibly along the whole network; a gate
+    behind it separates the two. The arguments are those of `useful_gates`.
     """
-    able = [b for b in _able(gate_sites, modules, operators) if b.grouped]
-    return {b.site: b.kind for b in able if stuck[unit_of[b.ids]].any()}
+    eligible = [b for b in _eligible(gate_sites, modules, operators) if b.grouped]
+    return {b.site: b.kind for b in eligible if must_stay[unit_of[b.ids]].any()}
 
 
-def _able(gate_sites: Sequence[GateSite], modules: Mapping[str, nn.Module], operators: Operators) -> Iterator[GateSite]:
-    """Yield those a gate can stand at. A BatchNorm that runs more than once belongs to several streams."""
+def _eligible(
+    gate_sites: Sequence[GateSite], modules: Mapping[str, nn.Module], operators: Operators
+) -> Iterator[GateSite]:
+    """Yield those that can have a gate. A BatchNorm that runs more than once belongs to several streams."""
     calls = Counter(gate_site.site for gate_site in gate_sites)
     for gate_site in gate_sites:
         module = modules.get(gate_site.site)
-        whole = isinstance(module, nn.modules.batchnorm._BatchNorm) and None not in (module.weight, module.bias)
-        # behind a write gate nothing but the normalisation may have happened
-        plain = gate_site.kind == "read" or all(_HARMLESS.match(op) for op in operators[gate_site.site])
-        if calls[gate_site.site] == 1 and whole and plain:
+        is_affine = isinstance(module, BatchNorm) and None not in (module.weight, module.bias)
+        # behind a write gate, the module may do nothing but normalise: no activation inside a subclass
+        kinds = operators[gate_site.site]
+        only_normalises = gate_site.kind == "read" or all(kind in ("batch_norm", "allocation") for kind in kinds)
+        if calls[gate_site.site] == 1 and is_affine and only_normalises:
             yield gate_site

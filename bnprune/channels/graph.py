@@ -16,6 +16,7 @@ from bnprune.channels.control_flow import Decisions
 from bnprune.channels.gate_sites import GateKind, GateSite
 from bnprune.channels.labels import Labels
 from bnprune.channels.op_context import Count, Work
+from bnprune.channels.ops.spec import OpKind
 from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
 from bnprune.notes import Note
 
@@ -31,22 +32,23 @@ class Record(NamedTuple):
     outputs: tuple[tuple[tuple[int, ...], Labels], ...]
     """Shape and labels of each output tensor."""
     listed: bool
-    """Whether the operator returns a list or tuple."""
+    """True if the operator returns a list or tuple."""
     macs: int
+    kind: OpKind | None
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One forward pass that was followed."""
+    """One traced forward pass."""
 
     records: tuple[Record, ...]
     decisions: Decisions
-    """What its values decided; none on the meta device."""
+    """Its decisions; none on the meta device."""
     work: tuple[Work, ...]
     gate_sites: tuple[GateSite, ...]
     """BatchNorm calls that could have a gate."""
     macs_vary: bool
-    """Whether anything was multiplied after values had decided something, so that MACs may depend on data."""
+    """True if a layer ran after a decision, so that MACs may depend on data."""
 
     @property
     def macs(self) -> int:
@@ -54,33 +56,33 @@ class Trace:
         return sum(record.macs for record in self.records)
 
     def differs_from(self, other: Trace) -> str | None:
-        """Return the module of the first operator call that is another one, or gets other numbers; None if none is."""
+        """Return the module of the first operator call that differs in operator or numbers; None if none does."""
         for mine, theirs in itertools.zip_longest(self.records, other.records):
             if mine is None or theirs is None or mine[:3] != theirs[:3]:
                 return str((mine or theirs).site)
         return None
 
-    def operators_in(self, sites: Collection[str]) -> dict[str, list[str]]:
-        """Return the operators that each of these modules calls, with its children."""
-        found: dict[str, list[str]] = {site: [] for site in sites}
+    def op_kinds_in(self, sites: Collection[str]) -> dict[str, list[OpKind | None]]:
+        """Return the kinds of the operators that each of these modules calls, with its children."""
+        found: dict[str, list[OpKind | None]] = {site: [] for site in sites}
         for record in self.records:
             site = record.site
             while site:
                 if site in found:
-                    found[site].append(record.op)
+                    found[site].append(record.kind)
                 site = site.rpartition(".")[0]
         return found
 
 
-class Known:
-    """An earlier forward pass, operator call by operator call."""
+class EarlierPass:
+    """An earlier forward pass, to be compared with a later one operator call by operator call."""
 
     def __init__(self, trace: Trace) -> None:
-        self.repetition = trace.decisions.repetition()
+        self.replay = trace.decisions.replay()
         self._records = iter(trace.records)
 
-    def call(self, op: str, site: str, results: Sequence[torch.Tensor]) -> Record | None:
-        """Return the record of the next call, None if it was another one."""
+    def next_record(self, op: str, site: str, results: Sequence[torch.Tensor]) -> Record | None:
+        """Return the record of the next call; None if that was another operator, module or shape."""
         record = next(self._records, None)
         if record is None or (record.op, record.site) != (op, site):
             return None
@@ -95,12 +97,12 @@ class Layer:
     kind: str
     """"conv", "linear" or "norm"."""
     ids: Ids
-    """Channel ids of its output, shape (width,); NO_CHANNEL where a channel can never go."""
+    """Channel ids of its output, shape (width,); NO_CHANNEL for channels that can never be removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class GatedNorm:
-    """A BatchNorm that may lose channels which the stream it reads or writes keeps, never the other way round."""
+    """A BatchNorm that may lose channels which the stream keeps; it always loses those that the stream loses."""
 
     site: str
     """Name of its module."""
@@ -122,7 +124,7 @@ class ChannelGraph:
     unit_of: Ids
     """Unit of each channel id, shape (ids,)."""
     frozen: tuple[Refusal | None, ...]
-    """Per unit, why it must stay; None where it may go."""
+    """Why each unit must stay; None for units that may be removed."""
     axes: dict[tuple[str, int], Ids]
     """Channel ids along a dimension of a named parameter or buffer."""
     gammas: dict[str, str]
@@ -134,12 +136,12 @@ class ChannelGraph:
     aliases: dict[str, str]
     """Further names of tensors that appear more than once -> their first name."""
     traces: dict[str, Trace]
-    """Forward passes by mode, "eval" and, where they differ, "train" and those of `DETOURS`."""
+    """Forward passes by mode: "eval" and, if they differ, "train" and those of `FORCED_BRANCHES`."""
     real: bool
-    """Whether the trace needed real tensors (data-dependent control flow)."""
+    """True if the trace needed real tensors (data-dependent control flow)."""
     notes: tuple[Note, ...] = field(default=())
     gates: tuple[GatedNorm, ...] = field(default=())
-    """BatchNorms with a gate; none where channels that share a stream are coupled."""
+    """BatchNorms with a gate; none with coupling "shared"."""
 
     @property
     def unit_count(self) -> int:
@@ -148,7 +150,7 @@ class ChannelGraph:
 
     @cached_property
     def free(self) -> NDArray[np.bool_]:
-        """Whether each unit may go, shape (units,)."""
+        """True for units that may be removed, shape (units,)."""
         return np.array([why is None for why in self.frozen], dtype=np.bool_)
 
     def units(self, ids: Ids) -> Ids:
@@ -176,7 +178,7 @@ class ChannelGraph:
 
     @cached_property
     def implied(self) -> tuple[Ids, Ids]:
-        """Pairs of units: where the first goes, the second must go. Shapes (pairs,)."""
+        """Pairs of units: if the first is removed, the second must be removed. Shapes (pairs,)."""
         empty = [np.zeros(0, dtype=np.int64)]
         first = np.concatenate([*(self.units(gate.stream) for gate in self.gates), *empty])
         second = np.concatenate([*(self.units(gate.own) for gate in self.gates), *empty])

@@ -1,4 +1,4 @@
-"""Labels: which channel each element of a tensor belongs to, stored without storing it per element.
+"""Labels: which channel each element of a tensor belongs to, in compact form.
 
 A label of a tensor of shape (d0, d1, ...) is an int64 tensor of the same rank that broadcasts to that shape: it has
 size 1 along every dimension in which the channel does not change. The output of a convolution, (N, C, H, W), has one
@@ -21,7 +21,7 @@ NONE: Labels = ()
 
 
 def varying(label: Label) -> tuple[int, ...]:
-    """Return the dimensions along which the channel changes."""
+    """Return the dimensions along which the channel changes: (1,) for a label of shape (1, C, 1, 1)."""
     return tuple(dim for dim, size in enumerate(label.shape) if size > 1)
 
 

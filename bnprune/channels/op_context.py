@@ -1,13 +1,41 @@
-"""One operator call, as a rule sees it: what its tensors' channels are, and what the operator says about them.
+"""OpContext: one operator call, as a rule sees it.
 
-A rule reads labels (`labels`, `axis`), states facts (`unite`, `merge`, `freeze`, `bind`) and returns the labels of the
-operator's output. It never sees the whole network.
+A *label* says which channel each element of a tensor belongs to. It is an integer tensor that broadcasts to the
+shape of the tensor, with size 1 along every dimension in which the channel does not change. A rule reads the labels
+of the inputs, states facts about their channels, and returns the labels of the output.
+
+A worked example, `conv(3 -> 4) -> conv(4 -> 4) -> mylib::fold_pairs -> conv(2 -> 1)` on an image of 8 x 8. The operator
+adds channel 2k+1 to channel 2k: (N, 4, H, W) becomes (N, 2, H, W). Its rule::
+
+    @bnprune.rule("mylib::fold_pairs", keeps_zero="first")
+    def fold_pairs(ctx, x):
+        ids = ctx.axis(x, 1)                        # channel ids along dimension 1: [11 12 13 14]
+        if ids is None:                             # no channel along it can be removed
+            return ()
+        ctx.unite(ids[1::2], ids[0::2])             # 11 and 12 go together, 13 and 14 go together
+        return (ids[0::2].reshape(1, -1, 1, 1),)    # one label, (1, 2, 1, 1): [11 13]
+
+The labels, before the rule and after::
+
+    x       (1, 4, 8, 8)    label (1, 4, 1, 1)  =  [[[[11]], [[12]], [[13]], [[14]]]]
+    output  (1, 2, 8, 8)    label (1, 2, 1, 1)  =  [[[[11]], [[13]]]]
+
+Now removing channel 11 removes row 0 and row 1 of the second convolution, and column 0 of the third. The methods:
+
+========== =====================================================================================
+read       `labels`, `axis`, `side`, `named`, `is_zero`, `keeps_sizes`, `keeps_bound`
+state      `unite`, `freeze`, `merge`, `bind`, `count`, `work`
+return     labels of inputs, or `join` (elementwise), `moved` (after reordering elements), `canonical`
+========== =====================================================================================
+
+`gamma`, `gate_site` and `findings` serve the rules of BatchNorm, and may change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,7 +44,10 @@ from bnprune.channels.gate_sites import Gates, GateSite, Producer
 from bnprune.channels.labels import NONE, Label, Labels, along, compact, varying, with_rank
 from bnprune.channels.union_find import NO_CHANNEL, ChannelIds, Ids, Refusal
 
-_KEEP_AWAY = "exclude this layer, or move the operator behind the last prunable layer"
+if TYPE_CHECKING:
+    from bnprune.channels.ops.spec import OpKind
+
+_DEFAULT_FIX = "exclude this layer, or move the operator behind the last prunable layer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +58,11 @@ class Work:
     factor: int
     """MACs per (input channel, output channel) pair of the weight: batch x positions x kernel elements."""
     inputs: Ids | int
-    """Channel ids along the weight's input axis, or its size where that axis cannot shrink."""
+    """Channel ids along the weight's input axis, or its size if that cannot shrink."""
     outputs: Ids | int
-    """Channel ids along the weight's output axis, or its size."""
+    """Channel ids along the weight's output axis, or its size if that cannot shrink."""
     layer: bool
-    """Whether this is a layer with a width of its own (convolution, linear), not a product of activations."""
+    """True for a layer (convolution, linear), false for a product of activations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +77,7 @@ class Count:
 
 @dataclass(slots=True)
 class Findings:
-    """Everything the rules have stated about one network so far."""
+    """All facts that the rules have stated about one network so far."""
 
     ids: ChannelIds = field(default_factory=ChannelIds)
     modules: dict[str, nn.Module] = field(default_factory=dict)
@@ -60,16 +91,16 @@ class Findings:
     counts: list[Count] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
     gates: Gates = field(default_factory=dict)
-    """BatchNorms that are boundaries of their own in this trace."""
+    """BatchNorms that have a gate in this trace."""
     gate_sites: list[GateSite] = field(default_factory=list)
-    """BatchNorm calls that could be boundaries."""
+    """BatchNorm calls that could have a gate."""
     implied: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    """Per gate: channel ids of the stream and of the BatchNorm; the second must go where the first goes."""
+    """Per gate: channel ids of the stream and of the BatchNorm. If the first is removed, the second is removed."""
     views: list[tuple[Label, str]] = field(default_factory=list)
-    """Labels that change along several dimensions at once, and where they arose."""
+    """Labels that vary along several dimensions at once, and the module in which they arose."""
 
     def is_zero(self, tensor: torch.Tensor, producer: Producer | None) -> bool:
-        """Tell whether removed channels of a tensor are zero: those of weights are, and what layers make of them."""
+        """True if removed channels of a tensor are zero; a weight (without a producer) always has zeros there."""
         return id(tensor) in self.names if producer is None else producer.zero
 
 
@@ -79,9 +110,17 @@ def _numpy(label: torch.Tensor) -> Ids:
 
 
 class OpContext:
-    """What a rule may ask and say about one operator call."""
+    """What a rule can read and state about one operator call; see the worked example in `bnprune.channels.op_context`.
 
-    __slots__ = ("_labels_of", "_producer_of", "findings", "op", "output", "site")
+    Attributes:
+        op: Name of the operator, such as "aten::add.Tensor".
+        kind: Its kind ("convolution", "batch_norm", ...), or None.
+        site: Name of the module that is running, such as "layer1.0.conv1".
+        output: The operator's output; its shape is often needed.
+        findings: All facts stated so far. Internal.
+    """
+
+    __slots__ = ("_labels_of", "_producer_of", "findings", "kind", "op", "output", "site")
 
     def __init__(
         self,
@@ -89,31 +128,29 @@ class OpContext:
         site: str,
         output: object,
         findings: Findings,
-        facets_of: Callable[[torch.Tensor], Labels],
+        labels_of: Callable[[torch.Tensor], Labels],
         producer_of: Callable[[torch.Tensor], Producer | None] = lambda _: None,
+        kind: OpKind | None = None,
     ) -> None:
         self.op = op
         self.site = site
         self.output = output
         self.findings = findings
-        self._labels_of = facets_of
+        self.kind = kind
+        self._labels_of = labels_of
         self._producer_of = producer_of
 
-    # -- reading ---------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------------------------
 
     def labels(self, tensor: object) -> Labels:
         """Return the labels of a tensor argument; none for anything that is not a tensor."""
         return self._labels_of(tensor) if isinstance(tensor, torch.Tensor) else NONE
 
-    def canonical(self, label: Label) -> Label:
-        """Return the label with united channels written as one id, so that `varying` tells the truth."""
-        return compact(torch.from_numpy(self.findings.ids.find(_numpy(label))))
-
     def axis(self, tensor: torch.Tensor, dim: int, passing: Sequence[int] = ()) -> torch.Tensor | None:
-        """Return the channel ids along `dim`, shape (size,), or None where nothing along it can go.
+        """Return the channel ids along `dim`, shape (size,), or None if no channel along it can be removed.
 
-        Labels that change along other dimensions too are merged there; labels that change only elsewhere are frozen,
-        except along the dimensions in `passing`.
+        Labels that vary along other dimensions too are merged there. Labels that vary only elsewhere are frozen, unless
+        all these dimensions are in `passing`: dimensions along which elements are not mixed, such as the batch's.
         """
         name = self.findings.names.get(id(tensor))
         if name is not None:
@@ -133,33 +170,58 @@ class OpContext:
         return found
 
     def side(self, weight: torch.Tensor, dim: int) -> torch.Tensor | None:
-        """Return the channel ids along one side of a weight; one that was computed has channels along others, too."""
+        """Return the channel ids along one dimension of a weight.
+
+        Like `axis`, without freezing the other dimensions: a weight that is computed in `forward` has channels along
+        several.
+        """
         if id(weight) in self.findings.names:
             return self.axis(weight, dim)
         return self.axis(weight, dim, passing=[other for other in range(weight.dim()) if other != dim])
 
-    def _named_axis(self, name: str, tensor: torch.Tensor, dim: int) -> torch.Tensor | None:
-        if tensor.shape[dim] < 2:
-            return None
-        ids = self.findings.axes.get((name, dim))
-        if ids is None:
-            ids = self.findings.axes[name, dim] = self.findings.ids.new(tensor.shape[dim])
-        return ids
+    def named(self, tensor: torch.Tensor) -> str | None:
+        """Return the name of a parameter or buffer; None for an activation."""
+        return self.findings.names.get(id(tensor))
 
-    # -- stating ---------------------------------------------------------------------------------------------------
+    def is_zero(self, tensor: torch.Tensor) -> bool:
+        """True if removed channels of a tensor are zero: in weights, layers, and operators that keep zeros."""
+        return self.findings.is_zero(tensor, self._producer_of(tensor))
 
-    def refusal(self, reason: str, fix: str = _KEEP_AWAY) -> Refusal:
-        """Build a refusal that names this call's module and operator."""
+    def keeps_sizes(self, sizes: Sequence[int]) -> bool:
+        """True if the running module holds these sizes of parts in attributes, which surgery can change.
+
+        Equal sizes count only if they are in a list: a single integer may equal what `chunk` has computed by chance.
+        """
+        module = self.findings.modules.get(self.site)
+        values = [] if module is None else list(vars(module).values())
+        if any(isinstance(value, list | tuple) and list(value) == list(sizes) for value in values):
+            return True
+        integers = {value for value in values if isinstance(value, int) and not isinstance(value, bool)}
+        return len(set(sizes)) > 1 and integers.issuperset(sizes)
+
+    def keeps_bound(self, bound: int) -> bool:
+        """True if the running module holds this bound of a slice in an integer attribute, which surgery can change."""
+        module = self.findings.modules.get(self.site)
+        values = () if module is None else vars(module).values()
+        return any(value == bound for value in values if isinstance(value, int) and not isinstance(value, bool))
+
+    # -- stating -----------------------------------------------------------------------------------------------------
+
+    def refusal(self, reason: str, fix: str = _DEFAULT_FIX) -> Refusal:
+        """Return a refusal that names the module and the operator of this call."""
         return Refusal(self.site, f"{reason} ({self.op})", fix)
 
     def unite(self, left: torch.Tensor, right: torch.Tensor) -> None:
-        """State that the channels of two broadcastable labels go together, element by element."""
+        """State that the channels of two labels go together, element by element; the shapes broadcast.
+
+        A channel that meets NO_CHANNEL (padding, a constant) is frozen.
+        """
         if left is not right:
             why = self.refusal("is combined with values that belong to no channel")
             self.findings.ids.unite(_numpy(left), _numpy(right), why)
 
-    def freeze(self, labels: Iterable[torch.Tensor | None], reason: str, fix: str = _KEEP_AWAY) -> None:
-        """State that these channels must stay."""
+    def freeze(self, labels: Iterable[torch.Tensor | None], reason: str, fix: str = _DEFAULT_FIX) -> None:
+        """State that these channels must stay, with the reason and the fix that the user reads."""
         for label in labels:
             if label is not None:
                 self.findings.ids.freeze(_numpy(label), self.refusal(reason, fix))
@@ -167,7 +229,8 @@ class OpContext:
     def merge(self, label: Label, dims: Iterable[int], reason: str = "is mixed across channels") -> Label | None:
         """State that elements along `dims` are mixed: they go all together or not at all.
 
-        Returns what still changes along other dimensions, or None (frozen) where nothing does.
+        Returns the rest, which varies along other dimensions only. If the label varies along no other, its channels are
+        frozen, and the rest is None.
         """
         if len(varying(label)) > 1:
             label = self.canonical(label)
@@ -198,11 +261,36 @@ class OpContext:
         else:
             self.unite(own, ids)
 
-    def join(self, operands: Sequence[Labels], rank: int) -> Labels:
-        """Return the labels of an elementwise combination: channels that meet are united.
+    def count(self, attribute: str, ids: torch.Tensor | int | None) -> None:
+        """State that an integer attribute of the running module, if it exists, is the number of channels `ids`."""
+        if isinstance(ids, torch.Tensor):
+            self.findings.counts.append(Count(self.site, attribute, _numpy(ids)))
 
-        An operand of size 1 (or without labels) along the dimensions of another's label is broadcast there, and says
-        nothing about it.
+    def work(
+        self,
+        factor: int,
+        inputs: torch.Tensor | int,
+        outputs: torch.Tensor | int,
+        layer: bool,
+    ) -> None:
+        """State the multiply-accumulates of this call: factor x kept inputs x kept outputs; see `Work`."""
+        pair = [_numpy(axis) if isinstance(axis, torch.Tensor) else axis for axis in (inputs, outputs)]
+        self.findings.work.append(Work(self.site, factor, pair[0], pair[1], layer))
+
+    # -- labels to return --------------------------------------------------------------------------------------------
+
+    def join(self, operands: Sequence[Labels], rank: int) -> Labels:
+        """Return the labels of an elementwise combination of tensors: channels that meet are united.
+
+        An operand that has size 1 along the dimensions of another's label is broadcast there, and its channels are not
+        united with those::
+
+            features (1, C, 8, 8) * gate (1, C, 1, 1)    united: channel 0 with 0, 1 with 1, ...
+            features (1, C, 8, 8) * mask (1, 1, 8, 8)    not united: one mask for all channels
+
+        Args:
+            operands: Labels of each operand.
+            rank: Number of dimensions of the output.
         """
         joined: dict[tuple[int, ...], Label] = {}
         for label in (with_rank(f, rank) for labels in operands for f in labels):
@@ -215,48 +303,22 @@ class OpContext:
                 self._join_overlapping(joined, label)
         return tuple(joined.values())
 
-    def _join_overlapping(self, joined: dict[tuple[int, ...], Label], label: Label) -> None:
-        for dims in [dims for dims in joined if set(dims) & set(varying(label))]:
-            other, label = self.canonical(joined.pop(dims)), self.canonical(label)
-            common = set(varying(other)) & set(varying(label))
-            if not common:
-                joined[varying(other)] = other
-                continue
-            kept = self.merge(other, set(varying(other)) - common)
-            mine = self.merge(label, set(varying(label)) - common)
-            if kept is None or mine is None:
-                self.freeze([other, label], "is combined across channels")
-                return
-            self.unite(kept, mine)
-            label = self.canonical(mine)
-        if varying(label):
-            joined[varying(label)] = label
+    def moved(self, label: torch.Tensor) -> Label:
+        """Return a label in compact form after elements were reordered.
 
-    def keeps_sizes(self, sizes: Sequence[int]) -> bool:
-        """Tell whether the running module keeps unequal sizes in attributes, where surgery can change them.
-
-        Equal sizes count only where they stand in a list: a lone integer may as well be what `chunk` computed.
+        Call it for every label that a reshape or permutation makes: one that varies along several dimensions at once (C
+        split into (g, C/g)) gets further conditions once all unions are known.
         """
-        module = self.findings.modules.get(self.site)
-        values = [] if module is None else list(vars(module).values())
-        if any(isinstance(value, list | tuple) and list(value) == list(sizes) for value in values):
-            return True
-        integers = {value for value in values if isinstance(value, int) and not isinstance(value, bool)}
-        return len(set(sizes)) > 1 and integers.issuperset(sizes)
+        label = compact(label)
+        if len(varying(label)) > 1:
+            self.findings.views.append((label, self.site))
+        return label
 
-    def keeps_bound(self, bound: int) -> bool:
-        """Tell whether the running module keeps this bound of a slice in an attribute."""
-        module = self.findings.modules.get(self.site)
-        values = () if module is None else vars(module).values()
-        return any(value == bound for value in values if isinstance(value, int) and not isinstance(value, bool))
+    def canonical(self, label: Label) -> Label:
+        """Return the label with one id for all channels that are united, so that `varying` sees no difference."""
+        return compact(torch.from_numpy(self.findings.ids.find(_numpy(label))))
 
-    def named(self, tensor: torch.Tensor) -> str | None:
-        """Return the name of a parameter or buffer, None for an activation."""
-        return self.findings.names.get(id(tensor))
-
-    def is_zero(self, tensor: torch.Tensor) -> bool:
-        """Tell whether removed channels of a tensor are zero: those of weights are, and what layers make of them."""
-        return self.findings.is_zero(tensor, self._producer_of(tensor))
+    # -- internal ----------------------------------------------------------------------------------------------------
 
     def gamma(self, tensor: torch.Tensor) -> None:
         """State that this parameter holds the scale factors of a BatchNorm."""
@@ -267,7 +329,11 @@ class OpContext:
     def gate_site(self, x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the channel ids of a BatchNorm and of its output, given those of its input `x`; all of shape (C,).
 
-        They are the same unless the BatchNorm has a gate.
+        All are the same unless the BatchNorm has a gate::
+
+            no gate       ids, ids
+            write gate    ids, stream    the BatchNorm has the channels of its input, the output has the stream's
+            read gate     own, own       BatchNorm and output have channels of their own, the input has the stream's
         """
         producer = self._producer_of(x)
         if producer is not None:
@@ -285,28 +351,30 @@ class OpContext:
         known = self.findings.implied.get(self.site)
         return self.findings.ids.new(ids.numel()) if known is None else known[0]
 
-    def count(self, attribute: str, ids: torch.Tensor | int | None) -> None:
-        """State that an integer attribute of the running module, if it has it, counts the channels `ids`."""
-        if isinstance(ids, torch.Tensor):
-            self.findings.counts.append(Count(self.site, attribute, _numpy(ids)))
+    def _named_axis(self, name: str, tensor: torch.Tensor, dim: int) -> torch.Tensor | None:
+        if tensor.shape[dim] < 2:
+            return None
+        ids = self.findings.axes.get((name, dim))
+        if ids is None:
+            ids = self.findings.axes[name, dim] = self.findings.ids.new(tensor.shape[dim])
+        return ids
 
-    def work(
-        self,
-        factor: int,
-        inputs: torch.Tensor | int,
-        outputs: torch.Tensor | int,
-        layer: bool,
-    ) -> None:
-        """State the multiply-accumulates of this call."""
-        pair = [_numpy(axis) if isinstance(axis, torch.Tensor) else axis for axis in (inputs, outputs)]
-        self.findings.work.append(Work(self.site, factor, pair[0], pair[1], layer))
-
-    def moved(self, label: torch.Tensor) -> Label:
-        """Return a label after data movement, compact, and remember it where it changes along several dimensions."""
-        label = compact(label)
-        if len(varying(label)) > 1:
-            self.findings.views.append((label, self.site))
-        return label
+    def _join_overlapping(self, joined: dict[tuple[int, ...], Label], label: Label) -> None:
+        for dims in [dims for dims in joined if set(dims) & set(varying(label))]:
+            other, label = self.canonical(joined.pop(dims)), self.canonical(label)
+            common = set(varying(other)) & set(varying(label))
+            if not common:
+                joined[varying(other)] = other
+                continue
+            kept = self.merge(other, set(varying(other)) - common)
+            mine = self.merge(label, set(varying(label)) - common)
+            if kept is None or mine is None:
+                self.freeze([other, label], "is combined across channels")
+                return
+            self.unite(kept, mine)
+            label = self.canonical(mine)
+        if varying(label):
+            joined[varying(label)] = label
 
 
 def constant(ids: ChannelIds, tensor: torch.Tensor, why: Refusal) -> Labels:

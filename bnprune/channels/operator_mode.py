@@ -1,4 +1,4 @@
-"""The dispatch mode that all others are made of: it sees the operators of one thread, and changes nothing else."""
+"""OperatorMode: the base of all dispatch modes here; it runs every operator of one thread, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -7,134 +7,138 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from bnprune.channels.modules import same_draws
+from bnprune.channels.modules import preserve_rng_state
 from bnprune.channels.pytrees import operands
+from bnprune.channels.torch_internals import (
+    OpOverload,
+    TorchDispatchMode,
+    argument_types,
+    is_composite,
+    mode_depth,
+    overloads_of,
+    pop_mode,
+    push_mode,
+)
 
 Wrapped = TypeVar("Wrapped", bound=Callable[..., Any])
 
 
-def contained(function: Wrapped) -> Wrapped:
-    """Make a function run outside inference mode, and restore what it changes for its thread and in generators.
+def preserve_thread_state(function: Wrapped) -> Wrapped:
+    """Decorate a function: it runs outside inference mode, and restores the dispatch modes and random generators.
 
-    Whatever the function enters it also leaves; this is for Ctrl-C that comes while it does.
+    Every `with` in the function already restores what it changes. But Ctrl-C may come between entering a mode and the
+    `try` that leaves it, and would then leave the mode on the thread's stack for good.
     """
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        depth = torch._C._len_torch_dispatch_stack()
+        depth = mode_depth()
         try:
-            with torch.inference_mode(False), same_draws():
+            with torch.inference_mode(False), preserve_rng_state():
                 return function(*args, **kwargs)
         finally:
-            while torch._C._len_torch_dispatch_stack() > depth:
-                torch._C._pop_torch_dispatch_stack(None)
+            while mode_depth() > depth:
+                pop_mode()
 
     return cast("Wrapped", call)
 
 
 class OperatorMode(TorchDispatchMode):
-    """Calls `see` for every operator that the calling thread runs.
+    """Calls `run_operator` for every operator that the calling thread runs.
 
-    PyTorch's own class also sets flags of the whole process when it is entered and left, which threads leave wrong when
-    they overlap (torch.compile then compiles nothing any more). The stack of modes itself belongs to the thread.
+    Operators that PyTorch composes of others arrive as those others, in inference mode, too.
     """
 
     def __init__(self, seed: int = 0) -> None:
-        """Take a seed for what the operators draw; see `Draws`."""
+        """Take a seed for random operators; see `OwnGenerators`."""
         super().__init__()
-        self.draws = Draws(seed)
+        self.generators = OwnGenerators(seed)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Keep torch._dynamo out: it is imported to be told that there is nothing to compile, which takes a second."""
+        """Avoid the import of torch._dynamo, which takes a second, only to find that nothing is to be compiled."""
         return False
 
     def __enter__(self) -> OperatorMode:
-        torch._C._push_on_torch_dispatch_stack(self)
+        push_mode(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        torch._C._pop_torch_dispatch_stack(None)
+        pop_mode()
 
-    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run_operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the output of an operator call."""
-        return self.draws.run(func, args, kwargs)
+        return self.generators.run(func, args, kwargs)
 
     def __torch_dispatch__(
-        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled() or _traits(func).composite:  # in inference mode, nothing is decomposed
+        is_composite = _traits(func).is_composite
+        if torch.is_inference_mode_enabled() or is_composite:  # inference mode decomposes nothing by itself
             with torch.inference_mode(False), torch.no_grad(), self:
-                return func.decompose(*args, **kwargs) if _traits(func).composite else func(*args, **kwargs)
-        return self.see(func, args, kwargs)
+                return func.decompose(*args, **kwargs) if is_composite else func(*args, **kwargs)
+        return self.run_operator(func, args, kwargs)
 
 
 class _Traits(NamedTuple):
-    composite: bool
-    """Whether PyTorch composes an operator of others, and gradients of theirs."""
-    random: bool
+    is_composite: bool
+    is_random: bool
 
 
-def _traits(func: torch._ops.OpOverload) -> _Traits:
-    known = _KNOWN.get(id(func))
-    if known is None:
-        composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-        known = _KNOWN[id(func)] = func, _Traits(composite, torch.Tag.nondeterministic_seeded in func.tags)
-    return known[1]
+@functools.cache
+def _traits(func: OpOverload) -> _Traits:
+    return _Traits(is_composite(func), torch.Tag.nondeterministic_seeded in func.tags)
 
 
-_KNOWN: dict[int, tuple[torch._ops.OpOverload, _Traits]] = {}
-"""What is known of operators, which are held, by `id`: their own hash is written in Python."""
-
-
-class Draws:
+class OwnGenerators:
     """Runs random operators with generators of its own, so that those of the process stay as they are."""
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
-        self._generators: dict[torch.device, torch.Generator] = {}
-        self._given: dict[int, tuple[torch.Generator, torch.Generator]] = {}
+        self._by_device: dict[torch.device, torch.Generator] = {}
+        self._copies: dict[int, tuple[torch.Generator, torch.Generator]] = {}
+        """Generator of the network, and our copy of it, by the `id` of the first."""
 
-    def run(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run any operator."""
-        if not _traits(func).random:
+        if not _traits(func).is_random:
             return func(*args, **kwargs)
         device = _device(args, kwargs)
-        if device.type == "meta":  # nothing is drawn
+        if device.type == "meta":  # there are no values to draw
             return func(*args, **kwargs)
         if func is _DROPOUT and args[2] is not False:
             return self._dropout(args[0], args[1])
         seeded = _with_generator(func)
         if seeded is None:
-            return _restoring(device, func, args, kwargs)
+            return _run_and_restore_rng(device, func, args, kwargs)
         given = kwargs.get("generator")
-        return seeded(*args, **{**kwargs, "generator": self._own(device) if given is None else self._like(given)})
+        generator = self._of_device(device) if given is None else self._copy_of(given)
+        return seeded(*args, **{**kwargs, "generator": generator})
 
     def _dropout(self, x: torch.Tensor, p: float) -> tuple[torch.Tensor, torch.Tensor]:
-        mask = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - p, generator=self._own(x.device))
+        mask = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - p, generator=self._of_device(x.device))
         return x * mask * (1 / (1 - p) if p < 1 else 0), mask
 
-    def _own(self, device: torch.device) -> torch.Generator:
-        if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
-        return self._generators[device]
+    def _of_device(self, device: torch.device) -> torch.Generator:
+        if device not in self._by_device:
+            self._by_device[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._by_device[device]
 
-    def _like(self, given: torch.Generator) -> torch.Generator:
+    def _copy_of(self, given: torch.Generator) -> torch.Generator:
         """Return a copy of a generator that the network holds, the same one every time."""
-        if id(given) not in self._given:
-            self._given[id(given)] = given, given.clone_state()
-        return self._given[id(given)][1]
+        if id(given) not in self._copies:
+            self._copies[id(given)] = given, given.clone_state()
+        return self._copies[id(given)][1]
 
 
-_DROPOUT = torch.ops.aten.native_dropout.default
+_DROPOUT = torch.ops.aten.native_dropout.default  # random, and has no overload that takes a generator
 
 
-def _restoring(device: torch.device, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run an operator that takes no generator: recurrent layers and attention of accelerators, which know dropout."""
-    if device.type == "cpu":  # on which they do not draw
+def _run_and_restore_rng(device: torch.device, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operator that takes no generator: fused recurrent layers and attention on accelerators, with dropout."""
+    if device.type == "cpu":  # on the CPU, these draw nothing
         return func(*args, **kwargs)
     module = torch.get_device_module(device)
     state = module.get_rng_state(device)
@@ -145,24 +149,20 @@ def _restoring(device: torch.device, func: torch._ops.OpOverload, args: tuple[An
 
 
 def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
-    entering = operands(args, {})
+    inputs = operands(args, {})
     device = kwargs.get("device")
-    return torch.device(device) if device is not None else entering[0].device if entering else torch.device("cpu")
+    return torch.device(device) if device is not None else inputs[0].device if inputs else torch.device("cpu")
 
 
 @functools.cache
-def _with_generator(func: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
-    """Return the overload of a random operator that takes a generator and otherwise the same; None if there is none."""
-    wanted = {*(argument.name for argument in func._schema.arguments), "generator"}
-    packet = func._overloadpacket
-    for name in (func._overloadname, *packet.overloads()):
-        overload: torch._ops.OpOverload = getattr(packet, name)
-        arguments = overload._schema.arguments
-        if {argument.name for argument in arguments} == wanted and _same_types(func, overload):
+def _with_generator(func: OpOverload) -> OpOverload | None:
+    """Return the overload with the same arguments and a generator; None if there is none.
+
+    "aten::rand" has "aten::rand.generator"; "aten::bernoulli_.float" takes a generator itself.
+    """
+    given = argument_types(func)
+    for overload in overloads_of(func):
+        types = argument_types(overload)
+        if types.keys() == {*given, "generator"} and types.items() >= given.items():
             return overload
     return None
-
-
-def _same_types(func: torch._ops.OpOverload, other: torch._ops.OpOverload) -> bool:
-    types = {argument.name: str(argument.type) for argument in other._schema.arguments}
-    return all(types[argument.name] == str(argument.type) for argument in func._schema.arguments)

@@ -1,4 +1,4 @@
-"""Finding and replacing the tensors in whatever a model takes and returns."""
+"""Finding and replacing the tensors in the inputs and outputs of models and operators."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
+
+from bnprune.channels.torch_internals import pytree
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -27,13 +28,11 @@ def as_inputs(example_inputs: Any) -> Inputs:
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
     """Return the tree with every tensor replaced."""
-    if isinstance(tree, torch.Tensor):  # a general tree walk takes longer than most operators
-        return function(tree)
     return pytree.tree_map_only(torch.Tensor, function, tree)
 
 
 def operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
-    """Return the tensor arguments of an operator: plain, or in a list; faster than a general tree walk."""
+    """Return the tensor arguments of an operator: plain, or in a list, which is all that ATen operators take."""
     found: list[torch.Tensor] = []
     for arg in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(arg, torch.Tensor):
@@ -60,6 +59,6 @@ def tensors(tree: Any, depth: int = 8) -> Iterator[torch.Tensor]:
 
 
 def _attributes(leaf: Any) -> list[Any]:
-    """Return what a plain object holds, in its dictionary or in slots."""
+    """Return the attributes of a plain object, in its dictionary or in slots."""
     slots = [name for cls in type(leaf).__mro__ for name in getattr(cls, "__slots__", ())]
     return [*getattr(leaf, "__dict__", {}).values(), *(getattr(leaf, name, None) for name in slots)]

@@ -1,8 +1,13 @@
-"""Follow channels from operator to operator: the dispatch mode that carries labels beside the tensors.
+"""Tracer: traces one forward pass, operator by operator, and carries labels beside the tensors.
 
-A forward pass runs under a `TorchDispatchMode` that sees every ATen operator; beside each activation rides a label,
-which says which channel each element belongs to (`labels`). What the operators say about channels is written by rules
-(`rules`); what follows from it is the `ChannelGraph`.
+It is a dispatch mode, so it receives every ATen operator. For each activation it keeps labels, which name the channel
+of each element (`labels`). For each operator it calls the rule in `ops`, which states facts about channels; the
+`ChannelGraph` is their solution. Which passes to trace, and with which values, is decided in `trace_network`::
+
+    conv(x)       new labels  [1 2 3 4]
+    relu          same labels [1 2 3 4]
+    + shortcut    labels      [5 6 7 8]: unite 1-5, 2-6, 3-7, 4-8
+    fc(flatten)   the weight's columns get the labels of its input
 """
 
 from __future__ import annotations
@@ -17,20 +22,20 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bnprune.channels.control_flow import Decisions, ForcedBranch
-from bnprune.channels.forward_pass import failed
+from bnprune.channels.forward_pass import forward_error
 from bnprune.channels.gate_sites import GateKind, Gates, Producer, useful_gates
-from bnprune.channels.graph import ChannelGraph, GatedNorm, Known, Layer, Record, Trace
+from bnprune.channels.graph import ChannelGraph, EarlierPass, GatedNorm, Layer, Record, Trace
 from bnprune.channels.labels import NONE, Label, Labels, along, varying
 from bnprune.channels.meta_kernels import run_kernel
-from bnprune.channels.modules import module_stack, still, walk
+from bnprune.channels.modules import module_stack, modules_by_name, temporary_mode
 from bnprune.channels.op_context import Count, Findings, OpContext, constant
-from bnprune.channels.op_macs import macs_of
-from bnprune.channels.op_sizes import numbers_in
-from bnprune.channels.operator_mode import Draws, OperatorMode
-from bnprune.channels.ops import look_up
+from bnprune.channels.operator_mode import OperatorMode, OwnGenerators
+from bnprune.channels.ops import spec_of
+from bnprune.channels.ops.spec import OpSpec, macs_of, numbers_in
 from bnprune.channels.pytrees import Inputs, map_tensors, operands, tensors
-from bnprune.channels.structural_copy import like, twin
+from bnprune.channels.structural_copy import copy_with_tensors, wrap_like
 from bnprune.channels.surrogate_ops import SurrogateOps
+from bnprune.channels.torch_internals import InstanceNorm, OpOverload, base_of, own_tensors
 from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
 from bnprune.errors import TraceError
 from bnprune.notes import Note
@@ -42,12 +47,12 @@ _AS_ONE = (
 _OUTPUT = Refusal("output", "is an output of the network", "")
 
 
-Values = Literal["none", "sketched", "exact"]
-"""What a forward pass computes: shapes alone, on the meta device; cheap values; or what the network computes."""
+Values = Literal["none", "surrogate", "exact"]
+"""Values of a forward pass: none (shapes on the meta device), those of surrogates, or those of the network."""
 
 
 class Tracer(OperatorMode):
-    """The dispatch mode that carries labels from operator to operator, in a copy of the network."""
+    """Traces forward passes of a copy of the network."""
 
     def __init__(self, model: nn.Module, values: Values, gates: Gates) -> None:
         super().__init__()
@@ -56,46 +61,46 @@ class Tracer(OperatorMode):
         self.findings = Findings(gates=gates)
         self.aliases: dict[str, str] = {}
         self._originals: dict[int, str] = {}
-        self.model = twin(model, self._stand_ins(model))
-        self.findings.modules = walk(self.model)
+        self.model = copy_with_tensors(model, self._replacements(model))
+        self.findings.modules = modules_by_name(self.model)
         self._used: set[str] = set()
         self._labels: dict[int, tuple[weakref.ref[torch.Tensor], Labels]] = {}
         self._producers: dict[int, tuple[weakref.ref[torch.Tensor], Producer]] = {}
         self._records: list[Record] = []
-        self._decisions = Decisions(keep_evidence=False)
+        self._decisions = Decisions(keep_operands=False)
         self._forced: ForcedBranch | None = None
         self._surrogate: SurrogateOps | None = None
-        self._known: Known | None = None
+        self._earlier: EarlierPass | None = None
         self._macs_vary = False
         self._stack: list[str] = [""]
         self._failed_in = ""
 
-    def _stand_ins(self, model: nn.Module) -> dict[int, torch.Tensor]:
-        """Return stand-ins for parameters and buffers by `id`: meta, or real with buffers copied; and name them."""
-        stand_ins: dict[int, torch.Tensor] = {}
+    def _replacements(self, model: nn.Module) -> dict[int, torch.Tensor]:
+        """Return the copies of parameters and buffers by `id` (on meta, or real with buffers copied), and name them."""
+        replacements: dict[int, torch.Tensor] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        self._parameters: set[str] = set()
+        self._parameter_names: set[str] = set()
         for name, tensor in [*parameters.items(), *model.named_buffers(remove_duplicate=False)]:
-            if id(tensor) in stand_ins:
+            if id(tensor) in replacements:
                 self.aliases[name] = self._originals[id(tensor)]
                 continue
             if not self.real:  # same requires_grad: matmul chooses its decomposition by it
-                stand_in = torch.empty_like(tensor, device="meta")
+                replacement = torch.empty_like(tensor, device="meta")
             else:
-                stand_in = tensor.detach()
-                stand_in = stand_in if name in parameters and not tensor.is_inference() else stand_in.clone()
-            stand_ins[id(tensor)] = stand_in = like(tensor, stand_in)
+                replacement = tensor.detach()
+                replacement = replacement if name in parameters and not tensor.is_inference() else replacement.clone()
+            replacements[id(tensor)] = replacement = wrap_like(tensor, replacement)
             if name in parameters:
-                self._parameters.add(name)
-            self.findings.names[id(stand_in)] = self._originals[id(tensor)] = name
+                self._parameter_names.add(name)
+            self.findings.names[id(replacement)] = self._originals[id(tensor)] = name
             self.shapes[name] = tuple(tensor.shape)
-        self._alive = [*stand_ins.values()]  # so that no other tensor gets the id of one
-        return stand_ins
+        self._alive = [*replacements.values()]  # so that no other tensor gets the id of one
+        return replacements
 
     def unused(self) -> set[str]:
-        """Names of parameters no operator has read."""
-        return self._parameters - self._used
+        """Return the names of parameters that no operator has read."""
+        return self._parameter_names - self._used
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -111,26 +116,27 @@ class Tracer(OperatorMode):
         """Run the forward pass once.
 
         Args:
-            inputs: Of the network.
-            training: In train mode.
-            forced: Answers what the code asks about values.
-            after: A forward pass that did the same until the detour's first answer: up to there, its labels are used.
-            surrogate: Whether to sketch values, where that is not as in all other passes.
+            inputs: Positional and keyword arguments of the network.
+            training: True for train mode.
+            forced: Inverts what the code reads from tensors.
+            after: A forward pass that runs the same operators until the first inverted value. Its labels are taken over
+                up to there.
+            surrogate: True to compute surrogates; by default, as `values` says.
         """
         args, kwargs = map_tensors(lambda t: t.detach().clone() if self.real else t.to("meta"), inputs)
-        self._records, self._decisions, self._forced = [], Decisions(keep_evidence=False), forced
-        self._known = None if after is None else Known(after)
-        surrogate = self.values == "sketched" if surrogate is None else surrogate
+        self._records, self._decisions, self._forced = [], Decisions(keep_operands=False), forced
+        self._earlier = None if after is None else EarlierPass(after)
+        surrogate = self.values == "surrogate" if surrogate is None else surrogate
         self._surrogate = SurrogateOps(self.model.parameters()) if surrogate else None
-        self._macs_vary, self.draws = False, Draws()
+        self._macs_vary, self.generators = False, OwnGenerators()
         done = len(self.findings.work), len(self.findings.gate_sites)
         why = Refusal("input", "is combined with an input of the network", "")
         for tensor in tensors((args, kwargs)):
             labels = constant(self.findings.ids, tensor, why)
             self._remember(tensor, tuple(label for label in labels if varying(label) != (0,)))
-        astray: list[str] = []
-        resting = still(self.model, training=training, norms=False)
-        with resting as modules, module_stack(modules, astray) as self._stack:
+        in_other_threads: list[str] = []
+        mode = temporary_mode(self.model, training=training, norms=False)
+        with mode as modules, module_stack(modules, in_other_threads) as self._stack:
             try:
                 with self:
                     output = self.model(*args, **kwargs)
@@ -139,11 +145,12 @@ class Tracer(OperatorMode):
             except Exception as error:
                 if self.values != "exact" or training:
                     raise
-                raise failed(error, self._failed_in, inputs) from error
-        if astray:
+                raise forward_error(error, self._failed_in, inputs) from error
+        if in_other_threads:
             raise TraceError(
-                f"{astray[0]}: the module runs in another thread than the one that called forward(), and operators are "
-                "followed in that one alone. Call the module without a thread (threading, concurrent.futures)."
+                f"{in_other_threads[0]}: the module runs in another thread than the one that called forward(), and "
+                "operators are followed in that one alone. Call the module without a thread (threading, "
+                "concurrent.futures)."
             )
         leaving = list(tensors(output))
         if not leaving and not training and forced is None:
@@ -157,52 +164,52 @@ class Tracer(OperatorMode):
         work, gate_sites = tuple(self.findings.work[done[0] :]), tuple(self.findings.gate_sites[done[1] :])
         return Trace(tuple(self._records), self._decisions, work, gate_sites, self._macs_vary)
 
-    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator, and follow the channels through it."""
+    def run_operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator, and label its output."""
         try:
             output = self._run(func, args, kwargs)
         except Exception:
             self._failed_in = self._stack[-1]
             raise
-        if self._known is not None:
-            output = self._known.repetition.repeat(func, args, kwargs, output)
+        if self._earlier is not None:
+            output = self._earlier.replay.apply(func, args, kwargs, output)
         if self.real:
             self._decisions.record(func, args, kwargs, output)
-        if self._known is None or not self._resume(func, args, kwargs, output):
-            self._follow(func, args, kwargs, output)
+        if self._earlier is None or not self._take_over(func, args, kwargs, output):
+            self._label(func, args, kwargs, output)
         if self._forced is None:
             return output
-        answer = self._forced.turn(output)
-        if answer is not output:
-            self._known = None
-        return answer
+        inverted = self._forced.invert(output)
+        if inverted is not output:
+            self._earlier = None
+        return inverted
 
-    def _run(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._surrogate is None:
-            return run_kernel(func, args, kwargs, self.draws, meta=not self.real)
-        output: Any = self._surrogate.run(func, args)
+            return run_kernel(func, args, kwargs, self.generators, meta=not self.real)
+        output: Any = None if kwargs else self._surrogate.run(func, args)
         if output is None:
-            output = self.draws.run(func, args, kwargs)
-        self._surrogate.see(output)
+            output = self.generators.run(func, args, kwargs)
+        self._surrogate.count_read(output)
         return output
 
-    def _resume(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> bool:
-        """Take what is known of an operator call from an earlier forward pass; False where the two part."""
-        assert self._known is not None
+    def _take_over(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> bool:
+        """Take the labels of an operator call from the earlier pass; False if it was another call."""
+        assert self._earlier is not None
         entering, results = operands(args, kwargs), operands((output,), {})
-        record = self._known.call(func.name(), self._stack[-1], results)
-        writes = any(result._base is not None for result in results if any(result is other for other in entering))
+        record = self._earlier.next_record(func.name(), self._stack[-1], results)
+        writes = any(base_of(result) is not None for result in results if any(result is other for other in entering))
         if record is None or writes:
-            self._known = None
+            self._earlier = None
             return False
-        producer = self._producer(func.name(), args, entering)
+        producer = self._producer(spec_of(func), args, entering)
         for result, (_, labels) in zip(results, record.outputs, strict=True):
             self._producers[id(result)] = weakref.ref(result), producer
             self._remember(result, labels)
         self._records.append(record)
         return True
 
-    # -- following -------------------------------------------------------------------------------------------------
+    # -- labelling -------------------------------------------------------------------------------------------------
 
     def _labels_of(self, tensor: torch.Tensor) -> Labels:
         key = id(tensor)
@@ -232,14 +239,14 @@ class Tracer(OperatorMode):
         ref, producer = self._producers.get(id(tensor), (None, None))
         return producer if ref is not None and ref() is tensor else None
 
-    def _producer(self, op: str, args: tuple[Any, ...], entering: Sequence[torch.Tensor]) -> Producer:
+    def _producer(self, spec: OpSpec, args: tuple[Any, ...], entering: Sequence[torch.Tensor]) -> Producer:
         zeros = [self.findings.is_zero(operand, self._producer_of(operand)) for operand in entering]
-        return Producer.of(op, args, zeros)
+        return Producer.of(spec, args, zeros)
 
     def _remember(self, tensor: torch.Tensor, labels: Labels) -> None:
         self._labels[id(tensor)] = weakref.ref(tensor), labels
 
-    def _follow(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _label(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         entering = operands(args, kwargs)
         results = operands((output,), {})
         for operand in entering:
@@ -247,21 +254,22 @@ class Tracer(OperatorMode):
             if name is not None:
                 self._used.add(name)
             elif id(operand) in self._originals:
-                raise _left_behind(self._originals[id(operand)])
+                raise _original_still_runs(self._originals[id(operand)])
         site = self._stack[-1]
-        call = OpContext(func.name(), site, output, self.findings, self._labels_of, self._producer_of)
+        spec = spec_of(func)
+        call = OpContext(func.name(), site, output, self.findings, self._labels_of, self._producer_of, spec.kind)
         try:
             if torch.Tag.inplace_view in func.tags:
                 call.freeze(self._all_labels(entering), "is reshaped in place", "use the operator without underscore")
-                said: Labels | list[Labels] = NONE
+                labels_out: Labels | list[Labels] = NONE
             else:
-                said = look_up(func)(call, *args, **kwargs)
+                labels_out = spec.labels(call, *args, **kwargs)
         except Exception as error:
             raise TraceError(f"{site or 'the network'}: the rule of {func.name()} failed: {error}") from error
         inputs = tuple(self._all_labels(entering))
-        per_output = said if isinstance(said, list) else [said]
+        per_output = labels_out if isinstance(labels_out, list) else [labels_out]
         outputs = []
-        producer = self._producer(call.op, args, entering)
+        producer = self._producer(spec, args, entering)
         for position, result in enumerate(results):
             self._producers[id(result)] = weakref.ref(result), producer
             labels = per_output[position] if position < len(per_output) else NONE
@@ -278,6 +286,7 @@ class Tracer(OperatorMode):
                 outputs=tuple(outputs),
                 listed=isinstance(output, list | tuple),
                 macs=macs,
+                kind=spec.kind,
             )
         )
 
@@ -285,35 +294,39 @@ class Tracer(OperatorMode):
         return [label for operand in entering for label in self._labels_of(operand)]
 
     def _set(self, call: OpContext, result: torch.Tensor, labels: Labels, *, mutated: bool) -> None:
-        """Store an output's labels. What is written into a part of a larger tensor goes with what that holds."""
-        base = result._base if mutated else None
+        """Store the labels of an output.
+
+        If an operator writes into a view (`out[:, :4] = x`), the channels that the whole tensor held so far and the
+        new ones go together, or stay.
+        """
+        base = base_of(result) if mutated else None
         if base is not None:
-            before, held = self._labels_of(result), self._labels_of(base)
+            before, whole = self._labels_of(result), self._labels_of(base)
             if [f.shape for f in before] == [f.shape for f in labels]:
                 labels = call.join([before, labels], result.dim())
-            elif not held and all(_spans(label, result, base) for label in labels):
+            elif not whole and all(_spans(label, result, base) for label in labels):
                 self._remember(base, labels)
             else:
                 why = "is written into a part of another tensor"
-                call.freeze([*before, *labels, *held], why, "use torch.cat")
+                call.freeze([*before, *labels, *whole], why, "use torch.cat")
                 labels = NONE
         self._remember(result, labels)
 
     # -- concluding ------------------------------------------------------------------------------------------------
 
     def gates(self, passed: Trace) -> dict[str, GateKind]:
-        """Choose the BatchNorms to set free, after a first forward pass."""
-        self._settle_views()
+        """Choose the BatchNorms to decouple, after a first forward pass."""
+        self._merge_split_dimensions()
         unit_of, frozen = self.findings.ids.units()
-        stuck = np.array([why is not None for why in frozen])
-        stuck[NO_CHANNEL] = False
-        operators = passed.operators_in({gate_site.site for gate_site in passed.gate_sites})
-        return useful_gates(passed.gate_sites, unit_of, stuck, self.findings.modules, operators)
+        must_stay = np.array([why is not None for why in frozen])
+        must_stay[NO_CHANNEL] = False
+        operators = passed.op_kinds_in({gate_site.site for gate_site in passed.gate_sites})
+        return useful_gates(passed.gate_sites, unit_of, must_stay, self.findings.modules, operators)
 
     def graph(self, traces: dict[str, Trace], notes: Sequence[Note]) -> ChannelGraph:
-        """Solve what the rules have said."""
+        """Solve the facts that the rules have stated."""
         ids = self.findings.ids
-        self._settle_views()
+        self._merge_split_dimensions()
         unit_of, frozen = ids.units()
         layers = tuple(self._layers())
         for layer in layers:
@@ -340,15 +353,15 @@ class Tracer(OperatorMode):
         )
 
     def _counts(self, free: NDArray[np.bool_]) -> tuple[Count, ...]:
-        """One count per attribute and size; of several (a recurrent layer's input and state) one that may shrink.
+        """Keep one count per attribute and size; of several (a recurrent layer's input and state) one that may shrink.
 
-        `free` tells whether each channel may go, shape (ids,).
+        `free` is true for channels that may be removed, shape (ids,).
         """
         last = sorted(self.findings.counts, key=lambda count: bool(free[count.ids].any()))
         return tuple({(count.module, count.attribute, len(count.ids)): count for count in last}.values())
 
-    def _settle_views(self) -> None:
-        """A dimension split in two loses the same positions in every part: only the innermost part shrinks."""
+    def _merge_split_dimensions(self) -> None:
+        """Remove whole columns of split dimensions: in C -> (g, C/g), all g groups lose the same positions."""
         for label, site in self.findings.views:
             call = OpContext("view", site, None, self.findings, self._labels_of)
             dims = varying(call.canonical(label))
@@ -356,13 +369,13 @@ class Tracer(OperatorMode):
                 call.merge(label, dims[:-1])
 
     def _buffer_gammas(self) -> dict[str, str]:
-        """Scale factors of BatchNorms that do not call a BatchNorm operator (frozen ones, with buffers only)."""
+        """Find the scale factors of BatchNorms that call no BatchNorm operator (torchvision's FrozenBatchNorm2d)."""
         found = {}
         for name, module in self.findings.modules.items():
-            held = {**module._parameters, **module._buffers}
-            if "running_mean" not in held or isinstance(module, nn.modules.instancenorm._InstanceNorm):
+            tensors_of = own_tensors(module)
+            if "running_mean" not in tensors_of or isinstance(module, InstanceNorm):
                 continue
-            statistics = [held.get(key) for key in ("weight", "running_mean", "running_var")]
+            statistics = [tensors_of.get(key) for key in ("weight", "running_mean", "running_var")]
             weight = f"{name}.weight".removeprefix(".")
             if all(isinstance(s, torch.Tensor) and s.dim() == 1 for s in statistics) and weight in self.shapes:
                 found[weight] = name
@@ -381,7 +394,7 @@ class Tracer(OperatorMode):
             yield Layer(module, "norm", _as_ids(width if ids is None else ids.numpy()))
 
 
-def _left_behind(tensor: str) -> TraceError:
+def _original_still_runs(tensor: str) -> TraceError:
     return TraceError(
         f"{tensor.rpartition('.')[0] or 'the network'}: a copy of the network still runs this module of the original, "
         "because some code holds on to it (a lambda, or a patched forward). Refer to it through `self` in a method."
@@ -389,7 +402,7 @@ def _left_behind(tensor: str) -> TraceError:
 
 
 def _spans(label: Label, part: torch.Tensor, whole: torch.Tensor) -> bool:
-    """Tell whether the channels of a part (a slice) are those of the whole tensor, from end to end."""
+    """True if a view covers its base along all dimensions in which the label varies, in the same layout."""
     same_order = part.stride() == whole.stride()
     return same_order and all(part.shape[dim] == whole.shape[dim] for dim in varying(label))
 

@@ -1,7 +1,11 @@
-"""Channel ids: which channels exist, which must go together, and which may not go at all.
+"""Channel ids: which channels exist, which must be removed together, and which must stay.
 
-A disjoint-set forest over integers, vectorised with numpy: every operation takes whole arrays of ids, so that
-a network with a hundred thousand channels needs a few hundred array operations and no Python loop per channel.
+A disjoint-set forest over integers, vectorised with NumPy: every operation takes whole arrays of ids, so that a network
+with a hundred thousand channels needs a few hundred array operations and no Python loop per channel::
+
+    ids.new(4), ids.new(4)                 [1 2 3 4], [5 6 7 8]
+    ids.unite([1 2 3 4], [5 6 7 8])        units {1 5} {2 6} {3 7} {4 8}
+    ids.freeze([2])                        2 and 6 stay
 """
 
 from __future__ import annotations
@@ -25,9 +29,9 @@ class Refusal:
     site: str
     """Name of the module (dotted path), the layer or the tensor; "(network)" for the network itself."""
     reason: str
-    """What stands in the way, in one clause."""
+    """Why they must stay, in one clause whose subject is the channels."""
     fix: str
-    """What to do to free these channels; an empty string where nothing needs fixing."""
+    """How to make them prunable; an empty string if nothing can or need be done."""
 
     def __post_init__(self) -> None:
         if not self.site:  # PyTorch's name of the outermost module
@@ -38,12 +42,12 @@ class Refusal:
 
 
 class ChannelIds:
-    """Allocates channel ids, unites the ones that must be removed together, and freezes the ones that must stay."""
+    """Allocates channel ids, unites those that must be removed together, and freezes those that must stay."""
 
     def __init__(self) -> None:
         self._parent: Ids = np.zeros(1024, dtype=np.int64)
         self._count = 1  # id 0 is NO_CHANNEL
-        self._pending: list[tuple[Ids, Ids]] = []  # united when somebody asks: one large operation, not many small
+        self._pending: list[tuple[Ids, Ids]] = []  # united by the next `find`: one large operation, not many small
         self._frozen: list[tuple[Ids, Refusal]] = []
 
     def __len__(self) -> int:
@@ -67,7 +71,7 @@ class ChannelIds:
             self._unite(left, right)
         parent = self._parent
         roots = parent[ids]
-        while True:  # pointer jumping: a chain among `ids` is half as long after every round
+        while True:  # pointer jumping: every round halves the length of the chains from `ids` to their roots
             above = parent[roots]
             if np.array_equal(above, roots):
                 return roots
@@ -75,9 +79,9 @@ class ChannelIds:
             roots = parent[ids]
 
     def unite(self, left: Ids, right: Ids, why: Refusal) -> None:
-        """Make `left[i]` and `right[i]` go together for every i.
+        """State that `left[i]` and `right[i]` must be removed together, for every i.
 
-        A channel united with NO_CHANNEL cannot go: it is frozen for the reason `why`.
+        A channel united with NO_CHANNEL cannot be removed: it is frozen for the reason `why`.
         """
         if left.shape != right.shape:
             left, right = np.broadcast_arrays(left, right)
@@ -98,7 +102,7 @@ class ChannelIds:
             left, right = self.find(left), self.find(right)
 
     def freeze(self, ids: Ids, why: Refusal) -> None:
-        """Keep these channels, whatever their score. The first reason given for a channel is the one reported."""
+        """State that these channels must stay. The first reason given for a channel is the one that is reported."""
         self._frozen.append((ids.ravel(), why))
 
     def units(self) -> tuple[Ids, list[Refusal | None]]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from bnprune.channels.modules import has_hooks, set_mode, walk
+from bnprune.channels.modules import has_hooks, modules_by_name, set_mode
 from bnprune.channels.pytrees import as_inputs
 from bnprune.errors import TraceError, VerificationError, first_line
 from bnprune.exporters.parity import compare, dtype_of
@@ -39,7 +39,7 @@ def fold_batchnorms(model: nn.Module, example: torch.Tensor) -> tuple[nn.Module,
     """
     original, folded = _copied(model).double(), _copied(model).double()
     set_mode(folded, training=False)
-    modules = walk(folded)
+    modules = modules_by_name(folded)
     count = 0
     for layer, norm in sole_norms(model, as_inputs(example)).items():
         fused = _fused(modules[layer], modules[norm])
@@ -72,7 +72,7 @@ def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Replace a module under every name it has."""
-    for parent in walk(model).values():
+    for parent in modules_by_name(model).values():
         for name, child in parent._modules.items():
             if child is old:
                 setattr(parent, name, new)

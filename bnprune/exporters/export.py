@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnprune.channels.torch_internals import BatchNorm
 from bnprune.config.tables import FORMATS
 from bnprune.errors import ConfigError, VerificationError, first_line
 from bnprune.exporters.batchnorm_folding import fold_batchnorms
@@ -191,4 +192,4 @@ def _compared(model: nn.Module, runner: Runner, batches: Iterable[torch.Tensor],
 
 
 def _batchnorms(model: nn.Module) -> int:
-    return sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    return sum(isinstance(module, BatchNorm) for module in model.modules())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.channels.modules import has_hooks, walk
+from bnprune.channels.modules import has_hooks, modules_by_name
 from bnprune.errors import TraceError, first_line
 
 
@@ -30,7 +30,7 @@ def proven_construction(module: nn.Module) -> str:
         TraceError: It does not, or the layer computes more than its class does.
     """
     text = construction(module)
-    kinds = {type(part).__name__: type(part) for part in walk(module).values()}
+    kinds = {type(part).__name__: type(part) for part in modules_by_name(module).values()}
     try:
         with torch.device("meta"):
             made: nn.Module = eval(text, {**kinds, "nn": nn, "torch": torch})
@@ -74,7 +74,7 @@ def construction(module: nn.Module) -> str:
     kind = type(module)
     if kind.__module__.startswith("torch.") and not _in_torch(kind):
         raise TraceError(f"a {kind.__name__} is no layer of torch.nn")
-    if any(map(has_hooks, walk(module).values())):
+    if any(map(has_hooks, modules_by_name(module).values())):
         raise TraceError(f"a {kind.__name__} has hooks, which do more than its class says")
     positional, named = [], []
     for parameter in inspect.signature(kind).parameters.values():

@@ -14,7 +14,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from bnprune.channels.forward_pass import raising_forward_errors
-from bnprune.channels.modules import still
+from bnprune.channels.modules import temporary_mode
 from bnprune.channels.pytrees import as_inputs, tensors
 from bnprune.errors import TraceError, first_line
 from bnprune.exporters.parity import Runner, dtype_of
@@ -49,7 +49,7 @@ def record(model: nn.Module, shape: tuple[int, ...], batch: int | None = None) -
     """
     example = torch.zeros(batch or _ANY, *shape, dtype=dtype_of(model))
     dynamic = None if batch else ({0: Dim("batch")},)
-    with still(model, training=False):
+    with temporary_mode(model, training=False):
         with raising_forward_errors(as_inputs(example)):
             model(example)
         try:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from bnprune.channels.modules import still, walk
+from bnprune.channels.modules import modules_by_name, temporary_mode
 from bnprune.errors import TraceError, first_line
 from bnprune.exporters.layer_source import proven_construction, zeros
 from bnprune.exporters.parity import dtype_of
@@ -64,7 +64,7 @@ def to_python(model: nn.Module, title: str, weights: str) -> str:
         TraceError: `torch.fx` cannot trace the network, or a layer cannot be written as source.
     """
     tracer = _Tracer()
-    with still(model, training=False):
+    with temporary_mode(model, training=False):
         try:
             graph = tracer.trace(_OneInput(model))
         except Exception as error:
@@ -150,7 +150,7 @@ class _Layers:
 
     def sources(self) -> Iterator[str]:
         """Yield the source of each class that is not one of PyTorch."""
-        inner = {type(module): None for leaf in self.leaves.values() for module in walk(leaf).values()}
+        inner = {type(module): None for leaf in self.leaves.values() for module in modules_by_name(leaf).values()}
         yield from (inspect.getsource(kind).rstrip() for kind in inner if not kind.__module__.startswith("torch."))
 
     def constructions(self) -> Iterator[str]:

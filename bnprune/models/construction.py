@@ -15,6 +15,7 @@ from torch import nn
 
 from bnprune.channels.operator_mode import OperatorMode
 from bnprune.channels.pytrees import operands
+from bnprune.channels.torch_internals import OpOverload
 from bnprune.errors import BnpruneError
 
 _OPERATORS_PER_TENSOR = 20
@@ -41,7 +42,7 @@ class Construction(OperatorMode):
         self._calls_left = _OPERATORS_PER_TENSOR * (tensors + _SPARE_TENSORS)
         self._elements = self._elements_left = elements
 
-    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run_operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator, unless the network has become too large."""
         self._calls_left -= 1
         if self._calls_left < 0:
@@ -49,10 +50,10 @@ class Construction(OperatorMode):
         self._elements_left -= _new_elements(func, args, kwargs)
         if self._elements_left < 0:
             raise TooLarge(f"it has more than {self._elements:,} values")
-        return super().see(func, args, kwargs)
+        return super().run_operator(func, args, kwargs)
 
 
-def _new_elements(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+def _new_elements(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Return how many elements an operator that makes a tensor of a given size allocates."""
     device = kwargs.get("device")
     if (device is not None and torch.device(device).type == "meta") or operands(args, {}):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnprune.channels.torch_internals import BatchNorm
 from bnprune.config.user_code import call_factory, hint, prefix
 from bnprune.errors import BnpruneError, ConfigError, first_line, quoted
 from bnprune.models.densenet import DenseNet
@@ -136,6 +137,6 @@ def _where_else(name: str) -> str:
 def set_gamma(model: nn.Module, value: float) -> None:
     """Set every BatchNorm scale factor, as before sparse training (Liu et al. 2017, section 4.2: 0.5)."""
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None:
+        if isinstance(module, BatchNorm) and module.weight is not None:
             with torch.no_grad():
                 module.weight.fill_(value)

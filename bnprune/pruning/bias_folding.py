@@ -15,15 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.channels.forward_pass import copy_on, lightly
-from bnprune.channels.modules import module_stack, still, walk
+from bnprune.channels.forward_pass import copy_on, on_meta_or_cpu
+from bnprune.channels.modules import module_stack, modules_by_name, temporary_mode
 from bnprune.channels.operator_mode import OperatorMode
+from bnprune.channels.ops import spec_of
 from bnprune.channels.pytrees import Inputs, map_tensors, operands, tensors
+from bnprune.channels.torch_internals import Convolution, OpOverload
 from bnprune.config.bounded_reading import items, words
 from bnprune.pruning.gates import gated_name
-
-_LAYERS = ("aten::convolution", "aten::addmm", "aten::mm")
-_NORM = "batch_norm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +48,18 @@ class _ReaderRecorder(OperatorMode):
         self.norms: Counter[str] = Counter()
         self._output_of: dict[int, tuple[torch.Tensor, str]] = {}
 
-    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run_operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator, and record which layers' outputs it reads."""
-        output = super().see(func, args, kwargs)
+        output = super().run_operator(func, args, kwargs)
+        kind = spec_of(func).kind
         for position, operand in enumerate(operands(args, kwargs)):
             _, layer = self._output_of.get(id(operand), (None, None))
-            if layer is not None and _NORM in func.name() and position == 0:
+            if layer is not None and kind == "batch_norm" and position == 0:
                 self.pairs.append((layer, self.stack[-1]))
             elif layer is not None:
                 self.read_elsewhere.add(layer)
-        self.norms[self.stack[-1]] += _NORM in func.name()
-        if func.name().startswith(_LAYERS):
+        self.norms[self.stack[-1]] += kind == "batch_norm"
+        if kind in ("convolution", "linear"):
             self.layers[self.stack[-1]] += 1
             self._output_of[id(output)] = output, self.stack[-1]  # held, so that no other tensor gets its id
         return output
@@ -73,7 +73,7 @@ class _ReaderRecorder(OperatorMode):
 
 def find_folds(model: nn.Module, inputs: Inputs) -> tuple[Fold, ...]:
     """Find biases whose sum is read by one BatchNorm only. Errors of the forward pass are passed on."""
-    modules = walk(model)
+    modules = modules_by_name(model)
     owners = Counter(id(m.bias) for m in modules.values() if isinstance(getattr(m, "bias", None), torch.Tensor))
     folds = []
     for layer, norm in sole_norms(model, inputs).items():
@@ -94,11 +94,11 @@ def sole_norms(model: nn.Module, inputs: Inputs) -> dict[str, str]:
     read_elsewhere = {layer for watch in passes for layer in watch.read_elsewhere}
     pairs = [pair for pair in passes[0].pairs if all(pair in watch.pairs for watch in passes)]
     layers, norms = (Counter(pair[side] for pair in passes[0].pairs) for side in (0, 1))
-    ran, modules = passes[0].norms, walk(model)
+    ran, modules = passes[0].norms, modules_by_name(model)
     return {
         layer: norm
         for layer, norm in pairs
-        if isinstance(modules[layer], nn.Linear | nn.modules.conv._ConvNd)
+        if isinstance(modules[layer], nn.Linear | Convolution)
         and layer not in read_elsewhere
         and layers[layer] == norms[norm] == ran[norm] == passes[0].layers[layer] == 1
     }
@@ -108,12 +108,12 @@ def _recorded(model: nn.Module, inputs: Inputs, *, training: bool) -> _ReaderRec
     def run(device: str) -> _ReaderRecorder:
         watch, copied = _ReaderRecorder(), copy_on(model, device)
         args, kwargs = map_tensors(lambda tensor: tensor.to(device, copy=True), inputs)
-        with still(copied, training=training) as modules, module_stack(modules) as watch.stack, watch:
+        with temporary_mode(copied, training=training) as modules, module_stack(modules) as watch.stack, watch:
             output = copied(*args, **kwargs)
         watch.leave(output)
         return watch
 
-    return lightly(run)
+    return on_meta_or_cpu(run)
 
 
 def fold(slim: nn.Module, folds: Iterable[Fold], gated: Collection[str], biases: dict[str, torch.Tensor]) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from bnprune.channels.forward_pass import forward, lightly
+from bnprune.channels.forward_pass import forward, on_meta_or_cpu
 from bnprune.channels.modules import parameter_count
-from bnprune.channels.op_macs import macs_of
-from bnprune.channels.operator_mode import OperatorMode, contained
+from bnprune.channels.operator_mode import OperatorMode, preserve_thread_state
+from bnprune.channels.ops.spec import macs_of
 from bnprune.channels.pytrees import Inputs, as_inputs
+from bnprune.channels.torch_internals import BatchNorm, OpOverload
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Cost:
     """BatchNorm channels."""
 
 
-@contained
+@preserve_thread_state
 def cost(model: nn.Module, example_inputs: Any) -> Cost:
     """Count parameters and MACs in eval mode, on the meta device if the network runs there.
 
@@ -36,10 +36,10 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
         example_inputs: A tensor, a tuple of positional or a mapping of keyword arguments; values do not matter.
     """
     inputs = as_inputs(example_inputs)
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm)]
     return Cost(
         params=parameter_count(model),
-        macs=lightly(lambda device: _macs(model, inputs, device)),
+        macs=on_meta_or_cpu(lambda device: _macs(model, inputs, device)),
         channels=sum(norm.num_features for norm in norms),
     )
 
@@ -49,9 +49,9 @@ class _Count(OperatorMode):
 
     macs = 0
 
-    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run_operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator, and count it."""
-        output = super().see(func, args, kwargs)
+        output = super().run_operator(func, args, kwargs)
         self.macs += macs_of(func, args, kwargs, output)
         return output
 

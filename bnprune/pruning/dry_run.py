@@ -31,12 +31,12 @@ from bnprune.channels.control_flow import FORCED_BRANCHES, ForcedBranch, is_real
 from bnprune.channels.graph import ChannelGraph, Record, Trace
 from bnprune.channels.labels import Label, varying
 from bnprune.channels.meta_kernels import run_kernel
-from bnprune.channels.modules import module_stack, still
+from bnprune.channels.modules import module_stack, temporary_mode
 from bnprune.channels.op_context import Count
-from bnprune.channels.op_macs import macs_of
-from bnprune.channels.op_sizes import numbers_in
 from bnprune.channels.operator_mode import OperatorMode
+from bnprune.channels.ops.spec import macs_of, numbers_in, spec_of
 from bnprune.channels.pytrees import Inputs, map_tensors, operands, tensors
+from bnprune.channels.torch_internals import OpOverload
 from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
 from bnprune.errors import first_line
 from bnprune.pruning.candidates import Mask
@@ -109,7 +109,7 @@ def dry_run(
             inputs,
         )
         comparison.forced = ForcedBranch(FORCED_BRANCHES[mode]) if mode in FORCED_BRANCHES else None
-        unchanged = still(slim, training=mode == "train", norms=False)
+        unchanged = temporary_mode(slim, training=mode == "train", norms=False)
         with unchanged as modules, module_stack(modules) as comparison.stack:
             try:
                 with comparison, _ClaimedDevice(device) if lacks_values else nullcontext():
@@ -182,16 +182,17 @@ class _TraceComparison(OperatorMode):
         self.forced: ForcedBranch | None = None
         self._gates = {gate.site for gate in graph.gates}
         self._gated = {f"{site}.norm": site for site in self._gates}
-        self._repetition = recorded.decisions.repetition()
-        self._no_meta_kernel: set[torch._ops.OpOverload] = set()
+        self._replay = recorded.decisions.replay()
+        self._no_meta_kernel: set[OpOverload] = set()
         self._records = recorded.records
         for record in self._records:
-            self._expected[record.site, _kind(record.op)].append(record)
+            self._expected[record.site, record.kind if record.kind == "view" else record.op].append(record)
 
-    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run_operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator and compare it with its record."""
         site = self._gated.get(self.stack[-1], self.stack[-1])
-        queue = self._expected[site, _kind(func.name())]
+        kind = spec_of(func).kind
+        queue = self._expected[site, kind if kind == "view" else func.name()]
         record = queue.popleft() if queue else None
         try:
             output = self._run(func, args, kwargs)
@@ -208,25 +209,25 @@ class _TraceComparison(OperatorMode):
         elif torch.Tag.pointwise in func.tags and site not in self._gates and self._matched and not self.graph.real:
             self.other_code = True
             self._add_mismatch(self._matched[-1], f"is followed by {func.name()}, which the original does not call")
-        return output if self.forced is None else self.forced.turn(output)
+        return output if self.forced is None else self.forced.invert(output)
 
-    def _run(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator and repeat its recorded decision, if it has one; without values, there are no others."""
         if self.lacks_values and kwargs.get("device") and any(tensor.is_meta for tensor in operands(args, {})):
             kwargs = {**kwargs, "device": _META}
-        if func in self._no_meta_kernel and self._repetition.recalls(func, args, kwargs):
-            return self._repetition.recall()
+        if func in self._no_meta_kernel and self._replay.matches(func, args, kwargs):
+            return self._replay.next_output()
         try:
-            output = run_kernel(func, args, kwargs, self.draws, meta=not self.with_values)
+            output = run_kernel(func, args, kwargs, self.generators, meta=not self.with_values)
         except Exception:
-            if self.with_values or not self._repetition.recalls(func, args, kwargs):
+            if self.with_values or not self._replay.matches(func, args, kwargs):
                 raise
             self._no_meta_kernel.add(func)
-            return self._repetition.recall()
-        return self._repetition.repeat(func, args, kwargs, output)
+            return self._replay.next_output()
+        return self._replay.apply(func, args, kwargs, output)
 
     def _compare(
-        self, record: Record, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        self, record: Record, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         if numbers_in(func, args, kwargs) != record.numbers:
             self.other_code = True
@@ -318,7 +319,7 @@ class _TraceComparison(OperatorMode):
         """Return channel ids along every dimension of the operator's tensors that is smaller now, tensors first."""
         labels = [*record.inputs, *(label for _, labels in record.outputs for label in labels)]
         lines = [line for label in labels for line in _lines(label)]
-        if "slice" in record.op:  # x[:, bound:] is sized by what it leaves out
+        if record.kind == "slice":  # x[:, bound:] is sized by what it leaves out
             lines += [line[~np.isin(line, taken)] for line in lines for taken in lines if len(taken) < len(line)]
         counted = [count.ids for count in self.graph.counts if count.module == record.site]
         return [
@@ -354,7 +355,7 @@ class _TraceComparison(OperatorMode):
         """
         for queue in self._expected.values():
             for record in queue:
-                if record.inputs and record.op not in _COPIES and not self.graph.real:
+                if record.inputs and record.kind != "copy" and not self.graph.real:  # it copies as strides demand
                     self.other_code = True
                     self._add_mismatch(record, "is not called in the slim network: the code branches on a size")
         if not last_resort or not self.mismatches:
@@ -366,15 +367,6 @@ class _TraceComparison(OperatorMode):
             self._keep(record, f"comes before {site or 'forward()'}, where {what}")
 
 
-_VIEWS = {"aten::_unsafe_view", "aten::_reshape_alias", "aten::reshape"}
-_COPIES = {"aten::clone", "aten::contiguous"}
-"""`reshape` copies only if the strides require it, and these may differ in a smaller network."""
-
-
-def _kind(op: str) -> str:
-    return "aten::view" if op in _VIEWS else op
-
-
 def _module_of(error: Exception) -> nn.Module | None:
     """Return the innermost module whose code raised an error."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -384,7 +376,7 @@ def _module_of(error: Exception) -> nn.Module | None:
 
 def _parts(record: Record) -> list[Ids]:
     """Return the channel ids of each part of a split, along the dimension that is split."""
-    if "split" not in record.op:
+    if record.kind != "split":
         return []
     lines = [next((line for label in labels for line in _lines(label)), None) for _, labels in record.outputs]
     return [line for line in lines if line is not None]

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from bnprune.channels.gate_sites import GateKind
-from bnprune.channels.modules import walk
+from bnprune.channels.modules import modules_by_name
+from bnprune.channels.torch_internals import children_of
 from bnprune.config.bounded_reading import items, whole, words
 from bnprune.errors import quoted
 
@@ -105,8 +106,8 @@ def install(gates: Sequence[Gate], slim: nn.Module, dense: nn.Module) -> None:
     if not gates:
         return
     owners: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
-    for parent in walk(slim).values():
-        for name, child in parent._modules.items():
+    for parent in modules_by_name(slim).values():
+        for name, child in children_of(parent).items():
             owners[id(child)].append((parent, name))
     for gate in gates:
         module = slim.get_submodule(gate.at)

@@ -10,8 +10,8 @@ import numpy as np
 from torch import nn
 
 from bnprune.channels.modules import parameter_count
-from bnprune.channels.operator_mode import contained
-from bnprune.channels.trace_modes import Coupling
+from bnprune.channels.operator_mode import preserve_thread_state
+from bnprune.channels.trace_network import Coupling
 from bnprune.channels.union_find import NO_CHANNEL, Refusal
 from bnprune.notes import Note
 from bnprune.pruning.draft_plan import DraftPlan
@@ -59,7 +59,7 @@ class Inspection:
     notes: tuple[Note, ...]
 
 
-@contained
+@preserve_thread_state
 def inspect(
     model: nn.Module, example_inputs: Any, *, exclude: Sequence[str] = (), coupling: Coupling = "shared"
 ) -> Inspection:

@@ -13,10 +13,10 @@ from torch import nn
 
 from bnprune.channels.gate_sites import GateKind, Gates, GateSite, Operators, separating_gates, useful_gates
 from bnprune.channels.graph import ChannelGraph
-from bnprune.channels.modules import parameter_count, walk
+from bnprune.channels.modules import modules_by_name, parameter_count
 from bnprune.channels.op_context import Count
 from bnprune.channels.pytrees import Inputs, as_inputs
-from bnprune.channels.trace_modes import require_repeatable, trace
+from bnprune.channels.trace_network import require_repeatable, trace
 from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
 from bnprune.errors import PruningError, TraceError
 from bnprune.pruning.bias_folding import find_folds
@@ -247,8 +247,8 @@ class _Planner:
     def _gate_sites(self) -> tuple[Sequence[GateSite], Ids, Mask, Mapping[str, nn.Module], Operators]:
         """Return the arguments of `useful_gates` and `separating_gates`."""
         graph, passed = self.scored.graph, self.scored.graph.traces["eval"]
-        operators = passed.operators_in({gate_site.site for gate_site in passed.gate_sites})
-        return passed.gate_sites, graph.unit_of, self._must_stay(), walk(self.model), operators
+        operators = passed.op_kinds_in({gate_site.site for gate_site in passed.gate_sites})
+        return passed.gate_sites, graph.unit_of, self._must_stay(), modules_by_name(self.model), operators
 
     def _must_stay(self) -> Mask:
         """Return True for units that must stay, as far as the trace and the dry runs have shown; shape (units,)."""

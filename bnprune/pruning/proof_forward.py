@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.channels.modules import still
-from bnprune.channels.operator_mode import Draws, OperatorMode
+from bnprune.channels.modules import temporary_mode
+from bnprune.channels.operator_mode import OperatorMode, OwnGenerators
+from bnprune.channels.ops import spec_of
 from bnprune.channels.pytrees import Inputs, map_tensors, operands, tensors
+from bnprune.channels.torch_internals import OpOverload, argument_types
 
-aten = torch.ops.aten
-
-Watch = Callable[[torch._ops.OpOverload, tuple[Any, ...], dict[str, Any], Any], Any]
+Watch = Callable[[OpOverload, tuple[Any, ...], dict[str, Any], Any], Any]
 """Sees every operator call and its output, and returns the output to go on with."""
 
 
@@ -31,7 +31,7 @@ def run(
     """
     args, kwargs = map_tensors(torch.clone, inputs)  # a forward pass may change them in place
     double = _Double(seed, watch, batch_statistics=batch_statistics)
-    with still(model, training=False), double:
+    with temporary_mode(model, training=False), double:
         return [double.widened(tensor) for tensor in tensors(model(*args, **kwargs))]
 
 
@@ -75,19 +75,22 @@ class _Double(OperatorMode):
         self.batch_statistics = batch_statistics
         self.watch = watch
         self._wide: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._spent = Draws(seed)
+        self._spent = OwnGenerators(seed)
         self._numbers = torch.Generator().manual_seed(seed)
 
-    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run_operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator in float64."""
         dtype = kwargs.get("dtype")
         if isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex):
             kwargs = {**kwargs, "dtype": torch.complex128 if dtype.is_complex else torch.float64}
         if any(tensor.dtype in _WIDE for tensor in operands(args, kwargs)):
             args, kwargs = map_tensors(self.widened, (args, kwargs))
-        if self.batch_statistics and func is aten.native_batch_norm.default and not args[5]:
-            args = _with_batch_statistics(*args)
-        output = self._draw(func, args, kwargs) if func._schema.name in _DRAWS else super().see(func, args, kwargs)
+        spec = spec_of(func)
+        if self.batch_statistics and spec.kind == "batch_norm":
+            args = _with_batch_statistics(func, args)
+        output = (
+            super().run_operator(func, args, kwargs) if spec.constant_draw is None else self._draw(func, args, kwargs)
+        )
         if any(tensor.dtype in _WIDE for tensor in operands((output,), {})):
             output = map_tensors(_cast, output)
         return self.watch(func, args, kwargs, output)
@@ -100,36 +103,28 @@ class _Double(OperatorMode):
             self._wide[id(tensor)] = tensor, _cast(tensor)  # held, so that no other tensor gets its id
         return self._wide[id(tensor)][1]
 
-    def _draw(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    def _draw(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         """Return what a random operator would, with one number throughout."""
+        constant_draw = spec_of(func).constant_draw
         output: torch.Tensor = self._spent.run(func, args, kwargs)  # how far its generator goes depends on the width
         number = float(torch.rand((), generator=self._numbers, dtype=torch.float64, device="cpu"))
-        floats = [arg for arg in (*args[1:], *kwargs.values()) if isinstance(arg, float)]
-        match func._schema.name.removeprefix("aten::").rstrip("_"):
-            case "bernoulli":  # its mean: together with dropout's factor 1 / (1 - p), the identity
-                return output.fill_(floats[0]) if floats else output.copy_(args[0])
-            case "uniform":
-                low, high = floats if len(floats) == 2 else (0.0, 1.0)
-                return output.fill_(low + (high - low) * number)
-            case _:
-                return output.fill_(number)
-
-
-_DRAWS = {
-    f"aten::{name}"
-    for name in (
-        *("bernoulli", "bernoulli_", "exponential_", "normal", "normal_"),
-        *("rand", "rand_like", "randn", "randn_like", "uniform_"),
-    )
-}
+        assert constant_draw is not None
+        return constant_draw(output, number, (*args, *kwargs.values()))
 
 
 def _cast(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(_WIDE[tensor.dtype]) if tensor.dtype in _WIDE else tensor
 
 
-def _with_batch_statistics(x: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any) -> tuple[Any, ...]:
+def _with_batch_statistics(op: OpOverload, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Replace the running statistics among the arguments of a BatchNorm operator by those of the batch.
+
+    All of them (native, cuDNN's, MIOpen's) take (input, weight, bias, running_mean, running_var, ...); those without
+    running statistics, and those in train mode, use the batch's anyway.
+    """
+    given = dict(zip(argument_types(op), args, strict=False))
+    x = args[0]
+    if "running_mean" not in given or given.get("training") or x.numel() <= x.shape[1]:
+        return args
     dims = [dim for dim in range(x.dim()) if dim != 1]
-    if x.numel() > x.shape[1]:
-        mean, var = x.mean(dims), x.var(dims, correction=0)
-    return x, weight, bias, mean, var, *rest
+    return *args[:3], x.mean(dims), x.var(dims, correction=0), *args[5:]

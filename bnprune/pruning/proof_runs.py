@@ -46,12 +46,12 @@ class MaskedRun:
         Raises:
             ValueError: The network has taken fewer decisions than the masked one.
         """
-        repetition = self.decisions.repetition()
-        watch = _with_forced_branch(repetition.repeat, self.forced_branch)
+        replay = self.decisions.replay()
+        watch = _with_forced_branch(replay.apply, self.forced_branch)
         outputs = run(model, self.inputs, self.seed, watch, batch_statistics=self.batch_statistics)
-        if repetition.left:
-            raise ValueError(f"{repetition.left} decisions of the masked network were not taken")
-        return outputs, repetition.pairs
+        if replay.remaining:
+            raise ValueError(f"{replay.remaining} decisions of the masked network were not taken")
+        return outputs, replay.pairs
 
 
 def masked_runs(
@@ -78,7 +78,7 @@ def masked_runs(
             fix = "End torch.set_default_device('meta'), or give the tensors that forward() makes a device."
         raise ForwardError(f"the cut cannot be proven: {problem}, on noise and on the inputs given. {fix}")
     yield own_way
-    for number in FORCED_BRANCHES.values() if own_way.decisions.asked else ():
+    for number in FORCED_BRANCHES.values() if own_way.decisions.read_by_python else ():
         with suppress(Exception):  # this branch may end in an assertion about the data
             yield _masked_run(masked, given, seed, number, batch_statistics=batch_statistics)
 
@@ -96,12 +96,12 @@ def _with_forced_branch(watch: Watch, number: float | None) -> Watch:
     if number is None:
         return watch
     forced = ForcedBranch(number)
-    return lambda func, args, kwargs, output: forced.turn(watch(func, args, kwargs, output))
+    return lambda func, args, kwargs, output: forced.invert(watch(func, args, kwargs, output))
 
 
 def _problem_of(masked_run: MaskedRun) -> str:
     """Return why the outputs, or without any the numbers behind decisions, cannot be compared; empty if they can."""
-    outputs = [tensor for tensor in masked_run.outputs if tensor.numel()] or masked_run.decisions.evidence
+    outputs = [tensor for tensor in masked_run.outputs if tensor.numel()] or masked_run.decisions.operands
     if not any(tensor.numel() for tensor in outputs):
         return "its outputs are empty"
     if any(tensor.is_meta for tensor in outputs):

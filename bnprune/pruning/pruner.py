@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from bnprune.channels.operator_mode import contained
+from bnprune.channels.operator_mode import preserve_thread_state
 from bnprune.channels.pytrees import as_inputs
-from bnprune.channels.trace_modes import Coupling
+from bnprune.channels.trace_network import Coupling
 from bnprune.pruning.draft_plan import DraftPlan, describe_plan, require_cut
 from bnprune.pruning.latency_search import plan_for_target
 from bnprune.pruning.plan import PruningPlan
@@ -32,7 +32,7 @@ class PruningResult:
     report: Report
 
 
-@contained
+@preserve_thread_state
 def prune(
     model: nn.Module,
     example_inputs: Any,
@@ -108,7 +108,7 @@ def prune(
     return prune_as_requested(model, example_inputs, request, proof=proof)
 
 
-@contained
+@preserve_thread_state
 def plan(
     model: nn.Module,
     example_inputs: Any,
@@ -221,7 +221,7 @@ def carry_out(drafted: DraftPlan, model: nn.Module, example_inputs: Any, *, proo
     return PruningResult(slim, cuts, recounted(report, model, slim, example_inputs) if proof else report)
 
 
-@contained
+@preserve_thread_state
 def replay(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> PruningResult:
     """Apply a plan made earlier, and prove the result.
 

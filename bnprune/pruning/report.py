@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from bnprune.channels.modules import parameter_count
-from bnprune.channels.trace_modes import MADE_UP
+from bnprune.channels.trace_network import MADE_UP
 from bnprune.channels.union_find import Refusal
 from bnprune.errors import CheckpointError, first_line
 from bnprune.notes import Note

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from bnprune.channels.modules import walk
+from bnprune.channels.modules import modules_by_name
 from bnprune.channels.op_context import Count
 from bnprune.channels.union_find import Ids
 
@@ -20,7 +20,7 @@ class Attributes:
     """
 
     def __init__(self, model: nn.Module, known: set[tuple[str, str]]) -> None:
-        self.modules = walk(model)
+        self.modules = modules_by_name(model)
         self.known = known
 
     def holding(self, site: str, sizes: Sequence[Ids], parts: Sequence[Ids]) -> list[Count]:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.channels.modules import walk
-from bnprune.channels.operator_mode import contained
+from bnprune.channels.modules import modules_by_name
+from bnprune.channels.operator_mode import preserve_thread_state
 from bnprune.channels.pytrees import as_inputs, tensors
-from bnprune.channels.structural_copy import like, twin
+from bnprune.channels.structural_copy import copy_with_tensors, wrap_like
+from bnprune.channels.torch_internals import own_tensors
 from bnprune.errors import CheckpointError, ConfigError, PruningError
 from bnprune.pruning.bias_folding import fold, misfits
 from bnprune.pruning.gates import Gate, gated_name, install
@@ -38,7 +39,7 @@ def require_bare(model: Any) -> None:
         raise PruningError("got an optimizer: prune the network, then build a new optimizer for the slim one.")
     if not isinstance(model, nn.Module):
         raise PruningError(f"got a {type(model).__name__}, expected a torch.nn.Module.")
-    for name, module in walk(model).items():
+    for name, module in modules_by_name(model).items():
         advice = _WRAPPERS.get(type(module).__name__)
         if advice:
             raise PruningError(f"{name or 'the network'} is wrapped in {type(module).__name__}: {advice}.")
@@ -70,14 +71,14 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     A tensor that two modules share (tied weights) is cut once, under that name, and stays shared.
     """
     seen: set[int] = set()
-    for prefix, module in walk(model).items():
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+    for prefix, module in modules_by_name(model).items():
+        for name, tensor in own_tensors(module).items():
             if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield f"{prefix}.{name}" if prefix else name, tensor
 
 
-@contained
+@preserve_thread_state
 def apply(plan: PruningPlan, model: nn.Module) -> nn.Module:
     """Return the slim network that a plan makes of a network.
 
@@ -163,7 +164,7 @@ def copy_weights(slim: nn.Module, plan: PruningPlan, model: nn.Module) -> nn.Mod
     biases = {name: kept_slice(name, originals[name]) for name in folded}
     for name, tensor in originals.items():
         if name not in folded:
-            torch.utils.swap_tensors(tensors[gated_name(name, gated)], like(tensor, kept_slice(name, tensor)))
+            torch.utils.swap_tensors(tensors[gated_name(name, gated)], wrap_like(tensor, kept_slice(name, tensor)))
     install(plan.gates, slim, model)  # again: what the gates of a network on the meta device hold has no values
     fold(slim, plan.folds, gated, biases)
     return slim
@@ -175,9 +176,9 @@ def _copy(plan: PruningPlan, model: nn.Module, make: Callable[[str, torch.Tensor
     Tensors are replaced by their identity, not by their names: a parameter that two modules share is one object in the
     original, and one object in the copy. `make(name, tensor)` returns the new values.
     """
-    replacements = {id(tensor): like(tensor, make(name, tensor)) for name, tensor in named_tensors(model)}
-    slim = twin(model, replacements)
-    modules = walk(slim)
+    replacements = {id(tensor): wrap_like(tensor, make(name, tensor)) for name, tensor in named_tensors(model)}
+    slim = copy_with_tensors(model, replacements)
+    modules = modules_by_name(slim)
     for module_name, values in plan.attributes.items():
         module = modules.get(module_name) or slim.get_submodule(module_name)  # a shared one has several names
         for attribute, value in values.items():

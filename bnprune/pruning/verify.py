@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bnprune.channels.pytrees import Inputs
+from bnprune.channels.torch_internals import BatchNorm, InstanceNorm
 from bnprune.errors import ForwardError, VerificationError
 from bnprune.pruning.gates import gated_name
 from bnprune.pruning.plan import PruningPlan
@@ -86,7 +87,7 @@ def _randomize_norms(model: nn.Module, seed: int) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
-            if getattr(module, "running_mean", None) is None and not isinstance(module, nn.modules.batchnorm._NormBase):
+            if getattr(module, "running_mean", None) is None and not isinstance(module, BatchNorm | InstanceNorm):
                 continue
             for tensor, center in ((getattr(module, "weight", None), 1.0), (getattr(module, "bias", None), 0.0)):
                 if isinstance(tensor, torch.Tensor):

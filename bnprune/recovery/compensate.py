@@ -22,8 +22,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bnprune.channels.modules import walk
-from bnprune.channels.operator_mode import contained
+from bnprune.channels.modules import modules_by_name
+from bnprune.channels.operator_mode import preserve_thread_state
 from bnprune.channels.pytrees import Inputs, as_inputs, map_tensors
 from bnprune.pruning.bias_folding import sole_norms
 from bnprune.pruning.gates import gated_name
@@ -62,7 +62,7 @@ class Compensation:
     """Why nothing, or not everything, was compensated."""
 
 
-@contained
+@preserve_thread_state
 def compensate(
     model: nn.Module,
     slim: nn.Module,
@@ -114,7 +114,7 @@ def compensate(
 
 def zero_removed_gammas(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """Set γ of removed channels to 0 and keep β, in place: for this network, compensation is exact."""
-    named, modules = dict(named_tensors(model)), walk(model)
+    named, modules = dict(named_tensors(model)), modules_by_name(model)
     with torch.no_grad():
         for cut in plan.cuts:
             for name, dim in cut.at:
@@ -210,7 +210,7 @@ _SHARED = "its weight or bias belongs to another layer, too"
 
 def _sharing_modules(model: nn.Module) -> set[str]:
     """Return the names of modules that share a weight or bias with another module."""
-    modules = walk(model)
+    modules = modules_by_name(model)
     owners = Counter(id(tensor) for module in modules.values() for tensor in module._parameters.values())
     return {
         name

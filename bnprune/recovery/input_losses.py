@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.channels.modules import walk
+from bnprune.channels.modules import modules_by_name
 from bnprune.channels.pytrees import Inputs, as_inputs, map_tensors, tensors
+from bnprune.channels.torch_internals import Convolution
 from bnprune.errors import ForwardError, first_line
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.proof_forward import feeds, run
@@ -45,13 +46,13 @@ class LayerLoss:
 
 def layers_that_lose_inputs(model: nn.Module, plan: PruningPlan) -> Iterator[tuple[str, LayerLoss]]:
     """Yield the name of every convolution and linear layer with removed input channels, and an empty measurement."""
-    modules = walk(model)
+    modules = modules_by_name(model)
     for cut in plan.cuts:
         for name, dim in cut.at:
             site, _, leaf = name.rpartition(".")
             layer = modules.get(site)
             input_dim = 0 if is_transposed(layer) else 1
-            if leaf == "weight" and dim == input_dim and isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+            if leaf == "weight" and dim == input_dim and isinstance(layer, nn.Linear | Convolution):
                 groups = 1 if is_transposed(layer) else getattr(layer, "groups", 1)
                 removed = [group * cut.size + position for group in range(groups) for position in cut.removed]
                 yield site, LayerLoss(layer, removed)

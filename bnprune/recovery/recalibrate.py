@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnprune.channels.torch_internals import BatchNorm
+
 
 def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     """Replace running means and variances by the cumulative average over some batches, in place.
@@ -26,7 +28,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     Raises:
         ValueError: There is no batch.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
     modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
     before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
@@ -44,7 +46,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     return model
 
 
-def _average(model: nn.Module, norms: Sequence[nn.modules.batchnorm._BatchNorm], batches: Iterable[Any]) -> None:
+def _average(model: nn.Module, norms: Sequence[BatchNorm], batches: Iterable[Any]) -> None:
     model.eval()
     for norm in norms:
         norm.reset_running_stats()

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from bnprune.channels.torch_internals import BatchNorm
 from bnprune.data.splits import Split, Splits
 from bnprune.pruning.plan import PruningPlan
 from bnprune.recovery.compensate import Compensation, compensate
@@ -100,7 +101,7 @@ def recover(
 
 
 def _has_statistics(model: nn.Module) -> bool:
-    kind = nn.modules.batchnorm._BatchNorm
+    kind = BatchNorm
     return any(isinstance(module, kind) and module.track_running_stats for module in model.modules())
 
 

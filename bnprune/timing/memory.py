@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.channels.forward_pass import forward, lightly
+from bnprune.channels.forward_pass import forward, on_meta_or_cpu
 from bnprune.channels.operator_mode import OperatorMode
 from bnprune.channels.pytrees import as_inputs, tensors
+from bnprune.channels.torch_internals import OpOverload
 
 
 class _MemoryCounter(OperatorMode):
@@ -23,9 +24,9 @@ class _MemoryCounter(OperatorMode):
         self.peak: int = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in before}
 
-    def see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run_operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator, and count the storages of its outputs."""
-        output = super().see(func, args, kwargs)
+        output = super().run_operator(func, args, kwargs)
         for tensor in tensors(output):
             storage = tensor.untyped_storage()
             if storage._cdata not in self._known:
@@ -53,4 +54,4 @@ def peak_memory(model: nn.Module, inputs: torch.Tensor) -> int:
             forward(model, as_inputs(inputs), device=device)
         return counter.peak
 
-    return lightly(run)
+    return on_meta_or_cpu(run)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.channels.forward_pass import forward, lightly
+from bnprune.channels.forward_pass import forward, on_meta_or_cpu
 from bnprune.channels.pytrees import as_inputs
 from bnprune.data.splits import Splits
 from bnprune.errors import ConfigError, DataError, first_line
@@ -73,7 +73,7 @@ def _require_trainable(model: nn.Module, splits: Splits, where: str, batch_size:
 
 def _forward(model: nn.Module, shape: tuple[int, ...], count: int, *, training: bool) -> Any:
     inputs = as_inputs(torch.zeros(count, *shape))
-    return lightly(lambda device: forward(model, inputs, device=device, training=training))
+    return on_meta_or_cpu(lambda device: forward(model, inputs, device=device, training=training))
 
 
 def _misfit(splits: Splits, error: Exception) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bnprune.channels.trace_modes import Coupling
+from bnprune.channels.trace_network import Coupling
 from bnprune.pruning.inspection import inspect as inspect_model
 from bnprune.runs.network_source import open_source
 from bnprune.workflows.results import InspectedChannels, InspectedLayer, InspectResult, RefusedSite

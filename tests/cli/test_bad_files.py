@@ -552,9 +552,9 @@ def test_an_output_below_a_file_is_named_as_it_was_given(trained: Path) -> None:
 def test_an_output_that_is_a_folder(here: Path, trained: Path) -> None:
     (here / "folder").mkdir()
     message = refusal(5, "prune", trained, "--out", "folder")
-    assert message == "error: 'folder' is a folder. Give --out the name of a file."
+    assert message == "error: --out: 'folder' is a folder. Give the name of a file."
 
 
 def test_a_run_that_is_a_file(recipe: Path) -> None:
     message = refusal(5, "train", recipe, "--out", recipe, "--force")
-    assert message == f"error: '{recipe}' is a file. Give --out the name of a folder."
+    assert message == f"error: --out: '{recipe}' is a file. Give the name of a folder."

@@ -154,9 +154,9 @@ def test_nothing_can_go() -> None:
 
 
 def test_an_analysis_that_fails_names_operator_and_module(monkeypatch) -> None:
-    from bnprune.channels.ops.registry import _RULES
+    from bnprune.channels.ops.spec import _SPECS, OpSpec
 
-    monkeypatch.setitem(_RULES, "aten::cat", lambda *_: 1 / 0)
+    monkeypatch.setitem(_SPECS, "aten::cat", OpSpec(labels=lambda *_: 1 / 0))
     net = framed(lambda n, x: n.tail(n.join(n.stem(x))), join=Net(lambda n, x: torch.cat([x, x], 1)), tail=tail(32))
     with pytest.raises(bnprune.TraceError, match=r"^join: the rule of aten::cat failed: division by zero"):
         bnprune.prune(net.double(), X, ratio=0.5)

@@ -160,12 +160,12 @@ def test_forward_that_fails() -> None:
 
 
 def test_a_rule_that_fails_names_operator_and_module(monkeypatch) -> None:
-    from bnprune.channels.ops.registry import _RULES
+    from bnprune.channels.ops.spec import _SPECS, OpSpec
 
     def broken(*_):
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setitem(_RULES, "aten::max_pool2d_with_indices", broken)
+    monkeypatch.setitem(_SPECS, "aten::max_pool2d_with_indices", OpSpec(labels=broken))
     with pytest.raises(bnprune.TraceError, match=r"1: the rule of aten::max_pool2d_with_indices failed: oops"):
         bnprune.prune(nn.Sequential(conv_bn(3, 8), nn.MaxPool2d(2), head(8)), X, ratio=0.5)
 

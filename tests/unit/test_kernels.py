@@ -1,4 +1,4 @@
-"""Short cuts on the meta device give what the operators themselves give."""
+"""The table's kernels for the meta device give what PyTorch's give."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import itertools
 import pytest
 import torch
 
-from bnprune.channels.meta_kernels import _SHORT_CUTS, run_kernel
-from bnprune.channels.operator_mode import Draws
+from bnprune.channels.meta_kernels import run_kernel
+from bnprune.channels.operator_mode import OwnGenerators
+from bnprune.channels.ops.spec import _SPECS
 
 aten = torch.ops.aten
 SAMPLES = [
@@ -20,7 +21,16 @@ SAMPLES = [
     torch.empty(3, 1, 1, device="meta"),
     torch.empty(5, device="meta"),
 ]
-CONVOLUTION = ([1, 2], [1, 0], [1, 1], False, [0, 0])
+UNARY = [
+    overload
+    for name, spec in _SPECS.items()
+    if spec.meta is not None
+    for packet in (name, f"{name}_")
+    if hasattr(aten, packet.removeprefix("aten::"))
+    for overload in [getattr(getattr(aten, packet.removeprefix("aten::")), "default", None)]
+    if overload is not None
+    if len([a for a in overload._schema.arguments if not a.has_default_value()]) == 1
+]
 
 
 def meta(*shape: int) -> torch.Tensor:
@@ -28,22 +38,8 @@ def meta(*shape: int) -> torch.Tensor:
 
 
 CALLS = [
-    *((func, (x,)) for func, x in itertools.product(_SHORT_CUTS, SAMPLES) if len(func._schema.arguments) == 1),
-    *((f, pair) for f in (aten.add.Tensor, aten.div.Tensor) for pair in itertools.product(SAMPLES, SAMPLES)),
-    *((aten.mean.dim, (x, dims, keep)) for x in SAMPLES[:3] for dims in ([-1], [2, 3]) for keep in (False, True)),
-    *((aten.convolution.default, (x, meta(6, 3, 3, 2), meta(6), *CONVOLUTION, 1)) for x in SAMPLES[:2]),
-    (aten.convolution.default, (SAMPLES[0], meta(6, 1, 3, 2), None, *CONVOLUTION, 3)),
-    (aten.convolution.default, (SAMPLES[0], meta(6, 2, 3, 2), None, *CONVOLUTION, 1)),
-    (aten.addmm.default, (meta(4), meta(2, 3), meta(3, 4))),
-    (aten.addmm.default, (meta(4), meta(2, 3), meta(2, 4))),
-    (aten.mm.default, (meta(2, 3), meta(3, 4))),
-    (aten.native_layer_norm.default, (meta(2, 7, 5), [5], meta(5), meta(5), 1e-5)),
-    (aten.grid_sampler_2d.default, (meta(2, 3, 4, 5), meta(2, 6, 7, 2), 0, 0, False)),
-    *((aten.upsample_bilinear2d.default, (x, [6, 7], False)) for x in SAMPLES[:3]),
-    (aten.upsample_nearest2d.default, (SAMPLES[0], [6, 7])),
-    *((aten.clamp.default, (x, 0, 1)) for x in SAMPLES),
-    *((aten.index.Tensor, (x, [torch.empty(6, 2, device="meta", dtype=torch.int64)])) for x in SAMPLES),
-    (aten.index.Tensor, (SAMPLES[0], [None, torch.empty(6, device="meta", dtype=torch.int64)])),
+    *((func, (x,)) for func, x in itertools.product(UNARY, SAMPLES)),
+    *((f, pair) for f in (aten.add.Tensor, aten.mul.Tensor) for pair in itertools.product(SAMPLES, SAMPLES)),
     (aten.native_batch_norm.default, (meta(2, 3, 4), meta(3), meta(3), meta(3), meta(3), False, 0.1, 1e-5)),
     (aten.native_batch_norm.default, (meta(2, 3, 4), meta(4), meta(4), meta(4), meta(4), False, 0.1, 1e-5)),
 ]
@@ -54,22 +50,28 @@ def described(tensors: object) -> list[tuple[object, ...]]:
     return [(tuple(t.shape), t.dtype, t.stride(), t.device.type) for t in listed]
 
 
+def test_in_place_operators_are_among_them() -> None:
+    assert {aten.relu_.default, aten.hardtanh_.default, aten.hardswish_.default} <= set(UNARY)
+
+
 @pytest.mark.parametrize(("func", "args"), CALLS, ids=str)
-def test_a_short_cut_gives_what_the_operator_gives(func, args) -> None:
+def test_a_kernel_gives_what_the_operator_gives(func, args) -> None:
     try:
         expected = described(func(*args))
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         with pytest.raises((RuntimeError, TypeError, ValueError, NotImplementedError)):
-            run_kernel(func, args, {}, Draws(), meta=True)
+            run_kernel(func, args, {}, OwnGenerators(), meta=True)
         return
-    got = described(run_kernel(func, args, {}, Draws(), meta=True))
+    output = run_kernel(func, args, {}, OwnGenerators(), meta=True)
+    assert (output is args[0]) == (torch.Tag.inplace in func.tags)
+    got = described(output)
     count = 1 if "batch_norm" in func.name() else None  # statistics it saves for the backward pass are not used
     assert got[:count] == expected[:count]
 
 
-def test_short_cuts_take_indices_and_constants_of_other_devices() -> None:
+def test_indices_and_constants_of_other_devices_are_moved() -> None:
     x = meta(5, 3)
-    assert described(run_kernel(aten.index.Tensor, (x, [torch.tensor([1, 1])]), {}, Draws(), meta=True)) == described(
-        meta(2, 3)
-    )
-    assert described(run_kernel(aten.mul.Tensor, (x, torch.ones(3)), {}, Draws(), meta=True)) == described(x)
+    assert described(
+        run_kernel(aten.index.Tensor, (x, [torch.tensor([1, 1])]), {}, OwnGenerators(), meta=True)
+    ) == described(meta(2, 3))
+    assert described(run_kernel(aten.mul.Tensor, (x, torch.ones(3)), {}, OwnGenerators(), meta=True)) == described(x)

@@ -13,7 +13,7 @@ import pytest
 import typer.main
 
 import bnprune
-from bnprune.channels.trace_modes import Coupling
+from bnprune.channels.trace_network import Coupling
 from bnprune.cli import app
 from bnprune.config.prune_options import TARGETS, Option, prune_options
 from bnprune.config.schema import ExportConfig, PruneConfig, SparsityConfig

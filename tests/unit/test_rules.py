@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,8 @@ from torch.nn import functional as F
 
 import bnprune
 from bnprune.channels.graph import ChannelGraph
-from bnprune.channels.ops import look_up, rule, unknown
-from bnprune.channels.trace_modes import trace
+from bnprune.channels.ops import spec_of, unknown
+from bnprune.channels.trace_network import trace
 from tests.nets import Net, conv_bn, head
 
 X = torch.zeros(1, 3, 8, 8)
@@ -208,11 +210,11 @@ def test_a_user_can_teach_an_operator() -> None:
         return torch.empty_like(x)
 
     model = Net(lambda n, x: n.c(double(n.a(x))), a=conv_bn(3, 4), c=nn.Conv2d(4, 2, 1))
-    assert look_up(torch.ops.bnprune_test.double.default) is unknown
+    assert spec_of(torch.ops.bnprune_test.double.default).labels is unknown
     with pytest.raises(bnprune.PruningError, match="bnprune_test::double"):
         bnprune.prune(model, X, ratio=0.5)
 
-    @rule("bnprune_test::double")
+    @bnprune.rule("bnprune_test::double")
     def passes(call, x):
         return call.labels(x)
 
@@ -237,14 +239,25 @@ def test_writing_into_a_part_of_a_tensor_keeps_its_channels() -> None:
     assert all(frozen(graph, "a.1.weight"))
 
 
-def test_every_registered_name_is_an_operator() -> None:
-    """A misspelt name in the table would never be looked up."""
-    from bnprune.channels.ops.registry import _RULES
+def test_the_worked_example_of_the_documentation_prunes() -> None:
+    """The rule is taken from the docstring of `op_context`."""
+    from bnprune.channels import op_context
 
-    for name in _RULES:
-        space, _, rest = name.partition("::")
-        if space in ("aten",):
-            packet, _, overload = rest.partition(".")
-            found = getattr(torch.ops.aten, packet, None)
-            assert found is not None, name
-            assert not overload or overload in found.overloads(), name
+    @torch.library.custom_op("mylib::fold_pairs", mutates_args=())
+    def fold_pairs(x: torch.Tensor) -> torch.Tensor:
+        return x[:, ::2] + x[:, 1::2]
+
+    @fold_pairs.register_fake
+    def _(x: torch.Tensor) -> torch.Tensor:
+        return x.new_empty(x.shape[0], x.shape[1] // 2, *x.shape[2:])
+
+    source = op_context.__doc__.partition("    @bnprune.rule")[2].partition("\n\n")[0]
+    exec(inspect.cleandoc("    @bnprune.rule" + source), {"bnprune": bnprune})
+    graph = net(lambda n, x: n.c(fold_pairs(n.b(n.a(x)))), a=conv_bn(3, 4), b=conv_bn(4, 4), c=nn.Conv2d(2, 1, 1))
+    pairs = units(graph, "b.0.weight").reshape(2, 2)
+    assert (pairs[:, 0] == pairs[:, 1]).all()
+    assert (units(graph, "c.weight", 1) == pairs[:, 0]).all()
+    assert not any(frozen(graph, "b.0.weight"))
+    model = Net(lambda n, x: n.c(fold_pairs(n.b(n.a(x)))), a=conv_bn(3, 4), b=conv_bn(4, 4), c=nn.Conv2d(2, 1, 1))
+    slim = bnprune.prune(model, X, ratio=0.5).model
+    assert slim.b[0].out_channels == 2 * slim.c.in_channels

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import bnprune
-from bnprune.channels.modules import suppresses_boxes
+from bnprune.channels.modules import uses_nms
 from bnprune.channels.surrogate_ops import SurrogateOps
-from bnprune.channels.trace_modes import trace
+from bnprune.channels.trace_network import trace
 from tests.nets import Net, conv_bn, head, noise, randomized
 
 aten = torch.ops.aten
@@ -137,8 +137,8 @@ def branching(ask) -> nn.Module:
 
 def test_a_detour_takes_up_what_is_known() -> None:
     graph = trace(branching(lambda x: x.sum() > 0).eval(), X)
-    assert {*graph.traces} - {"train"} == {"eval", "detour up"}, "a truth value has one opposite"
-    straight, turned = graph.traces["eval"].records, graph.traces["detour up"].records
+    assert {*graph.traces} - {"train"} == {"eval", "forced branch, +inf"}, "a truth value has one opposite"
+    straight, turned = graph.traces["eval"].records, graph.traces["forced branch, +inf"].records
     parting = next(i for i, record in enumerate(straight) if record.op == "aten::_local_scalar_dense")
     assert all(left is right for left, right in zip(straight[: parting + 1], turned, strict=False))
     assert {record.site for record in turned[parting + 1 :]} > {"b.0", "b.1"} or "c.0" in {r.site for r in turned}
@@ -148,7 +148,7 @@ def test_a_detour_takes_up_what_is_known() -> None:
 
 
 def test_both_answers_to_a_number_are_tried_unless_neither_can_be_digested() -> None:
-    assert set(trace(branching(lambda x: x.sum().item() > 0).eval(), X).traces) >= {"eval", "detour up"}
+    assert set(trace(branching(lambda x: x.sum().item() > 0).eval(), X).traces) >= {"eval", "forced branch, +inf"}
     graph = trace(branching(lambda x: int(x.sum().item()) >= 0).eval(), X)
     assert {*graph.traces} - {"train"} == {"eval"}
     assert any("never came to: c" in note or "never came to: b" in note for note in graph.notes)
@@ -168,13 +168,13 @@ class Detector(nn.Module):
 
 
 def test_nothing_is_tried_without_values_where_boxes_are_suppressed(monkeypatch) -> None:
-    import bnprune.channels.trace_modes as module
+    import bnprune.channels.trace_network as module
 
     tried = []
     follow = module._trace
     monkeypatch.setattr(module, "_trace", lambda *args: tried.append(args[3]) or follow(*args))
     net = randomized(Detector())
-    assert suppresses_boxes(net)
-    assert not suppresses_boxes(chosen_rows())
+    assert uses_nms(net)
+    assert not uses_nms(chosen_rows())
     assert bnprune.prune(net, X, ratio=0.5).report.ratio_realised == 0.5
-    assert tried == ["sketched"]
+    assert tried == ["surrogate"]

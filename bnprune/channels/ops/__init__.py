@@ -1,29 +1,24 @@
-"""How each operator carries channels: one small function per operator, looked up by its ATen name.
+"""How operators carry channels: one `OpSpec` per ATen operator (`spec`), in files by family.
 
-A rule receives a `Call` and the operator's own arguments and returns the labels of its output, or a list of them for
-an operator with several outputs. An operator without a rule freezes everything that enters it: never guess.
-
-To teach bnprune an operator (a custom one, say), register a rule for its qualified name::
-
-    @bnprune.rule("mylib::scale")
-    def scale(call, x, factor):
-        return call.labels(x)          # the output's channels are the input's
+An operator without an entry freezes everything that enters it: bnprune never guesses.
 """
 
 from __future__ import annotations
 
 from bnprune.channels.ops import (
     attention,
-    contraction,
+    convolution,
     creation,
     elementwise,
+    matmul,
     movement,
     normalization,
     reduction,
     spatial,
 )
-from bnprune.channels.ops.registry import Rule, look_up, rule, unknown
+from bnprune.channels.ops.spec import OpSpec, rule, spec_of, unknown
 
-__all__ = ["Rule", "look_up", "rule", "unknown"]
+__all__ = ["FAMILIES", "OpSpec", "rule", "spec_of", "unknown"]
 
-_MODULES = (attention, creation, contraction, elementwise, movement, normalization, reduction, spatial)
+FAMILIES = (attention, convolution, creation, elementwise, matmul, movement, normalization, reduction, spatial)
+"""The modules that fill the table when they are imported."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from bnprune.channels.labels import Labels, varying
 from bnprune.channels.op_context import OpContext
-from bnprune.channels.ops.registry import rule
+from bnprune.channels.ops.spec import rule
+from bnprune.channels.torch_internals import pytree
 
 
 @rule(
@@ -37,12 +37,9 @@ def attention(
     last = v.dim() - 1
     passed = []
     for label in ctx.labels(v):
-        settled = label
-        if varying(label) != (last,):
-            kept = ctx.merge(label, [dim for dim in varying(label) if dim != last], "is spread over heads")
-            if kept is None:
-                continue
-            settled = kept
-        passed.append(settled)
+        over_heads = [dim for dim in varying(label) if dim != last]
+        per_head = ctx.merge(label, over_heads, "is spread over heads") if over_heads else label
+        if per_head is not None:
+            passed.append(per_head)
     outputs = len(pytree.tree_leaves(ctx.output))
     return [tuple(passed)] + [()] * (outputs - 1)

@@ -1,7 +1,8 @@
-"""Operators that make tensors out of nothing, or whose output has nothing to do with their input's channels."""
+"""Operators that create tensors: constants, random numbers, positions."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,53 +10,57 @@ import torch
 from bnprune.channels.labels import NONE, Labels
 from bnprune.channels.op_context import OpContext
 from bnprune.channels.op_context import constant as frozen_positions
-from bnprune.channels.ops.registry import rule
+from bnprune.channels.ops.spec import numeric_arguments, rule
 
 
-@rule(
-    "empty",
-    "empty_permuted",
-    "empty_strided",
-    "zeros",
-    "ones",
-    "full",
-    "rand",
-    "randn",
-    "randint",
-    "scalar_tensor",
-)
+def fill(output: torch.Tensor, number: float, _: Sequence[Any]) -> torch.Tensor:
+    """Fill the output of a random operator with one number."""
+    return output.fill_(number)
+
+
+def fill_between(output: torch.Tensor, number: float, args: Sequence[Any]) -> torch.Tensor:
+    """Fill with a number between the bounds of a uniform distribution, from one in [0, 1)."""
+    low, high = bounds if len(bounds := _floats(args)) == 2 else (0.0, 1.0)
+    return output.fill_(low + (high - low) * number)
+
+
+def fill_with_mean(output: torch.Tensor, _: float, args: Sequence[Any]) -> torch.Tensor:
+    """Fill with the mean of a Bernoulli distribution: together with dropout's factor 1 / (1 - p), the identity."""
+    probability = _floats(args)
+    return output.fill_(probability[0]) if probability else output.copy_(args[0])
+
+
+def _floats(args: Sequence[Any]) -> list[float]:
+    return [arg for arg in args[1:] if isinstance(arg, float)]
+
+
+@rule("empty", kind="allocation")
+@rule("full", "scalar_tensor", numbers=numeric_arguments)
+@rule("rand", "randn", constant_draw=fill)
+@rule("empty_permuted", "empty_strided", "zeros", "ones", "randint")
 def uniform(ctx: OpContext, *_: Any, **__: Any) -> Labels:
     """Every element is the same, or drawn from the same distribution: it belongs to no channel."""
     return NONE
 
 
-@rule(
-    "empty_like",
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "rand_like",
-    "randn_like",
-    "randint_like",
-    "new_empty",
-    "new_empty_strided",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "fill",
-    "zero",
-    "uniform",
-    "normal",
-    "bernoulli",
-    "exponential",
-)
+@rule("rand_like", "randn_like", "normal", "exponential", constant_draw=fill)
+@rule("uniform", constant_draw=fill_between)
+@rule("bernoulli", constant_draw=fill_with_mean)
+@rule("full_like", "fill_.Scalar", numbers=numeric_arguments)
+@rule("empty_like", "zeros_like", "ones_like", "randint_like", "new_empty", "new_empty_strided", "new_zeros",
+      "new_ones", "new_full", "fill", "zero")  # fmt: skip
 def like(ctx: OpContext, x: torch.Tensor, *_: Any, **__: Any) -> Labels:
     """The same, made in the shape of another tensor: it shrinks with that tensor."""
     same = isinstance(ctx.output, torch.Tensor) and ctx.output.shape == x.shape
     return ctx.labels(x) if same else NONE
 
 
-@rule("arange", "linspace", "logspace", "eye", "lift_fresh", "tril_indices", "triu_indices", "randperm", "hann_window")
+def _value_of_scalar(tensor: torch.Tensor) -> Iterable[float]:
+    return numeric_arguments(tensor.item()) if tensor.numel() == 1 else ()
+
+
+@rule("lift_fresh", keeps_zero="first", numbers=_value_of_scalar)
+@rule("arange", "linspace", "logspace", "eye", "tril_indices", "triu_indices", "randperm", "hann_window")
 def positions(ctx: OpContext, *_: Any, **__: Any) -> Labels:
     """Each position has a value of its own, so a channel that meets it cannot go."""
     output = ctx.output

@@ -1,53 +1,71 @@
-"""Elementwise operators: channels that meet go together."""
+"""Elementwise operators: channels that are combined element by element must be removed together."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from bnprune.channels.labels import NONE, Label, Labels, varying
 from bnprune.channels.op_context import OpContext
-from bnprune.channels.ops.registry import rule
+from bnprune.channels.ops.spec import POINTWISE, rule
 from bnprune.channels.pytrees import operands
 
 
-@rule(
-    "elementwise::any",
-    "hardswish",
-    "hardsigmoid",
-    "relu6",
-    "log_sigmoid_forward",
-    "floor_divide",
-    "_to_copy",
-    "detach",
-    "alias",
-    "lift",
-    "dropout",
-    "alpha_dropout",
-    "feature_dropout",
-    "native_dropout",
-    "contiguous",
-    "rrelu_with_noise",
-    "clamp",
-)
+def like_first(x: torch.Tensor, *rest: Any) -> torch.Tensor | None:
+    """Allocate the output of an operator on one tensor of real numbers.
+
+    Some meta kernels of PyTorch are decompositions written in Python: hardswish takes 1 ms, this 2 µs. Without it,
+    MobileNetV3 takes more than twice as long to prune.
+    """
+    if not x.is_floating_point() or any(isinstance(value, torch.Tensor) for value in rest):
+        return None
+    return torch.empty(x.shape, dtype=x.dtype, device="meta") if x.is_contiguous() else torch.empty_like(x)
+
+
+def _like_larger(x: Any, y: Any) -> torch.Tensor | None:
+    """Allocate the output for two contiguous tensors of one type, if one of them has the shape of the output."""
+    if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor) or x.dtype != y.dtype or not x.dim():
+        return None
+    larger = x if x.numel() >= y.numel() else y
+    fits = x.is_contiguous() and y.is_contiguous() and x.is_floating_point() and x.is_meta == y.is_meta
+    return like_first(larger) if fits and torch.broadcast_shapes(x.shape, y.shape) == larger.shape else None
+
+
+def _hardtanh_keeps_zero(zeros: Sequence[bool], args: Sequence[Any]) -> bool:
+    low, high = args[1:3] if len(args) > 2 else (-1.0, 1.0)
+    return bool(low <= 0 <= high) and any(zeros[:1])
+
+
+@rule("relu", "gelu", "hardswish", keeps_zero="first", meta=like_first)
+@rule("hardtanh", keeps_zero=_hardtanh_keeps_zero, meta=like_first)
+@rule("hardsigmoid", meta=like_first)
+@rule("silu", "tanh", "leaky_relu", "elu", "mish", "rrelu_with_noise", "neg", "abs", "sin", "sqrt", "sign", "expm1",
+      "log1p", "erf", "div", "dropout", "native_dropout", "_to_copy", "detach", "alias",
+      keeps_zero="first")  # fmt: skip
+@rule("clone", "contiguous", keeps_zero="first", kind="copy")
+@rule("mul", keeps_zero="any", meta=_like_larger)
+@rule("add", keeps_zero="all", meta=_like_larger)
+@rule("sub", "maximum", "minimum", "lerp", keeps_zero="all")
+@rule(POINTWISE, "relu6", "log_sigmoid_forward", "floor_divide", "lift", "clamp", "alpha_dropout", "feature_dropout")
 def elementwise(ctx: OpContext, *args: Any, **kwargs: Any) -> Labels | list[Labels]:
     """Unite the channels of all tensor operands where they meet."""
     first = operands((ctx.output,), {})
     rank = first[0].dim()
-    met = [labels for labels in map(ctx.labels, operands(args, kwargs)) if labels]
-    plain = len(met) == 1 and all(label.dim() == rank for label in met[0])
-    joined = met[0] if plain else ctx.join(met, rank)
+    labelled = [labels for labels in map(ctx.labels, operands(args, kwargs)) if labels]
+    is_single = len(labelled) == 1 and all(label.dim() == rank for label in labelled[0])
+    joined = labelled[0] if is_single else ctx.join(labelled, rank)
     return [joined] * len(first)
 
 
 @rule("copy_", "copy")
 def copy(ctx: OpContext, target: torch.Tensor, source: torch.Tensor, *_: Any, **__: Any) -> Labels:
-    """Overwrite: what the target held before is gone."""
+    """Overwrite the target: its earlier channels do not matter."""
     return ctx.join([ctx.labels(source)], target.dim())
 
 
-@rule("_prelu_kernel", "prelu")
+@rule("_prelu_kernel", "prelu", keeps_zero="first")
 def prelu(ctx: OpContext, x: torch.Tensor, weight: torch.Tensor) -> Labels:
     """Elementwise with a slope per channel; `weight` has shape (C,) or broadcasts."""
     if weight.dim() == 1 and weight.numel() > 1:
@@ -57,7 +75,7 @@ def prelu(ctx: OpContext, x: torch.Tensor, weight: torch.Tensor) -> Labels:
     return ctx.join([ctx.labels(x), ctx.labels(weight)], x.dim())
 
 
-@rule("glu")
+@rule("glu", keeps_zero="any")
 def glu(ctx: OpContext, x: torch.Tensor, dim: int = -1) -> Labels:
     """Gate one half of the channels with the other: both halves lose the same positions."""
     dim %= x.dim()

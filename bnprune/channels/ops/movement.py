@@ -1,8 +1,11 @@
-"""Data movement: whatever moves the elements moves their channels.
+"""Data movement: apply to the labels the operator that is applied to the elements.
 
-Splitting a labelled dimension (chunk, split, view C -> (g, C/g)) is right in a smaller network only if every part
-loses the same positions, so positions are united across parts. ATen cannot tell `chunk(2)` from `split(32)`; the
-rehearsal of the slim network (`bnprune.pruning.dry_run`) decides, and freezes what relied on a literal size.
+Splitting a labelled dimension (chunk, split, view C -> (g, C/g)) is right in a slim network only if all parts lose the
+same positions, so these are united. ATen calls `chunk(2)` and `split(32)` the same; the dry run of the slim network
+(`bnprune.pruning.dry_run`) tells them apart, and freezes channels whose code relies on a literal size::
+
+    y = conv(x)                 channels [1 2 3 4]
+    a, b = y.chunk(2, 1)        a = [1 2], b = [3 4]: unite 1-3 and 2-4
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import torch
 
 from bnprune.channels.labels import NONE, Label, Labels, full, varying, with_rank
 from bnprune.channels.op_context import OpContext
-from bnprune.channels.ops.registry import rule
+from bnprune.channels.ops.spec import rule
 
 aten = torch.ops.aten
 
@@ -31,14 +34,14 @@ _MOVES: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
-@rule(*_MOVES)
+@rule(*_MOVES, keeps_zero="first")
 def move(ctx: OpContext, x: torch.Tensor, *args: Any) -> Labels:
     """Reorder dimensions, or add and drop those of size 1."""
     function = _MOVES[ctx.op.split("::")[1].split(".")[0]]
     return tuple(ctx.moved(function(label.expand(x.shape), *args)) for label in ctx.labels(x))
 
 
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias")
+@rule("view", "_unsafe_view", "reshape", "_reshape_alias", keeps_zero="first", kind="view")
 def view(ctx: OpContext, x: torch.Tensor, shape: Sequence[int], *_: Any) -> Labels:
     """Reshape."""
     output = ctx.output
@@ -46,13 +49,13 @@ def view(ctx: OpContext, x: torch.Tensor, shape: Sequence[int], *_: Any) -> Labe
     return tuple(ctx.moved(label.expand(x.shape).reshape(output.shape)) for label in ctx.labels(x))
 
 
-@rule("expand", "broadcast_to")
+@rule("expand", "broadcast_to", keeps_zero="first")
 def expand(ctx: OpContext, x: torch.Tensor, shape: Sequence[int], **_: Any) -> Labels:
     """Broadcast: new dimensions carry no channel."""
     return tuple(with_rank(label, len(shape)) for label in ctx.labels(x))
 
 
-@rule("repeat")
+@rule("repeat", keeps_zero="first")
 def repeat(ctx: OpContext, x: torch.Tensor, repeats: Sequence[int]) -> Labels:
     """Tile."""
     moved = []
@@ -62,13 +65,13 @@ def repeat(ctx: OpContext, x: torch.Tensor, repeats: Sequence[int]) -> Labels:
     return tuple(moved)
 
 
-@rule("flip")
+@rule("flip", keeps_zero="first")
 def flip(ctx: OpContext, x: torch.Tensor, dims: Sequence[int]) -> Labels:
     """Reverse dimensions."""
     return tuple(label.flip(list(dims)) for label in ctx.labels(x))
 
 
-@rule("roll")
+@rule("roll", keeps_zero="first")
 def roll(ctx: OpContext, x: torch.Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Labels:
     """Rotate dimensions; a rotation of channels by a fixed number of places keeps them all."""
     dims = [dim % x.dim() for dim in dims] or list(range(x.dim()))
@@ -79,7 +82,7 @@ def roll(ctx: OpContext, x: torch.Tensor, shifts: Sequence[int], dims: Sequence[
     )
 
 
-@rule("cat")
+@rule("cat", keeps_zero="all")
 def cat(ctx: OpContext, tensors: Sequence[torch.Tensor], dim: int = 0) -> Labels:
     """Concatenate: channels side by side along `dim`; along other dimensions the parts must match."""
     parts = [t for t in tensors if not (t.dim() == 1 and t.numel() == 0)]
@@ -88,7 +91,7 @@ def cat(ctx: OpContext, tensors: Sequence[torch.Tensor], dim: int = 0) -> Labels
     return _cat(ctx, [(ctx.labels(t), t.shape[dim]) for t in parts], dim % parts[0].dim(), parts[0].dim())
 
 
-@rule("stack")
+@rule("stack", keeps_zero="all")
 def stack(ctx: OpContext, tensors: Sequence[torch.Tensor], dim: int = 0) -> Labels:
     """Concatenate along a new dimension."""
     rank = tensors[0].dim() + 1
@@ -111,7 +114,8 @@ def _cat(ctx: OpContext, parts: Sequence[tuple[Labels, int]], dim: int, rank: in
     return (*joined, *beside)
 
 
-@rule("split", "split_with_sizes", "unsafe_split", "unsafe_chunk", "chunk", "unsafe_split_with_sizes")
+@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", keeps_zero="first", kind="split")
+@rule("chunk", "unsafe_chunk", keeps_zero="first")
 def split(ctx: OpContext, x: torch.Tensor, size: int | Sequence[int], dim: int = 0) -> list[Labels]:
     """Cut into parts."""
     output = ctx.output
@@ -125,7 +129,8 @@ def split(ctx: OpContext, x: torch.Tensor, size: int | Sequence[int], dim: int =
     return [_slice(ctx, x, dim, start, stop, 1) for start, stop in itertools.pairwise(starts)]
 
 
-@rule("slice", "narrow")
+@rule("slice", keeps_zero="first", kind="slice")
+@rule("narrow", keeps_zero="first")
 def slice_(
     ctx: OpContext, x: torch.Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Labels:
@@ -162,7 +167,7 @@ def _part(ctx: OpContext, x: torch.Tensor, dim: int, start: int, stop: int) -> L
 
 
 def _periodic(ctx: OpContext, label: Label, dim: int, start: int, stop: int, step: int) -> bool:
-    """Unite positions so that the slice selects the right ones also after channels have gone; False if frozen."""
+    """Unite positions so that the slice selects the right ones in the slim network; return False if frozen instead."""
     size = label.shape[dim]
     if step == 1:
         period = math.gcd(size, math.gcd(start, stop))
@@ -174,7 +179,7 @@ def _periodic(ctx: OpContext, label: Label, dim: int, start: int, stop: int, ste
     return ctx.merge(label, [dim], "is sliced at fixed places") is not None
 
 
-@rule("select")
+@rule("select", keeps_zero="first")
 def select(ctx: OpContext, x: torch.Tensor, dim: int, index: int) -> Labels:
     """Take one position."""
     dim %= x.dim()
@@ -186,7 +191,7 @@ def _pick(ctx: OpContext, label: Label, dim: int) -> Label | None:
     return label if label.shape[dim] == 1 else ctx.merge(label, [dim], "is picked by its index")
 
 
-@rule("unbind")
+@rule("unbind", keeps_zero="first")
 def unbind(ctx: OpContext, x: torch.Tensor, dim: int = 0) -> list[Labels]:
     """Cut into single positions: all of them must stay, each keeps what changes along other dimensions."""
     dim %= x.dim()
@@ -196,7 +201,7 @@ def unbind(ctx: OpContext, x: torch.Tensor, dim: int = 0) -> list[Labels]:
     return [tuple(ctx.moved(f.select(dim, i if f.shape[dim] > 1 else 0)) for f in whole) for i in range(x.shape[dim])]
 
 
-@rule("index")
+@rule("index", keeps_zero="first")
 def index(ctx: OpContext, x: torch.Tensor, indices: Sequence[torch.Tensor | None]) -> Labels:
     """Pick positions by a tensor: the indexed dimensions must stay whole."""
     for picker in indices:
@@ -237,15 +242,15 @@ def index_put(
     rest = x.dim() - picked
     written = [(with_rank(label, rest), label.dim() - rest) for label in ctx.labels(values)]
     into = [(label, picked) for label in ctx.labels(x)]
-    settled = []
+    rests = []
     for label, leading in (*written, *into):
         kept = label if leading <= 0 else ctx.merge(label, range(leading), "is written to by an index")
         if kept is not None:
-            settled.append(kept.reshape([1] * picked + list(kept.shape[max(leading, 0) :])))
-    return ctx.join([(label,) for label in settled], x.dim())
+            rests.append(kept.reshape([1] * picked + list(kept.shape[max(leading, 0) :])))
+    return ctx.join([(label,) for label in rests], x.dim())
 
 
-@rule("index_select")
+@rule("index_select", keeps_zero="first")
 def index_select(ctx: OpContext, x: torch.Tensor, dim: int, places: torch.Tensor) -> Labels:
     """Pick positions along one dimension."""
     dim %= x.dim()
@@ -264,7 +269,7 @@ def embedding(ctx: OpContext, weight: torch.Tensor, places: torch.Tensor, *_: An
     return NONE if ids is None else (ids.view([1] * places.dim() + [-1]),)
 
 
-@rule("unfold")
+@rule("unfold", keeps_zero="first")
 def unfold(ctx: OpContext, x: torch.Tensor, dim: int, size: int, step: int) -> Labels:
     """Slide a window along one dimension: windows become a new last dimension."""
     dim %= x.dim()
@@ -272,9 +277,9 @@ def unfold(ctx: OpContext, x: torch.Tensor, dim: int, size: int, step: int) -> L
     return tuple(rest.unsqueeze(-1) for rest in rests if rest is not None)
 
 
-@rule("pixel_shuffle", "pixel_unshuffle")
+@rule("pixel_shuffle", "pixel_unshuffle", keeps_zero="first")
 def pixels(ctx: OpContext, x: torch.Tensor, factor: int) -> Labels:
-    """Move channels into space, or space into channels: what makes one channel goes as a whole."""
+    """Move channels into space, or space into channels: factor x factor channels make one, and go together."""
     if "un" in ctx.op.split("::")[1]:
         return tuple(ctx.moved(torch.pixel_unshuffle(label.expand(x.shape), factor)) for label in ctx.labels(x))
     space = (x.dim() - 2, x.dim() - 1)

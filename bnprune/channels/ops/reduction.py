@@ -1,4 +1,4 @@
-"""Reductions: what is reduced together goes together, so a reduction over all channels freezes them."""
+"""Reductions: channels that are reduced to one value are frozen; a reduction over space passes channels through."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from bnprune.channels.labels import NONE, Labels, varying
 from bnprune.channels.op_context import OpContext
-from bnprune.channels.ops.registry import rule
+from bnprune.channels.ops.spec import rule
 from bnprune.channels.pytrees import operands
 
 
@@ -26,18 +26,8 @@ def _reduce(ctx: OpContext, x: torch.Tensor, dims: Sequence[int], keepdim: bool)
     return [tuple(kept)] * len(operands((ctx.output,), {}))
 
 
-@rule(
-    "mean.dim",
-    "sum.dim_IntList",
-    "nansum",
-    "amax",
-    "amin",
-    "logsumexp",
-    "prod.dim_int",
-    "any.dims",
-    "all.dims",
-    "aminmax",
-)
+@rule("mean.dim", "sum.dim_IntList", "amax", "amin", keeps_zero="first")
+@rule("nansum", "logsumexp", "prod.dim_int", "any.dims", "all.dims", "aminmax")
 def reduction(
     ctx: OpContext, x: torch.Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False, **_: Any
 ) -> list[Labels]:
@@ -62,7 +52,8 @@ def moments(
     return _reduce(ctx, x, list(dim or range(x.dim())), keepdim)
 
 
-@rule("linalg_vector_norm", "norm.ScalarOpt_dim", "norm.ScalarOpt_dim_dtype")
+@rule("linalg_vector_norm", keeps_zero="first")
+@rule("norm.ScalarOpt_dim", "norm.ScalarOpt_dim_dtype")
 def norm(
     ctx: OpContext, x: torch.Tensor, ord: Any = 2, dim: Sequence[int] | None = None, keepdim: bool = False, **_: Any
 ) -> list[Labels]:
@@ -70,8 +61,9 @@ def norm(
     return _reduce(ctx, x, list(dim or range(x.dim())), keepdim)
 
 
-@rule("mean", "sum", "max", "min", "prod", "any", "all", "var", "std", "median", "norm.Scalar", "_local_scalar_dense",
-      "equal", "is_nonzero")  # fmt: skip
+@rule("mean", "sum", keeps_zero="first")
+@rule("max", "min", "prod", "any", "all", "var", "std", "median", "norm.Scalar", "_local_scalar_dense", "equal",
+      "is_nonzero")  # fmt: skip
 def reduction_of_all(ctx: OpContext, x: torch.Tensor, *others: Any, **_: Any) -> list[Labels]:
     """Reduce everything to a scalar; a scalar read by the model's Python code counts too."""
     for leaf in (x, *others):
@@ -80,8 +72,9 @@ def reduction_of_all(ctx: OpContext, x: torch.Tensor, *others: Any, **_: Any) ->
     return [NONE] * len(operands((ctx.output,), {}))
 
 
-@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "cumsum", "cumprod", "logcumsumexp",
-      "cummax", "cummin")  # fmt: skip
+@rule("cumsum", keeps_zero="first")
+@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "cumprod", "logcumsumexp", "cummax",
+      "cummin")  # fmt: skip
 def mix(ctx: OpContext, x: torch.Tensor, dim: int, *_: Any, **__: Any) -> list[Labels]:
     """Mix elements along one dimension and keep the shape (softmax, cumulative sums)."""
     dim %= x.dim() or 1

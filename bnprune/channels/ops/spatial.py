@@ -1,4 +1,4 @@
-"""Operators on space (pooling, interpolation, padding): channels pass through, space must not be a channel."""
+"""Operators on space (pooling, interpolation, padding): channels pass through; channels along space are merged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from bnprune.channels.labels import Label, Labels
 from bnprune.channels.op_context import OpContext
-from bnprune.channels.ops.registry import rule
+from bnprune.channels.ops.spec import rule
 from bnprune.channels.pytrees import operands
 
 _BY_SPACE = {
@@ -36,7 +36,7 @@ def _touches(label: Label, dims: Sequence[int]) -> bool:
     return any(label.shape[dim] > 1 for dim in dims)
 
 
-@rule(*SPACE)
+@rule(*SPACE, keeps_zero="first")
 def space(ctx: OpContext, x: torch.Tensor, *_: Any, **__: Any) -> list[Labels]:
     """Mix neighbours in the last one, two or three dimensions."""
     name = ctx.op.split("::")[1].split(".")[0]
@@ -44,7 +44,11 @@ def space(ctx: OpContext, x: torch.Tensor, *_: Any, **__: Any) -> list[Labels]:
     return [passed] * len(operands((ctx.output,), {}))
 
 
-@rule("constant_pad_nd")
+def _padding_keeps_zero(zeros: Sequence[bool], args: Sequence[Any]) -> bool:
+    return any(zeros[:1]) and (len(args) < 3 or args[2] == 0)
+
+
+@rule("constant_pad_nd", keeps_zero=_padding_keeps_zero)
 def constant_pad(ctx: OpContext, x: torch.Tensor, pad: Sequence[int], value: float = 0) -> Labels:
     """Pad; elements added along a channel dimension belong to no channel."""
     widths = list(pad) + [0] * (2 * x.dim() - len(pad))
@@ -59,14 +63,14 @@ def constant_pad(ctx: OpContext, x: torch.Tensor, pad: Sequence[int], value: flo
     return tuple(padded)
 
 
-@rule("im2col")
+@rule("im2col", keeps_zero="first")
 def im2col(ctx: OpContext, x: torch.Tensor, kernel: Sequence[int], *_: Any, **__: Any) -> Labels:
     """Unfold (N, C, H, W) into (N, C*k*k, L): every channel becomes k*k consecutive rows."""
     ids = ctx.axis(x, 1)
     return () if ids is None else (ids.repeat_interleave(kernel[0] * kernel[1]).view(1, -1, 1),)
 
 
-@rule("col2im")
+@rule("col2im", keeps_zero="first")
 def col2im(ctx: OpContext, x: torch.Tensor, size: Sequence[int], kernel: Sequence[int], *_: Any, **__: Any) -> Labels:
     """Fold (N, C*k*k, L) into (N, C, H, W): k*k consecutive rows make one channel."""
     ids = ctx.axis(x, 1)
@@ -76,7 +80,7 @@ def col2im(ctx: OpContext, x: torch.Tensor, size: Sequence[int], kernel: Sequenc
     return () if rest is None else (rest.view(1, -1, 1, 1),)
 
 
-@rule("grid_sampler_2d", "grid_sampler_3d", "torchvision::roi_align", "torchvision::roi_pool")
+@rule("grid_sampler_2d", "grid_sampler_3d", "torchvision::roi_align", "torchvision::roi_pool", keeps_zero="first")
 def sampler(ctx: OpContext, x: torch.Tensor, grid: torch.Tensor, *_: Any, **__: Any) -> Labels:
     """Sample space at computed places: channels pass through dimension 1."""
     ctx.freeze(ctx.labels(grid), "says where to sample")

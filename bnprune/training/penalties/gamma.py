@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from bnprune.channels.torch_internals import BatchNorm
 from bnprune.errors import ConfigError, PruningError
 
 
@@ -22,7 +23,7 @@ def scale_factors(model: nn.Module) -> list[nn.Parameter]:
     """Return the trainable scale factors of every BatchNorm, each once."""
     found: dict[int, nn.Parameter] = {}
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None:
+        if isinstance(module, BatchNorm) and module.weight is not None:
             weight = module.weight
             if isinstance(weight, nn.Parameter) and weight.requires_grad:
                 found[id(weight)] = weight

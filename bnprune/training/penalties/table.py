@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from bnprune.channels.graph import ChannelGraph
-from bnprune.channels.trace_modes import Coupling, trace
+from bnprune.channels.trace_network import Coupling, trace
 from bnprune.channels.union_find import NO_CHANNEL, Ids
 from bnprune.config import tables
 from bnprune.config.schema import OptimisationConfig, PruneConfig, SparsityConfig

@@ -1,7 +1,13 @@
-"""Run a network once and follow its channels.
+"""trace(network) -> ChannelGraph: chooses the forward passes to trace, and joins what they show.
 
-The forward pass runs on the meta device: no memory, no arithmetic. Networks whose control flow depends on values run on
-real tensors, with values that are cheap to have (`sketch`) unless they are asked for in full.
+A pass runs on the meta device: no memory, no arithmetic. If the control flow of the network depends on values, it runs
+on real tensors, with cheap values of surrogates (`surrogate_ops`) if they suffice. There are up to four passes::
+
+    eval                     always
+    train                    if some layers or branches run in train mode only (auxiliary heads)
+    forced branch, +-inf     if the code branches on values: the branches not taken
+
+`tracer` traces one pass, operator by operator.
 """
 
 from __future__ import annotations
@@ -14,10 +20,11 @@ from torch import nn
 from bnprune.channels.control_flow import FORCED_BRANCHES, ForcedBranch
 from bnprune.channels.gate_sites import Gates
 from bnprune.channels.graph import ChannelGraph, Trace
-from bnprune.channels.modules import mode_matters, suppresses_boxes, walk
-from bnprune.channels.operator_mode import contained
+from bnprune.channels.modules import modules_by_name, reads_training_flag, uses_nms
+from bnprune.channels.operator_mode import preserve_thread_state
 from bnprune.channels.pytrees import Inputs, as_inputs
 from bnprune.channels.surrogate_ops import EndlessLoopError
+from bnprune.channels.torch_internals import own_tensors
 from bnprune.channels.tracer import Tracer, Values
 from bnprune.config import prune_options
 from bnprune.errors import TraceError
@@ -32,7 +39,7 @@ Coupling = prune_options.Coupling
 """How layers that share channels are pruned: "shared": all lose the same; "gates": each its own, behind gates."""
 
 
-@contained
+@preserve_thread_state
 def trace(
     model: nn.Module,
     example_inputs: Any,
@@ -42,17 +49,17 @@ def trace(
     coupling: Coupling = "shared",
     gates: Gates | None = None,
 ) -> ChannelGraph:
-    """Follow the channels of a network through one forward pass.
+    """Trace the channels of a network through its forward passes.
 
     Args:
         model: Any module that runs a forward pass. It is left as it was.
         example_inputs: A tensor, a tuple of positional or a mapping of keyword arguments.
-        real: Run on real tensors at once, for networks whose control flow depends on data. Otherwise they are the
-            fallback where the meta device will not do.
-        exact: Compute real values in full, so that MACs that depend on data are those of these inputs. Otherwise
-            values do no more than steer the control flow, and are sketched (`bnprune.channels.surrogate_ops`).
-        coupling: "gates" sets BatchNorms free that share a stream of channels (`bnprune.channels.gate_sites`).
-        gates: BatchNorms that are set free in any case.
+        real: Run on real tensors at once, for networks whose control flow depends on data. By default, they are used
+            only if the pass on the meta device fails.
+        exact: Compute real values in full, so that MACs that depend on data are those of these inputs. By default,
+            layers compute surrogates (`bnprune.channels.surrogate_ops`), whose values only decide the control flow.
+        coupling: "gates" decouples BatchNorms that share a stream of channels (`bnprune.channels.gate_sites`).
+        gates: BatchNorms that are decoupled in any case.
 
     Raises:
         ForwardError: The forward pass fails on these inputs.
@@ -60,12 +67,12 @@ def trace(
     """
     inputs = as_inputs(example_inputs)
     _require_traceable(model)
-    for values in _ladder(model, real=real, exact=exact):
+    for values in _values_to_try(model, real=real, exact=exact):
         try:
             return _trace(model, inputs, coupling, values, gates or {})
         except TraceError:
             raise
-        except Exception:  # noqa: BLE001 - whatever cheap values cannot do, real ones may
+        except Exception:  # noqa: BLE001 - the exact values may do; if not, they raise the error that counts
             pass
     return _trace(model, inputs, coupling, "exact", gates or {})
 
@@ -84,17 +91,17 @@ def require_repeatable(before: ChannelGraph, again: ChannelGraph) -> None:
         )
 
 
-def _ladder(model: nn.Module, *, real: bool, exact: bool) -> Iterator[Values]:
-    """Yield what to try before the exact values."""
-    if not real and not suppresses_boxes(model):
+def _values_to_try(model: nn.Module, *, real: bool, exact: bool) -> Iterator[Values]:
+    """Yield the kinds of values to try before the exact ones."""
+    if not real and not uses_nms(model):
         yield "none"
     if not exact:
-        yield "sketched"
+        yield "surrogate"
 
 
 def _require_traceable(model: nn.Module) -> None:
-    for name, module in walk(model).items():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
+    for name, module in modules_by_name(model).items():
+        for tensor in own_tensors(module).values():
             if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
                 raise TraceError(
                     f"{name or 'the network'}: the module is lazy and not yet built. Run one forward pass first."
@@ -103,54 +110,54 @@ def _require_traceable(model: nn.Module) -> None:
 
 def _trace(model: nn.Module, inputs: Inputs, coupling: Coupling, values: Values, gates: Gates) -> ChannelGraph:
     if coupling == "gates":
-        scout = Tracer(model, values, gates)
-        gates = {**scout.gates(scout.run(inputs, training=False)), **gates}
-    follower = Tracer(model, values, gates)
-    traces = {"eval": follower.run(inputs, training=False)}
+        first = Tracer(model, values, gates)
+        gates = {**first.gates(first.run(inputs, training=False)), **gates}
+    tracer = Tracer(model, values, gates)
+    traces = {"eval": tracer.run(inputs, training=False)}
     notes: list[Note] = []
-    if follower.unused() or mode_matters(model):
+    if tracer.unused() or reads_training_flag(model):
         try:
-            traces["train"] = follower.run(inputs, training=True)
+            traces["train"] = tracer.run(inputs, training=True)
         except TraceError:
             raise
         except Exception as error:  # noqa: BLE001 - e.g. BatchNorm over a single value, or missing targets
             text = f"the forward pass in train mode was not traced: {type(error).__name__}: {error}"
             notes.append(Note("trace.train_mode", "note", text))
-    if values == "sketched" and follower.unused():
-        raise EndlessLoopError("on sketched values the code never came to some layers")
+    if values == "surrogate" and tracer.unused():
+        raise EndlessLoopError("on surrogate values the code did not reach some layers")
     if values != "none":
-        traces |= _forced_branches(follower, inputs, traces["eval"])
-        notes += _remarks(follower, traces["eval"], values)
-    return follower.graph(traces, notes)
+        traces |= _forced_branches(tracer, inputs, traces["eval"])
+        notes += _notes(tracer, traces["eval"], values)
+    return tracer.graph(traces, notes)
 
 
-def _forced_branches(follower: Tracer, inputs: Inputs, straight: Trace) -> dict[str, Trace]:
-    """Follow the branches other inputs would have taken, on sketched values if they will do.
+def _forced_branches(tracer: Tracer, inputs: Inputs, normal_pass: Trace) -> dict[str, Trace]:
+    """Trace the branches that other inputs would have taken, with surrogate values if they suffice.
 
-    What fails, say in an assertion about the data, is not a way the network goes.
+    A branch that fails, for example in an assertion about the data, is left out.
     """
-    found: dict[str, Trace] = {}
+    traces: dict[str, Trace] = {}
     for mode, number in FORCED_BRANCHES.items():
-        if not follower.unused() and not straight.decisions.asked:
+        if not tracer.unused() and not normal_pass.decisions.read_by_python:
             break
         for surrogate in (True, False):
             forced, infinite = ForcedBranch(number), False
             try:
-                found[mode] = follower.run(inputs, training=False, forced=forced, after=straight, surrogate=surrogate)
+                traces[mode] = tracer.run(inputs, training=False, forced=forced, after=normal_pass, surrogate=surrogate)
                 break
             except Exception as error:  # noqa: BLE001 - see above
                 infinite = isinstance(error.__cause__ or error, OverflowError)  # neither infinity makes an integer
-                if forced.is_stuck or not follower.unused():
+                if forced.is_stuck or not tracer.unused():
                     break
         if infinite or not forced.gave_number:
             break
-    return found
+    return traces
 
 
-def _remarks(follower: Tracer, straight: Trace, values: Values) -> Iterator[Note]:
-    unused = sorted({name.rpartition(".")[0] for name in follower.unused()})
+def _notes(tracer: Tracer, normal_pass: Trace, values: Values) -> Iterator[Note]:
+    unused = sorted({name.rpartition(".")[0] for name in tracer.unused()})
     if unused:
         text = f"on these inputs the code, which depends on data, never came to: {', '.join(unused)}"
         yield Note("trace.unused_layers", "note", text)
-    if values == "sketched" and straight.macs_vary:
+    if values == "surrogate" and normal_pass.macs_vary:
         yield MADE_UP
