@@ -20,9 +20,8 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, Literal
 
 
@@ -225,29 +224,6 @@ def about(name: str) -> Iterator[None]:
     except BnpruneError as error:
         error.argument = error.argument or name
         raise
-
-
-_SPELLING: ContextVar[Callable[[str, str], str]] = ContextVar(
-    "spelling", default=lambda name, value: f"{name}={value}" if value else name
-)
-
-
-def argument(name: str, value: str = "") -> str:
-    """Return an argument as the caller writes it, for a message: `force` in Python, `--force` on the command line.
-
-    With a value: `out=DIR` in Python, `--out DIR` on the command line.
-    """
-    return _SPELLING.get()(name, value)
-
-
-@contextmanager
-def spelling(spell: Callable[[str, str], str]) -> Iterator[None]:
-    """Let `argument` spell names and values with a function of both; for the command line."""
-    token = _SPELLING.set(spell)
-    try:
-        yield
-    finally:
-        _SPELLING.reset(token)
 
 
 def first_line(error: BaseException) -> str:

@@ -24,12 +24,11 @@ from bnprune.cli import (
     validate,
 )
 from bnprune.cli.error_messages import naming_options, refusing_exits, reporting
-from bnprune.cli.flags import flag
 from bnprune.cli.processes import leave_together, require_alone
 from bnprune.cli.stdout import json_alone
 from bnprune.cli.terminal import exit_code, open_streams
 from bnprune.cli.verbosity import VERBOSITY, forward, require_no_empty, say
-from bnprune.errors import ConfigError, spelling
+from bnprune.errors import ConfigError
 
 _COMMAND = "bnprune.command"
 
@@ -57,7 +56,6 @@ class _Verbs(TyperGroup):
     def invoke(self, context: Any) -> Any:
         command, json_wanted = context.meta.get(_COMMAND, ()), "--json" in context.args
         with (
-            spelling(flag),
             reporting(json_wanted=json_wanted, command=command),
             naming_options(),
             json_alone(json_wanted),

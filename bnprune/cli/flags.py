@@ -13,7 +13,6 @@ _OTHERS = {
 """Arguments whose flags have another name."""
 
 
-def flag(name: str, value: str = "") -> str:
-    """Return the flag of an argument: `--min-channels` for `min_channels`, followed by its value if there is one."""
-    spelled = "--" + _OTHERS.get(name, name).replace("_", "-")
-    return f"{spelled} {value}" if value else spelled
+def flag(name: str) -> str:
+    """Return the flag of an argument: `--min-channels` for `min_channels`."""
+    return "--" + _OTHERS.get(name, name).replace("_", "-")

@@ -212,7 +212,7 @@ def require_shape(value: Any) -> tuple[int, ...]:
     return shape
 
 
-def require_batch(where: str, batch: int, shape: Sequence[int]) -> None:
+def require_batch(batch: int, shape: Sequence[int]) -> None:
     """Refuse batches of random inputs that do not fit into memory.
 
     Raises:
@@ -220,7 +220,8 @@ def require_batch(where: str, batch: int, shape: Sequence[int]) -> None:
     """
     most = MOST_BATCH_ELEMENTS // math.prod(shape)
     if batch < 1:
-        raise ConfigError(f"{where}: expected a positive number (got {quoted(batch)}).")
+        raise ConfigError(f"expected a positive number (got {quoted(batch)}).", argument="batch")
     if batch > most:
         size = ",".join(map(str, shape))
-        raise ConfigError(f"{where}: inputs of shape {size} go in batches of at most {most} (got {quoted(batch)}).")
+        message = f"inputs of shape {size} go in batches of at most {most} (got {quoted(batch)})."
+        raise ConfigError(message, argument="batch")

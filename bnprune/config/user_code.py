@@ -13,20 +13,25 @@ from typing import Any
 from bnprune.errors import BnpruneError, ConfigError, first_line, quoted
 
 
+def prefix(where: str) -> str:
+    """Return the start of a message about a setting; empty if the setting is the `argument` of the error."""
+    return f"{where}: " if where else ""
+
+
 def call_factory(reference: str, kwargs: Mapping[str, Any], where: str) -> Any:
     """Import and call `package.module:function`. Modules in the current folder can be imported.
 
     Args:
         reference: Module and attribute, joined by a colon.
         kwargs: Keyword arguments of the call.
-        where: The name of the setting in messages, such as "--model" or "model.factory".
+        where: The name of the setting in messages, such as "model.factory"; may be empty.
 
     Raises:
         ConfigError: The module or attribute does not exist, or the call fails.
     """
     factory = find_factory(reference, where)
     given = ", ".join(f"{key}={quoted(value)}" for key, value in kwargs.items())
-    with foreign(f"{where}: {reference}({given}) failed"):
+    with foreign(f"{prefix(where)}{reference}({given}) failed"):
         return factory(**kwargs)
 
 
@@ -38,26 +43,26 @@ def find_factory(reference: str, where: str) -> Callable[..., Any]:
     """
     module_name, colon, attribute = reference.partition(":")
     if not (module_name and colon and attribute) or module_name.startswith("."):
-        raise ConfigError(f"{where}: expected package.module:function (got '{reference}').")
+        raise ConfigError(f"{prefix(where)}expected package.module:function (got '{reference}').")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    with foreign(f"{where}: importing '{module_name}' failed"):
+    with foreign(f"{prefix(where)}importing '{module_name}' failed"):
         try:
             module = value = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             missing = f"there is no module '{error.name}'" if error.name else first_line(error)
             raise ConfigError(
-                f"{where}: '{reference}' cannot be imported: {missing}, in {here} or installed."
+                f"{prefix(where)}'{reference}' cannot be imported: {missing}, in {here} or installed."
             ) from error
         try:
             for part in attribute.split("."):
                 value = getattr(value, part)
         except AttributeError as error:
             near = hint(attribute, (name for name in dir(module) if not name.startswith("_")))
-            raise ConfigError(f"{where}: the module '{module_name}' has no '{attribute}'. {near}") from error
+            raise ConfigError(f"{prefix(where)}the module '{module_name}' has no '{attribute}'. {near}") from error
     if not callable(value):
-        raise ConfigError(f"{where}: '{reference}' is not callable.")
+        raise ConfigError(f"{prefix(where)}'{reference}' is not callable.")
     return value
 
 

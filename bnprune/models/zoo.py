@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bnprune.channels.torch_internals import BatchNorm
-from bnprune.config.user_code import call_factory, hint
+from bnprune.config.user_code import call_factory, hint, prefix
 from bnprune.errors import BnpruneError, ConfigError, first_line, quoted
 from bnprune.models.densenet import DenseNet
 from bnprune.models.mlp import MLP
@@ -69,7 +69,7 @@ def build(spec: ModelSpec, where: str = "model") -> nn.Module:
 
     Args:
         spec: Name or factory of the network, and its arguments.
-        where: Name of the setting in messages.
+        where: Name of the setting in messages; empty for none.
 
     Raises:
         ConfigError: There is no network of that name, or its constructor fails.
@@ -77,7 +77,9 @@ def build(spec: ModelSpec, where: str = "model") -> nn.Module:
     if spec.factory is not None:
         made = call_factory(spec.factory, spec.kwargs, where)
         if not isinstance(made, nn.Module):
-            raise ConfigError(f"{where}: {spec.factory} must return a torch.nn.Module (got {type(made).__name__}).")
+            raise ConfigError(
+                f"{prefix(where)}{spec.factory} must return a torch.nn.Module (got {type(made).__name__})."
+            )
         return made
     name = spec.name or ""
     source, slash, short = name.partition("/")
@@ -92,9 +94,9 @@ def build(spec: ModelSpec, where: str = "model") -> nn.Module:
         raise
     except Exception as error:
         raise ConfigError(
-            f"{where}: '{name}' cannot be built with {quoted(dict(spec.kwargs), 200)}: {first_line(error)}."
+            f"{prefix(where)}'{name}' cannot be built with {quoted(dict(spec.kwargs), 200)}: {first_line(error)}."
         ) from error
-    raise ConfigError(f"{where}: '{name}' is unknown. {_where_else(name)}")
+    raise ConfigError(f"{prefix(where)}'{name}' is unknown. {_where_else(name)}")
 
 
 def _torchvision(name: str, kwargs: Mapping[str, Any], where: str) -> nn.Module:
@@ -102,7 +104,7 @@ def _torchvision(name: str, kwargs: Mapping[str, Any], where: str) -> nn.Module:
 
     known = models.list_models()
     if name not in known:
-        raise ConfigError(f"{where}: torchvision has no '{name}'. {hint(name, known)}")
+        raise ConfigError(f"{prefix(where)}torchvision has no '{name}'. {hint(name, known)}")
     quiet = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
     arguments = {"weights": None, **quiet, **kwargs}
     if "weights_backbone" in models.get_model_builder(name).__annotations__:
@@ -113,11 +115,11 @@ def _torchvision(name: str, kwargs: Mapping[str, Any], where: str) -> nn.Module:
 
 def _timm(name: str, kwargs: Mapping[str, Any], where: str) -> nn.Module:
     if importlib.util.find_spec("timm") is None:
-        raise ConfigError(f"{where}: 'timm/{name}' needs timm: pip install 'bnprune[timm]'")
+        raise ConfigError(f"{prefix(where)}'timm/{name}' needs timm: pip install 'bnprune[timm]'")
     import timm
 
     if not timm.is_model(name):
-        raise ConfigError(f"{where}: timm has no '{name}'. {hint(name, timm.list_models())}")
+        raise ConfigError(f"{prefix(where)}timm has no '{name}'. {hint(name, timm.list_models())}")
     made: nn.Module = timm.create_model(name, pretrained=False, **kwargs)
     return made
 

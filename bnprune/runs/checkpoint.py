@@ -22,7 +22,7 @@ from torch import nn
 
 from bnprune import __version__
 from bnprune.config.bounded_reading import parse_json, require_shape, table
-from bnprune.errors import BnpruneError, CheckpointError, ConfigError, PruningError, UntrustedError, argument, shortened
+from bnprune.errors import BnpruneError, CheckpointError, ConfigError, PruningError, UntrustedError, shortened
 from bnprune.models.construction import TooLarge, construct, construct_on_meta
 from bnprune.models.zoo import ModelSpec, build
 from bnprune.pruning.plan import PruningPlan, read_plans
@@ -117,8 +117,8 @@ def read_header(path: Path, *, trust: bool = False) -> Header:
         metadata = file.metadata() or {}
     if _KEY not in metadata:
         raise CheckpointError(
-            f"'{path}' holds weights, but was not written by bnprune. Give the network too: "
-            f"{argument('model', 'NAME_OR_pkg.mod:factory')} {argument('weights', str(path))}"
+            f"'{path}' holds weights, but was not written by bnprune. Give the network too.",
+            remedy={"model": "NAME_OR_pkg.mod:factory", "weights": path},
         )
     try:
         data = table(parse_json(metadata[_KEY]))

@@ -34,7 +34,7 @@ from bnprune.config.bounded_reading import DATA_BYTES, RECIPE_BYTES, parse_json,
 from bnprune.config.recipe import as_data, check
 from bnprune.config.schema import PipelineConfig
 from bnprune.config.yaml_loader import YamlError, read_yaml
-from bnprune.errors import CheckpointError, ConfigError, DataError, argument
+from bnprune.errors import CheckpointError, ConfigError, DataError
 from bnprune.runs.files import (
     append_text,
     make_folder,
@@ -110,7 +110,8 @@ class RunDirectory:
                 if found.is_symlink():
                     raise DataError(
                         f"'{found}' is a symbolic link, and a run writes into its own directory alone. Put a folder in "
-                        f"its place, or choose another {argument('out')}."
+                        "its place, or choose another.",
+                        argument="out",
                     )
         for file in self._files():
             require_replaceable(file)
@@ -154,10 +155,8 @@ class RunDirectory:
             run._require_own()
             for source in sources:
                 if source is not None and run._would_lose(source):
-                    out = argument("out")
-                    raise ConfigError(
-                        f"{out}: '{source}' would be overwritten, and the run starts from it. Choose another {out}."
-                    )
+                    message = f"'{source}' would be overwritten, and the run starts from it. Choose another folder."
+                    raise ConfigError(message, argument="out")
         return run
 
     def _would_lose(self, source: Path) -> bool:
@@ -188,7 +187,7 @@ class RunDirectory:
         self._require_own()
         if not self._force and any(self.path.iterdir()):
             raise DataError(
-                f"'{self.path}' has been filled by another process meanwhile. Choose another {argument('out')}."
+                f"'{self.path}' has been filled by another process meanwhile. Choose another.", argument="out"
             )
 
     @classmethod
@@ -199,21 +198,21 @@ class RunDirectory:
             ConfigError: There is no run, or its configuration differs from the one given.
             DataError: It cannot be read, or another process works on it.
         """
-        run, where = cls(path), argument("resume")
+        run = cls(path)
         try:
             with run.claimed():
                 before = read_text(run.config_file, RECIPE_BYTES)
         except FileNotFoundError as error:
-            raise ConfigError(f"{where}: '{path}' is not a run directory (it has no config.yaml).") from error
+            raise ConfigError(f"'{path}' is not a run directory (it has no config.yaml).", argument="resume") from error
         except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{where}: '{run.config_file}' cannot be read: {error}") from error
+            raise CheckpointError(f"'{run.config_file}' cannot be read: {error}", argument="resume") from error
         after = dump_config(config)
         if before != after and not _is_same_recipe(before, config):
             changed = difflib.unified_diff(
                 before.splitlines(), after.splitlines(), "the run", "now", "", "", n=0, lineterm=""
             )
             shown = "\n".join(line for line in changed if not line.startswith("@@"))
-            raise ConfigError(f"{where}: the configuration has changed since '{path}' was started:\n{shown}")
+            raise ConfigError(f"the configuration has changed since '{path}' was started:\n{shown}", argument="resume")
         return run
 
     def is_of_this_launch(self) -> bool:
@@ -343,6 +342,14 @@ def dump_config(config: PipelineConfig) -> str:
     """Return a recipe as YAML that reads back to the same configuration."""
     data = as_data(config)
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def _settings(recipe: str) -> Any:
+    """Return a recipe as data, in which the order of keys does not matter; text that is not YAML stays as it is."""
+    try:
+        return read_yaml(recipe)
+    except YamlError:
+        return recipe
 
 
 def environment() -> dict[str, Any]:

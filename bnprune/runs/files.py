@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from bnprune.errors import ConfigError, DataError, argument
+from bnprune.errors import ConfigError, DataError
 
 _TEMPORARY = (".bnprune-", ".tmp")
 """Temporary folders are called so, with 8 letters in between: short, whatever the file is called."""
@@ -190,8 +190,8 @@ def require_free_file(path: Path, *, force: bool, option: str = "out") -> None:
         DataError: There is a folder, a device, a link, or a name that cannot be used.
     """
     if kind := _in_the_way(path):
-        raise DataError(f"'{path}' is {kind}. Give {argument(option)} the name of a file.")
-    _require_free(path, taken=path.exists(), force=force)
+        raise DataError(f"'{path}' is {kind}. Give the name of a file.", argument=option)
+    _require_free(path, taken=path.exists(), force=force, option=option)
 
 
 def require_free_folder(path: Path, *, force: bool) -> None:
@@ -203,11 +203,11 @@ def require_free_folder(path: Path, *, force: bool) -> None:
     """
     require_utf8(path)
     if os.path.lexists(path) and not path.is_dir():
-        raise DataError(f"'{path}' is a file. Give {argument('out')} the name of a folder.")
+        raise DataError(f"'{path}' is a file. Give the name of a folder.", argument="out")
     _require_free(path, taken=path.is_dir() and any(path.iterdir()), force=force)
 
 
-def _require_free(path: Path, *, taken: bool, force: bool) -> None:
+def _require_free(path: Path, *, taken: bool, force: bool, option: str = "out") -> None:
     if taken and not force:
-        out, overwrite = argument("out"), argument("force")
-        raise ConfigError(f"'{path}' exists. Choose another {out}, or give {overwrite} to overwrite it.")
+        message = f"'{path}' exists. Choose another name, or overwrite it."
+        raise ConfigError(message, argument=option, remedy={"force": True})

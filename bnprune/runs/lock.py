@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bnprune.errors import DataError, argument
+from bnprune.errors import DataError
 
 _HELD: set[int] = set()
 
@@ -37,8 +37,8 @@ def lock(folder: Path) -> int | None:
         except BlockingIOError as error:
             unlock(descriptor)
             raise DataError(
-                f"'{folder}' is in use: another process works on this run. Wait for it, or choose another "
-                f"{argument('out')}."
+                f"'{folder}' is in use: another process works on this run. Wait for it, or choose another folder.",
+                argument="out",
             ) from error
         except OSError:  # the file system knows no locks
             unlock(descriptor)

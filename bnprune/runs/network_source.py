@@ -15,7 +15,7 @@ from bnprune.config.bounded_reading import require_shape
 from bnprune.config.overrides import overridden_keys
 from bnprune.config.recipe import amend_data
 from bnprune.config.schema import PipelineConfig
-from bnprune.errors import CheckpointError, ConfigError, argument, quoted
+from bnprune.errors import CheckpointError, ConfigError, about, quoted
 from bnprune.models.zoo import ModelSpec, build
 from bnprune.runs.checkpoint import Header, load_checkpoint, read_header
 from bnprune.runs.directory import RunDirectory
@@ -41,8 +41,8 @@ class NetworkSource:
         """
         if self.header.input_shape is None:
             raise ConfigError(
-                f"{self.label}: the shape of its input is not known. Give it: {argument('input_shape', 'C,H,W')}, "
-                f"for example {argument('input_shape', '3,224,224')}"
+                f"{self.label}: the shape of its input is not known. Give it as C,H,W.",
+                remedy={"input_shape": "3,224,224"},
             )
         return torch.zeros(1, *self.header.input_shape)
 
@@ -97,14 +97,15 @@ def open_source(
     """
     input_shape = None if shape is None else checked_shape(shape)
     if source is None and model is None:
-        example = f"{argument('model', 'NAME')} {argument('input_shape', '3,224,224')}"
-        raise ConfigError(f"no network given. Name a run directory or checkpoint, or use {example}.")
+        message = "no network given. Name a run directory or checkpoint, or a model and the shape of its input."
+        raise ConfigError(message, remedy={"model": "NAME", "input_shape": "3,224,224"})
     if source is not None and weights is not None:
-        raise ConfigError(f"{argument('weights')} goes with {argument('model')}; a checkpoint has its own weights.")
+        message = "a checkpoint has its own weights; only a network given by its name takes others."
+        raise ConfigError(message, argument="weights")
     if model is None and arguments:
         raise ConfigError(
-            f"{argument('model_arguments')} goes with {argument('model')}; a checkpoint knows the arguments of its "
-            "network."
+            "a checkpoint knows the arguments of its network; only one given by its name takes others.",
+            argument="model_arguments",
         )
     spec = None if model is None else ModelSpec.parse(model, dict(arguments or {}))
     if source is not None:
@@ -114,9 +115,12 @@ def open_source(
 
 
 def _from_model(spec: ModelSpec, weights: Path | None, shape: tuple[int, ...] | None) -> NetworkSource:
-    network = build(spec, argument("model"))
+    with about("model"):
+        network = build(spec, where="")
     if weights is not None:
-        fit_state(network, read_weights(weights), f"{argument('weights')}: '{weights}'")
+        state = read_weights(weights)
+        with about("weights"):
+            fit_state(network, state, f"'{weights}'")
     return NetworkSource(network, Header(spec, input_shape=shape), spec.label)
 
 
@@ -126,14 +130,15 @@ def _from_file(
     file = RunDirectory(path).network() if path.is_dir() else path
     header = read_header(file, trust=trust)
     stored, dense = header.spec, None
-    where = argument("model")
+    where = ""
     if given is None and stored.own and recipe is not None and recipe.own:
         given, where = recipe, "model.factory"
     if given is not None:
         left_out = {key: text for key, text in header.withheld.items() if key.rpartition(".")[2] not in given.kwargs}
         require_arguments(str(path), left_out)
         given = replace(given, kwargs={**stored.kwargs, **given.kwargs})
-        dense = build(given, where)
+        with about("" if where else "model"):
+            dense = build(given, where)
     network, header = load_checkpoint(file, dense, trust=trust)
     spec = given if given is not None and stored.own else stored
     shape = shape or header.input_shape
@@ -173,4 +178,4 @@ def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
     except ValueError as error:
         wanted = "expected the shape of one input without the batch, such as 3,224,224"
         got = ",".join(map(str, shape))
-        raise ConfigError(f"{argument('input_shape')}: {wanted} (got {quoted(got)}): {error}.") from error
+        raise ConfigError(f"{wanted} (got {quoted(got)}): {error}.", argument="input_shape") from error

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from bnprune.errors import ConfigError, argument
+from bnprune.errors import ConfigError
 from bnprune.runs.files import real_path, require_free_file
 
 RUN_FILES = (
@@ -41,14 +41,15 @@ def require_output(
         ConfigError: It is one of the sources, or belongs to a run; or there is a file and `force` is off.
         DataError: There is a folder, a device, a link, or a name that cannot be used.
     """
-    where = argument(option)
     for source in sources:
         if source is not None and (is_same(path, source) or real_path(path.parent) == _networks(source)):
-            raise ConfigError(f"{where}: '{path}' is where the network comes from, or lies there. Choose another.")
+            raise ConfigError(
+                f"'{path}' is where the network comes from, or lies there. Choose another.", argument=option
+            )
     if recipe is not None and is_same(path, recipe):
-        raise ConfigError(f"{where}: '{path}' is the recipe. Choose another.")
+        raise ConfigError(f"'{path}' is the recipe. Choose another.", argument=option)
     if run := _run_of(path):
-        raise ConfigError(f"{where}: '{path}' belongs to the run '{run}'. Choose another.")
+        raise ConfigError(f"'{path}' belongs to the run '{run}'. Choose another.", argument=option)
     require_free_file(path, force=force, option=option)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bnprune.config.schema import DistillConfig, FinetuneConfig, PipelineConfig
 from bnprune.data import Splits
-from bnprune.errors import CheckpointError, ConfigError, UntrustedError, argument
+from bnprune.errors import CheckpointError, ConfigError, UntrustedError
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.preflight import Network, initial, load_stage
 from bnprune.runs.stages import kind_of
@@ -33,8 +33,9 @@ def require_teacher(config: PipelineConfig, stages: Sequence[str], splits: Split
         require_fit(_named(config, distill.teacher)[0], splits, "finetune.distill.teacher")
     elif "prune" not in stages:
         raise ConfigError(
-            "finetune.distill: the network before the cut is not known. Name its checkpoint: "
-            f"{argument('teacher', 'FILE')} (finetune.distill.teacher), or fine-tune the run directory that has both."
+            "finetune.distill: the network before the cut is not known. Fine-tune the run directory that has both, or "
+            "name its checkpoint (finetune.distill.teacher).",
+            remedy={"teacher": "FILE"},
         )
 
 

@@ -10,12 +10,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from bnprune.errors import CheckpointError, argument, first_line, shortened
+from bnprune.errors import CheckpointError, first_line, shortened
 from bnprune.runs.safe_pickle import load_plain
 
 Shapes = Mapping[str, tuple[int, ...]]
 _HEADER_BYTES = 16 * 2**20
 _MOST_TENSORS = 6_000
+_PLAIN_WEIGHTS = "Weights from elsewhere (.pt) go with the name of a network."
+_NAMED_NETWORK = {"model": "NAME", "weights": "FILE"}
 
 
 def require_file(path: Path, expected: str) -> None:
@@ -46,7 +48,8 @@ def opened(path: Path) -> Any:
     except (SafetensorError, OSError, ValueError) as error:
         reason = str(error).strip() or type(error).__name__
         raise CheckpointError(
-            f"'{path}' is not a safetensors file, or is damaged: {reason}. {_plain_weights()}"
+            f"'{path}' is not a safetensors file, or is damaged: {reason}. {_PLAIN_WEIGHTS}",
+            remedy=_NAMED_NETWORK,
         ) from error
 
 
@@ -57,7 +60,8 @@ def _require_small_header(path: Path) -> None:
     if length > min(_HEADER_BYTES, path.stat().st_size):
         raise CheckpointError(
             f"'{path}' is not a safetensors file, or is damaged: its header claims {length:,} bytes (at most "
-            f"{_HEADER_BYTES:,} are read, and the file has {path.stat().st_size:,}). {_plain_weights()}"
+            f"{_HEADER_BYTES:,} are read, and the file has {path.stat().st_size:,}). {_PLAIN_WEIGHTS}",
+            remedy=_NAMED_NETWORK,
         )
 
 
@@ -209,7 +213,3 @@ def _described(value: Any) -> str:
     return (
         f"an empty {type(value).__name__}" if isinstance(value, Mapping) and not value else f"a {type(value).__name__}"
     )
-
-
-def _plain_weights() -> str:
-    return f"Weights from elsewhere (.pt) go with {argument('model', '...')} {argument('weights', 'FILE')}."

@@ -20,7 +20,7 @@ from torch import nn
 
 from bnprune.config.schema import OptimisationConfig
 from bnprune.data.splits import Split, Splits, mixed
-from bnprune.errors import DataError, Interrupted, TrainingError, argument
+from bnprune.errors import DataError, Interrupted, TrainingError
 from bnprune.recovery.recalibrate import recalibrate
 from bnprune.training.distill import Teacher
 from bnprune.training.distributed.ddp import accumulating, average_statistics, wrap
@@ -214,7 +214,7 @@ def _check_and_save(state: State, job: TrainingJob, log: Log, stopping: Callable
             raise _diverged(progress, f"a weight is not finite after {where}")
         log.on_state(state.to_dict(job.processes))
     if stop:
-        raise Interrupted(f"stopped in {where}. Go on with {argument('resume')}.")
+        raise Interrupted(f"stopped in {where}. The run can be resumed.", remedy={"resume": True})
 
 
 def _diverged(progress: Progress, what: str) -> TrainingError:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnprune.errors import CheckpointError, ConfigError, argument
+from bnprune.errors import CheckpointError, ConfigError
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
 from bnprune.training.ema import Average
 from bnprune.training.tasks.classification import exact_type
@@ -175,6 +175,7 @@ def require_processes(saved: dict[str, Any] | None, processes: Processes) -> Non
     count = processes.size if saved is None else len(saved["own"])
     if count != processes.size:
         raise ConfigError(
-            f"{argument('resume')}: the run was stopped in {count} process(es), and can only go on exactly in "
-            f"as many (got {processes.size})."
+            f"the run was stopped in {count} process(es), and can only go on exactly in as many (got "
+            f"{processes.size}).",
+            argument="resume",
         )

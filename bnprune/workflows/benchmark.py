@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from bnprune.config.bounded_reading import require_batch
-from bnprune.errors import ConfigError, argument
+from bnprune.errors import ConfigError, about
 from bnprune.models.zoo import build
 from bnprune.pruning.cost import Cost, cost
 from bnprune.runs.checkpoint import read_header
@@ -90,7 +90,7 @@ def benchmark(
     for backend in names:
         setting.check(backend)
     for size in batches:
-        require_batch(argument("batch"), size, setting.shape)
+        require_batch(size, setting.shape)
     models = [network.model for network in networks]
     costs = [_cost(model, setting) for model in models]  # before the long wait: a network that does not run fails here
     memory = [[peak_memory(setting.placed(model), setting.inputs(size)) for size in batches] for model in models]
@@ -161,7 +161,7 @@ def _open_networks(
         CheckpointError: A file is missing, damaged or foreign.
     """
     if dense and other is not None:
-        raise ConfigError(f"{argument('dense')} names the second network already; leave '{other}' out.")
+        raise ConfigError(f"it names the second network already; leave '{other}' out.", argument="dense")
     if other is None:
         opened = given.open(source)
         networks = [_measured(opened, None if source is None else Path(source))]
@@ -169,14 +169,14 @@ def _open_networks(
             networks.insert(0, _dense(opened))
     else:
         if given.weights is not None:
-            where = argument("weights")
-            raise ConfigError(f"{where} goes with {argument('model')} alone; checkpoints have their own weights.")
+            message = "a checkpoint has its own weights; only a network given by its name takes others."
+            raise ConfigError(message, argument="weights")
         paths = [Path(path) for path in (source, other) if path is not None]
         networks = [_measured(given.rebuild(path), path) for path in paths]
     if len({network.shape for network in networks}) > 1:
         shapes = " and ".join(",".join(map(str, network.shape)) for network in networks)
-        wanted = argument("input_shape", "C,H,W")
-        raise ConfigError(f"the networks take inputs of different shapes, {shapes}. Give one: {wanted}")
+        message = f"the networks take inputs of different shapes, {shapes}. Give one."
+        raise ConfigError(message, remedy={"input_shape": "C,H,W"})
     return networks
 
 
@@ -190,10 +190,11 @@ def _measured(source: NetworkSource, path: Path | None) -> _Network:
 
 
 def _dense(source: NetworkSource) -> _Network:
-    spec, where = source.header.spec, argument("dense")
+    spec = source.header.spec
     if not source.header.plans:
-        raise ConfigError(f"{where}: {source.label} was not cut from anything.")
-    model = build(spec, where)
+        raise ConfigError(f"{source.label} was not cut from anything.", argument="dense")
+    with about("dense"):
+        model = build(spec, where="")
     return _Network(f"dense {spec.label}", model, tuple(source.inputs.shape[1:]), _weight_bytes(model))
 
 

@@ -12,7 +12,7 @@ import torch
 from bnprune.config.recipe import load_recipe
 from bnprune.config.schema import PipelineConfig
 from bnprune.data import Splits, load_data
-from bnprune.errors import ConfigError, argument
+from bnprune.errors import ConfigError
 from bnprune.runs.network_source import NetworkSource, open_source, refuse_other_model
 from bnprune.runs.preflight import choose_device
 from bnprune.training.compatibility import require_fit
@@ -49,8 +49,8 @@ def open_with_data(
     if recipe is not None:
         config = load_recipe(Path(recipe), overrides)
     elif network.header.config is None:
-        wanted = argument("recipe", "CONFIG.yaml")
-        raise ConfigError(f"{network.label}: no recipe is stored with it. Say which data: {wanted}")
+        message = f"{network.label}: no recipe is stored with it. Say which data."
+        raise ConfigError(message, remedy={"recipe": "CONFIG.yaml"})
     else:
         config = network.config(overrides, sections=("data",))
     device = choose_device(config.device)

@@ -12,7 +12,7 @@ from bnprune.config.bounded_reading import require_batch
 from bnprune.config.recipe import load_recipe
 from bnprune.config.tables import FORMATS, format_of
 from bnprune.data import load_data
-from bnprune.errors import BnpruneError, ConfigError, argument, first_line
+from bnprune.errors import BnpruneError, ConfigError, first_line
 from bnprune.exporters.export import ExportOptions, export_network
 from bnprune.exporters.stage import export_figures, paths_of, real_batches, title_of_network, write_network
 from bnprune.runs.network_source import NetworkSource, open_source
@@ -71,7 +71,7 @@ def export(
     )
     shape = tuple(network.inputs.shape[1:])
     if batch is not None:
-        require_batch(argument("batch"), batch, shape)
+        require_batch(batch, shape)
     real, without = _real(network, recipe, batch) if verify else ((), [])
     title = title_of_network(network.header)
     exported = export_network(network.model, shape, options, title=title, stem=path.stem, real=real)
@@ -99,8 +99,7 @@ def _real(
 ) -> tuple[Sequence[torch.Tensor], list[str]]:
     """Return batches of the network's data set, or none and the reason."""
     if recipe is None and network.header.config is None:
-        known = argument("recipe", "CONFIG.yaml")
-        return (), [f"compared on noise alone: no recipe tells the data ({known})"]
+        return (), ["compared on noise alone: no recipe tells the data"]
     try:
         config = network.config(sections=("data",)) if recipe is None else load_recipe(Path(recipe))
         splits = load_data(config.data)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from bnprune.config.bounded_reading import DATA_BYTES, read_text
-from bnprune.errors import CheckpointError, ForwardError, argument
+from bnprune.errors import CheckpointError, ForwardError
 from bnprune.pruning.draft_plan import describe_plan, require_cut
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.pruner import PruningResult, draft, prune_as_requested, replay
@@ -106,16 +106,15 @@ def _foreseen(network: NetworkSource, request: Request | None, plan: PruningPlan
 
 
 def _read_plan(path: Path, model: nn.Module) -> PruningPlan:
-    where = argument("plan")
     try:
         plan = PruningPlan.from_json(read_text(path, DATA_BYTES))
         require_plan_fits(plan, model)
     except OSError as error:
-        raise CheckpointError(f"{where}: '{path}' cannot be read: {error.strerror}.") from error
+        raise CheckpointError(f"'{path}' cannot be read: {error.strerror}.", argument="plan") from error
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{where}: '{path}' is not a text file.") from error
+        raise CheckpointError(f"'{path}' is not a text file.", argument="plan") from error
     except CheckpointError as error:
-        raise CheckpointError(f"{where}: '{path}': {error}") from error
+        raise CheckpointError(f"'{path}': {error}", argument="plan") from error
     return plan
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from bnprune.config.recipe import load_recipe
 from bnprune.config.schema import PipelineConfig
-from bnprune.errors import ConfigError, argument
+from bnprune.errors import ConfigError
 from bnprune.exporters.stage import export_run, options_of
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.display import NO_DISPLAY, Display
@@ -151,7 +151,7 @@ class _Place:
             ConfigError: It is not named, is not empty, or holds another run than the one to resume.
         """
         if self.resume and self.out is None:
-            raise ConfigError(f"{argument('resume')}: say which run with {argument('out', 'DIR')}.")
+            raise ConfigError("say which run.", argument="resume", remedy={"out": "DIR"})
         path = _default_directory(self.verb, config) if self.out is None else Path(self.out)
         restarted = processes.restarted and RunDirectory(path).is_of_this_launch()
         if self.resume or restarted:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bnprune.config.schema import PruneConfig
-from bnprune.errors import ConfigError, PruningError, argument
+from bnprune.errors import ConfigError, PruningError
 from bnprune.recovery.sweep import Point, recommend
 from bnprune.recovery.sweep import sweep as sweep_model
 from bnprune.runs.passes import request_of
@@ -80,14 +80,13 @@ def sweep(
 
 def _require_values(values: Sequence[float], tolerance: float | None) -> None:
     if tolerance is not None and not 0 <= tolerance < 1:
-        where = argument("tolerance")
-        raise ConfigError(f"{where}: must be at least 0 and below 1 (got {tolerance}). 0.01 is one point.")
-    where = argument("values")
+        message = f"must be at least 0 and below 1 (got {tolerance}). 0.01 is one point."
+        raise ConfigError(message, argument="tolerance")
     if len(values) > _MOST_VALUES:
-        raise ConfigError(f"{where}: expected at most {_MOST_VALUES} values (got {len(values)}).")
+        raise ConfigError(f"expected at most {_MOST_VALUES} values (got {len(values)}).", argument="values")
     for value in values:
         if not 0 < value < 1:
-            raise ConfigError(f"{where}: must be between 0 and 1, both excluded (got {value:g}).")
+            raise ConfigError(f"must be between 0 and 1, both excluded (got {value:g}).", argument="values")
 
 
 def _sparse(source: str | Path | None) -> str | Path | None:

@@ -152,7 +152,7 @@ def test_ctrl_c_stops_a_run_that_then_goes_on_to_the_same_bits(recipe: Path, her
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    assert "Go on with --resume." in stderr
+    assert "The run can be resumed: --resume." in stderr
     assert "Traceback" not in stderr
     assert json.loads(stdout)["code"] == "interrupted"
     assert not (here / "run" / "checkpoints" / "train.safetensors").exists()

@@ -50,7 +50,7 @@ def test_a_pt_file_as_a_checkpoint_gets_told_about_weights(here: Path) -> None:
     torch.save(chain().state_dict(), here / "weights.pt")
     message = refusal(5, "prune", "weights.pt")
     assert "'weights.pt' is not a safetensors file" in message
-    assert "Weights from elsewhere (.pt) go with --model ... --weights FILE." in message
+    assert "Weights from elsewhere (.pt) go with the name of a network: --model NAME --weights FILE." in message
 
 
 def test_a_checkpoint_of_someone_else_gets_told_about_weights(here: Path) -> None:
@@ -552,9 +552,9 @@ def test_an_output_below_a_file_is_named_as_it_was_given(trained: Path) -> None:
 def test_an_output_that_is_a_folder(here: Path, trained: Path) -> None:
     (here / "folder").mkdir()
     message = refusal(5, "prune", trained, "--out", "folder")
-    assert message == "error: 'folder' is a folder. Give --out the name of a file."
+    assert message == "error: --out: 'folder' is a folder. Give the name of a file."
 
 
 def test_a_run_that_is_a_file(recipe: Path) -> None:
     message = refusal(5, "train", recipe, "--out", recipe, "--force")
-    assert message == f"error: '{recipe}' is a file. Give --out the name of a folder."
+    assert message == f"error: --out: '{recipe}' is a file. Give the name of a folder."

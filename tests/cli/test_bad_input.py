@@ -266,7 +266,7 @@ def test_an_unknown_name_in_a_recipe(override: str, said: str, recipe: Path) -> 
 
 def test_no_network_given(here: Path) -> None:
     for verb in ("prune", "inspect", "evaluate"):
-        assert "no network given. Name a run directory or checkpoint, or use --model NAME" in refusal(2, verb)
+        assert "no network given. Name a run directory or checkpoint, or a model and the shape" in refusal(2, verb)
 
 
 @pytest.mark.parametrize(
@@ -298,10 +298,7 @@ def test_a_malformed_input_shape(shape: str) -> None:
 
 def test_no_input_shape() -> None:
     message = refusal(2, "prune", "--model", "tests.nets:chain")
-    assert (
-        "tests.nets:chain: the shape of its input is not known. Give it: --input C,H,W, for example --input 3,224,224"
-        in message
-    )
+    assert "tests.nets:chain: the shape of its input is not known. Give it as C,H,W: --input 3,224,224." in message
 
 
 @pytest.mark.parametrize(("shape", "got"), [("4,8,8", "input[1, 4, 8, 8]"), ("3,8", "input[1, 1, 3, 8]")])
@@ -370,7 +367,7 @@ def test_a_network_that_does_not_fit_the_data_it_is_evaluated_on(recipe: Path) -
 def test_an_output_is_not_overwritten_without_force(here: Path, trained: Path) -> None:
     out = here / "slim.safetensors"
     done("prune", trained, "--out", out, "--ratio", "0.25")
-    assert "slim.safetensors' exists. Choose another --out, or give --force" in refusal(2, "prune", trained)
+    assert "slim.safetensors' exists. Choose another name, or overwrite it: --force." in refusal(2, "prune", trained)
     before = tensor_bytes(out)
     done("prune", trained, "--out", out, "--ratio", "0.5", "--force")
     assert {name: len(data) for name, data in tensor_bytes(out).items()} != {k: len(v) for k, v in before.items()}
@@ -386,7 +383,9 @@ def test_a_run_is_not_overwritten_without_force(recipe: Path, here: Path) -> Non
     (here / "run").mkdir()
     write("run/metrics.jsonl", "of an earlier run\n")
     write("run/notes.txt", "mine\n")
-    assert "'run' exists. Choose another --out, or give --force" in refusal(2, "train", recipe, "--out", "run")
+    assert "--out: 'run' exists. Choose another name, or overwrite it: --force." in refusal(
+        2, "train", recipe, "--out", "run"
+    )
     done("train", recipe, "train.epochs=1", "--out", "run", "--force")
     assert "earlier" not in (here / "run/metrics.jsonl").read_text()
     assert (here / "run/notes.txt").read_text() == "mine\n"
@@ -424,7 +423,7 @@ def test_force_keeps_the_earlier_run_when_the_new_one_cannot_start(override: str
 
 
 def test_resume_without_a_run(recipe: Path) -> None:
-    assert "--resume: say which run with --out DIR." in refusal(2, "train", recipe, "--resume")
+    assert "--resume: say which run: --out DIR." in refusal(2, "train", recipe, "--resume")
     message = refusal(2, "train", recipe, "--resume", "--out", "absent")
     assert "--resume: 'absent' is not a run directory (it has no config.yaml)." in message
 
@@ -441,7 +440,7 @@ def test_a_plan_is_replayed_as_it_is_whatever_else_is_asked(option: tuple[str, s
 
 def test_weights_go_with_a_model(trained: Path) -> None:
     message = refusal(2, "inspect", trained, "--weights", trained)
-    assert "--weights goes with --model; a checkpoint has its own weights." in message
+    assert "--weights: a checkpoint has its own weights; only a network given by its name takes others." in message
 
 
 def test_two_recipes_for_one_finetuning(run: Path) -> None:

@@ -109,7 +109,9 @@ def test_the_page_of_a_run_is_not_written_through_a_link(run: Path, here: Path) 
 @pytest.mark.parametrize("kind", ["a named pipe", "a symbolic link to nothing"])
 def test_a_run_directory_is_a_folder(kind: str, recipe: Path, here: Path) -> None:
     OBSTACLES[kind](here / "run")
-    assert "'run' is a file. Give --out the name of a folder." in refusal(5, "train", recipe, "--out", "run", "--force")
+    assert "--out: 'run' is a file. Give the name of a folder." in refusal(
+        5, "train", recipe, "--out", "run", "--force"
+    )
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "result.json", "env.json", "checkpoints/last.state.pt"])
@@ -185,7 +187,7 @@ def test_a_project_with_checkpoints_and_a_config_is_no_run(here: Path) -> None:
 def test_a_run_does_not_take_the_place_of_what_it_starts_from(source: str, run: Path, here: Path) -> None:
     shutil.copytree(run, here / "run")
     message = refusal(2, "finetune", source, "--out", "run", "--force")
-    assert "would be overwritten, and the run starts from it. Choose another --out." in message
+    assert "would be overwritten, and the run starts from it. Choose another folder." in message
 
 
 def test_a_recipe_called_like_that_of_a_run_is_not_overwritten(recipe: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_signal_to_any_of_them_stops_all_and_they_go_on_exactly(pair: Path, he
     processes[1].send_signal(signal.SIGTERM)
     (code, _, told), (other, _, silent) = ended(processes)
     assert (code, other) == (130, 130), told + silent
-    assert "Go on with --resume." in told
+    assert "The run can be resumed: --resume." in told
     assert "error" not in silent
     saved = RunDirectory(here / "run")._state()
     assert saved is not None

@@ -151,7 +151,7 @@ def test_a_run_directory_has_the_teacher(run: Path, here: Path) -> None:
 def test_a_pruned_file_on_its_own_asks_for_a_teacher(run: Path, trained: Path, here: Path) -> None:
     done("prune", trained, "--out", "slim.safetensors")
     message = refusal(2, "finetune", "slim.safetensors", "finetune.distill.temperature=2", "--out", "tuned")
-    assert "the network before the cut is not known. Name its checkpoint: --teacher FILE" in message
+    assert "name its checkpoint (finetune.distill.teacher): --teacher FILE." in message
     done("finetune", "slim.safetensors", "--teacher", trained, "finetune.distill.temperature=2", "--out", "tuned")
     distill = config_of(here / "tuned").finetune.distill
     assert (distill.temperature, distill.weight) == (2.0, 0.9)

@@ -152,7 +152,7 @@ def test_files_get_the_usual_permissions(slim) -> None:
         (lambda path: path.write_bytes(path.read_bytes()[:200]), "not a safetensors file, or is damaged"),
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a safetensors file, or is damaged"),
         (lambda path: path.write_text("PK: something else entirely, and long enough"), "not a safetensors file"),
-        (lambda path: save_file({"a": torch.zeros(3)}, path), "was not written by bnprune.*weights="),
+        (lambda path: save_file({"a": torch.zeros(3)}, path), "was not written by bnprune"),
         (lambda path: save_file({"a": torch.zeros(3)}, path, {"bnprune": "{"}), "header is damaged"),
         (
             lambda path: save_file({"a": torch.zeros(3)}, path, {"bnprune": '{"schema": "bnprune.checkpoint/7"}'}),

@@ -86,12 +86,15 @@ def test_a_run_is_swept_exported_evaluated_and_measured(result: RunResult, folde
 
 
 def test_messages_are_in_the_words_of_python(folder: Path) -> None:
-    with pytest.raises(bnprune.ConfigError, match="Choose another out, or give force to overwrite it"):
+    with pytest.raises(bnprune.ConfigError, match="Choose another name, or overwrite it.$") as exists:
         bnprune.run(folder / "recipe.yaml", out=folder)
-    with pytest.raises(bnprune.ConfigError, match="^resume: say which run with out=DIR"):
+    assert (exists.value.argument, exists.value.remedy) == ("out", {"force": True})
+    with pytest.raises(bnprune.ConfigError, match="^say which run.$") as unnamed:
         bnprune.run(folder / "recipe.yaml", resume=True)
-    with pytest.raises(bnprune.ConfigError, match="or use model=NAME input_shape=3,224,224"):
+    assert (unnamed.value.argument, unnamed.value.remedy) == ("resume", {"out": "DIR"})
+    with pytest.raises(bnprune.ConfigError, match="^no network given") as nothing:
         bnprune.export(format="onnx")
+    assert nothing.value.remedy == {"model": "NAME", "input_shape": "3,224,224"}
 
 
 def test_a_plan_is_what_prune_carries_out() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from bnprune.errors import BnpruneError, PeerFailed, argument
+from bnprune.errors import BnpruneError, PeerFailed
 from bnprune.training.distributed import torchrun_env
 
 _PATIENCE = datetime.timedelta(days=7)
@@ -170,6 +170,7 @@ def _blamed(rank: int, store: Any, error: BaseException) -> BaseException:
     if any(word in str(error) for word in ("peer", "gloo", "Gloo", "NCCL")):
         return BnpruneError(
             f"process {rank}: another process of this run ended without a word (killed, or out of memory?). "
-            f"Go on with {argument('resume')}."
+            "The run can be resumed.",
+            remedy={"resume": True},
         )
     return error
