@@ -1,4 +1,4 @@
-"""Network Slimming for any PyTorch CNN: prune by BatchNorm scale factors, every cut proven.
+"""Network Slimming for any PyTorch CNN: prune channels by BatchNorm scale factors, and verify the slim network.
 
 >>> result = bnprune.prune(model, example_inputs, ratio=0.5)
 >>> bnprune.save(result, "slim.safetensors")
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_NAMES_BY_MODULE = {
     "bnprune.channels.union_find": ("Refusal",),
     "bnprune.channels.op_context": ("OpContext",),
     "bnprune.channels.ops": ("rule",),
@@ -81,7 +81,7 @@ _HOMES = {
     "bnprune.workflows.run": ("run",),
     "bnprune.workflows.sweep": ("sweep",),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
 __all__ = [
     "BnpruneError",
@@ -127,9 +127,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'bnprune' has no attribute '{name}'")
-    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
     globals()[name] = value
     return value
 

@@ -9,9 +9,9 @@
     │       └── ForwardError 2  its forward pass fails on the given input
     ├── VerificationError   4  the slim network does not equal the masked original
     ├── DataError           5  data, checkpoint or disk
-    │   └── CheckpointError 5  a file that is not a checkpoint of ours, or cannot be read or written
+    │   └── CheckpointError 5  a file that is not a bnprune checkpoint, or cannot be read or written
     │       └── UntrustedError 5  a file names code, a path or a download, and is not trusted
-    ├── TrainingError       5  training cannot go on (NaN loss); checkpoints of finished epochs stay
+    ├── TrainingError       5  training cannot continue (NaN loss); checkpoints of finished epochs are kept
     ├── Interrupted       130  stopped by the user; a checkpoint was written
     └── PeerFailed         the exit code of the process of this run that failed and printed the message
 """
@@ -39,10 +39,10 @@ class BnpruneError(Exception):
     Args:
         message: The whole message; default: composed of the parts.
         problems: All problems found, if there may be several; default: the message.
-        what: What is wrong.
+        what: The problem.
         where: The option, key, file or layer.
         got: The value, as text.
-        fix: What to do, as a sentence.
+        fix: How to solve it, as a sentence.
         code: A stable word for programs, in place of the one of the class.
     """
 
@@ -121,19 +121,19 @@ class DataError(BnpruneError):
 
 
 class CheckpointError(DataError):
-    """A checkpoint is missing, damaged, foreign, or does not fit the network."""
+    """A checkpoint is missing, damaged, not written by bnprune, or does not fit the network."""
 
     code = "checkpoint"
 
 
 class UntrustedError(CheckpointError):
-    """A file names code, a path or a download that is needed to go on, and the file is not trusted.
+    """A file names code, a path or a download that is needed, and the file is not trusted.
 
     Args:
         path: The file.
         refused: The entries that were refused, key -> value, as text for people. A value is empty if this file does not
             hold it, because it was left out when the file was made.
-        needed: What is missing because of that: the network, or the recipe.
+        needed: The part that is missing because of that: the network, or the recipe.
     """
 
     code = "untrusted"
@@ -156,7 +156,7 @@ class UntrustedError(CheckpointError):
 
 
 class TrainingError(BnpruneError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
     exit_code = 5
     code = "training"
@@ -208,12 +208,12 @@ def _bounded_line(line: str) -> str:
     """Leave out the middle of a long line; a line that is bounded already stays as it is."""
     if len(line) <= _LONGEST + _ROOM:
         return line
-    end = _LONGEST // 4  # messages end with what to do
+    end = _LONGEST // 4  # messages end with the fix
     return f"{line[: _LONGEST - end]} ... ({len(line) - _LONGEST} characters are left out) ... {line[-end:]}"
 
 
 _ROOM = 60
-"""Longest text in place of the middle."""
+"""Longest text that replaces the middle."""
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from rich.text import Text
 from typer.models import ArgumentInfo, OptionInfo
 
 from bnprune.cli import app
-from bnprune.config.schema import OneOf, PipelineConfig, Section
+from bnprune.config.field_types import OneOf
+from bnprune.config.schema import PipelineConfig, Section
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 

@@ -9,8 +9,8 @@ Everything else follows from it:
 The signatures of the Python API (`bnprune.prune` and others) are written out, because editors and type checkers read
 them; a test compares their names and defaults with this definition.
 
-To add an option, add a field to `PruneOptions`, and use it where it matters: it arrives there as an attribute of the
-request. A field of `pruning.candidates.Constraints` of the same name is filled automatically.
+To add an option, add a field to `PruneOptions`, and use it in the code that it changes: there, it is an attribute of
+the request. A field of `pruning.candidates.Constraints` of the same name is filled automatically.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Option:
     """Returns the allowed names of a choice, with a sentence each; called anew, because users can register names."""
     extensible: bool = False
     """True if users can register names. Recipes then accept every name, so that a checkpoint whose recipe has a
-    registered one can still be read where it is not registered; the request checks it."""
+    registered one can also be read by a program that has not registered it; the request checks it."""
     recipe_words: Mapping[str, str] = field(default_factory=dict)
     """Words that are allowed in a recipe in place of a value, with a sentence each."""
     default_text: str = ""

@@ -67,14 +67,14 @@ def check(data: Mapping[str, Any], origins: Origins, problems: Sequence[str] = (
     Raises:
         ConfigError: With every problem found, `problems` first.
     """
-    found = list(problems)
+    all_problems = list(problems)
     config: PipelineConfig | None = None
     try:
         config = PipelineConfig.model_validate(dict(data))
     except ValidationError as error:
-        found += _described(error, origins)
-    if found or config is None:
-        raise ConfigError(summary(found), found[:_MOST_PROBLEMS])
+        all_problems += _sorted_problems(error, origins)
+    if all_problems or config is None:
+        raise ConfigError(summary(all_problems), all_problems[:_MOST_PROBLEMS])
     return config
 
 
@@ -87,10 +87,10 @@ def summary(problems: Sequence[str]) -> str:
 
 
 _MOST_PROBLEMS = 100
-"""More are only counted."""
+"""Further problems are only counted."""
 
 
-def _described(error: ValidationError, origins: Origins) -> list[str]:
+def _sorted_problems(error: ValidationError, origins: Origins) -> list[str]:
     described: dict[KeyPath, list[str]] = {}
     for details in error.errors(include_url=False):
         path, section = _located(details["loc"])

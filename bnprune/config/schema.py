@@ -5,94 +5,36 @@ The text under each key is its entry in the reference of README.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
     ValidationInfo,
     create_model,
     field_validator,
     model_validator,
 )
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from bnprune.config.field_types import (
+    Concentration,
+    Count,
+    Epochs,
+    FilePath,
+    Fraction,
+    Name,
+    NonNegative,
+    OneOf,
+    Positive,
+    Rate,
+    Switch,
+    UserOnly,
+)
 from bnprune.config.prune_options import TARGETS, Option, PruneOptions, prune_options
 from bnprune.config.tables import FORMATS, PENALTIES, listed, sentences
-
-# The upper bounds exclude nothing sensible; they keep numbers within float32, and sizes within memory.
-Positive = Annotated[float, Field(ge=1e-12, le=1e6, allow_inf_nan=False)]
-Rate = Annotated[float, Field(ge=1e-12, le=1e20, allow_inf_nan=False)]
-"""Large enough to let a training diverge: the training itself reports that."""
-NonNegative = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
-Whole = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
-Epochs = Annotated[int, Field(ge=1, le=100_000, strict=True)]
-Name = Annotated[str, Field(max_length=500)]
-Switch = Annotated[bool, Field(strict=True)]
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """Restricts text to the names of a table, which is read anew each time: names can be registered in Python."""
-
-    table: Mapping[str, Any]
-    others: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names that are allowed now."""
-        return (*self.table, *self.others)
-
-    def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(self._check, handler(str))
-
-    def _check(self, value: Any) -> Any:
-        if value not in self.names:
-            *first, last = map(repr, self.names)
-            expected = f"{', '.join(first)} or {last}"
-            raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
-        return value
-
-
-@dataclass(frozen=True)
-class UserOnly:
-    """Marks a key that names code, a path or a download, or starts a program.
-
-    Such a key is read from a recipe that the user gives, and ignored in a recipe inside a checkpoint: a file from a
-    stranger is only data.
-    """
-
-    needed: bool = True
-    """True if the recipe means something else without the key, so that the user has to give it again."""
-
-
-def _usable(path: Path) -> Path:
-    text = str(path)
-    if "\0" in text or len(text) > 4096:
-        raise ValueError("must be a path: at most 4096 characters, none of them NUL")
-    return path
-
-
-FilePath = Annotated[Path, AfterValidator(_usable)]
-
-
-def _concentration(value: float) -> float:
-    if 0 < value < 0.01:
-        raise ValueError(f"must be 0, or at least 0.01 (got {value:g})")
-    return value
-
-
-Concentration = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False), AfterValidator(_concentration)]
-"""Of a Beta distribution; smaller values give samples of NaN."""
 
 
 class Section(BaseModel):
@@ -173,7 +115,7 @@ class SparsityConfig(Section):
     penalty after each step (so that `l1` becomes `l1-proximal`). If `travel` is given, if no target is known, or for
     `polarization`, which finds the share by itself, `auto` computes a fixed λ from `travel` instead."""
     target: Fraction | None = None
-    """With `lambda: auto`: share of the prunable BatchNorm channels whose |γ| shall be below `epsilon` after training.
+    """With `lambda: auto`: share of the prunable BatchNorm channels whose |γ| should be below `epsilon` after training.
     Default: `prune.ratio`, if that is a number."""
     travel: Positive | None = None
     """With `lambda: auto`, instead of a target: the distance by which the penalty alone would move γ over the whole
@@ -189,7 +131,7 @@ class SparsityConfig(Section):
     """A scale factor with |γ| below this counts as zero."""
 
     @model_validator(mode="after")
-    def _one_aim(self) -> Self:
+    def _one_of_target_and_travel(self) -> Self:
         if self.target is not None and self.travel is not None:
             raise ValueError("give either 'target' or 'travel'")
         if self.lambda_ != "auto" and self.target is not None:
@@ -249,13 +191,13 @@ class OptimisationConfig(Section):
     compiled."""
 
     @model_validator(mode="after")
-    def _compiles(self) -> Self:
+    def _compile_excludes_sync_bn(self) -> Self:
         if self.compile and self.sync_bn:
             raise ValueError("'compile' and 'sync_bn' do not go together: choose one")
         return self
 
     @model_validator(mode="after")
-    def _leaves_the_warmup(self) -> Self:
+    def _warmup_ends_before_training(self) -> Self:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"'warmup_epochs' must be below 'epochs', or the training ends during the warm-up "
@@ -402,7 +344,7 @@ class PipelineConfig(Section):
 
     @field_validator("scratch")
     @classmethod
-    def _has_something_to_compare(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _has_stages_to_repeat(cls, value: str | None, info: ValidationInfo) -> str | None:
         for stage in ("train", "prune"):
             if value is not None and info.data.get(stage, ...) is None:
                 raise ValueError(f"needs 'train' and 'prune', whose architecture and length it repeats: add '{stage}'")

@@ -1,4 +1,4 @@
-"""The user's own code, named as `package.module:function`; its errors; and suggestions for misspelt names."""
+"""Importing and calling the user's own code (`package.module:function`), its errors, and hints for misspelt names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def call_factory(reference: str, kwargs: Mapping[str, Any], where: str) -> Any:
     """
     factory = find_factory(reference, where)
     given = ", ".join(f"{key}={quoted(value)}" for key, value in kwargs.items())
-    with foreign(f"{prefix(where)}{reference}({given}) failed"):
+    with user_code_errors(f"{prefix(where)}{reference}({given}) failed"):
         return factory(**kwargs)
 
 
@@ -44,16 +44,16 @@ def find_factory(reference: str, where: str) -> Callable[..., Any]:
     module_name, colon, attribute = reference.partition(":")
     if not (module_name and colon and attribute) or module_name.startswith("."):
         raise ConfigError(f"{prefix(where)}expected package.module:function (got '{reference}').")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    with foreign(f"{prefix(where)}importing '{module_name}' failed"):
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    with user_code_errors(f"{prefix(where)}importing '{module_name}' failed"):
         try:
             module = value = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             missing = f"there is no module '{error.name}'" if error.name else first_line(error)
             raise ConfigError(
-                f"{prefix(where)}'{reference}' cannot be imported: {missing}, in {here} or installed."
+                f"{prefix(where)}'{reference}' cannot be imported: {missing}, in {folder} or installed."
             ) from error
         try:
             for part in attribute.split("."):
@@ -67,7 +67,7 @@ def find_factory(reference: str, where: str) -> Callable[..., Any]:
 
 
 @contextmanager
-def foreign(failed: str, kind: type[BnpruneError] = ConfigError) -> Iterator[None]:
+def user_code_errors(failed: str, kind: type[BnpruneError] = ConfigError) -> Iterator[None]:
     """Turn every exception of the user's code, `SystemExit` included, into an error of bnprune; Ctrl-C passes through.
 
     Args:
@@ -79,11 +79,11 @@ def foreign(failed: str, kind: type[BnpruneError] = ConfigError) -> Iterator[Non
     except (BnpruneError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        raise kind(f"{failed}: {named(error)}") from error
+        raise kind(f"{failed}: {exception_text(error)}") from error
 
 
-def named(error: BaseException) -> str:
-    """Return a foreign exception as Python prints it, with the first line of its message."""
+def exception_text(error: BaseException) -> str:
+    """Return an exception as Python prints it: its class, and the first line of its message."""
     kind = type(error).__name__
     return f"{kind}: {first_line(error)}" if str(error).strip() else kind
 

@@ -95,7 +95,7 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], Origins, list[str]]:
     origins: Origins = {}
     problems: list[str] = []
     try:
-        data = read_yaml(text, lambda node: problems.extend(_walk(node, (), name, origins)))
+        data = read_yaml(text, lambda root: problems.extend(_walk(root, (), name, origins)))
     except YamlError as error:
         line = f":{error.line}" if error.line else ""
         raise ConfigError(f"{name}{line}: {error}.") from error
@@ -115,12 +115,12 @@ class YamlError(ValueError):
         """Counted from 1."""
 
 
-def read_yaml(text: str, look: Callable[[yaml.Node], object] | None = None) -> Any:
+def read_yaml(text: str, visit: Callable[[yaml.Node], object] | None = None) -> Any:
     """Read YAML of plain values, in bounded time and memory.
 
     Args:
         text: One document.
-        look: Called with the root node of the document, before values are built from it.
+        visit: Called with the root node of the document, before values are built from it.
 
     Raises:
         YamlError: It is not such a document, or exceeds a limit.
@@ -131,8 +131,8 @@ def read_yaml(text: str, look: Callable[[yaml.Node], object] | None = None) -> A
         if node is None:
             return None
         require_shallow(node, below=_nodes_in)  # again, because nested aliases add up
-        if look is not None:
-            look(node)
+        if visit is not None:
+            visit(node)
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

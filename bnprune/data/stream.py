@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from bnprune.config.user_code import foreign, named
+from bnprune.config.user_code import exception_text, user_code_errors
 from bnprune.data.samples import Wanted
 from bnprune.data.splits import Batch, mixed
 from bnprune.errors import BnpruneError, DataError
@@ -64,7 +64,7 @@ class _Failure:
 
 
 def _failure(what: str, error: BaseException) -> _Failure:
-    message = str(error) if isinstance(error, BnpruneError) else f"data: {what}: {named(error)}"
+    message = str(error) if isinstance(error, BnpruneError) else f"data: {what}: {exception_text(error)}"
     return _Failure(message, traceback.format_exc())
 
 
@@ -102,7 +102,7 @@ def _received(loader: DataLoader[Any]) -> Iterator[Any]:
     try:
         while True:
             # The process itself may die (killed, out of shared memory), or the data set may not be sent to it.
-            with foreign("data: a loader process failed", DataError):
+            with user_code_errors("data: a loader process failed", DataError):
                 batches = _started(loader) if batches is None else batches
                 batch = next(batches, None)
             if batch is None:

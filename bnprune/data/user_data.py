@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from bnprune.config.schema import DataConfig
-from bnprune.config.user_code import call_factory, foreign
+from bnprune.config.user_code import call_factory, user_code_errors
 from bnprune.data.memory import MemorySplit
 from bnprune.data.samples import Wanted, described
 from bnprune.data.splits import Batch, Split, Splits, stratified
@@ -54,7 +54,7 @@ def own_splits(config: DataConfig) -> Splits:
     splits, labels = _agreed(splits)
     notes: tuple[Note, ...] = ()
     if len(splits) == 2:
-        with foreign(f"data.factory: the datasets of {config.factory} cannot be copied", DataError):
+        with user_code_errors(f"data.factory: the datasets of {config.factory} cannot be copied", DataError):
             unaugmented = _without_augmentation(*made)
         notes = () if unaugmented is not None else (_AUGMENTED,)
         fit, held = stratified(labels, config.validation)
@@ -87,7 +87,7 @@ def _opened(dataset: Any, name: str, config: DataConfig) -> StreamSplit:
 
 def _length(dataset: Any, where: str) -> int:
     """Return the length; asked for once, because it is code of the user's."""
-    with foreign(f"data.factory: {where} has no length", DataError):
+    with user_code_errors(f"data.factory: {where} has no length", DataError):
         count = len(dataset)
     if count > _MOST_SAMPLES:
         raise DataError(f"data.factory: {where} says it has {count} samples; at most {_MOST_SAMPLES} are possible.")
@@ -198,7 +198,7 @@ def _guard(split: Any, wanted: Wanted) -> Split:
     if isinstance(split, StreamSplit):  # checks every sample where it is read
         split = replace(split, wanted=wanted)
     if isinstance(split, MemorySplit):
-        with foreign(f"data.factory: the labels of {wanted.where} cannot be read", DataError):
+        with user_code_errors(f"data.factory: the labels of {wanted.where} cannot be read", DataError):
             wanted.labels(split.labels)
     return GuardedSplit(split, count, wanted)
 
@@ -220,7 +220,7 @@ class GuardedSplit:
         served: Iterator[Any] | None = None
         try:
             for indices in batches:
-                with foreign(failed, DataError):
+                with user_code_errors(failed, DataError):
                     served = iter(self.split.serve(batches, device, seed)) if served is None else served
                     batch = next(served, None)
                 images, labels = self.wanted.batch(batch, indices)

@@ -190,7 +190,7 @@ def load_checkpoint(path: Path, model: nn.Module | None = None, *, trust: bool =
         trust: Let the file name code, paths and downloads; see `trust`.
 
     Raises:
-        CheckpointError: The file is missing, damaged or foreign, or `model` is not the network it was made from.
+        CheckpointError: The file is missing, damaged or not a bnprune checkpoint, or `model` is not its network.
         UntrustedError: The file names a factory, and neither `model` nor `trust` is given.
     """
     header = read_header(path, trust=trust)
@@ -305,7 +305,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, trust: bool = Fals
             whose files are trusted.
 
     Raises:
-        CheckpointError: The file is missing, damaged or foreign, or `model` is not the network it was made from.
+        CheckpointError: The file is missing, damaged or not a bnprune checkpoint, or `model` is not its network.
         UntrustedError: The file names code, and neither `model` nor `trust` is given.
     """
     return load_checkpoint(Path(path), model, trust=trust)[0].eval()

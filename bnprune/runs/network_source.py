@@ -93,7 +93,7 @@ def open_source(
 
     Raises:
         ConfigError: Neither or contradictory sources, an unknown model, or a shape out of range.
-        CheckpointError: A file is missing, damaged or foreign.
+        CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
     """
     input_shape = None if shape is None else checked_shape(shape)
     if source is None and model is None:

@@ -18,7 +18,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bnprune.config.schema import PipelineConfig, UserOnly
+from bnprune.config.field_types import UserOnly
+from bnprune.config.schema import PipelineConfig
 from bnprune.errors import UntrustedError, quoted, shortened
 from bnprune.models.zoo import ModelSpec
 from bnprune.runs.files import real_path

@@ -79,7 +79,7 @@ def benchmark(
 
     Raises:
         ConfigError: An argument is wrong, there is nothing to compare, or the inputs have different shapes.
-        CheckpointError: A file is missing, damaged or foreign.
+        CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
         ForwardError: A network does not run.
     """
     names = parse_backends(backends)
@@ -158,7 +158,7 @@ def _open_networks(
 
     Raises:
         ConfigError: There is nothing to compare, or the inputs have different shapes.
-        CheckpointError: A file is missing, damaged or foreign.
+        CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
     """
     if dense and other is not None:
         raise ConfigError(f"it names the second network already; leave '{other}' out.", argument="dense")

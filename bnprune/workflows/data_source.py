@@ -42,7 +42,7 @@ def open_with_data(
 
     Raises:
         ConfigError: There is no recipe, or the data does not fit the network.
-        CheckpointError: A file is missing, damaged or foreign.
+        CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
     """
     refuse_other_model(overrides)
     network = open_source(source, model=model, arguments=model_arguments, weights=weights, trust=trust)

@@ -35,7 +35,7 @@ def evaluate(
 
     Raises:
         ConfigError: There is no recipe, or the data does not fit the network.
-        CheckpointError: A file is missing, damaged or foreign.
+        CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
     """
     opened = open_with_data(
         source,

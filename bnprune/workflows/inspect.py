@@ -41,7 +41,7 @@ def inspect(
     Raises:
         ConfigError: An argument is wrong.
         TraceError: The forward pass fails.
-        CheckpointError: A file is missing, damaged or foreign.
+        CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
     """
     network = open_source(
         source, model=model, arguments=model_arguments, weights=weights, shape=input_shape, trust=trust

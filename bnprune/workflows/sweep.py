@@ -51,7 +51,7 @@ def sweep(
     Raises:
         ConfigError: A value is out of range, or there is no recipe.
         PruningError: Nothing can be cut.
-        CheckpointError: A file is missing, damaged or foreign.
+        CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
     """
     _require_values(values, tolerance)
     opened = open_with_data(
