@@ -32,7 +32,7 @@ from bnprune.config.schema import PipelineConfig, TrainConfig
 from bnprune.data import Splits, load_data
 from bnprune.models.zoo import ModelSpec, set_gamma
 from bnprune.recovery.recover import recover
-from bnprune.runs.training_stage import Silence
+from bnprune.runs.training_stage import NoLog
 from bnprune.training.evaluate import evaluate, validation_score
 from bnprune.training.loop import TrainingJob, begin, train
 from bnprune.training.penalties.gamma import gamma_statistics, scale_factors
@@ -110,7 +110,7 @@ def measure(
     state = begin(model, task)
     pull, _ = make_penalty(model, config.train, config.train.sparsity, task.updates_per_epoch,
                            example_inputs=splits.example, prune=config.prune)  # fmt: skip
-    train(state, task, pull, Silence(), lambda: False)
+    train(state, task, pull, NoLog(), lambda: False)
     gamma = gamma_statistics(scale_factors(model), config.train.sparsity.epsilon)
     can_go = gamma_units(model, trace(model, splits.example, coupling=coupling)) != NO_CHANNEL
     dead = torch.cat([values.detach().abs() for values in scale_factors(model)]) < config.train.sparsity.epsilon

@@ -1,10 +1,10 @@
-"""Checkpoints: weights in safetensors, and in its metadata all it takes to rebuild the network. Never a pickle.
+"""Checkpoints: a safetensors file with the weights, whose metadata says how to rebuild the network. Never a pickle.
 
 A checkpoint names its network by a zoo, torchvision or timm name; one built by a factory of the user's own is loaded
 with that factory given again, because a factory read from a file would be an arbitrary call (see `trust`).
 
-Nothing is allocated before the file has been found to fit the network: the header is bounded, the network is built and
-cut on the meta device, and its shapes are compared with those in the file.
+Nothing is allocated before the file is known to fit the network: the size of the header is limited, the network is
+built and pruned on the meta device, and its shapes are compared with those in the file.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ _SMALL_NETWORK, _LARGEST_CUT = 2**28, 8
 
 @dataclass(frozen=True)
 class Header:
-    """Everything a checkpoint knows besides its weights."""
+    """Everything in a checkpoint besides the weights."""
 
     spec: ModelSpec
     plans: tuple[PruningPlan, ...] = ()
-    """How the network was cut, in order; empty for a dense one."""
+    """The plans by which the network was pruned, in order; empty for a dense one."""
     input_shape: tuple[int, ...] | None = None
     """Shape of one input, without the batch."""
     stage: str | None = None
     """The stage that wrote it: "baseline", "train", "prune" or "finetune"."""
     config: Mapping[str, Any] | None = None
-    """The recipe it comes from, as plain data."""
+    """The recipe that made it, as plain data."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """Further names of tensors that the network holds more than once -> the name they are stored under."""
+    """For tensors with several names (tied weights): further name -> name under which the tensor is stored."""
     withheld: Withheld = field(default_factory=dict)
-    """What the file says about model and recipe and is not trusted with; left out of `spec` and `config`."""
+    """Entries that were left out of `spec` and `config`, because the file is not trusted; see `trust.Withheld`."""
 
 
 def save_checkpoint(path: Path, model: nn.Module, header: Header) -> None:
     """Write a network and its header, atomically.
 
     Raises:
-        DataError: The file cannot be written; the one before is intact.
+        DataError: The file cannot be written; an earlier file of that name is unchanged.
     """
     tensors, aliases = stored(model.state_dict())
     metadata = {_KEY: json.dumps(plain(_header_dict(replace(header, aliases=aliases))))}
@@ -70,7 +70,7 @@ def save_checkpoint(path: Path, model: nn.Module, header: Header) -> None:
 
 
 def stored(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return each tensor of a state dict once, contiguous, and the names of its copies -> the names they are under."""
+    """Return each tensor of a state dict once, contiguous, and the aliases (see `Header.aliases`)."""
     first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
@@ -82,7 +82,7 @@ def stored(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str,
             aliases[name] = first[key]
             continue
         first[key] = name
-        # A copy where a view shares memory with another tensor: safetensors refuses shared storage.
+        # A view that shares memory with another tensor is copied: safetensors refuses shared storage.
         own = tensor.numel() == tensor.untyped_storage().nbytes() // tensor.element_size()
         tensors[name] = tensor.detach().cpu().contiguous() if own else tensor.detach().cpu().clone().contiguous()
     return tensors, aliases
@@ -104,14 +104,14 @@ def _header_dict(header: Header) -> dict[str, Any]:
 
 
 def read_header(path: Path, *, trust: bool = False) -> Header:
-    """Read what a checkpoint says about itself, without its weights.
+    """Read the header of a checkpoint, without the weights.
 
     Args:
         path: The file.
         trust: Let the file name code, paths and downloads; see `trust`.
 
     Raises:
-        CheckpointError: The file is missing, empty, damaged, or not one of ours.
+        CheckpointError: The file is missing, empty, damaged, or not a bnprune checkpoint.
     """
     with opened(path) as file:
         metadata = file.metadata() or {}
@@ -185,8 +185,8 @@ def load_checkpoint(path: Path, model: nn.Module | None = None, *, trust: bool =
 
     Args:
         path: A file written by `save_checkpoint`.
-        model: The dense network, any weights; needed if the checkpoint comes from a factory of the user's own. It is
-            left as it is.
+        model: The dense network, any weights; needed if the checkpoint names a factory of the user's own. It is not
+            changed.
         trust: Let the file name code, paths and downloads; see `trust`.
 
     Raises:
@@ -217,10 +217,10 @@ def _cut(path: Path, plans: Sequence[PruningPlan], model: nn.Module) -> nn.Modul
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Load the weights of a checkpoint into a network of the same architecture, slim as it is.
+    """Load the weights of a checkpoint into a network of the same (slim) architecture.
 
     Raises:
-        CheckpointError: The file is missing or damaged, or the network is another one.
+        CheckpointError: The file is missing or damaged, or does not fit the network.
     """
     aliases = read_header(path).aliases
     require_shapes(model, stored_shapes(path, aliases), f"'{path}'")
@@ -230,7 +230,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def _dense(path: Path, header: Header, shapes: Mapping[str, tuple[int, ...]], *, trusted: bool) -> nn.Module:
-    """Build the dense network that a file names, once it is known that the file fits it."""
+    """Build the dense network that a file names, after checking that the file fits it."""
     spec = header.spec
     if spec.own and not trusted:
         raise UntrustedError(str(path), {"model.factory": shortened(spec.label, 60)}, "model")
@@ -247,10 +247,10 @@ def _dense(path: Path, header: Header, shapes: Mapping[str, tuple[int, ...]], *,
 
 
 def _require_fit_on_meta(path: Path, header: Header, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Compare a file with the network it names before anything is allocated; return how many values that has at most.
+    """Compare a file with the network it names before anything is allocated; return an upper bound on its values.
 
-    Some constructors need values and fail on the meta device. Their networks are compared when they have been built,
-    within the same bound on their size.
+    Some constructors need values and fail on the meta device. Their networks are compared after they have been built,
+    with the same bound on their size.
     """
     bound = max(_SMALL_NETWORK, _LARGEST_CUT * path.stat().st_size)
     try:
@@ -276,9 +276,9 @@ def save(
     """Save a pruned network: weights, the plans of all its cuts, and how to rebuild it.
 
     Args:
-        result: What `bnprune.prune` returned.
+        result: The result of `bnprune.prune`.
         path: A `.safetensors` file.
-        spec: What the dense network was built from (`"torchvision/resnet18"`, or a `ModelSpec` with arguments), so that
+        spec: How to build the dense network (`"torchvision/resnet18"`, or a `ModelSpec` with arguments), so that
             `load` needs nothing else. Without it, `load` takes the dense network as `model=`.
         input_shape: Shape of one input, without the batch; the command line uses it.
 
@@ -299,7 +299,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, trust: bool = Fals
 
     Args:
         path: A `.safetensors` checkpoint.
-        model: The dense network, any weights; needed only for a network of your own. It is left as it is.
+        model: The dense network, any weights; needed only for a network of your own. It is not changed.
         trust: Let the file name code to build the network with. Without it, a file is data: nothing is imported,
             called, opened or downloaded because the file says so. The environment variable BNPRUNE_TRUST lists folders
             whose files are trusted.

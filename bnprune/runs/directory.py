@@ -1,4 +1,4 @@
-"""The run directory: everything a run leaves behind, and what it needs to go on.
+"""The run directory: the files that a run writes, and from which it can be resumed.
 
 ::
 
@@ -7,11 +7,11 @@
     metrics.jsonl    one line per epoch and stage
     plan.json        what was pruned (plan-2.json in the second pass)
     result.json      the figures of every finished stage
-    report.html      all of it for people, in one file
-    gamma.safetensors  the scale factors the run started from
-    checkpoints/     last and best of the stage that runs, and one file per finished stage
-    tensorboard/     curves of every stage, where the recipe asks for them
-    exports/         the last network in the formats the recipe asks for
+    report.html      a page about the run, in one file
+    gamma.safetensors  the scale factors before training
+    checkpoints/     the last and the best epoch of the current stage, and one file per finished stage
+    tensorboard/     logs of every stage, with `tensorboard: true`
+    exports/         the last network in the formats of the recipe's `export` section
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class RunDirectory:
         self.path = path
         self._begun = begun
         self._force = force
-        self._claimed = False
+        self._is_locked = False
         self._lock: int | None = None
         self.config_file = path / "config.yaml"
         self._environment_file = path / "env.json"
@@ -76,7 +76,7 @@ class RunDirectory:
         self.state_file = path / "checkpoints" / "last.state.pt"
 
     def plan_file(self, stage: str) -> Path:
-        """Return where the plan of a pruning stage is: plan.json, or plan-2.json of the second pass."""
+        """Return the path of the plan of a pruning stage: plan.json, or plan-2.json of the second pass."""
         return self.path / f"{stage.replace('prune', 'plan')}.json"
 
     def checkpoint(self, name: str) -> Path:
@@ -84,50 +84,52 @@ class RunDirectory:
         return self.path / "checkpoints" / f"{name}.safetensors"
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Keep other processes out until the end of a `with`; of a directory that does not exist yet, from `begin` on.
+    def locked(self) -> Iterator[None]:
+        """Hold an exclusive lock on the run directory for the duration of a `with` block.
+
+        A directory that does not exist yet is locked when `begin` creates it.
 
         Raises:
-            DataError: Another process works on this run, or there are links where files of the run should be.
+            DataError: Another process has locked the run, or a file of the run is a symbolic link.
         """
-        if self._claimed:
+        if self._is_locked:
             yield
             return
-        self._claimed = True
+        self._is_locked = True
         try:
             if self.path.is_dir():
                 self._lock = lock(self.path)
             if self._begun:
-                self._require_own()
+                self._require_no_links()
             yield
         finally:
             unlock(self._lock)
-            self._lock, self._claimed = None, False
+            self._lock, self._is_locked = None, False
 
-    def _require_own(self) -> None:
+    def _require_no_links(self) -> None:
         for folder in ("checkpoints", "exports", "tensorboard", "tensorboard/*"):
-            for found in self._found(folder):
+            for found in self._matching(folder):
                 if found.is_symlink():
                     raise DataError(
                         f"'{found}' is a symbolic link, and a run writes into its own directory alone. Put a folder in "
                         "its place, or choose another.",
                         argument="out",
                     )
-        for file in self._files():
+        for file in self._run_files():
             require_replaceable(file)
 
-    def _files(self) -> Iterator[Path]:
-        """Yield where the files of a run are, there or not."""
+    def _run_files(self) -> Iterator[Path]:
+        """Yield the paths of the files of a run, whether they exist or not."""
         for name in RUN_FILES:
-            yield from self._found(name)
+            yield from self._matching(name)
 
-    def _found(self, name: str) -> Iterable[Path]:
+    def _matching(self, name: str) -> Iterable[Path]:
         if "*" not in name:
             return (self.path / name,)
         return (found for found in self.path.glob(name) if found.is_symlink() or not found.is_dir())
 
     def tensorboard_log(self, stage: str) -> Path:
-        """Return the folder of a stage's curves for TensorBoard."""
+        """Return the folder of a stage's TensorBoard logs."""
         return self.path / "tensorboard" / stage
 
     def export(self, suffix: str) -> Path:
@@ -138,40 +140,40 @@ class RunDirectory:
 
     @classmethod
     def new(cls, path: Path, *, force: bool, sources: Iterable[Path | None] = ()) -> RunDirectory:
-        """Choose a place for a new run. Nothing is written, and nothing removed, before `begin`.
+        """Choose the directory of a new run. Nothing is written or removed before `begin`.
 
         Args:
             path: The directory.
-            force: Whether the run may take the place of an earlier one.
+            force: True if the run may replace an earlier one.
             sources: Files and run directories that the new run reads.
 
         Raises:
             ConfigError: The directory is not empty and `force` is off, or it holds a source.
-            DataError: There is a file, or a run that is going on.
+            DataError: The path is a file, or another process works on the run.
         """
         run = cls(path, begun=False, force=force)
-        with run.claimed():
+        with run.locked():
             require_free_folder(path, force=force)
-            run._require_own()
+            run._require_no_links()
             for source in sources:
-                if source is not None and run._would_lose(source):
+                if source is not None and run._would_overwrite(source):
                     message = f"'{source}' would be overwritten, and the run starts from it. Choose another folder."
                     raise ConfigError(message, argument="out")
         return run
 
-    def _would_lose(self, source: Path) -> bool:
+    def _would_overwrite(self, source: Path) -> bool:
         if is_run(self.path) and is_same(source, self.config_file):
-            return False  # a run that is repeated in its place: the recipe is written again
-        return is_same(source, self.path) or any(is_same(source, file) for file in self._files())
+            return False  # a run that is repeated in its own directory: the recipe is written again
+        return is_same(source, self.path) or any(is_same(source, file) for file in self._run_files())
 
     def begin(self, config: PipelineConfig) -> None:
-        """Write what a new run starts with, in place of an earlier run; leave one that is resumed as it is.
+        """Write the first files of a new run, and remove those of an earlier one; leave a resumed run unchanged.
 
         Raises:
-            DataError: The directory cannot be written, or another process was faster.
+            DataError: The directory cannot be written, or another process has created it in the meantime.
         """
         if not self._begun:
-            self._take_place()
+            self._create()
         for folder in (self.path, self.path / "checkpoints", self.path / "exports"):
             remove_temporaries(folder)
         if not self._begun:
@@ -181,18 +183,18 @@ class RunDirectory:
         if not self._environment_file.exists():
             write_json(self._environment_file, environment())
 
-    def _take_place(self) -> None:
+    def _create(self) -> None:
         make_folder(self.path)
         self._lock = lock(self.path) if self._lock is None else self._lock
-        self._require_own()
+        self._require_no_links()
         if not self._force and any(self.path.iterdir()):
             raise DataError(
-                f"'{self.path}' has been filled by another process meanwhile. Choose another.", argument="out"
+                f"'{self.path}' has been filled by another process in the meantime. Choose another.", argument="out"
             )
 
     @classmethod
     def resume(cls, path: Path, config: PipelineConfig) -> RunDirectory:
-        """Open a run to go on with it.
+        """Open a run to continue it.
 
         Raises:
             ConfigError: There is no run, or its configuration differs from the one given.
@@ -200,7 +202,7 @@ class RunDirectory:
         """
         run = cls(path)
         try:
-            with run.claimed():
+            with run.locked():
                 before = read_text(run.config_file, RECIPE_BYTES)
         except FileNotFoundError as error:
             raise ConfigError(f"'{path}' is not a run directory (it has no config.yaml).", argument="resume") from error
@@ -215,8 +217,8 @@ class RunDirectory:
             raise ConfigError(f"the configuration has changed since '{path}' was started:\n{shown}", argument="resume")
         return run
 
-    def is_of_this_launch(self) -> bool:
-        """Tell whether the run was begun by the `torchrun` that has started this process, maybe again."""
+    def was_begun_by_this_launch(self) -> bool:
+        """Return True if the run was begun by the `torchrun` that started this process, perhaps after a failure."""
         try:
             begun: str | None = parse_json(read_text(self._environment_file, DATA_BYTES)).get("launch")
         except (OSError, ValueError, AttributeError):
@@ -224,11 +226,12 @@ class RunDirectory:
         return begun is not None and begun == launch() and self.config_file.exists()
 
     def _clear(self) -> None:
-        """Remove what an earlier run left, and nothing else: results first, so that no half of them is taken for whole.
+        """Remove the files of an earlier run, and nothing else.
 
-        The recipe stays until the new one replaces it.
+        Results go first, so that a partly removed run does not look finished. The recipe stays until the new one
+        replaces it.
         """
-        for file in self._files():
+        for file in self._run_files():
             if file != self.config_file:
                 file.unlink(missing_ok=True)
 
@@ -249,7 +252,7 @@ class RunDirectory:
         write_json(self.result_file, result.to_dict())
 
     def network(self) -> Path:
-        """Return the checkpoint of the last finished stage, else the last one of the stage that runs.
+        """Return the checkpoint of the last finished stage, or else of the last epoch of the current stage.
 
         Raises:
             CheckpointError: There is none yet.
@@ -273,14 +276,14 @@ class RunDirectory:
         append_text(self.metrics_file, json.dumps(plain(dict(record))) + "\n")
 
     def metrics_bytes(self) -> int:
-        """Return the length of the metrics."""
+        """Return the size of metrics.jsonl, in bytes."""
         return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
 
     def rewind(self, saved: Mapping[str, Any] | None = None) -> None:
-        """Drop the metrics written after a saved state, or without one after the last finished stage.
+        """Remove the metrics that were written after a saved state; without one, after the last finished stage.
 
         Args:
-            saved: What `load_state` returned, once nothing is found wrong with it.
+            saved: The result of `load_state`, after it has been checked.
 
         Raises:
             DataError: The file cannot be written.
@@ -290,33 +293,33 @@ class RunDirectory:
             truncate(self.metrics_file, size)
 
     def _finished_bytes(self) -> int:
-        """Return the length of the metrics at the end of the last finished stage."""
+        """Return the size of metrics.jsonl at the end of the last finished stage, in bytes."""
         result = self.result()
         if not result.stages:
             return 0
         return self.metrics_bytes() if result.metrics_bytes is None else result.metrics_bytes
 
     def save_state(self, stage: str, state: Mapping[str, Any]) -> None:
-        """Save what a stage needs to go on exactly, with the length of the metrics at this moment."""
+        """Save the state from which a stage can be resumed exactly, with the current size of metrics.jsonl."""
         content = {"stage": stage, "metrics_bytes": self.metrics_bytes(), **state}
         write_atomically(self.state_file, lambda temporary: save_state(content, temporary))
 
     def load_state(self, stage: str) -> dict[str, Any] | None:
-        """Return the saved state of a stage, or None. Nothing is changed; `rewind` follows.
+        """Return the saved state of a stage, or None. Nothing is changed: call `rewind` next.
 
         Raises:
             CheckpointError: The file is damaged.
         """
-        with self.naming_state():
+        with self.naming_state_file():
             content = self._state()
         return content if content is not None and content["stage"] == stage else None
 
     @contextmanager
-    def naming_state(self) -> Iterator[None]:
-        """Say of damage found in a saved state which file it is in, and what can be done.
+    def naming_state_file(self) -> Iterator[None]:
+        """Add the path of the state file, and a fix, to errors about a damaged state.
 
         Raises:
-            CheckpointError: In place of one from within the `with`.
+            CheckpointError: In place of one that is raised in the `with` block.
         """
         try:
             yield
@@ -331,7 +334,7 @@ class RunDirectory:
 
 
 def _is_same_recipe(text: str, config: PipelineConfig) -> bool:
-    """Return True if a recipe says the same, whatever the order of its keys and the defaults that it spells out."""
+    """Return True if a recipe gives the same configuration; key order and spelled-out defaults do not matter."""
     try:
         return check(table(read_yaml(text)), {}) == config
     except (ConfigError, YamlError, ValueError):
@@ -344,16 +347,8 @@ def dump_config(config: PipelineConfig) -> str:
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
-def _settings(recipe: str) -> Any:
-    """Return a recipe as data, in which the order of keys does not matter; text that is not YAML stays as it is."""
-    try:
-        return read_yaml(recipe)
-    except YamlError:
-        return recipe
-
-
 def environment() -> dict[str, Any]:
-    """Return what a result depends on besides its recipe."""
+    """Return the versions, the machine and the command line, on which results depend besides the recipe."""
     versions = {}
     for package in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Where a run and other long work show their progress."""
+"""The interface through which runs and other long tasks show their progress."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Display(Protocol):
         ...
 
     def step(self, epoch: int, step: int, steps: int, loss: float, gamma: GammaStatistics | None) -> None:
-        """Show progress within an epoch, with scale factors as they were a moment ago."""
+        """Show progress within an epoch; the scale factors may be about a second old."""
         ...
 
     def epoch(self, record: EpochRecord, epochs: int, gamma: GammaStatistics | None) -> None:

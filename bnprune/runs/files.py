@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a full disk or a second writer never leaves half of one."""
+"""Atomic writing: a crash, a full disk or a second writer never leaves an incomplete file."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from safetensors import SafetensorError
 from bnprune.errors import ConfigError, DataError
 
 _TEMPORARY = (".bnprune-", ".tmp")
-"""Temporary folders are called so, with 8 letters in between: short, whatever the file is called."""
+"""Prefix and suffix of temporary folders, with 8 characters in between: short, however long the name of the file is."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Write to a temporary file beside `path`, flush it to disk, and rename it into place.
 
-    The file lies in a temporary folder of its own, so that whatever `write` puts beside it goes, too: safetensors makes
-    a temporary file itself.
+    The temporary file is in a folder of its own, so that other files that `write` creates are removed as well:
+    safetensors, for example, writes a temporary file itself.
 
     Raises:
-        DataError: The file cannot be written; whatever was at `path` before is still there.
+        DataError: The file cannot be written; an earlier file at `path` is unchanged.
     """
     require_replaceable(path)
     prefix, suffix = _TEMPORARY
@@ -36,7 +36,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with TemporaryDirectory(suffix, prefix, path.parent, ignore_cleanup_errors=True) as folder:
             temporary = Path(folder) / "content"
             temporary.touch()
-            mode = temporary.stat().st_mode  # as the umask has it, whatever `write` makes of it
+            mode = temporary.stat().st_mode  # of the umask; `write` may change it
             write(temporary)
             temporary.chmod(stat.S_IMODE(mode))
             with temporary.open("rb") as file:
@@ -68,7 +68,7 @@ def make_folder(path: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a process that was killed while it wrote into a folder has left there."""
+    """Remove the temporary folders of processes that were killed while they wrote into a folder."""
     for found in folder.glob("????????".join(_TEMPORARY)):
         if found.is_dir() and not found.is_symlink():
             shutil.rmtree(found, ignore_errors=True)
@@ -121,11 +121,11 @@ def _without_links(path: str, flags: int) -> int:
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", errors="replace")  # names of files that are not UTF-8
+    path.write_text(text, encoding="utf-8", errors="replace")  # for names of files that are not UTF-8
 
 
 def plain(data: Any) -> Any:
-    """Return data as JSON knows it: paths as text, tuples as lists, NaN and infinity as null."""
+    """Return data of JSON types: paths become text, tuples and sets become lists, NaN and infinity become None."""
     if isinstance(data, dict):
         return {str(key): plain(value) for key, value in data.items()}
     if isinstance(data, list | tuple | set | frozenset):
@@ -148,18 +148,19 @@ _KINDS = {
 
 
 def require_replaceable(path: Path) -> None:
-    """Refuse to write over anything but a regular file: a rename would put a file in place of a device or a link.
+    """Refuse to overwrite anything but a regular file: the rename would replace a device or a link.
 
-    A link is refused, too, wherever it leads, so that no file is replaced but the one that is named.
+    Links are refused even if they lead to a regular file, so that only the file that is named can be replaced.
 
     Raises:
-        DataError: There is something else, or a name that cannot be used.
+        DataError: The path is not a regular file, or cannot be used as a name.
     """
-    if kind := _in_the_way(path):
-        raise DataError(f"'{path}' is {kind}, and nothing but a regular file is written over. Remove it, or rename it.")
+    if kind := _irregular_kind(path):
+        raise DataError(f"'{path}' is {kind}, and only regular files are overwritten. Remove it, or rename it.")
 
 
-def _in_the_way(path: Path) -> str | None:
+def _irregular_kind(path: Path) -> str | None:
+    """Return "a folder" and the like; None for a regular file, and if nothing is there."""
     require_utf8(path)
     try:
         kind = stat.S_IFMT(path.lstat().st_mode)
@@ -167,11 +168,11 @@ def _in_the_way(path: Path) -> str | None:
         return None
     except OSError as error:
         raise DataError(f"'{path}' cannot be written: {error.strerror}.") from error
-    return None if kind == stat.S_IFREG else _KINDS.get(kind, "no regular file")
+    return None if kind == stat.S_IFREG else _KINDS.get(kind, "not a regular file")
 
 
 def require_utf8(path: Path) -> None:
-    """Refuse a name that could be written, but not be read again: safetensors takes UTF-8 alone.
+    """Refuse a name that could be written, but not read again: safetensors supports only UTF-8.
 
     Raises:
         DataError: The name is not UTF-8.
@@ -183,23 +184,23 @@ def require_utf8(path: Path) -> None:
 
 
 def require_free_file(path: Path, *, force: bool, option: str = "out") -> None:
-    """Refuse to write a file over something else.
+    """Refuse an output file that exists already, unless `force` is set.
 
     Raises:
-        ConfigError: There is a file and `force` is off.
-        DataError: There is a folder, a device, a link, or a name that cannot be used.
+        ConfigError: The file exists, and `force` is not set.
+        DataError: The path is a folder, a device or a link, or cannot be used as a name.
     """
-    if kind := _in_the_way(path):
+    if kind := _irregular_kind(path):
         raise DataError(f"'{path}' is {kind}. Give the name of a file.", argument=option)
     _require_free(path, taken=path.exists(), force=force, option=option)
 
 
 def require_free_folder(path: Path, *, force: bool) -> None:
-    """Refuse to write into a folder that holds something.
+    """Refuse an output folder that is not empty, unless `force` is set.
 
     Raises:
-        ConfigError: The folder is not empty and `force` is off.
-        DataError: There is a file, or a name that cannot be used.
+        ConfigError: The folder is not empty, and `force` is not set.
+        DataError: The path is a file, or cannot be used as a name.
     """
     require_utf8(path)
     if os.path.lexists(path) and not path.is_dir():

@@ -1,7 +1,7 @@
-"""The control arm of pruning: the slim architecture, trained from new weights as long as the pruned network was.
+"""The stage `scratch`, a baseline: the slim architecture, trained from new weights as long as the pruned network.
 
 Liu et al., "Rethinking the Value of Network Pruning", ICLR 2019, section 3: Scratch-E spends as many epochs, Scratch-B
-as much computation. Here everything the pruned network has been trained for counts, its fine-tuning included.
+as much computation. Here, all training of the pruned network counts, fine-tuning included.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from bnprune.runs.stages import CONTROLS, KINDS, kind_of, order_of
 def scratch_network(config: PipelineConfig, directory: RunDirectory) -> Network:
     """Return the architecture of the last pruned network with new weights.
 
-    They are those of a dense network drawn with another seed, cut by the same plans: as its constructor has them, so
-    that every architecture keeps its own initialization.
+    The weights are those of a new dense network (the initialization of its constructor, with another seed), pruned by
+    the same plans.
     """
     header = read_header(directory.checkpoint(_last(directory.result().stages)))
-    model = _untrained(config)
+    model = _dense_from_new_weights(config)
     for plan in header.plans:
         model = apply(plan, model)
     return model, Header(header.spec, header.plans)
 
 
 def scratch_training(config: PipelineConfig, stages: Mapping[str, StageResult]) -> TrainConfig:
-    """Return how the control arm is trained: as the `train` stage, without a penalty, and as long as all stages.
+    """Return the settings of the training: those of `train` without a penalty, as long as all stages together.
 
     Args:
-        config: The recipe; `scratch` says what "as long" means.
+        config: The recipe; its key `scratch` says if epochs or computation are equal.
         stages: Figures of the finished stages.
     """
     trained = (figures for stage, figures in stages.items() if kind_of(stage) in ("train", "finetune"))
@@ -56,14 +56,14 @@ def _last(stages: Mapping[str, Any]) -> str:
     return max((stage for stage in stages if kind_of(stage) not in CONTROLS), key=order_of)
 
 
-def _untrained(config: PipelineConfig) -> nn.Module:
+def _dense_from_new_weights(config: PipelineConfig) -> nn.Module:
     seed = mixed(config.seed, KINDS.index("scratch"))
     drawn = []
     for number in (seed, config.seed):
         torch.manual_seed(number)
         drawn.append(build(spec_of(config)))
     model = drawn[0]
-    if _trained(*drawn):
+    if _is_pretrained(*drawn):
         for module in model.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
@@ -72,7 +72,7 @@ def _untrained(config: PipelineConfig) -> nn.Module:
     return model
 
 
-def _trained(one: nn.Module, other: nn.Module) -> bool:
-    """Whether a network comes with weights: the same ones, whatever the seed."""
+def _is_pretrained(one: nn.Module, other: nn.Module) -> bool:
+    """Return True if the constructor loads weights: two networks from different seeds are equal."""
     pairs = zip(one.parameters(), other.parameters(), strict=True)
     return all(torch.equal(left, right) for left, right in pairs if left.dim() > 1)

@@ -1,4 +1,4 @@
-"""A lock on a folder, held by one process at a time. It leaves no file, and ends with the process in any case."""
+"""A lock on a folder, held by one process at a time. It needs no file, and is released when the process ends."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from bnprune.errors import DataError
 _HELD: set[int] = set()
 
 
-def _let_go_in_child() -> None:
-    # A process that loads data would keep the lock while it outlives the one that was killed.
+def _release_in_child() -> None:
+    # Otherwise a data loader process that outlives its killed parent would keep the lock.
     while _HELD:
         os.close(_HELD.pop())
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_in_child)
+    os.register_at_fork(after_in_child=_release_in_child)
 
 
 def lock(folder: Path) -> int | None:
-    """Lock a folder without waiting; return what `unlock` takes, or None where the system has no such locks.
+    """Lock a folder without waiting; return the descriptor for `unlock`, or None if the system has no such locks.
 
     Raises:
         DataError: Another process holds the lock, or the folder cannot be opened.
@@ -40,7 +40,7 @@ def lock(folder: Path) -> int | None:
                 f"'{folder}' is in use: another process works on this run. Wait for it, or choose another folder.",
                 argument="out",
             ) from error
-        except OSError:  # the file system knows no locks
+        except OSError:  # the file system does not support locks
             unlock(descriptor)
             return None
         if _is_open(folder, descriptor):
@@ -49,7 +49,7 @@ def lock(folder: Path) -> int | None:
 
 
 def unlock(descriptor: int | None) -> None:
-    """Give a lock back."""
+    """Release a lock."""
     if descriptor in _HELD:
         _HELD.discard(descriptor)
         os.close(descriptor)

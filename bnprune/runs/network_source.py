@@ -1,4 +1,4 @@
-"""Open a network: from a run directory, a checkpoint, or a model name with the shape of its input."""
+"""Opening a network from a run directory, from a checkpoint, or by name with the shape of its input."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from bnprune.runs.weights import fit_state, read_weights
 
 @dataclass(frozen=True)
 class NetworkSource:
-    """A network, and everything known about it."""
+    """A network, with the header of its checkpoint or what is known in place of one."""
 
     model: nn.Module
     header: Header
     label: str
-    """What to call it in messages: the path, or the model's name."""
+    """Name of the network in messages: the path, or the model's name."""
 
     @property
     def inputs(self) -> torch.Tensor:
@@ -47,14 +47,14 @@ class NetworkSource:
         return torch.zeros(1, *self.header.input_shape)
 
     def config(self, overrides: Sequence[str] = (), sections: tuple[str, ...] = ()) -> PipelineConfig:
-        """Return the recipe the network comes from.
+        """Return the recipe that is stored with the network.
 
         Args:
-            overrides: `key=value` pairs of the user's.
+            overrides: `key=value` pairs of the user.
             sections: Sections of the recipe that are needed, such as "data"; none for all.
 
         Raises:
-            CheckpointError: It does not come from a recipe.
+            CheckpointError: There is none, or it is not valid here.
             UntrustedError: The recipe names code or paths that are needed, and the file is not trusted.
             ConfigError: An override is wrong.
         """
@@ -84,15 +84,16 @@ def open_source(
 
     Args:
         source: A run directory or a checkpoint.
-        model: A name or `package.module:factory`; on its own, or to rebuild a checkpoint of a network of one's own.
+        model: A name or `package.module:factory`; in place of `source`, or to rebuild a checkpoint whose network is the
+            user's own.
         arguments: Keyword arguments of the model.
         weights: File with the initial weights of `model`.
         shape: Shape of one input, without the batch.
-        recipe: The model of a recipe; it rebuilds a checkpoint of a network of one's own if `model` is not given.
+        recipe: The model of a recipe, to rebuild such a checkpoint if `model` is not given.
         trust: Let the file name code, paths and downloads.
 
     Raises:
-        ConfigError: Neither or contradictory sources, an unknown model, or a shape out of range.
+        ConfigError: No source or contradictory ones, an unknown model, or a shape out of range.
         CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
     """
     input_shape = None if shape is None else checked_shape(shape)
@@ -142,12 +143,12 @@ def _from_file(
     network, header = load_checkpoint(file, dense, trust=trust)
     spec = given if given is not None and stored.own else stored
     shape = shape or header.input_shape
-    header = replace(header, spec=spec, config=_about(header.config, spec), input_shape=shape)
+    header = replace(header, spec=spec, config=_with_model(header.config, spec), input_shape=shape)
     return NetworkSource(network, header, str(path))
 
 
-def _about(config: Mapping[str, Any] | None, spec: ModelSpec) -> Mapping[str, Any] | None:
-    """Return a stored recipe with the network that is given in place of its own."""
+def _with_model(config: Mapping[str, Any] | None, spec: ModelSpec) -> Mapping[str, Any] | None:
+    """Return a stored recipe whose `model` section is replaced by `spec`, unless they agree."""
     if config is None:
         return None
     model = config.get("model")
@@ -157,7 +158,7 @@ def _about(config: Mapping[str, Any] | None, spec: ModelSpec) -> Mapping[str, An
 
 
 def refuse_other_model(overrides: Sequence[str]) -> None:
-    """Refuse overrides of `model` if the network is given and the recipe serves for everything else.
+    """Refuse overrides of the `model` section for verbs whose network is given separately.
 
     Raises:
         ConfigError: An override is about the model.

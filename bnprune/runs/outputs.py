@@ -33,18 +33,18 @@ def require_output(
     Args:
         path: The file.
         force: True if an existing file that is none of the following may be overwritten.
-        sources: Files and run directories the verb reads a network or a plan from.
-        recipe: The recipe it reads.
+        sources: Files and run directories from which a network or a plan is read.
+        recipe: The recipe that is read.
         option: The argument that names the file.
 
     Raises:
-        ConfigError: It is one of the sources, or belongs to a run; or there is a file and `force` is off.
-        DataError: There is a folder, a device, a link, or a name that cannot be used.
+        ConfigError: It is one of the sources, or belongs to a run; or the file exists and `force` is not set.
+        DataError: The path is a folder, a device or a link, or cannot be used as a name.
     """
     for source in sources:
-        if source is not None and (is_same(path, source) or real_path(path.parent) == _networks(source)):
+        if source is not None and (is_same(path, source) or real_path(path.parent) == _checkpoint_folder(source)):
             raise ConfigError(
-                f"'{path}' is where the network comes from, or lies there. Choose another.", argument=option
+                f"'{path}' is the source of the network, or in its folder. Choose another.", argument=option
             )
     if recipe is not None and is_same(path, recipe):
         raise ConfigError(f"'{path}' is the recipe. Choose another.", argument=option)
@@ -53,12 +53,12 @@ def require_output(
     require_free_file(path, force=force, option=option)
 
 
-def _networks(source: Path) -> Path:
+def _checkpoint_folder(source: Path) -> Path:
     return real_path(source / "checkpoints")
 
 
 def _run_of(path: Path) -> Path | None:
-    """Return the run that a file would belong to; pages and exports may be replaced on their own."""
+    """Return the run that a file would belong to, or None; pages and exports of a run may be replaced."""
     folder = real_path(path.parent)
     if folder.name == "checkpoints":
         run, kept = folder.parent, True

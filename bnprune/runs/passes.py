@@ -1,4 +1,4 @@
-"""Passes: the target of each of several rounds of pruning, so that together they reach the target of the recipe."""
+"""Passes: several rounds of pruning, each with a target of its own, which together reach the target of the recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bnprune.runs.results import Change, Pruned
 
 _FIELDS = {field.name for field in fields(Request)}
 _COUNTED: dict[TargetKind, str] = {"ratio": "channels", "macs": "macs", "params": "params"}
-"""The figure of a finished stage that each target is about."""
+"""For each target, the figure of a finished stage that it is compared with."""
 
 
 def request_of(
@@ -27,11 +27,11 @@ def request_of(
         last: How much the pass before this one removed.
 
     Raises:
-        PruningError: Earlier passes have reached the target.
+        PruningError: Earlier passes have reached the target already.
     """
     data = {key: value for key, value in config.model_dump().items() if key in _FIELDS}
     if config.ratio == "auto" or not config.targets:
-        data["ratio"] = DEFAULT_RATIO  # of "auto", a start: the ratio is found by trying
+        data["ratio"] = DEFAULT_RATIO  # for "auto", a start value: the ratio is found by a sweep
     if config.passes == 1:
         return Request(**data)
     own = {pattern: 1 - (1 - ratio) ** (1 / config.passes) for pattern, ratio in config.layer_ratios.items()}

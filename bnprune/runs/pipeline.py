@@ -38,7 +38,7 @@ from bnprune.runs.summary import cut_figures, describe_request, pruned_of, recov
 from bnprune.runs.teacher import find_teacher, require_teacher
 from bnprune.runs.tensorboard_log import open_tensorboard_log
 from bnprune.runs.training_log import TrainingLog
-from bnprune.runs.training_stage import StageTask, hand_out, set_up, settings_of
+from bnprune.runs.training_stage import StageRequest, send_stage, set_up, settings_of
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
 from bnprune.training.evaluate import evaluate, validation_score
 from bnprune.training.loop import train
@@ -73,18 +73,18 @@ def execute(
 
     Args:
         config: The recipe.
-        directory: Where everything goes; a run that was interrupted goes on. Nothing is written, or removed, before
-            everything that can be checked beforehand has been.
+        directory: The run directory; an interrupted run is continued. Everything that can be checked beforehand is
+            checked before anything is written or removed.
         display: Where to show progress.
-        stopping: Whether the user has asked to stop.
+        stopping: Returns True if the user has asked to stop.
         stages: Names of stages, in order.
-        network: What the first stage starts from; default: built from the recipe.
-        processes: The processes that train together; the others are in `follow`.
+        network: The network that the first stage starts from; default: built from the recipe.
+        processes: The processes that train together; the other ones call `follow`.
 
     Raises:
-        BnpruneError: Whatever goes wrong; finished stages and checkpoints stay.
+        BnpruneError: A stage failed; finished stages and checkpoints are kept.
     """
-    with directory.claimed():
+    with directory.locked():
         return _execute(config, directory, display, stopping, stages, network, processes)
 
 
@@ -104,7 +104,7 @@ def _execute(
         return result
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    before = _left_behind(config, directory, result, todo[0]) if todo else None
+    before = _network_before(config, directory, result, todo[0]) if todo else None
     start = prepare(config, todo, before or network, processes)
     require_teacher(config, stages, start.splits)
     require_tools(config, todo, start.device)
@@ -117,7 +117,7 @@ def _execute(
     for stage in todo:
         started = time.perf_counter()
         first = start.network if stage == todo[0] else None
-        model, header = first or _left_behind(config, directory, result, stage) or initial(config)
+        model, header = first or _network_before(config, directory, result, stage) or initial(config)
         figures = _KINDS[kind_of(stage)](run, model, header, stage)
         figures.seconds = round(figures.seconds + time.perf_counter() - started, 3)
         result.stages[stage] = figures
@@ -129,8 +129,8 @@ def _execute(
     return result
 
 
-def _left_behind(config: PipelineConfig, directory: RunDirectory, result: RunResult, stage: str) -> Network | None:
-    """The network that the stages before one have left; None where it starts from the beginning."""
+def _network_before(config: PipelineConfig, directory: RunDirectory, result: RunResult, stage: str) -> Network | None:
+    """Return the network that a stage starts from: that of the stage before it; None if there is none."""
     before = [name for name in result.stages if order_of(name) < order_of(stage) and kind_of(name) not in CONTROLS]
     return load_stage(config, directory.checkpoint(max(before, key=order_of))) if before else None
 
@@ -148,12 +148,12 @@ def _training(
 ) -> StageResult:
     teacher = find_teacher(run.config, run.directory) if kind_of(stage) == "finetune" else None
     saved = run.directory.load_state(stage)
-    with run.directory.naming_state():
+    with run.directory.naming_state_file():
         require_processes(saved, run.processes)
-    stage_task = StageTask(run.config, stage, settings or settings_of(run.config, stage), saved)
-    hand_out(run.processes, stage_task, (model, header), teacher)
-    with run.directory.naming_state():
-        training = set_up(stage_task, model, teacher and teacher[0], run.splits, run.device, run.processes)
+    stage_request = StageRequest(run.config, stage, settings or settings_of(run.config, stage), saved)
+    send_stage(run.processes, stage_request, (model, header), teacher)
+    with run.directory.naming_state_file():
+        training = set_up(stage_request, model, teacher and teacher[0], run.splits, run.device, run.processes)
     run.directory.rewind(saved)
     config, budget = training.job.config, training.budget
     sparsity = config.sparsity if isinstance(config, TrainConfig) else None
@@ -172,7 +172,7 @@ def _training(
         run.config, run.directory, stage, training.state.progress.epoch
     ) as training_log.tensorboard_log:
         train(training.state, training.job, training.penalty, training_log, run.stopping)
-    # Scale factors are sparsest at the end; elsewhere the epoch that did best on validation counts.
+    # Scale factors are sparsest at the end of sparse training; for other stages, the best epoch on validation counts.
     choice = "last" if stage == "train" else "best"
     load_weights(run.directory.checkpoint(choice), model)
     extra: dict[str, Any] = {"epochs": config.epochs, "chosen": choice, "seconds": training_log.seconds}
@@ -200,7 +200,7 @@ def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> StageResul
             request = request.aimed("ratio", recommend(points, config.tolerance).asked)
             extra["sweep"] = [SweepPoint(**asdict(point)) for point in points]
         run.display.begin(stage, 0, describe_request(request))
-        outcome = _cut(run, model, request)
+        outcome = _pruned(run, model, request)
     except PruningError as error:
         if not earlier:
             raise
@@ -220,20 +220,20 @@ def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> StageResul
     )
     extra["recovery"] = recovery_outcome(recovery)
     tried = ", ".join(f"{name} {score.top1:.2%}" for name, score in recovery.scores.items())
-    run.display.note(f"  validation after the cut: {tried}; kept: {recovery.chosen}")
+    run.display.note(f"  validation accuracy after pruning: {tried}; kept: {recovery.chosen}")
     before = [figures.validation_accuracy for figures in stages.values()][-1:]
     left = recovery.scores[recovery.chosen].top1
     if before and before[0] is not None and (problem := collapse(before[0], left, run.splits.classes)):
-        run.display.note(Note(problem.code, problem.level, f"{problem} with the cut. {_LESS}"))
+        run.display.note(Note(problem.code, problem.level, f"{problem} after pruning. {_LESS}"))
     slim = Header(header.spec, (*header.plans, outcome.plan))
     return _conclude(run, recovery.model, slim, stage, _cut_result(outcome.report) | extra)
 
 
-_LESS = "Cut less (prune.ratio: auto finds how much), train with more sparsity, or fine-tune longer."
+_LESS = "Prune less (prune.ratio: auto finds a ratio), train with more sparsity, or fine-tune longer."
 
 
-def _cut(run: Run, model: nn.Module, request: Request) -> PruningResult:
-    """Cut and prove, on the CPU; where time is asked for, on the device it is to be measured on."""
+def _pruned(run: Run, model: nn.Module, request: Request) -> PruningResult:
+    """Prune and verify on the CPU; for a latency target, on the device on which the latency is measured."""
     device = run.device if request.latency_ms is not None else torch.device("cpu")
     example = run.splits.example.to(device)
     return prune_as_requested(model.to(device), example, request)

@@ -1,4 +1,4 @@
-"""What a run starts from: a device, a network and data, checked to go together before anything is written."""
+"""Checks before a run: its device, network and data are opened and compared before anything is written."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class Start:
     network: Network
     splits: Splits
     prunable: int | None
-    """BatchNorm channels that the prune stage may remove; None where there is no such stage."""
+    """BatchNorm channels that the prune stage may remove; None if there is no such stage."""
 
 
 def prepare(
     config: PipelineConfig, stages: Sequence[str], network: Network | None = None, processes: Processes = SINGLE_PROCESS
 ) -> Start:
-    """Get ready for stages of a recipe, and find out what they would stumble over.
+    """Open what the stages of a recipe need, and check everything that could stop them.
 
     Args:
         config: The recipe.
         stages: Names of the stages to run.
-        network: What the first of them starts from; default: built from the recipe.
+        network: The network that the first of them starts from; default: built from the recipe.
         processes: The processes that train together.
 
     Raises:
@@ -66,16 +66,18 @@ def prepare(
     cuts = [stage for stage in stages if kind_of(stage) == "prune"]
     prunable = None
     if cuts:
-        prunable = _prunable(model, splits, config.prune or PruneConfig(), whole=pass_of(cuts[0]) == 1)
+        prunable = _prunable(model, splits, config.prune or PruneConfig(), first_pass=pass_of(cuts[0]) == 1)
     return Start(device, network, splits, prunable)
 
 
-def _prunable(model: nn.Module, splits: Splits, config: PruneConfig, *, whole: bool) -> int:
+def _prunable(model: nn.Module, splits: Splits, config: PruneConfig, *, first_pass: bool) -> int:
     asked = request_of(config)
-    if asked.latency_ms is not None or not whole:  # solved later; for now, whether anything can go
+    if (
+        asked.latency_ms is not None or not first_pass
+    ):  # solved later; here, check only that some channel can be removed
         asked = asked.aimed("ratio", 0.5)
     drafted = draft(model, splits.example, asked)
-    if whole:  # a later pass may find nothing to do
+    if first_pass:  # a later pass may have nothing to do
         require_cut(drafted)
     return drafted.channels[0]
 
@@ -97,7 +99,7 @@ def _require_shares(config: PipelineConfig, splits: Splits, processes: Processes
 
 
 def device_of(config: PipelineConfig, processes: Processes) -> torch.device:
-    """Return the device of this process: of several on one machine, each has an accelerator of its own.
+    """Return the device of this process. If several processes run on one machine, each has its own accelerator.
 
     Raises:
         ConfigError: There is no such device.
@@ -113,7 +115,7 @@ def device_of(config: PipelineConfig, processes: Processes) -> torch.device:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device a recipe asks for; `auto` takes an accelerator where there is one.
+    """Return the device a recipe asks for; `auto` takes an accelerator if there is one.
 
     Raises:
         ConfigError: There is no such device.
@@ -124,11 +126,11 @@ def choose_device(name: str) -> torch.device:
     choose = "Choose auto, cpu, cuda or mps."
     try:
         device = torch.device(name)
-    except Exception as error:  # lists every kind of device that PyTorch was ever built for
+    except Exception as error:  # its message lists every kind of device that PyTorch can be built for
         raise ConfigError(f"device: '{name}' cannot be used: there is no such device. {choose}") from error
     try:
         torch.zeros(1, device=device).item()  # not on "meta", which computes nothing
-    except Exception as error:  # a back end that is not there may fail in any way, its import included
+    except Exception as error:  # a missing backend may fail in any way, also while it is imported
         raise ConfigError(f"device: '{name}' cannot be used: {_device_problem(error)}. {choose}") from error
     return device
 
@@ -136,16 +138,16 @@ def choose_device(name: str) -> torch.device:
 def _device_problem(error: Exception) -> str:
     if isinstance(error, NotImplementedError | ImportError) or "INTERNAL ASSERT" in str(error):
         return "PyTorch computes nothing on it here"
-    return first_line(error).partition(". ")[0]  # what follows is advice for those who build PyTorch
+    return first_line(error).partition(". ")[0]  # the rest is advice for people who build PyTorch
 
 
 def spec_of(config: PipelineConfig) -> ModelSpec:
-    """Return how a recipe builds its network."""
+    """Return the specification of a recipe's network."""
     return ModelSpec(config.model.name, config.model.factory, config.model.kwargs)
 
 
-def about(config: PipelineConfig, spec: ModelSpec) -> PipelineConfig:
-    """Return a recipe with the network that is given in place of its own, as a record that can be repeated."""
+def with_model(config: PipelineConfig, spec: ModelSpec) -> PipelineConfig:
+    """Return a recipe whose `model` section is replaced by `spec`, so that the stored recipe repeats the run."""
     if spec_of(config) == spec:
         return config
     model = ModelConfig(name=spec.name, factory=spec.factory, kwargs=dict(spec.kwargs))
@@ -170,9 +172,10 @@ def initial(config: PipelineConfig) -> Network:
 
 
 def load_stage(config: PipelineConfig, path: Path) -> Network:
-    """Load a checkpoint of a run, whose recipe the user has named and is trusted like a script.
+    """Load a checkpoint of a run.
 
-    The checkpoint itself is not: its network is the recipe's, or one of those that any file may name.
+    The user has named the recipe, so it is trusted like a script. The checkpoint is not: its network is the one of the
+    recipe, or one of those that an untrusted file may name.
     """
     spec = spec_of(config)
     same = spec_from_file(spec.to_dict(), trusted=False)[0] == read_header(path).spec

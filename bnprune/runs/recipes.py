@@ -19,11 +19,11 @@ def recipe_folder() -> Path:
 
 def list_recipes() -> list[tuple[str, str]]:
     """Return the name of every recipe and the first line of its comment."""
-    found = []
+    recipes = []
     for path in sorted(recipe_folder().glob("*.yaml")):
         first = path.read_text(encoding="utf-8").split("\n", 1)[0]
-        found.append((path.name, first.removeprefix("#").strip()))
-    return found
+        recipes.append((path.name, first.removeprefix("#").strip()))
+    return recipes
 
 
 def copy_recipe(name: str, out: Path | None, *, force: bool) -> Path:

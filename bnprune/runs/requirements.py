@@ -1,4 +1,4 @@
-"""What a recipe needs besides Python packages that are always there, found out before anything is written."""
+"""Optional tools that a recipe needs (TensorBoard, a compiler), checked before anything is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bnprune.runs.stages import kind_of
 
 
 def require_tools(config: PipelineConfig, stages: Sequence[str], device: torch.device) -> None:
-    """Make sure that TensorBoard and a compiler are there where stages use them.
+    """Check that TensorBoard and a compiler are installed if stages use them.
 
     Raises:
         ConfigError: One is missing.

@@ -1,4 +1,4 @@
-"""What a run writes into `result.json`, typed: the file is written from these types and read back through them."""
+"""The types of `result.json`: the file is written from them and read back through them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Change(Document):
 
 
 class Pruned(Document):
-    """How much a cut removed."""
+    """How much was removed by pruning."""
 
     channels: Change
     """Prunable BatchNorm channels."""
@@ -98,7 +98,7 @@ class ProofOutcome(Document):
 
 
 class SweepPoint(Document):
-    """One cut that a sweep tried; see `bnprune.recovery.sweep.Point`."""
+    """One pruned network of a sweep; see `bnprune.recovery.sweep.Point`."""
 
     asked: float
     ratio: float
@@ -116,7 +116,7 @@ class NotCompensated(Document):
 
 
 class RecoveryOutcome(Document):
-    """The ways of recovery that were tried after a cut."""
+    """The ways of recovery that were tried after pruning."""
 
     chosen: str
     """The one with the best validation accuracy."""
@@ -134,7 +134,7 @@ class Sparsity(Document):
     travel: float | None = None
     """Travel budget of a constant λ."""
     target: float | None = None
-    """Share of the scale factors that a steered λ aims at."""
+    """Share of the scale factors that a steered λ brings to zero."""
     below: float | None = None
     """Share of the scale factors that are near zero."""
     split: bool | None = None
@@ -175,7 +175,7 @@ class StageResult(Document):
     sweep: list[SweepPoint] | None = None
     recovery: RecoveryOutcome | None = None
     skipped: str | None = None
-    """Why a later pass removed nothing."""
+    """The reason why a later pass removed nothing."""
 
     checkpoint: str
     """Path in the run directory."""

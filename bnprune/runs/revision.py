@@ -1,4 +1,4 @@
-"""The commit of a git work tree, read from its files: git itself runs programs that `.git/config` names."""
+"""The commit of a git work tree, read from its files. Git is not called: it runs programs that `.git/config` names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 _HASH = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _REF = re.compile(r"ref: (refs/[\w./-]{1,200})", re.ASCII)
 _MOST = 1 << 22
-"""Bytes of the largest file that is read: packed-refs of a repository with some 50,000 tags."""
+"""Largest file that is read, in bytes: packed-refs of a repository with about 50,000 tags."""
 
 
 def revision(folder: Path) -> str | None:
@@ -42,7 +42,7 @@ def _head(git: Path) -> str | None:
 
 
 def _read(path: Path) -> str:
-    """Read a short text file; a pipe or a device is none."""
+    """Read a short text file. Raises OSError for a pipe or a device."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

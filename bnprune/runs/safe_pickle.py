@@ -1,4 +1,4 @@
-"""Reading files of `torch.save` from anyone: tensors and plain values, in bounded time and memory."""
+"""Reading untrusted files of `torch.save`: only tensors and plain values, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load_plain(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception:  # noqa: BLE001 - PyTorch's message must not be shown: it advises to unpickle the file
+    except Exception:  # noqa: BLE001 - PyTorch's message must not be shown: it advises to load the file with weights_only=False
         raise ValueError("it is damaged, or holds more than tensors and plain values") from None
 
 

@@ -1,4 +1,4 @@
-"""The figures and the state that a run saves for going on, checked as they are read."""
+"""Reading result.json and the saved state of a training, with checks."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def save_state(content: Mapping[str, Any], path: Path) -> None:
     with path.open("wb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # torch tells how far it came; the reason is what it met on the way
+        except RuntimeError as error:  # torch's message holds a position in the file; the reason is its context
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read the state of a training, as far as it is the same for every training; the rest is up to `State.restore`.
+    """Read the state of a training, and check the parts that every training has; `State.restore` checks the others.
 
     Raises:
         CheckpointError: The file is damaged.
@@ -63,7 +63,7 @@ def read_state(path: Path) -> dict[str, Any]:
         raise CheckpointError("it does not hold the state of a training.")
     seconds = content.get("seconds")
     if not _is_size(content.get("metrics_bytes")) or not isinstance(seconds, float) or not 0 <= seconds < math.inf:
-        raise CheckpointError("'metrics_bytes' or 'seconds' is not what belongs there.")
+        raise CheckpointError("'metrics_bytes' or 'seconds' is not a valid number.")
     return content
 
 

@@ -1,4 +1,4 @@
-"""Scale factors γ on disk: those a run starts from, and those of its checkpoints, for histograms."""
+"""Scale factors γ in files: those before training, and those of checkpoints, for histograms."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from bnprune.training.penalties.gamma import scale_factors
 
 
 def save_gammas(path: Path, model: nn.Module) -> None:
-    """Write the scale factors of every BatchNorm under their names; nothing where there are none.
+    """Write the scale factors of every BatchNorm under their names; write no file if there are none.
 
     Raises:
         DataError: The file cannot be written.
     """
     wanted = {id(gamma) for gamma in scale_factors(model)}
-    found = ((name, parameter) for name, parameter in model.named_parameters() if id(parameter) in wanted)
-    gammas = {name: gamma.detach().cpu().clone() for name, gamma in found}
+    pairs = ((name, parameter) for name, parameter in model.named_parameters() if id(parameter) in wanted)
+    gammas = {name: gamma.detach().cpu().clone() for name, gamma in pairs}
     if gammas:
         write_atomically(path, lambda temporary: save_file(gammas, temporary))
 
 
 def read_gammas(path: Path, names: list[str] | None = None) -> dict[str, torch.Tensor]:
-    """Read |γ| by name, each of shape (C,): everything there is, or `names` as far as they are there.
+    """Read |γ| by name, each of shape (C,): all that the file holds, or those in `names` that it holds.
 
     Raises:
         CheckpointError: The file is damaged.
     """
     try:
         with safe_open(path, "pt") as file:
-            there = file.keys()
-            chosen = there if names is None else [name for name in names if name in there]
+            stored = file.keys()
+            chosen = stored if names is None else [name for name in names if name in stored]
             return {name: file.get_tensor(name).abs().double() for name in chosen}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # RuntimeError: a dtype that has no |x|
         raise CheckpointError(f"'{path}' is damaged: {error}") from error

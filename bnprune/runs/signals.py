@@ -1,4 +1,4 @@
-"""Stopping on Ctrl-C, SIGTERM and SIGHUP after the step that runs, so that a checkpoint can be written."""
+"""Stopping on Ctrl-C, SIGTERM and SIGHUP after the current step, so that a checkpoint can be written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether the user has asked to stop. A second Ctrl-C stops at once."""
+    """Yield a function that returns True if the user has asked to stop. A second Ctrl-C stops immediately."""
     requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield requested.is_set  # signals reach the main thread only
@@ -31,7 +31,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 def _stopping() -> list[signal.Signals]:
-    """Return the signals that ask to stop; that of a terminal that is closed only if nobody has asked to outlive it."""
+    """Return the signals that ask to stop; SIGHUP (the terminal was closed) is left out under `nohup`."""
     hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)  # not on Windows
     if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN:
         return [signal.SIGINT, signal.SIGTERM]

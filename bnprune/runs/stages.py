@@ -13,7 +13,7 @@ CONTROLS = ("baseline", "scratch")
 
 
 def stages_of(config: PipelineConfig) -> tuple[str, ...]:
-    """Return the stages a recipe has, in the order they run."""
+    """Return the stages of a recipe, in the order in which they run."""
     first = [kind for kind in KINDS if getattr(config, kind)]
     repeated = [kind for kind in first if kind in ("prune", "finetune")]
     passes = config.prune.passes if config.prune else 1
@@ -44,7 +44,7 @@ def order_of(stage: str) -> tuple[int, int]:
 
 
 def title_of(stage: str) -> str:
-    """Return the name of the network a stage leaves behind, for tables."""
+    """Return the name of the network that a stage produces, for tables."""
     number = pass_of(stage)
     return _TITLES[kind_of(stage)] + (f" {number}" if number > 1 else "")
 

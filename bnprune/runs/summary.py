@@ -1,4 +1,4 @@
-"""Reports of pruning and of recovery in the form in which results hold them."""
+"""Conversion of reports of pruning and recovery to result types."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bnprune.runs.results import (
 
 
 def cut_figures(report: Report) -> dict[str, Any]:
-    """Return the figures of a cut, by the names that `StageResult` and `PruneResult` give them."""
+    """Return the figures of a pruning, as keyword arguments of `StageResult` and `PruneResult`."""
     error = report.max_relative_error
     passed = None if error is None else error <= TOLERANCE
     target = report.target
@@ -41,7 +41,7 @@ def cut_figures(report: Report) -> dict[str, Any]:
 
 
 def pruned_of(report: Report) -> Pruned:
-    """Return how much a cut removed."""
+    """Return how much was removed."""
     return Pruned(
         channels=Change(before=report.channels_before, after=report.channels_after),
         params=Change(before=report.params_before, after=report.params_after),
@@ -55,7 +55,7 @@ def seconds_of(report: Report) -> dict[str, float]:
 
 
 def recovery_outcome(recovery: Recovery) -> RecoveryOutcome:
-    """Return what was tried after the cut, and what of it was kept."""
+    """Return the ways of recovery that were tried, and the one that was kept."""
     outcomes = Counter(done.outcome for done in recovery.compensation)
     failed = (done for done in recovery.compensation if done.outcome == "none")
     return RecoveryOutcome(
@@ -67,7 +67,7 @@ def recovery_outcome(recovery: Recovery) -> RecoveryOutcome:
 
 
 def describe_request(request: Request) -> str:
-    """Say what is asked for."""
+    """Return the target of a request as text."""
     kind, value = request.target
     match kind:
         case "ratio":

@@ -1,4 +1,4 @@
-"""Which network the fine-tuned one learns from: the one named, or else the one before the cut."""
+"""The teacher of a fine-tuning: the checkpoint that the recipe names, or else the network before pruning."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from bnprune.training.compatibility import require_fit
 
 
 def require_teacher(config: PipelineConfig, stages: Sequence[str], splits: Splits) -> None:
-    """Make sure that there will be a teacher where one is asked for.
+    """Check that there will be a teacher if the recipe asks for one.
 
     Args:
         config: The recipe.
         stages: The stages of the run.
-        splits: What the teacher must fit.
+        splits: The data that the teacher must fit.
 
     Raises:
-        ConfigError: None is named, and no stage cuts a network; or it does not fit the data.
+        ConfigError: None is named, and no stage prunes a network; or it does not fit the data.
         CheckpointError: It cannot be read.
     """
     distill = config.finetune.distill if config.finetune else None
@@ -33,14 +33,14 @@ def require_teacher(config: PipelineConfig, stages: Sequence[str], splits: Split
         require_fit(_named(config, distill.teacher)[0], splits, "finetune.distill.teacher")
     elif "prune" not in stages:
         raise ConfigError(
-            "finetune.distill: the network before the cut is not known. Fine-tune the run directory that has both, or "
+            "finetune.distill: the network before pruning is not known. Fine-tune the run directory that has both, or "
             "name its checkpoint (finetune.distill.teacher).",
             remedy={"teacher": "FILE"},
         )
 
 
 def find_teacher(config: PipelineConfig, directory: RunDirectory) -> Network | None:
-    """Return the teacher of a fine-tuning; None where none is asked for.
+    """Return the teacher of a fine-tuning; None if the recipe asks for none.
 
     Raises:
         CheckpointError: It cannot be read.
@@ -52,23 +52,24 @@ def find_teacher(config: PipelineConfig, directory: RunDirectory) -> Network | N
         return _named(config, distill.teacher)
     if "train" in directory.result().stages:
         return load_stage(config, directory.checkpoint("train"))
-    return initial(config)  # the first pass has cut the network as it was given
+    return initial(config)  # no `train` stage: the network that was pruned first is the initial one
 
 
 def teacher_beside(pruned: Path) -> Path | None:
-    """Return the checkpoint of the network before the cut, where a run has both it and the pruned one."""
+    """Return the checkpoint of the network before pruning, if it is in the same run as the pruned one; else None."""
     folder = pruned / "checkpoints" if pruned.is_dir() else pruned.parent
     dense = folder / "train.safetensors"
     return dense if dense.is_file() and dense != pruned else None
 
 
-def taught_by(config: PipelineConfig, teacher: Path | None, *, asked: bool) -> PipelineConfig:
-    """Return a recipe with a teacher of its own in place of "the network before the cut".
+def with_teacher(config: PipelineConfig, teacher: Path | None, *, asked: bool) -> PipelineConfig:
+    """Return a recipe that names a checkpoint as the teacher.
 
     Args:
         config: The recipe.
-        teacher: A checkpoint; one that the recipe names is kept unless this one is asked for.
-        asked: Whether the user named it, so that a recipe without distillation gets it.
+        teacher: The checkpoint; None to change nothing.
+        asked: True if the user named it: it then replaces another teacher, and turns distillation on. Otherwise, it is
+            used only if the recipe asks for distillation and names no teacher.
     """
     tuning = config.finetune or FinetuneConfig()
     if teacher is None or not (asked or (tuning.distill and tuning.distill.teacher is None)):

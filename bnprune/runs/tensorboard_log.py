@@ -1,4 +1,4 @@
-"""Curves for TensorBoard, of one stage; they need the extra `tensorboard`."""
+"""The TensorBoard log of one stage. Needs the extra `tensorboard`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from bnprune.training.penalties.gamma import GammaStatistics, scale_factors
 
 
 class TensorBoardLog:
-    """Writes what an epoch came to."""
+    """Writes the metrics of each epoch."""
 
     def __init__(self, writer: torch.utils.tensorboard.SummaryWriter) -> None:
         self._writer = writer
 
     def epoch(self, record: EpochRecord, gamma: GammaStatistics | None, network: nn.Module) -> None:
-        """Write losses, accuracies, the learning rate, and under a penalty what has become of γ."""
+        """Write losses, accuracies, the learning rate, and with a penalty the distribution of γ."""
         curves = {
             "loss/train": record.train.loss,
             "loss/validation": record.validation.loss,
@@ -42,13 +42,13 @@ class TensorBoardLog:
 def open_tensorboard_log(
     config: PipelineConfig, directory: RunDirectory, stage: str, epochs: int
 ) -> Iterator[TensorBoardLog | None]:
-    """Open the curves of a stage, for as long as it trains; None where the recipe does not ask for them.
+    """Open the log of a stage for the duration of a `with` block; None if the recipe does not ask for it.
 
     Args:
         config: The recipe.
-        directory: Of the run.
+        directory: The run directory.
         stage: The name of the stage; each has a folder of its own.
-        epochs: Finished ones. Later ones that an interrupted run has written are hidden.
+        epochs: Number of finished epochs. Later ones, which an interrupted run has logged, are hidden.
     """
     if not config.tensorboard:
         yield None

@@ -20,8 +20,8 @@ from bnprune.training.penalties.gamma import GammaStatistics, gamma_statistics, 
 from bnprune.training.state import State
 from bnprune.training.warnings import collapse
 
-_LOOK_EVERY_S = 1.0
-"""Interval between two looks at the scale factors."""
+_GAMMA_EVERY_S = 1.0
+"""Interval between two updates of the scale factors in the display."""
 _SAVE_EVERY_S = 600.0
 """Interval between two saved states within an epoch."""
 
@@ -48,19 +48,19 @@ class TrainingLog:
         self.classes = classes
         self.tensorboard_log: TensorBoardLog | None = None
         self.seconds = 0.0
-        """Spent in this stage by earlier, interrupted runs."""
+        """Time that earlier, interrupted runs have spent in this stage."""
         self._started = time.monotonic()
-        self._saved = self._started
-        self._looked = -math.inf
-        self._seen: GammaStatistics | None = None
+        self._save_time = self._started
+        self._gamma_time = -math.inf
+        self._last_gamma: GammaStatistics | None = None
         self._collapsed = False
 
     def on_step(self, state: State, steps: int, loss: float) -> None:
         """Show progress."""
-        if time.monotonic() - self._looked > _LOOK_EVERY_S:
-            self._seen = self._gamma(state.network)
-            self._looked = time.monotonic()
-        self.display.step(state.progress.epoch, state.progress.step, steps, loss, self._seen)
+        if time.monotonic() - self._gamma_time > _GAMMA_EVERY_S:
+            self._last_gamma = self._gamma(state.network)
+            self._gamma_time = time.monotonic()
+        self.display.step(state.progress.epoch, state.progress.step, steps, loss, self._last_gamma)
 
     def on_epoch(self, record: EpochRecord, state: State) -> None:
         """Write metrics and checkpoints; the state follows, so that a crash in between repeats the epoch."""
@@ -77,13 +77,13 @@ class TrainingLog:
         self._warn(record, state)
 
     def wants_state(self) -> bool:
-        """Save now and then within long epochs."""
-        return time.monotonic() - self._saved > _SAVE_EVERY_S
+        """Return True if the last saved state is older than ten minutes."""
+        return time.monotonic() - self._save_time > _SAVE_EVERY_S
 
     def on_state(self, saved: dict[str, Any]) -> None:
         """Save the state from which training resumes exactly."""
-        self._saved = time.monotonic()
-        spent = self.seconds + self._saved - self._started
+        self._save_time = time.monotonic()
+        spent = self.seconds + self._save_time - self._started
         self.directory.save_state(self.stage, {**saved, "seconds": spent})
 
     def _warn(self, record: EpochRecord, state: State) -> None:

@@ -1,7 +1,7 @@
-"""A training stage, in one process or in several: the leader hands it out, the others take part.
+"""A training stage, in one process or in several: the leader sends it, and the followers take part.
 
-The leader's network, recipe and saved state reach the others through the network, so that files are read and written by
-one process alone; images are read by each. Before training starts, all compare what they have.
+The leader broadcasts its network, recipe and saved state, so that only one process reads and writes files; images are
+read by each process. Before training starts, the processes check that their networks are equal.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from bnprune.training.state import Progress, State
 
 
 @dataclass(frozen=True)
-class StageTask:
-    """What a training stage is to do."""
+class StageRequest:
+    """The recipe, settings and saved state of one training stage, as the leader sends them."""
 
     config: PipelineConfig
     stage: str
@@ -46,7 +46,7 @@ class StageTask:
 
 @dataclass(frozen=True)
 class Training:
-    """A stage that is set up, ready to run from wherever its state stands."""
+    """A stage that is ready to run from the position in its state."""
 
     job: TrainingJob
     state: State
@@ -55,7 +55,7 @@ class Training:
 
 
 def settings_of(config: PipelineConfig, stage: str) -> OptimisationConfig:
-    """Return how a stage trains: the baseline as the sparse training does, without sparsity."""
+    """Return the settings of a stage; those of the baseline are those of `train` without sparsity."""
     if kind_of(stage) == "finetune":
         return config.finetune or FinetuneConfig()
     settings = config.train or TrainConfig()
@@ -64,39 +64,39 @@ def settings_of(config: PipelineConfig, stage: str) -> OptimisationConfig:
 
 
 def set_up(
-    stage_task: StageTask,
+    request: StageRequest,
     model: nn.Module,
     teacher: nn.Module | None,
     splits: Splits,
     device: torch.device,
     processes: Processes,
 ) -> Training:
-    """Get a stage ready; the same in every process.
+    """Set up a stage, in the same way in every process.
 
     Args:
-        stage_task: What is to be done.
-        model: What it starts from; trained in place.
-        teacher: A network it learns from.
+        request: The stage.
+        model: The network that it starts from; trained in place.
+        teacher: The network to learn from, if any.
         splits: The data.
-        device: Of this process.
+        device: The device of this process.
         processes: The processes.
     """
-    config, stage, settings = stage_task.config, stage_task.stage, stage_task.settings
-    # A stage's randomness must not be that of another, but baseline and train are to be compared: same order, same
-    # augmentation.
+    config, stage, settings = request.config, request.stage, request.settings
+    # Each stage has random numbers of its own, except that baseline and train, which are compared, share the order of
+    # the images and the augmentation.
     same = "train" if stage == "baseline" else stage
     seed = mixed(config.seed, KINDS.index(kind_of(same)), *([pass_of(stage)] if pass_of(stage) > 1 else []))
     distill = config.finetune.distill if config.finetune else None
-    taught = as_teacher(teacher, device, distill.temperature, distill.weight) if teacher and distill else None
-    job = TrainingJob(splits, config.data.batch_size, settings, device, seed, processes, taught)
+    learned_from = as_teacher(teacher, device, distill.temperature, distill.weight) if teacher and distill else None
+    job = TrainingJob(splits, config.data.batch_size, settings, device, seed, processes, learned_from)
     state = begin(model, job)
     sparsity = settings.sparsity if isinstance(settings, TrainConfig) else None
     example = splits.example.to(device)
     penalty, budget = make_penalty(
         model, settings, sparsity, job.updates_per_epoch, example_inputs=example, prune=config.prune
     )
-    if stage_task.saved is not None:
-        state.restore(stage_task.saved, processes)
+    if request.saved is not None:
+        state.restore(request.saved, processes)
         _require_reachable(state.progress, job)
     return Training(job, state, penalty, budget)
 
@@ -112,7 +112,7 @@ def _require_reachable(progress: Progress, job: TrainingJob) -> None:
 
 @dataclass(frozen=True)
 class _Packed:
-    """A network on its way to another process, which builds it anew."""
+    """A network to be sent to another process, which builds it again."""
 
     spec: ModelSpec
     plans: tuple[PruningPlan, ...]
@@ -129,27 +129,27 @@ def _unpacked(packed: _Packed) -> nn.Module:
     model = build(packed.spec)
     for plan in packed.plans:
         model = apply(plan, model)
-    fit_state(model, packed.weights, "what the leading process sent")
+    fit_state(model, packed.weights, "the network that the leading process sent")
     return model
 
 
-def hand_out(processes: Processes, stage_task: StageTask, network: Network, teacher: Network | None) -> None:
-    """Leader: let the other processes take part in a training."""
+def send_stage(processes: Processes, request: StageRequest, network: Network, teacher: Network | None) -> None:
+    """Send a training stage to the other processes. Called by the leader."""
     if processes.size > 1:
-        processes.send((stage_task, _packed(network), teacher and _packed(teacher)))
+        processes.send((request, _packed(network), teacher and _packed(teacher)))
         require_equal(processes, network[0], network[1].plans)
 
 
 def follow(processes: Processes, stopping: Callable[[], bool]) -> None:
-    """Others: take part in every training that the leader hands out, until there are no more.
+    """Take part in every training stage that the leader sends, until there are no more. Called by the followers.
 
     Raises:
-        PeerFailed: Training ended early for a reason that all processes have, and the leader tells.
-        BnpruneError: Something is wrong in this process alone.
+        PeerFailed: Training ended early for a reason that all processes share; the leader prints it.
+        BnpruneError: This process alone failed.
     """
     try:
         _follow(processes, stopping)
-    except (Interrupted, TrainingError) as error:  # what all agreed on
+    except (Interrupted, TrainingError) as error:  # all processes decide on these together
         raise PeerFailed(error.exit_code) from error
     except PeerFailed:
         raise
@@ -160,31 +160,31 @@ def follow(processes: Processes, stopping: Callable[[], bool]) -> None:
 def _follow(processes: Processes, stopping: Callable[[], bool]) -> None:
     splits: Splits | None = None
     while (assignment := processes.receive()) is not None:
-        stage_task, network, teacher = assignment
-        config = stage_task.config
+        request, network, teacher = assignment
+        config = request.config
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         model = _unpacked(network)
         require_equal(processes, model, network.plans)
         splits = splits or load_data(config.data)
         training = set_up(
-            stage_task, model, teacher and _unpacked(teacher), splits, device_of(config, processes), processes
+            request, model, teacher and _unpacked(teacher), splits, device_of(config, processes), processes
         )
-        train(training.state, training.job, training.penalty, Silence(), stopping)
+        train(training.state, training.job, training.penalty, NoLog(), stopping)
 
 
 def require_equal(processes: Processes, model: nn.Module, plans: tuple[PruningPlan, ...]) -> None:
-    """Compare networks before training them together: one that was cut otherwise would silently go its own way.
+    """Check that all processes hold the same network: otherwise, their gradients would be averaged silently.
 
     Raises:
-        BnpruneError: They differ; in every process.
+        BnpruneError: They differ. It is raised in every process.
     """
-    found = processes.gather(_digest(model, plans))
-    odd = [rank for rank, digest in enumerate(found) if digest != found[0]]
-    if odd:
+    digests = processes.gather(_digest(model, plans))
+    different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if different:
         raise BnpruneError(
-            f"processes {', '.join(map(str, odd))} hold another network than process 0. Are all machines running the "
-            "same version of bnprune and of your own code?"
+            f"processes {', '.join(map(str, different))} hold another network than process 0. Are all machines running "
+            "the same version of bnprune and of your own code?"
         )
 
 
@@ -198,18 +198,18 @@ def _digest(model: nn.Module, plans: tuple[PruningPlan, ...]) -> str:
     return digest.hexdigest()
 
 
-class Silence:
-    """The `Log` of a process that does not lead."""
+class NoLog:
+    """The `Log` of a follower, which does nothing."""
 
     def on_step(self, state: State, steps: int, loss: float) -> None:
-        """Say nothing."""
+        """Ignore the step."""
 
     def on_epoch(self, record: EpochRecord, state: State) -> None:
-        """Write nothing."""
+        """Ignore the epoch."""
 
     def wants_state(self) -> bool:
-        """Leave that to the leader."""
+        """Return False: the leader decides."""
         return False
 
     def on_state(self, saved: dict[str, Any]) -> None:
-        """Write nothing."""
+        """Ignore the state."""

@@ -1,4 +1,4 @@
-"""What a file may say about models and data. It is the one place where that is read and decided.
+"""Trust: which entries of a file about models and data are used. All such entries are read here.
 
 A file from a stranger is data. It may name an architecture of the zoo, torchvision or timm with plain keyword
 arguments, and a built-in data set. Nothing is imported, called, opened or downloaded because a file names it, unless
@@ -27,11 +27,11 @@ from bnprune.runs.files import real_path
 TRUST_VARIABLE = "BNPRUNE_TRUST"
 
 Withheld = dict[str, str]
-"""Keys of a file that do not count, such as "data.factory" -> what the file says there, shortened; "" if unknown."""
+"""Entries of a file that are ignored: key, such as "data.factory" -> its value, shortened; "" if unknown."""
 
 
 def is_trusted(path: Path, *, asked: bool = False) -> bool:
-    """Return True if code that a file names may run: the user asked for it, or the file is below a trusted folder."""
+    """Return True if code that a file names may run: if `asked`, or if the file is below a trusted folder."""
     if asked:
         return True
     folders = [Path(text) for text in os.environ.get(TRUST_VARIABLE, "").split(os.pathsep) if text]
@@ -44,18 +44,18 @@ _INITIAL_WEIGHTS = {
     *("weights", "weights_backbone", "weight_init"),
     *("pretrained", "pretrained_backbone", "checkpoint_path", "progress"),
 }
-"""Arguments that say which weights to start from. Those of the file take their place, so that they are left out."""
+"""Arguments that select initial weights. They are left out, because the weights in the file replace them."""
 _READS = re.compile(r"(^|_)(weights?|pretrained|checkpoint|cache|path|dir|file|filename|url|hub|token|cfg)(_|$)")
 """Names of arguments that can make a constructor read or fetch something, unless they are numbers: `drop_path=0.1`."""
 _FETCHES = re.compile(r"pretrained|download|hub|cache")
-"""Names of arguments that `True` makes fetch something."""
+"""Names of arguments that may start a download if they are True."""
 _WORD = re.compile(r"[A-Za-z0-9_.+-]{0,64}")
-"""Text that is the name of a layer or a mode, and no path, address, scheme or reference to code."""
+"""Text that can be the name of a layer or a mode, but not a path, an address, a scheme or a reference to code."""
 _LARGEST, _MOST, _DEEPEST = 2**31, 64, 4
 
 
 def spec_from_file(data: Mapping[str, Any], *, trusted: bool) -> tuple[ModelSpec, Withheld]:
-    """Read how a file says its network is built.
+    """Return the specification of the network that a file names.
 
     Args:
         data: {"name": ..., "kwargs": {...}}, or "factory" in place of "name".
@@ -75,10 +75,10 @@ def spec_from_file(data: Mapping[str, Any], *, trusted: bool) -> tuple[ModelSpec
 
 
 def require_arguments(path: str, withheld: Withheld) -> None:
-    """Refuse to build a network without arguments that were left out.
+    """Refuse to build a network whose arguments were left out.
 
     Raises:
-        UntrustedError: Some were.
+        UntrustedError: Some arguments were left out.
     """
     refused = {key: value for key, value in withheld.items() if key.startswith("model.")}
     if refused:
@@ -110,15 +110,15 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
 
 
 def recipe_from_file(data: Mapping[str, Any], spec: ModelSpec, *, trusted: bool) -> tuple[dict[str, Any], Withheld]:
-    """Leave out of a recipe what a file may not say.
+    """Return a recipe of a file without the entries that an untrusted file may not have.
 
     Args:
         data: The recipe, as plain data that has not been checked yet.
-        spec: What `spec_from_file` returned. It takes the place of the recipe's `model` section.
+        spec: The result of `spec_from_file`. It replaces the recipe's `model` section.
         trusted: True if the file may name anything.
 
     Returns:
-        The recipe without keys that are marked `UserOnly`, and what was left out and is needed.
+        The recipe without keys that are marked `UserOnly`, and those of them that are needed.
     """
     if trusted:
         return dict(data), {}
@@ -165,16 +165,16 @@ def _default(field: FieldInfo) -> Any:
 
 
 def require_recipe(path: str, withheld: Withheld, overridden: set[str], sections: tuple[str, ...]) -> None:
-    """Refuse a stored recipe of which something was left out, if a command needs it and the user did not give it.
+    """Refuse a stored recipe if a command needs an entry that was left out, and the user has not given it.
 
     Args:
         path: The file, for the message.
-        withheld: What was left out.
+        withheld: The entries that were left out.
         overridden: Keys the user gives, such as "data.root".
         sections: First parts of the keys that the command needs; none for all.
 
     Raises:
-        UntrustedError: Something is missing.
+        UntrustedError: An entry is missing.
     """
     if overridden & {"data.name", "data.factory"}:
         overridden = overridden | {"data.factory", "data.kwargs"}

@@ -1,4 +1,4 @@
-"""Weights on disk: reading state dicts of anyone without running code, and loading them into a network they fit."""
+"""Weights in files: reading untrusted state dicts without running code, and loading them into a network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAMED_NETWORK = {"model": "NAME", "weights": "FILE"}
 
 
 def require_file(path: Path, expected: str) -> None:
-    """Refuse what is not a regular file with something in it.
+    """Check that a path is a regular file that is not empty.
 
     Raises:
         CheckpointError: It is missing, empty, a folder, or a device.
@@ -34,7 +34,7 @@ def require_file(path: Path, expected: str) -> None:
 
 
 def opened(path: Path) -> Any:
-    """Open a safetensors file, whose header is bounded, for `with`.
+    """Open a safetensors file for a `with` block, after checking the size of its header.
 
     Raises:
         CheckpointError: The file is missing or damaged.
@@ -54,7 +54,7 @@ def opened(path: Path) -> Any:
 
 
 def _require_small_header(path: Path) -> None:
-    """Bound what is parsed: the header of a safetensors file begins with its length, eight bytes, little-endian."""
+    """Check the size of the header: a safetensors file begins with it, as eight little-endian bytes."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > min(_HEADER_BYTES, path.stat().st_size):
@@ -79,7 +79,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def stored_shapes(path: Path, aliases: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors in a file, from its header alone."""
+    """Return the shapes of the tensors in a file, reading only its header."""
     with opened(path) as file:
         names = list(file.keys())
         if len(names) > _MOST_TENSORS:
@@ -89,7 +89,7 @@ def stored_shapes(path: Path, aliases: Mapping[str, str]) -> dict[str, tuple[int
 
 
 def fit_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Load tensors into a network, strictly, taking over their floating-point dtype.
+    """Load tensors into a network, strictly; the network takes over their floating-point dtype.
 
     Raises:
         CheckpointError: Names, shapes or kinds of tensors differ.
@@ -102,7 +102,7 @@ def fit_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: str) 
     _match_dtypes(model, state)
     try:
         model.load_state_dict(dict(state))
-    except RuntimeError as error:  # code of the network itself: hooks, or a state that is not made of tensors
+    except RuntimeError as error:  # from code of the network itself: hooks, or a state with other values than tensors
         raise CheckpointError(f"{source} cannot be loaded into {type(model).__name__}: {first_line(error)}.") from error
 
 
@@ -143,14 +143,14 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def _convertible(tensor: torch.Tensor, own: torch.Tensor) -> bool:
-    """Whether a tensor can take the place of one of the network: with values, dense, and of a dtype like its own."""
+    """Return True if a tensor can replace one of the network: it has values, is dense, and has a similar dtype."""
     if tensor.is_meta or tensor.is_quantized or tensor.is_nested or tensor.layout != torch.strided:
         return False
     if own.dtype in _FLOATS:
         return tensor.dtype in _FLOATS
     if own.is_complex() or own.dtype == torch.bool:
         return tensor.dtype == own.dtype
-    return not tensor.is_complex() and tensor.dtype != torch.bool  # counters, which some store as the weights are
+    return not tensor.is_complex() and tensor.dtype != torch.bool  # counters, which some files store as floating point
 
 
 def _kind(tensor: torch.Tensor) -> str:
@@ -166,7 +166,7 @@ def _match_dtypes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state dict from anyone: `.safetensors`, or `.pt`/`.pth` without running code.
+    """Read an untrusted state dict: `.safetensors`, or `.pt`/`.pth` without running code.
 
     Raises:
         CheckpointError: The file is missing or damaged, would run code, or holds no state dict.
@@ -188,7 +188,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
 
 def _state_dict(found: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Unwrap what training scripts put around a state dict."""
+    """Return the state dict inside the containers that training scripts save it in."""
     for key in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]

@@ -18,10 +18,10 @@ from bnprune.runs.directory import RunDirectory
 from bnprune.runs.display import NO_DISPLAY, Display
 from bnprune.runs.network_source import open_source, refuse_other_model
 from bnprune.runs.pipeline import execute
-from bnprune.runs.preflight import Network, about, spec_of
+from bnprune.runs.preflight import Network, spec_of, with_model
 from bnprune.runs.signals import stop_requests
 from bnprune.runs.stages import stages_of
-from bnprune.runs.teacher import taught_by, teacher_beside
+from bnprune.runs.teacher import teacher_beside, with_teacher
 from bnprune.runs.training_stage import follow
 from bnprune.training.distributed.processes import Processes, open_processes
 from bnprune.workflows.report import report_of_run
@@ -125,9 +125,9 @@ def finetune(
         given = None if recipe is None else load_recipe(Path(recipe), overrides)
         spec = None if given is None else spec_of(given)
         source = open_source(pruned, model=model, arguments=model_arguments, recipe=spec, trust=trust)
-        config = about(given or source.config(overrides), source.header.spec)
+        config = with_model(given or source.config(overrides), source.header.spec)
         dense = teacher_beside(Path(pruned)) if teacher is None else Path(teacher)
-        config = taught_by(config, dense, asked=teacher is not None)
+        config = with_teacher(config, dense, asked=teacher is not None)
         sources = [Path(path) for path in (pruned, recipe) if path is not None]
         network = source.model, source.header
         return _run_stages(config, ("finetune",), network, sources, place, display, processes)
@@ -153,7 +153,7 @@ class _Place:
         if self.resume and self.out is None:
             raise ConfigError("say which run.", argument="resume", remedy={"out": "DIR"})
         path = _default_directory(self.verb, config) if self.out is None else Path(self.out)
-        restarted = processes.restarted and RunDirectory(path).is_of_this_launch()
+        restarted = processes.restarted and RunDirectory(path).was_begun_by_this_launch()
         if self.resume or restarted:
             return RunDirectory.resume(path, config)
         return RunDirectory.new(path, force=self.force, sources=[*sources, *_weight_files(config)])
@@ -203,7 +203,7 @@ def _run_stages(
         options_of(config.export)  # a missing extra is reported before any training
     directory = place.directory(config, sources, processes)
     with ExitStack() as stack:
-        stack.enter_context(directory.claimed())
+        stack.enter_context(directory.locked())
         stopping = stack.enter_context(stop_requests())
         result = execute(config, directory, display, stopping, stages, network, processes)
         if exporting:

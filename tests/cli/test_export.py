@@ -209,7 +209,7 @@ def test_where_the_network_comes_from_is_never_overwritten(run: Path) -> None:
     for source, outs in ((run, ("train", "other")), (run / "checkpoints/train.safetensors", ("train",))):
         for out in outs:
             message = refusal(2, "export", source, "--out", run / f"checkpoints/{out}.safetensors", "--force")
-            assert "is where the network comes from, or lies there" in message
+            assert "is the source of the network, or in its folder" in message
     assert contents(run) == before
 
 

@@ -154,7 +154,7 @@ def test_the_network_that_is_cut_is_not_overwritten(how: str, run: Path, here: P
         out = here / "folder/train.safetensors"
     elif how == "run directory":
         source = here / "run"
-    assert "is where the network comes from" in refusal(2, "prune", source, "--out", out, "--force")
+    assert "is the source of the network" in refusal(2, "prune", source, "--out", out, "--force")
 
 
 def test_weights_and_plans_that_are_read_are_not_overwritten(run: Path, here: Path) -> None:
@@ -162,7 +162,7 @@ def test_weights_and_plans_that_are_read_are_not_overwritten(run: Path, here: Pa
     shutil.copy(run / "plan.json", "plan.json")
     for option, name in (("--weights", "weights.pt"), ("--plan", "plan.json")):
         message = refusal(2, "prune", *CHAIN, option, name, "--out", name, "--force")
-        assert f"--out: '{name}' is where the network comes from" in message
+        assert f"--out: '{name}' is the source of the network" in message
 
 
 def test_a_recipe_that_is_read_is_not_overwritten(trained: Path, here: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_run_is_repeated_in_its_place_by_its_own_recipe(run: Path, here: Path)
 @pytest.mark.parametrize("option", ["--force", "--resume", ""])
 def test_a_run_that_is_going_on_is_left_alone(option: str, recipe: Path, run: Path, here: Path) -> None:
     shutil.copytree(run, here / "run")
-    with RunDirectory(here / "run").claimed():
+    with RunDirectory(here / "run").locked():
         message = refusal(5, "run", recipe, "--out", "run", *([option] if option else []))
     assert "'run' is in use: another process works on this run." in message
 
@@ -216,7 +216,7 @@ def test_a_run_that_is_going_on_is_left_alone(option: str, recipe: Path, run: Pa
 def test_a_run_that_has_replaced_its_recipe_still_holds_its_lock(recipe: Path, run: Path, here: Path) -> None:
     shutil.copytree(run, here / "run")
     directory, config = RunDirectory.new(here / "run", force=True), load_recipe(recipe)
-    with directory.claimed():
+    with directory.locked():
         directory.begin(config)
         assert "'run' is in use" in refusal(5, "run", recipe, "--out", "run", "--force")
         assert "'run' is in use" in refusal(5, "run", recipe, "--out", "run", "--resume")
@@ -234,14 +234,14 @@ def test_of_two_new_runs_one_wins(
         def overtaken(*args: Any) -> Any:
             directory = RunDirectory(here / "run", begun=False)
             with contextlib.ExitStack() as until:
-                (until if ended else other).enter_context(directory.claimed())
+                (until if ended else other).enter_context(directory.locked())
                 directory.begin(load_recipe(recipe))
                 seen.append(contents())
             return original(*args)
 
         if there and not ended:
             (here / "run").mkdir()
-            other.enter_context(RunDirectory(here / "run", begun=False).claimed())
+            other.enter_context(RunDirectory(here / "run", begun=False).locked())
             assert "'run' is in use" in refusal(5, "train", recipe, "--out", "run")
             return
         monkeypatch.setattr(pipeline, "prepare", overtaken)

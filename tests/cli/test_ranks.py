@@ -167,7 +167,7 @@ def test_verbs_that_do_not_train_run_in_one_process(monkeypatch: pytest.MonkeyPa
 def test_a_run_that_another_process_works_on_is_left_alone(pair: Path, here: Path) -> None:
     done("train", pair, "--out", "run")
     config = RunDirectory(here / "run")
-    with config.claimed():
+    with config.locked():
         assert "'run' is in use: another process works on this run." in refusal(
             5, "train", pair, "--out", "run", "--resume"
         )
