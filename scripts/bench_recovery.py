@@ -57,7 +57,7 @@ def main() -> None:
         scores = {name: evaluate(tried.networks[name], splits.test, device).top1 for name in NAMES}
         found[f"{ratio:g}"] = {"macs": result.report.macs_after / result.report.macs_before, **scores}
         rows.append((f"{ratio:.0%}", f"{found[f'{ratio:g}']['macs']:.1%}", *(f"{scores[name]:.2%}" for name in NAMES)))
-    show_rows(["channels gone", "MACs left", *NAMES], rows)
+    show_rows(["channels removed", "MACs left", *NAMES], rows)
     print(f"sparse-trained: {start:.2%} test accuracy; {len(splits.test)} images, seed {config.seed}, "
           f"torch {torch.__version__}, {torch.get_num_threads()} threads")  # fmt: skip
     (args.out / "recovery.json").write_text(json.dumps({"sparse": start, "after": found}, indent=1))

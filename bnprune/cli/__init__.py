@@ -1,4 +1,7 @@
-"""The command line. One file per verb: it parses, calls a workflow and renders the result; torch loads with a verb."""
+"""The command line. Each verb has a file, which parses the flags, calls a workflow and renders the result.
+
+torch is imported when a verb runs, so that `--help` is fast.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +27,17 @@ from bnprune.cli import (
     validate,
 )
 from bnprune.cli.error_messages import naming_options, refusing_exits, reporting
-from bnprune.cli.processes import leave_together, require_alone
-from bnprune.cli.stdout import json_alone
-from bnprune.cli.terminal import exit_code, open_streams
-from bnprune.cli.verbosity import VERBOSITY, forward, require_no_empty, say
+from bnprune.cli.processes import exit_immediately, require_single_process
+from bnprune.cli.stdout import json_only
+from bnprune.cli.streams import exit_code, open_streams
+from bnprune.cli.verbosity import VERBOSITY, echo, program_options_first, require_no_empty_arguments
 from bnprune.errors import ConfigError
 
 _COMMAND = "bnprune.command"
 
 
 class _Verbs(TyperGroup):
-    """Runs a verb and turns errors into one message and the exit code they stand for."""
+    """Runs a verb, and turns errors into a message and an exit code."""
 
     def list_commands(self, _: Any) -> list[str]:
         return list(self.commands)
@@ -45,20 +48,20 @@ class _Verbs(TyperGroup):
 
     def parse_args(self, context: Any, args: list[str]) -> list[str]:
         if not args and not context.resilient_parsing:  # shell completion parses incomplete lines
-            say(self.get_help(context), err=True)
+            echo(self.get_help(context), err=True)
             raise typer.Exit(ConfigError.exit_code)
-        VERBOSITY.answered = False
+        VERBOSITY.document_printed = False
         context.meta[_COMMAND] = list(args)
         with reporting(json_wanted="--json" in args):
-            require_no_empty(args)
-            return super().parse_args(context, forward(args))
+            require_no_empty_arguments(args)
+            return super().parse_args(context, program_options_first(args))
 
     def invoke(self, context: Any) -> Any:
         command, json_wanted = context.meta.get(_COMMAND, ()), "--json" in context.args
         with (
             reporting(json_wanted=json_wanted, command=command),
             naming_options(),
-            json_alone(json_wanted),
+            json_only(json_wanted),
             refusing_exits(),
         ):
             return super().invoke(context)
@@ -70,14 +73,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Prune CNNs by BatchNorm scale factors (Network Slimming). Every cut is proven, or nothing is written.",
+    help="Prune CNNs by BatchNorm scale factors (Network Slimming). "
+    "Each slim network is verified before it is written.",
     epilog="Start here:  bnprune init digits.yaml && bnprune run digits.yaml",
 )
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        say(f"bnprune {__version__}")
+        echo(f"bnprune {__version__}")
         raise typer.Exit
 
 
@@ -87,22 +91,24 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results, warnings and errors.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Every detail: times, rates, all layers.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only results, warnings and errors.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print all details: times, rates, all layers.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Options of the program; `forward` allows them after the verb as well."""
-    require_alone(context.invoked_subcommand or "")
+    """Options of the program; `program_options_first` allows them after the verb as well."""
+    require_single_process(context.invoked_subcommand or "")
     if quiet and verbose:
         raise ConfigError("--quiet and --verbose: give one.")
     VERBOSITY.quiet, VERBOSITY.verbose, VERBOSITY.debug = quiet, verbose, debug
 
 
 _TRAINING = (run, train, prune, finetune)
-_LOOKING = (sweep, evaluate, inspect, benchmark, report, export)
-_STARTING = (validate, init, doctor)
+_ANALYSIS = (sweep, evaluate, inspect, benchmark, report, export)
+_SETUP = (validate, init, doctor)
 
-for verb in (*_TRAINING, *_LOOKING, *_STARTING):
+for verb in (*_TRAINING, *_ANALYSIS, *_SETUP):
     verb.register(app)
 
 
@@ -113,5 +119,5 @@ def main() -> None:
         app()
     except SystemExit as end:
         code = exit_code(end.code)
-        leave_together(code)
+        exit_immediately(code)
         raise SystemExit(code) from None

@@ -56,13 +56,13 @@ def parse_shares(text: str | None) -> list[float]:
         raise ConfigError(f"--at: expected numbers such as 0.5,0.7,0.9 (got {quoted(text)}).") from error
 
 
-def recipe_and_overrides(words: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Tell a recipe from the `key=value` overrides around it.
+def recipe_and_overrides(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Separate the path of a recipe from `key=value` overrides.
 
     Raises:
         ConfigError: There are several recipes.
     """
-    recipes = [Path(word) for word in words if "=" not in word]
+    recipes = [Path(text) for text in arguments if "=" not in text]
     if len(recipes) > 1:
         raise ConfigError(f"expected one recipe, got {', '.join(map(str, recipes))}.")
-    return (recipes[0] if recipes else None), [word for word in words if "=" in word]
+    return (recipes[0] if recipes else None), [text for text in arguments if "=" in text]

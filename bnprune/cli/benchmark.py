@@ -1,4 +1,4 @@
-"""`bnprune benchmark`: what one network costs on this machine, or two side by side."""
+"""`bnprune benchmark`: measure one network on this machine, or compare two."""
 
 from __future__ import annotations
 
@@ -13,32 +13,50 @@ _RUNNING = "Running"
 
 Other = Annotated[
     Path | None,
-    typer.Argument(metavar="[OTHER]", help="A second one, to compare with the first.", show_default=False),
+    typer.Argument(
+        metavar="[OTHER]", help="Second run directory or checkpoint, to compare with the first.", show_default=False
+    ),
 ]
 Dense = Annotated[
     bool,
-    typer.Option("--dense", help="Compare with the dense network that SOURCE was cut from.", rich_help_panel="Input"),
+    typer.Option(
+        "--dense", help="Compare with the dense network that SOURCE was pruned from.", rich_help_panel="Input"
+    ),
 ]
 BackendOption = Annotated[
     list[str] | None,
     option(
-        _RUNNING, "--backend", "NAME", "eager, compiled or onnxruntime; several: repeat, or A,B.  \\[default: eager]"
+        _RUNNING,
+        "--backend",
+        "NAME",
+        "eager, compiled or onnxruntime; repeatable, or separated by commas.  \\[default: eager]",
     ),
 ]
 Batch = Annotated[
     int,
-    typer.Option("--batch", metavar="N", min=1, max=1_000_000, help="Batch size, besides 1.", rich_help_panel=_RUNNING),
+    typer.Option(
+        "--batch", metavar="N", min=1, max=1_000_000, help="Batch size to measure besides 1.", rich_help_panel=_RUNNING
+    ),
 ]
 Threads = Annotated[
     int | None,
     typer.Option(
-        "--threads", metavar="N", min=1, max=1024, help="CPU threads.", rich_help_panel=_RUNNING, show_default=False
+        "--threads",
+        metavar="N",
+        min=1,
+        max=1024,
+        help="Number of CPU threads.",
+        rich_help_panel=_RUNNING,
+        show_default=False,
     ),
 ]
 DtypeOption = Annotated[
-    Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="Number format.", rich_help_panel=_RUNNING)
+    Literal["float32", "bfloat16", "float16"],
+    typer.Option("--dtype", help="Data type of weights and inputs.", rich_help_panel=_RUNNING),
 ]
-ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Memory layout N,H,W,C.", rich_help_panel=_RUNNING)]
+ChannelsLast = Annotated[
+    bool, typer.Option("--channels-last", help="Use the memory format channels_last.", rich_help_panel=_RUNNING)
+]
 Device = Annotated[
     str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or mps.", rich_help_panel=_RUNNING)
 ]
@@ -49,7 +67,7 @@ Rounds = Annotated[
         metavar="N",
         min=1,
         max=1_000_000,
-        help="Passes per network and setting. Default: fifteen seconds' worth.",
+        help="Forward passes per network and setting. Default: as many as fit into 15 seconds.",
         rich_help_panel=_RUNNING,
         show_default=False,
     ),
@@ -81,8 +99,8 @@ def benchmark(
 ) -> None:
     """Measure latency, throughput, memory and size.
 
-    Two networks run in turn, pass by pass, so that what else the machine does slows both down; their ratio is the
-    median over such pairs.
+    Two networks run in turn, pass by pass, so that other programs on the machine slow both down; the ratio is the
+    median over such pairs of passes.
     """
     from bnprune.cli.arguments import parse_arguments, parse_shape
     from bnprune.cli.render.benchmark import show_benchmark

@@ -1,4 +1,4 @@
-"""`bnprune doctor`: versions, devices, and what is wrong with them."""
+"""`bnprune doctor`: versions, devices, and problems of the installation."""
 
 from __future__ import annotations
 

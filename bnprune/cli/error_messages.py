@@ -11,7 +11,7 @@ import typer
 
 from bnprune.cli.flags import flag
 from bnprune.cli.trust import ways_to_trust
-from bnprune.cli.verbosity import VERBOSITY, answer, say
+from bnprune.cli.verbosity import VERBOSITY, echo, print_document
 from bnprune.errors import (
     BnpruneError,
     CheckpointError,
@@ -32,7 +32,7 @@ def reporting(*, json_wanted: bool, command: Sequence[str] = ()) -> Iterator[Non
 
     Args:
         json_wanted: True to print the error as a JSON document on stdout as well.
-        command: The command line, for messages that say how to go on.
+        command: The command line, for messages that suggest other commands.
     """
     try:
         yield
@@ -43,27 +43,27 @@ def reporting(*, json_wanted: bool, command: Sequence[str] = ()) -> Iterator[Non
     except KeyboardInterrupt:
         if json_wanted:
             _print_document(Interrupted("interrupted"))
-        say("\ninterrupted", err=True)
+        echo("\ninterrupted", err=True)
         raise typer.Exit(Interrupted.exit_code) from None
     except BaseException as error:
         if type(error).__module__.startswith("typer."):  # a usage error; they have no public base class
             if json_wanted:
                 _print_document(ConfigError(error.format_message()))  # type: ignore[attr-defined]
             error.message = bounded(printable(error.message))  # type: ignore[attr-defined]
-            raise  # typer tells it on stderr, with the usage of the verb
+            raise  # typer prints it on stderr, with the usage of the verb
         if VERBOSITY.debug:
-            say(traceback.format_exc(), err=True)
+            echo(traceback.format_exc(), err=True)
         failure = _failure(error)
         if isinstance(failure, UntrustedError):
             failure = CheckpointError(f"{failure.reason}\n{ways_to_trust(failure, command)}")
             failure.code = UntrustedError.code
-        _tell(failure, json_wanted)
+        _print_error(failure, json_wanted)
         raise typer.Exit(failure.exit_code) from None
 
 
 @contextmanager
 def refusing_exits() -> Iterator[None]:
-    """Turn `sys.exit()` in the user's own code into an error: a verb that ends early must not look finished.
+    """Turn `sys.exit()` in the user's own code into an error: otherwise the verb would end with exit code 0.
 
     Raises:
         ConfigError: `sys.exit()` was called.
@@ -77,7 +77,7 @@ def refusing_exits() -> Iterator[None]:
 
 @contextmanager
 def naming_options() -> Iterator[None]:
-    """Add to errors the options of the command that `argument` and `remedy` are about.
+    """Add the flags of `argument` and `remedy` to the messages of errors.
 
     With argument="out", "no such folder." becomes "--out: no such folder."; with remedy={"batch": 1}, "Export for one
     batch size." becomes "Export for one batch size: --batch 1."
@@ -118,11 +118,11 @@ def _failure(error: BaseException) -> BnpruneError:
 _REPORT = "Please report it with the traceback that `bnprune --debug VERB ...` shows."
 
 
-def _tell(error: BnpruneError, json_wanted: bool) -> None:
+def _print_error(error: BnpruneError, json_wanted: bool) -> None:
     if json_wanted:
         _print_document(error)
-    say("error: ", fg="red", bold=True, nl=False, err=True)
-    say(str(error), err=True)
+    echo("error: ", fg="red", bold=True, nl=False, err=True)
+    echo(str(error), err=True)
 
 
 _MOST_PROBLEMS = 50
@@ -134,4 +134,4 @@ def _print_document(error: BnpruneError) -> None:
         problems[_MOST_PROBLEMS:] = [f"... and {more} more problems"]
     from bnprune.workflows.results import ErrorResult
 
-    answer(ErrorResult(code=error.code, problems=problems).to_dict())
+    print_document(ErrorResult(code=error.code, problems=problems).to_dict())

@@ -1,4 +1,4 @@
-"""`bnprune export`: a network in a format that needs nothing of bnprune."""
+"""`bnprune export`: write a network in a format that can be used without bnprune."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Verify = Annotated[
     bool,
     typer.Option(
         "--verify/--no-verify",
-        help="Compare with the network in PyTorch on noise and, where a recipe tells the data, on real images.",
+        help="Compare with the network in PyTorch, on random inputs and, if a recipe names the data, on real images.",
         rich_help_panel=_EXPORT,
     ),
 ]
@@ -76,7 +76,7 @@ def export(
 ) -> None:
     """Write a network as ONNX, pt2, or plain weights.
 
-    What is written loads where bnprune is not installed, and has been compared with the network in PyTorch.
+    The files can be used without bnprune. Before they are written, they are compared with the network in PyTorch.
     """
     from bnprune.cli.arguments import parse_arguments, parse_shape
     from bnprune.cli.render.export import show_export

@@ -1,4 +1,4 @@
-"""`bnprune finetune`: recover accuracy after the cut."""
+"""`bnprune finetune`: recover the accuracy of a pruned network by training it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def finetune(
 ) -> None:
     """Recover the accuracy of a pruned checkpoint.
 
-    The checkpoint knows its network, its plan and its data. A recipe (CONFIG.yaml) may follow, for a checkpoint that
-    comes from none; KEY=VALUE overrides either. With finetune.distill=true it learns from the network before the cut,
-    too, which a run directory holds; elsewhere --teacher names it.
+    A checkpoint of a run contains its network, plan and recipe. For other checkpoints, add a recipe (CONFIG.yaml).
+    KEY=VALUE overrides keys of the recipe. With finetune.distill=true, the network also learns from the network before
+    pruning, which is found in a run directory; otherwise, name its checkpoint with --teacher.
     """
     from bnprune.cli.arguments import parse_arguments, recipe_and_overrides
     from bnprune.cli.render.run import run_with_progress

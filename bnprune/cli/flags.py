@@ -1,8 +1,8 @@
-"""The flags of the command line: how it spells the arguments of the workflows."""
+"""The flags of the arguments of the workflows."""
 
 from __future__ import annotations
 
-_OTHERS = {
+_RENAMED = {
     "backends": "backend",
     "input_shape": "input",
     "latency_ms": "latency",
@@ -15,4 +15,4 @@ _OTHERS = {
 
 def flag(name: str) -> str:
     """Return the flag of an argument: `--min-channels` for `min_channels`."""
-    return "--" + _OTHERS.get(name, name).replace("_", "-")
+    return "--" + _RENAMED.get(name, name).replace("_", "-")

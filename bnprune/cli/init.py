@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _recipes(incomplete: str) -> list[tuple[str, str]]:
-    """Complete names of recipes, with what they are."""
+    """Return the names of recipes that start with a text, and their descriptions, for shell completion."""
     from bnprune.runs.recipes import list_recipes
 
     return [(name, summary) for name, summary in list_recipes() if name.startswith(incomplete)]
@@ -29,19 +29,21 @@ def init(
     listed: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Where to copy it. Default: its own name.", show_default=False),
+        typer.Option(
+            "--out", metavar="FILE", help="File to write. Default: the name of the recipe.", show_default=False
+        ),
     ] = None,
     force: Force = False,
 ) -> None:
     """Copy a recipe to edit and run."""
-    from bnprune.cli.verbosity import say
+    from bnprune.cli.verbosity import echo
     from bnprune.runs.recipes import copy_recipe, list_recipes
 
     if listed:
-        found = list_recipes()
-        width = max(len(name) for name, _ in found)
-        for name, summary in found:
-            say(f"{name:{width}}  {summary}")
+        recipes = list_recipes()
+        width = max(len(name) for name, _ in recipes)
+        for name, summary in recipes:
+            echo(f"{name:{width}}  {summary}")
         return
     path = copy_recipe(recipe, out, force=force)
-    say(f"Wrote {path}. Edit it, then: bnprune run {path}")
+    echo(f"Wrote {path}. Edit it, then: bnprune run {path}")

@@ -70,7 +70,10 @@ OutDirectory = Annotated[
     option(_OUTPUT, "--out", "DIR", "Run directory. Default: runs/VERB-MODEL-TIME."),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue the interrupted run in --out, exactly.", rich_help_panel=_RUNTIME)
+    bool,
+    typer.Option(
+        "--resume", help="Continue the interrupted run in --out, with bit-identical results.", rich_help_panel=_RUNTIME
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.", rich_help_panel=_OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=_OUTPUT)]
@@ -84,8 +87,8 @@ _TYPES: dict[str, Any] = {"number": float, "count": int, "switch": bool, "patter
 def with_prune_flags(names: Iterable[str] | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a verb the flags of prune options.
 
-    The verb has a parameter `asked`, in the place where the flags are to stand in the help. It receives the options
-    that are given on the command line, by their names in Python: {"ratio": 0.5, "exclude": ["fc"]}.
+    The verb has a parameter `asked`, at the position of the flags in the help. It receives the options that are given
+    on the command line, by their names in Python: {"ratio": 0.5, "exclude": ["fc"]}.
 
     Args:
         names: The options; default: all that have a flag.
@@ -107,7 +110,7 @@ def with_prune_flags(names: Iterable[str] | None = None) -> Callable[[Callable[.
 
 
 def _replace_asked(run: Any, verb: Callable[..., None], parameters: list[Parameter]) -> None:
-    """Write the signature that typer reads."""
+    """Set the signature that typer reads: `asked` is replaced by the flags."""
     hints = get_type_hints(verb, include_extras=True)
     shown: list[Parameter] = []
     for parameter in inspect.signature(verb).parameters.values():

@@ -1,4 +1,4 @@
-"""Verbs that may run in several processes."""
+"""Several processes: which verbs may use them, and how a failed process ends."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import sys
 from bnprune.errors import ConfigError, PeerFailed
 from bnprune.training.distributed import torchrun_env
 
-TOGETHER = ("run", "train", "finetune")
-"""Verbs that train, the only ones for several processes."""
+TRAINING_VERBS = ("run", "train", "finetune")
+"""Verbs that train. Only they may run in several processes."""
 
 
-def require_alone(verb: str) -> None:
+def require_single_process(verb: str) -> None:
     """Refuse several processes for verbs that do not train: all of them would write the same file.
 
     Raises:
         ConfigError: In the first process.
         PeerFailed: In the others, which print nothing.
     """
-    if torchrun_env.processes() == 1 or verb in TOGETHER:
+    if torchrun_env.processes() == 1 or verb in TRAINING_VERBS:
         return
     if torchrun_env.rank():
         raise PeerFailed(ConfigError.exit_code)
     raise ConfigError(
-        f"`bnprune {verb}` runs in one process: start it without torchrun. Only {', '.join(TOGETHER)} train."
+        f"`bnprune {verb}` runs in one process: start it without torchrun. Only {', '.join(TRAINING_VERBS)} train."
     )
 
 
-def leave_together(code: object) -> None:
-    """End a failed process of several at once.
+def exit_immediately(code: object) -> None:
+    """End the process immediately, if it failed and is one of several.
 
     Interpreter shutdown would block in the destructors of NCCL or gloo, because other processes are gone; hence
     `os._exit`.

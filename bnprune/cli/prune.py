@@ -26,7 +26,7 @@ Compensate = Annotated[
     bool,
     typer.Option(
         "--compensate/--no-compensate",
-        help="Add the constant output of removed channels, act(β), to the biases of the next layers (after the proof).",
+        help="After verification, add the constant outputs of removed channels, act(β), to the next biases.",
         rich_help_panel=PRUNING,
     ),
 ]
@@ -69,8 +69,8 @@ def prune(
 ) -> None:
     """Remove channels, verify the slim network, save it.
 
-    The BatchNorm channels with the smallest scale factors are removed, wherever they are in the network. SOURCE is a
-    run directory or a checkpoint; for a network of your own, give --model and --input instead.
+    The BatchNorm channels with the smallest scale factors in the whole network are removed. SOURCE is a run directory
+    or a checkpoint; for a network of your own, give --model and --input instead.
     """
     from bnprune.cli.arguments import parse_arguments, parse_shape
     from bnprune.cli.render.output import output

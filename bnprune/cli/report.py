@@ -1,4 +1,4 @@
-"""`bnprune report`: what a run did, for people."""
+"""`bnprune report`: write an HTML page about runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.", show_default=False)],
     out: Annotated[
         Path | None,
-        option("Output", "--out", "FILE", "The page. Default: report.html in the run, or here for several runs."),
+        option(
+            "Output",
+            "--out",
+            "FILE",
+            "File to write. Default: report.html in the run directory; for several runs, in the current folder.",
+        ),
     ] = None,
     plots: Annotated[
         Path | None,
@@ -30,8 +35,8 @@ def report(
 ) -> None:
     """Write an HTML page about a run, or several side by side.
 
-    One file that needs no network and no script: stages, accuracy, cost, scale factors, layers, what had to stay and
-    why, recipe and environment.
+    The page is a single file without scripts. It shows stages, accuracy, cost, scale factors, layers, the reasons why
+    layers were not pruned, the recipe and the environment.
     """
     from bnprune.cli.render.output import output
     from bnprune.cli.render.report import show_report

@@ -1,4 +1,4 @@
-"""`bnprune run`: the whole recipe."""
+"""`bnprune run`: run all stages of a recipe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Run a recipe: train sparse, prune, fine-tune."""
+    """Run all stages of a recipe: train, prune, fine-tune, export."""
     from bnprune.cli.render.run import run_with_progress
     from bnprune.workflows import run as workflow
 

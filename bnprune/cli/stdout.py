@@ -1,4 +1,4 @@
-"""Standard output of a verb with --json: one document only, even if the user's own code prints."""
+"""Standard output with --json: only one document, even if the user's own code prints."""
 
 from __future__ import annotations
 
@@ -8,52 +8,50 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import IO
 
-_KEPT: list[list[str]] = []
+_PENDING: list[list[str]] = []
 """Documents to print at the end, one list per running verb with --json."""
 
 
 def emit(text: str) -> None:
     """Print text on stdout; with --json, once stdout is no longer redirected."""
-    if _KEPT:
-        _KEPT[-1].append(text)
+    if _PENDING:
+        _PENDING[-1].append(text)
     else:
         sys.stdout.write(text)
 
 
 @contextmanager
-def json_alone(wanted: bool) -> Iterator[None]:
+def json_only(wanted: bool) -> Iterator[None]:
     """Redirect stdout to stderr for the duration of a `with` block, except for text given to `emit`."""
     if not wanted:
         yield
         return
-    _KEPT.append([])
+    _PENDING.append([])
     try:
-        with _descriptor_aside(), redirect_stdout(sys.stderr):
+        with _redirected_descriptor(), redirect_stdout(sys.stderr):
             yield
     finally:
-        for text in _KEPT.pop():
+        for text in _PENDING.pop():
             emit(text)
 
 
 @contextmanager
-def _descriptor_aside() -> Iterator[None]:
-    """Redirect the file descriptor as well: child processes and C code do not use `sys.stdout`."""
+def _redirected_descriptor() -> Iterator[None]:
+    """Redirect the file descriptor 1 to stderr as well: child processes and C code do not use `sys.stdout`."""
     stdout = sys.stdout
-    if (_number(stdout), _number(sys.stderr)) != (
-        1,
-        2,
-    ):  # closed or replaced, as in a test that runs the command in process
+    # Streams may be closed, or replaced, as in a test that runs the command in its own process.
+    if (_number(stdout), _number(sys.stderr)) != (1, 2):
         yield
         return
     stdout.flush()
-    kept = os.dup(1)
+    saved = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
         stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 def _number(stream: IO[str] | None) -> int | None:

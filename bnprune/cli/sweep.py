@@ -1,4 +1,4 @@
-"""`bnprune sweep`: how far a trained network can be cut."""
+"""`bnprune sweep`: find out how far a trained network can be pruned."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sweep(
     trust: Trust = False,
     by: Annotated[
         Literal["ratio", "macs"],
-        typer.Option("--by", help="Vary the share of channels that goes, or the share of MACs that stays."),
+        typer.Option("--by", help="Vary the share of channels to remove, or the share of MACs to keep."),
     ] = "ratio",
     at: Annotated[str | None, option(None, "--at", "V,V,...", "Values to try. Default: a dozen.")] = None,
     tolerance: Annotated[
@@ -34,17 +34,17 @@ def sweep(
             None,
             "--tolerance",
             "F",
-            "Loss of validation accuracy that is allowed, as a share of all images.  \\[default: prune.tolerance]",
+            "Largest loss of validation accuracy, as a share of all images.  \\[default: prune.tolerance]",
         ),
     ] = None,
     plot: Annotated[
-        Path | None, option("Output", "--plot", "FILE", "Draw into a .png or .svg file (needs matplotlib).")
+        Path | None, option("Output", "--plot", "FILE", "Draw the chart into a .png or .svg file (needs matplotlib).")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Find out how far a trained network can be cut.
+    """Find out how far a trained network can be pruned.
 
-    Every cut is compensated and recalibrated, then evaluated on validation images; nothing is fine-tuned or written.
+    Each pruned network is compensated, recalibrated and evaluated on validation images; none is fine-tuned or written.
     SOURCE is a run directory (its sparse-trained network) or a checkpoint.
     """
     from bnprune.cli.arguments import parse_arguments, parse_shares
@@ -67,4 +67,4 @@ def sweep(
         tolerance=tolerance,
     )
     output(result, show_sweep, as_json=json)
-    save_plot(plot, result)  # after the figures, which a full disk must not cost
+    save_plot(plot, result)  # after the output, so that a full disk does not lose it

@@ -1,4 +1,4 @@
-"""The commands that help when a file names code and is not trusted."""
+"""The commands to suggest if a file names code and is not trusted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def ways_to_trust(error: UntrustedError, command: Sequence[str]) -> str:
-    """Return one line for each way to go on, with the exact command."""
+    """Return one line for each way to continue, with the exact command."""
     return "\n".join(f"  {what}:  {line}" for what, line in _ways(error, list(command)))
 
 
@@ -53,7 +53,7 @@ def _is_teacher(error: UntrustedError, command: list[str]) -> bool:
 
 
 def _export(error: UntrustedError) -> str:
-    """Return the command that trusts the folder of a file; links count as the files that they lead to."""
+    """Return the shell command that trusts the folder of a file; links are resolved."""
     folder = Path(os.path.realpath(error.path)).parent
     return f"export BNPRUNE_TRUST={shlex.quote(str(folder))}"
 

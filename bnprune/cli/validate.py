@@ -1,4 +1,4 @@
-"""`bnprune validate`: check a recipe before anything is spent."""
+"""`bnprune validate`: check a recipe without training."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def validate(
     print_config: Annotated[bool, typer.Option("--print", help="Print the resolved recipe.")] = False,
     json: Json = False,
 ) -> None:
-    """Check a recipe before anything is spent.
+    """Check a recipe without training.
 
-    Every key is checked, the network built, the data looked for, and the prune stage drafted.
+    All keys are checked, the network is built, the data is opened, and the prune stage is planned.
     """
     from bnprune.cli.render.output import output
     from bnprune.cli.render.validate import show_validate

@@ -1,4 +1,4 @@
-"""How much is printed, and in which colours: --quiet, --verbose, --debug and NO_COLOR."""
+"""The amount and the colours of output: --quiet, --verbose, --debug and NO_COLOR."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from bnprune.cli.stdout import emit
 from bnprune.errors import ConfigError, printable
 
-WORDS = ("--quiet", "-q", "--verbose", "-v", "--debug")
+PROGRAM_OPTIONS = ("--quiet", "-q", "--verbose", "-v", "--debug")
 """Options of the program itself, which are allowed after the verb as well."""
 
 
@@ -27,22 +27,22 @@ class Verbosity:
     """Print every detail."""
     debug: bool = False
     """Print the tracebacks of errors."""
-    answered: bool = False
-    """True if a JSON document has been printed: there is at most one, even if a later step fails."""
+    document_printed: bool = False
+    """True if a JSON document has been printed: at most one is, even if a later step fails."""
 
 
 VERBOSITY = Verbosity()
 """The setting of the running command."""
 
 
-def forward(args: Sequence[str]) -> list[str]:
+def program_options_first(args: Sequence[str]) -> list[str]:
     """Move the options of the program in front of the verb; arguments after `--` stay."""
     end = list(args).index("--") if "--" in args else len(args)
-    words = [word for word in args[:end] if word in WORDS]
-    return [*words, *(word for word in args[:end] if word not in WORDS), *args[end:]]
+    words = [word for word in args[:end] if word in PROGRAM_OPTIONS]
+    return [*words, *(word for word in args[:end] if word not in PROGRAM_OPTIONS), *args[end:]]
 
 
-def require_no_empty(args: Sequence[str]) -> None:
+def require_no_empty_arguments(args: Sequence[str]) -> None:
     """Refuse empty arguments. Most come from an unset shell variable, and as a path they mean the current folder.
 
     Raises:
@@ -54,13 +54,13 @@ def require_no_empty(args: Sequence[str]) -> None:
             raise ConfigError(f"command line: an argument is empty ({where}). Give a value, or leave it out.")
 
 
-def answer(document: Mapping[str, Any]) -> None:
+def print_document(document: Mapping[str, Any]) -> None:
     """Print one JSON document on stdout, unless one has been printed already."""
-    if not VERBOSITY.answered:
+    if not VERBOSITY.document_printed:
         emit(json.dumps(document, indent=2) + "\n")
-    VERBOSITY.answered = True
+    VERBOSITY.document_printed = True
 
 
-def say(text: str, *, err: bool = False, nl: bool = True, **style: Any) -> None:
+def echo(text: str, *, err: bool = False, nl: bool = True, **style: Any) -> None:
     """Print text; in colour unless NO_COLOR is set (https://no-color.org)."""
     typer.secho(printable(text), err=err, nl=nl, **({} if os.environ.get("NO_COLOR") else style))

@@ -220,18 +220,18 @@ def sweep_chart(points: Sequence[Point | SweepPoint], best: Point | SweepPoint |
     """Validation accuracy over the MACs left, right after pruning and after recovery.
 
     Args:
-        points: The network as it is, then each ratio that was tried.
+        points: The network before pruning, then each ratio that was tried.
         best: The point that is recommended, if any.
     """
     recovered = tuple((min(point.macs, 1.0), point.accuracy) for point in points)
     plain = tuple((min(point.macs, 1.0), point.plain) for point in points)
     series = [
-        Series("plain cut", plain, GREY, "dashes"),
-        Series("plain cut", plain, GREY, "small"),
+        Series("without recovery", plain, GREY, "dashes"),
+        Series("without recovery", plain, GREY, "small"),
         Series("recovered", recovered, 0),
         Series("recovered", recovered, 0, "dot"),
     ]
-    legend: list[Legend] = [("dot", "recovered", 0), ("small", "plain cut", GREY)]
+    legend: list[Legend] = [("dot", "recovered", 0), ("small", "without recovery", GREY)]
     if best is not None:
         series.append(Series("recommended", ((min(best.macs, 1.0), best.accuracy),), 1, "ring"))
         legend.append(("ring", "recommended", 1))

@@ -52,7 +52,7 @@ def title_of(stage: str) -> str:
 _TITLES = {
     "baseline": "dense",
     "train": "sparse-trained",
-    "prune": "cut",
+    "prune": "pruned",
     "finetune": "fine-tuned",
     "scratch": "from scratch",
 }

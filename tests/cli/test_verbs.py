@@ -23,8 +23,8 @@ from tests.nets import chain
 def test_prune_a_network_of_ones_own(own: Path, here: Path) -> None:
     result = done("prune", "--model", "own:build", "--model-arg", "width=12", "--input", "1,8,8", "--ratio", "0.75")
     assert "wrote slim.safetensors" in result.stdout
-    assert "ratio: asked 0.75, removed 0.750" in result.stdout
-    assert "proof: slim equals masked" in result.stdout
+    assert "ratio: requested 0.75, removed 0.750" in result.stdout
+    assert "verified: the slim network equals the masked original" in result.stdout
     shapes = {name: tuple(tensor.shape) for name, tensor in load_file(here / "slim.safetensors").items()}
     assert shapes["0.weight"] == (3, 1, 3, 3)
     assert shapes["1.running_var"] == (3,)
@@ -278,7 +278,7 @@ def test_progress_goes_to_stderr_and_the_table_to_stdout(recipe: Path) -> None:
     result = done("train", recipe, "--out", "run")
     assert "epoch 2/2" in result.stderr
     assert "sparse-trained" in result.stdout
-    assert "Everything is in run" in result.stdout
+    assert "All files are in run" in result.stdout
     assert "epoch" not in result.stdout
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from bnprune.cli.render.tables import bar
-from bnprune.cli.verbosity import forward
+from bnprune.cli.verbosity import program_options_first
 from bnprune.config.recipe import load_recipe
 from bnprune.models.zoo import build
 from bnprune.runs.preflight import spec_of
@@ -63,7 +63,7 @@ def test_debug_behind_the_verb_shows_the_traceback(recipe: Path, monkeypatch: py
 
 
 def test_words_behind_a_double_dash_are_left_alone() -> None:
-    assert forward(["a", "-v", "b", "--", "-q"]) == ["-v", "a", "b", "--", "-q"]
+    assert program_options_first(["a", "-v", "b", "--", "-q"]) == ["-v", "a", "b", "--", "-q"]
 
 
 # -- colours and terminals ---------------------------------------------------------------------------------------------

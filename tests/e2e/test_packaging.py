@@ -80,7 +80,6 @@ def test_the_oldest_versions_tested_are_the_oldest_allowed() -> None:
     assert pins == {name: allowed[name] for name in pins}
 
 
-@pytest.mark.skipif(not (ROOT / "bnprune" / "workflows").exists(), reason="describes the tree with its workflows")
 def test_contributing_names_files_that_exist() -> None:
     text = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
     names = re.findall(r"`((?:bnprune|scripts|tests|configs)/[\w./-]*)`", text)

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 import bnprune
 from tests.cli.harness import RECIPE, document, read_json, tensor_bytes
 
-pytestmark = pytest.mark.skipif(not hasattr(bnprune, "run"), reason="bnprune.run is not there yet")
 EXPORT = ("export.formats=[state-dict]",)
 
 

@@ -109,5 +109,5 @@ def test_a_sweep_in_a_terminal_shows_every_point_where_it_belongs() -> None:
     [(row, column)] = marks["◆"]
     assert column == round(60 * 0.5 / 1.04)
     assert marks["●"][0][0] < row < marks["●"][1][0]
-    assert lines[-1].strip() == "MACs left;  ● recovered  · plain cut  ◆ recommended"
+    assert lines[-1].strip() == "MACs left;  ● recovered  · without recovery  ◆ recommended"
     assert max(map(len, lines)) <= 80

@@ -1,1 +1,1 @@
-"""How results and progress look: text tables, JSON and progress bars."""
+"""Rendering of results and progress: text tables, JSON and progress bars."""

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from bnprune.cli.render.console import stdout, tell
+from bnprune.cli.render.console import print_text, stdout
 from bnprune.cli.render.tables import show_rows
 from bnprune.reporting.number_format import count
 from bnprune.workflows.results import BenchmarkResult, BenchmarkTiming, Machine
 
 _BUSY = 1.5
-"""Load per core from which a note warns of long times."""
+"""Load per core above which a note warns of long times."""
 
 
 def show_benchmark(result: BenchmarkResult) -> None:
@@ -21,7 +21,7 @@ def show_benchmark(result: BenchmarkResult) -> None:
     _show_machine(console, result.machine)
     names = ["A", "B"] if len(result.networks) > 1 else [""]
     for name, network in zip(names, result.networks, strict=True):
-        tell(console, f"{name}: {network.name}" if name else network.name)
+        print_text(console, f"{name}: {network.name}" if name else network.name)
     console.print()
     show_rows(["", *names, *(["B / A"] if len(names) > 1 else [])], _sizes(result))
     console.print()
@@ -30,19 +30,19 @@ def show_benchmark(result: BenchmarkResult) -> None:
         ["backend", "batch", "", "median", "p10", "p90", "inputs/s", *compared],
         [row for timing in result.timings for row in _times(timing, names)],
     )
-    console.print("times in ms" + ("; B / A is of passes that ran one after the other" if compared else ""))
+    console.print("times in ms" + ("; B / A compares passes that ran one after the other" if compared else ""))
 
 
 def _show_machine(console: Console, machine: Machine) -> None:
     layout = ", channels_last" if machine.channels_last else ""
     threads = f"{machine.threads} thread{'s' if machine.threads > 1 else ''}"
-    tell(
+    print_text(
         console,
         f"{machine.accelerator or machine.processor}, {machine.cores} CPU cores, "
         f"{threads}, torch {machine.versions['torch']}, {machine.dtype}{layout}",
     )
     if machine.load is not None and machine.cores is not None and machine.load > _BUSY * machine.cores:
-        console.print(f"note: the machine is busy (load {machine.load}): times are long, ratios less so")
+        console.print(f"note: the machine is busy (load {machine.load}): times are too long; ratios are more reliable")
 
 
 def _sizes(result: BenchmarkResult) -> list[tuple[str, ...]]:
@@ -58,9 +58,9 @@ def _sizes(result: BenchmarkResult) -> list[tuple[str, ...]]:
     ]
 
 
-def _compared(title: str, values: Sequence[int], written: Callable[[int], str]) -> tuple[str, ...]:
+def _compared(title: str, values: Sequence[int], format_value: Callable[[int], str]) -> tuple[str, ...]:
     share = (f"{values[1] / max(values[0], 1):.1%}",) if len(values) > 1 else ()
-    return (title, *map(written, values), *share)
+    return (title, *map(format_value, values), *share)
 
 
 def _megabytes(size: int) -> str:

@@ -13,7 +13,7 @@ from bnprune.errors import printable
 
 
 class _Console(Console):
-    """A console that escapes what is not printable: names of layers and files may hold escape sequences."""
+    """A console that escapes characters that are not printable: names of layers and files may hold escape sequences."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -21,7 +21,7 @@ class _Console(Console):
 
 
 def stdout() -> Console:
-    """Return the console for results; lines are never broken if it is no terminal."""
+    """Return the console for results. Lines are wrapped only if stdout is a terminal."""
     return _Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
 
@@ -30,6 +30,6 @@ def stderr() -> Console:
     return _Console(stderr=True, highlight=False)
 
 
-def tell(console: Console, text: str, style: str = "") -> None:
-    """Print text as it is: brackets in it are not markup."""
+def print_text(console: Console, text: str, style: str = "") -> None:
+    """Print text without interpreting brackets as markup."""
     console.print(Text(text, style=style), soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bnprune.cli.render.console import stdout, tell
+from bnprune.cli.render.console import print_text, stdout
 from bnprune.cli.render.tables import show_rows
 from bnprune.config.tables import FORMATS
 from bnprune.workflows.results import ExportResult, ParityOutcome
@@ -21,11 +21,11 @@ def show_export(result: ExportResult) -> None:
         folding = result.fold_bn
         console.print(f"folded {folding.folded} of {folding.batchnorms} BatchNorms, proven equal in float64")
     for note in result.notes:
-        tell(console, f"note: {note}")
+        print_text(console, f"note: {note}")
     batch = "any batch size" if result.batch == "any" else f"batch {result.batch}"
     remark = f", {batch}" if FORMATS[result.format].has_batch_size else ""
     for file in result.files:
-        tell(console, f"wrote {file.path} ({file.bytes / 1e6:.2f} MB{remark})")
+        print_text(console, f"wrote {file.path} ({file.bytes / 1e6:.2f} MB{remark})")
 
 
 def _row(name: str, parity: ParityOutcome) -> tuple[str, ...]:

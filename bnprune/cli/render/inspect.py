@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bnprune.cli.render.console import stdout, tell
+from bnprune.cli.render.console import print_text, stdout
 from bnprune.cli.render.refusals import show_refusals
 from bnprune.cli.render.tables import bar, show_rows
 from bnprune.reporting.number_format import count
@@ -33,4 +33,4 @@ def show_inspect(result: InspectResult) -> None:
     )
     show_refusals(console, result.refusals)
     for note in result.notes:
-        tell(console, f"note: {note}")
+        print_text(console, f"note: {note}")

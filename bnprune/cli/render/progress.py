@@ -1,4 +1,4 @@
-"""Progress of long work, on stderr."""
+"""Progress of long tasks, on stderr."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from types import TracebackType
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from bnprune.cli.render.console import stderr, tell
+from bnprune.cli.render.console import print_text, stderr
 from bnprune.cli.render.tables import percent
 from bnprune.cli.verbosity import VERBOSITY
 from bnprune.notes import Note
@@ -76,7 +76,7 @@ class RichDisplay:
         """Print a line; with --quiet, warnings only."""
         is_warning = isinstance(text, Note) and text.level == "warning"
         if is_warning or not self.quiet:
-            tell(self.console, f"warning: {text}" if is_warning else text, style)
+            print_text(self.console, f"warning: {text}" if is_warning else text, style)
 
     def _close(self) -> None:
         if self._bar is not None:

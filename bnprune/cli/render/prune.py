@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from bnprune.cli.render.console import stdout, tell
+from bnprune.cli.render.console import print_text, stdout
 from bnprune.cli.render.refusals import show_refusals
 from bnprune.cli.render.tables import bar, show_rows
 from bnprune.cli.verbosity import VERBOSITY
@@ -17,7 +17,7 @@ from bnprune.workflows.results import Change, CompensationOutcome, LayerChange, 
 
 
 def show_prune(result: PruneResult) -> None:
-    """Print widths, costs, refusals and the proof."""
+    """Print widths, costs, refusals and the result of the verification."""
     console = stdout()
     dry_run = result.out is None
     _show_layers(console, result.layers, every=dry_run)
@@ -27,34 +27,34 @@ def show_prune(result: PruneResult) -> None:
         console.print(line)
     show_refusals(console, result.refusals)
     for note in result.notes:
-        tell(console, f"note: {note}")
+        print_text(console, f"note: {note}")
     error = result.verification.max_relative_error
     if error is not None:
-        console.print(f"proof: slim equals masked, relative error {error:.1e} in float64")
+        console.print(f"verified: the slim network equals the masked original, relative error {error:.1e} in float64")
     steps = {name: seconds for name, seconds in result.seconds.items() if name != "total"}
     if VERBOSITY.verbose and steps:
         console.print("took: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in steps.items()))
     if result.compensation:
-        tell(console, _summary(result.compensation))
-    tell(console, "dry run: nothing was written" if dry_run else f"wrote {result.out}")
+        print_text(console, _summary(result.compensation))
+    print_text(console, "dry run: nothing was written" if dry_run else f"wrote {result.out}")
 
 
 _WORDS = {"exact": "exactly", "interior": "except at borders", "none": "not at all"}
 
 
 def _summary(compensation: Sequence[CompensationOutcome]) -> str:
-    """Return a line about how many layers are compensated, and how well."""
+    """Return a line with the number of layers that are compensated exactly, except at borders, or not at all."""
     counts = Counter(done.outcome for done in compensation)
     parts = ", ".join(f"{counts[outcome]} {word}" for outcome, word in _WORDS.items() if counts[outcome])
-    return f"compensated, per layer that lost inputs: {parts} (--json says why; --no-compensate leaves it out)"
+    return f"compensated layers: {parts} (reasons: --json; to turn it off: --no-compensate)"
 
 
 _MANY_LAYERS = 24
 _TARGETS = {
-    "ratio": "ratio: asked {:.3g}, removed {:.3f}",
-    "macs": "MACs: asked for {:.3g}, kept {:.3f}",
-    "params": "parameters: asked for {:.3g}, kept {:.3f}",
-    "latency_ms": "latency: asked for {:.3g} ms, measured {:.3g} ms",
+    "ratio": "ratio: requested {:.3g}, removed {:.3f}",
+    "macs": "MACs: requested {:.3g}, kept {:.3f}",
+    "params": "parameters: requested {:.3g}, kept {:.3f}",
+    "latency_ms": "latency: requested {:.3g} ms, measured {:.3g} ms",
 }
 
 

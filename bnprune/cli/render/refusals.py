@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
-from bnprune.cli.render.console import tell
+from bnprune.cli.render.console import print_text
 from bnprune.cli.verbosity import VERBOSITY
 from bnprune.workflows.results import RefusedSite
 
@@ -19,4 +19,4 @@ def show_refusals(console: Console, refusals: Iterable[RefusedSite]) -> None:
     for (reason, fix), names in sites.items():
         few = len(names) if VERBOSITY.verbose else 3
         shown = ", ".join(names[:few]) + (f" and {len(names) - few} more" if len(names) > few else "")
-        tell(console, f"kept: {shown}: {reason}" + (f"\n      fix: {fix}" if fix else ""))
+        print_text(console, f"not pruned: {shown}: {reason}" + (f"\n      fix: {fix}" if fix else ""))

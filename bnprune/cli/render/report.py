@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bnprune.cli.verbosity import say
+from bnprune.cli.verbosity import echo
 from bnprune.workflows.results import ReportResult
 
 
 def show_report(result: ReportResult, folder: object) -> None:
     """Print where the page and the image files are."""
-    say(f"Wrote {result.out}. Open it in a browser.")
+    echo(f"Wrote {result.out}. Open it in a browser.")
     if result.plots:
-        say(f"Wrote {len(result.plots)} pictures into {folder}.")
+        echo(f"Wrote {len(result.plots)} images into {folder}.")

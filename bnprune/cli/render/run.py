@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bnprune.cli.render.console import stdout, tell
+from bnprune.cli.render.console import print_text, stdout
 from bnprune.cli.render.output import output
 from bnprune.cli.render.progress import RichDisplay
 from bnprune.cli.render.tables import percent, show_rows
@@ -31,8 +31,8 @@ def show_run(result: RunResult) -> None:
     errors = [proof.max_relative_error for proof in proofs if proof.max_relative_error is not None]
     console = stdout()
     if errors:
-        console.print(f"The cut is proven: slim equals masked to {max(errors):.1e} in float64.")
-    tell(console, f"Everything is in {result.path}")
+        console.print(f"Verified: the slim network equals the masked original to {max(errors):.1e} in float64.")
+    print_text(console, f"All files are in {result.path}")
 
 
 def _row(stage: str, figures: StageResult) -> tuple[str, ...]:

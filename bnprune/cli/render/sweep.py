@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from bnprune.cli.render.console import stdout, tell
+from bnprune.cli.render.console import print_text, stdout
 from bnprune.cli.render.tables import show_rows
 from bnprune.errors import about
 from bnprune.reporting.charts import sweep_chart
@@ -16,27 +16,27 @@ from bnprune.workflows.results import SweepPoint, SweepResult
 
 
 def show_sweep(result: SweepResult) -> None:
-    """Print every cut that was tried, a chart, and the one that is recommended."""
-    columns = ["", "channels gone", "MACs left", "parameters left", "plain cut", "recovered"]
+    """Print every pruned network that was tried, a chart, and the recommendation."""
+    columns = ["", "channels removed", "MACs left", "parameters left", "without recovery", "recovered"]
     show_rows(columns, [_row(index, point, result) for index, point in enumerate(result.points)])
     console, best = stdout(), result.recommended
-    tell(console, "\n" + draw(sweep_chart(result.points, best)))
+    print_text(console, "\n" + draw(sweep_chart(result.points, best)))
     if best is None:
-        tell(console, f"\n{result.reason}")
+        print_text(console, f"\n{result.reason}")
         return
-    tell(
+    print_text(
         console,
         f"\nrecommended: {result.by} {best.asked:g}: {best.macs:.1%} of the MACs left, validation accuracy "
-        f"{best.accuracy:.2%} ({result.points[0].accuracy:.2%} as it is; {result.tolerance:.1%} may be lost)",
+        f"{best.accuracy:.2%} ({result.points[0].accuracy:.2%} before pruning; allowed loss {result.tolerance:.1%})",
     )
 
 
 def require_plot(path: Path | None, *, sources: Iterable[Path | None], recipe: Path | None) -> None:
-    """Raise an error if the chart cannot be drawn into a file; nothing for None.
+    """Check that the chart can be drawn into a file; do nothing for None.
 
     Raises:
-        ConfigError: The suffix is unknown, matplotlib is missing, or the file is needed.
-        DataError: There is a folder, a device or a link.
+        ConfigError: The suffix is unknown, matplotlib is missing, or the file is an input.
+        DataError: The path is a folder, a device or a link.
     """
     if path is None:
         return
@@ -46,7 +46,7 @@ def require_plot(path: Path | None, *, sources: Iterable[Path | None], recipe: P
 
 
 def save_plot(path: Path | None, result: SweepResult) -> None:
-    """Draw the chart into a file; nothing for None.
+    """Draw the chart into a file; do nothing for None.
 
     Raises:
         DataError: The file cannot be written.
@@ -60,7 +60,7 @@ def save_plot(path: Path | None, result: SweepResult) -> None:
 def _row(index: int, point: SweepPoint, result: SweepResult) -> tuple[str, ...]:
     mark = " <" if point == result.recommended else ""
     return (
-        (f"{result.by} {point.asked:g}" if index else "as it is") + mark,
+        (f"{result.by} {point.asked:g}" if index else "not pruned") + mark,
         f"{point.ratio:.1%}",
         f"{point.macs:.1%}",
         f"{point.params:.1%}",

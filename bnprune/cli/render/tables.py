@@ -28,14 +28,14 @@ def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> N
 
 
 def bar(part: int, whole: int, longest: int | None = None, width: int = 20) -> Text:
-    """Draw a share as a bar, scaled so that `longest` fills the width; a part above 0 has one cell at least."""
+    """Draw a share as a bar, scaled so that `longest` fills the width; a part above 0 has at least one cell."""
     cells = max(round(width * whole / max(longest or whole, 1)), 1) if whole else 0
     filled = max(round(cells * part / max(whole, 1)), 1) if part else 0
-    full, empty = ("█", "·") if _shows("█·") else ("#", ".")
+    full, empty = ("█", "·") if _can_encode("█·") else ("#", ".")
     return Text.assemble((full * filled, "cyan"), (empty * (cells - filled), "dim"))
 
 
-def _shows(text: str) -> bool:
+def _can_encode(text: str) -> bool:
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from bnprune.cli.verbosity import say
+from bnprune.cli.verbosity import echo
 from bnprune.errors import printable
 from bnprune.reporting.number_format import count
 from bnprune.workflows.results import ValidateResult
@@ -15,10 +15,10 @@ from bnprune.workflows.results import ValidateResult
 def show_validate(result: ValidateResult, recipe: Path, *, print_config: bool) -> None:
     """Print the size of the data and of the network, warnings, and the resolved recipe if it is wanted."""
     if print_config:
-        say(_as_yaml(result), nl=False)
+        echo(_as_yaml(result), nl=False)
     warnings = "".join(f"\nwarning: {text}" for text in result.warnings)
     notes = "".join(f"\nnote: {note}" for note in result.notes)
-    say(f"{recipe} is valid.\n{_summary(result)}{warnings}{notes}", err=print_config)
+    echo(f"{recipe} is valid.\n{_summary(result)}{warnings}{notes}", err=print_config)
 
 
 def _as_yaml(result: ValidateResult) -> str:

@@ -1,4 +1,4 @@
-"""Text on its way to the terminal, and the streams that carry it."""
+"""stdout and stderr that can be written to even if they are closed, full or no longer read."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bnprune.errors import DataError
 
 
 class _Descriptor(io.FileIO):
-    """A descriptor for output. The first error in writing is kept, and what follows is dropped.
+    """A file descriptor for output. The first error is stored, and all later output is dropped.
 
-    The work of a verb must not fail because nobody reads its output.
+    A verb must not fail because nobody reads its output.
     """
 
     failure: OSError | None = None
@@ -30,23 +30,21 @@ class _Descriptor(io.FileIO):
 
 
 def open_streams() -> None:
-    """Make stdout and stderr safe to write to, whether they are open, closed, full or not read any longer."""
+    """Replace stdout and stderr by streams that can be written to in any case."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
-        except OSError:  # closed: the next file that is opened would take its number, and the output of others with it
+        except OSError:  # closed: the next file that is opened would get its number, and then the output
             os.open(os.devnull, os.O_RDWR)
-    sys.stdout, sys.stderr = _kept(1, sys.stdout), _kept(2, sys.stderr)
+    sys.stdout, sys.stderr = _tolerant(1, sys.stdout), _tolerant(2, sys.stderr)
 
 
-def _kept(descriptor: int, stream: TextIO | None) -> TextIO:
-    if stream is None:  # Python has found the descriptor closed
+def _tolerant(descriptor: int, stream: TextIO | None) -> TextIO:
+    if stream is None:  # the descriptor was closed when Python started
         return io.TextIOWrapper(io.BufferedWriter(_Descriptor(descriptor, "w", closefd=False)), "utf-8", "replace")
     if not isinstance(stream, io.TextIOWrapper):
         return stream
-    if not isinstance(
-        getattr(stream.buffer, "raw", stream.buffer), io.FileIO
-    ):  # a console of Windows, or somebody's own stream
+    if not isinstance(getattr(stream.buffer, "raw", stream.buffer), io.FileIO):  # a Windows console, or a custom stream
         stream.reconfigure(errors="replace")  # γ and bars must not end a run if only ASCII can be shown
         return stream
     return io.TextIOWrapper(
@@ -58,9 +56,9 @@ def _kept(descriptor: int, stream: TextIO | None) -> TextIO:
 
 
 def exit_code(code: Any) -> Any:
-    """Return the exit code of a verb that has ended with `code`: another one if its output could not be written.
+    """Return the exit code of a verb that has ended with `code`; a different one if its output could not be written.
 
-    A reader that has seen enough is no error: the code is the one a shell gives for SIGPIPE.
+    If the reader has closed the pipe (as `head` does), it is 141, which shells report for SIGPIPE, without a message.
     """
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
