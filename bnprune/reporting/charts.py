@@ -31,12 +31,12 @@ def colour_of(stage: str) -> int:
 
 def accuracy_against_macs(run: RunData) -> Chart | None:
     """Test accuracy of every stage over its MACs, and validation accuracy of the ratios that `ratio: auto` tried."""
-    stages = [stage for stage in run.stages if stage.accuracy is not None]
+    stages = [stage for stage in run.stages if stage.figures.accuracy is not None]
     if not stages:
         return None
-    most = max(stage.macs for stage in stages)
+    most = max(stage.figures.macs for stage in stages)
     way = [stage for stage in stages if kind_of(stage.name) in ("train", "prune", "finetune")]
-    tried = tuple((point.macs, point.accuracy) for cut in run.prune_steps for point in cut.sweep)
+    tried = tuple((point.macs, point.accuracy) for stage in run.pruned for point in stage.figures.sweep or ())
     marks = [_marked(stage, most) for stage in stages]
     if tried:
         marks.insert(0, Series("ratios that were tried (validation)", tried, GREY, "small"))
@@ -52,14 +52,16 @@ def accuracy_against_macs(run: RunData) -> Chart | None:
 
 def accuracy_of_runs(runs: Sequence[RunData]) -> Chart | None:
     """The same for several runs: one colour each, a ring for the network before pruning."""
-    most = max((stage.macs for run in runs for stage in run.stages), default=0)
+    most = max((stage.figures.macs for run in runs for stage in run.stages), default=0)
     series: list[Series] = []
     for number, run in enumerate(runs):
-        pair = [stage for stage in (run.reference, run.final) if stage is not None and stage.accuracy is not None]
+        pair = [
+            stage for stage in (run.reference, run.final) if stage is not None and stage.figures.accuracy is not None
+        ]
         series.append(Series(run.name, tuple(_place(stage, most) for stage in pair), number, "dashes"))
-        for stage in dict.fromkeys(pair):
+        for stage in {stage.name: stage for stage in pair}.values():
             mark: Mark = "ring" if stage is run.reference else "dot"
-            label = f"{run.name}, {stage.title}: {percent(stage.accuracy or 0)}"
+            label = f"{run.name}, {stage.title}: {percent(stage.figures.accuracy or 0)}"
             series.append(Series(label, (_place(stage, most),), number, mark))
     values = [accuracy for one in series for _, accuracy in one.points]
     if not values:
@@ -75,11 +77,12 @@ def accuracy_of_runs(runs: Sequence[RunData]) -> Chart | None:
 
 
 def _place(stage: Stage, most: int) -> tuple[float, float]:
-    return stage.macs / max(most, 1), stage.accuracy or 0.0
+    return stage.figures.macs / max(most, 1), stage.figures.accuracy or 0.0
 
 
 def _marked(stage: Stage, most: int) -> Series:
-    hint = f"{stage.title}: {percent(stage.accuracy or 0)} at {percent(stage.macs / max(most, 1), 1)} of the MACs"
+    share = percent(stage.figures.macs / max(most, 1), 1)
+    hint = f"{stage.title}: {percent(stage.figures.accuracy or 0)} at {share} of the MACs"
     mark: Mark = "ring" if kind_of(stage.name) in ("baseline", "prune") else "dot"
     return Series(stage.title, (_place(stage, most),), colour_of(stage.name), mark, (hint,))
 

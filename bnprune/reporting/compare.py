@@ -59,7 +59,7 @@ def _row(number: int, run: RunData) -> str:
 def _cell(
     run: RunData, final: Stage, reference: Stage | None, title: str, key: str, write: Callable[[float], str]
 ) -> str:
-    value, was = getattr(final, key), getattr(reference, key, None)
+    value, was = getattr(final.figures, key), getattr(reference.figures, key) if reference else None
     change = ""
     if value is not None and was is not None and reference is not final:
         difference = points(value - was) if key == "accuracy" else factor(was, value)

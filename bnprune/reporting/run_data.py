@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from bnprune.channels.union_find import Refusal
 from bnprune.config.bounded_reading import DATA_BYTES, LOG_BYTES, RECIPE_BYTES, parse_json, read_text
 from bnprune.config.yaml_loader import read_yaml
 from bnprune.errors import CheckpointError, ConfigError, first_line, printable
 from bnprune.pruning.plan import PruningPlan
-from bnprune.reporting.values import MOST, amount, count, loss, number, plain_data, share
+from bnprune.reporting.values import MOST, amount, count, loss, plain_data, share
 from bnprune.runs.directory import RunDirectory
+from bnprune.runs.results import LayerChange, RunResult, StageResult
 from bnprune.runs.scale_factors import read_gammas
 from bnprune.runs.stages import is_stage, kind_of, title_of
 
@@ -25,67 +25,17 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Layer:
-    """The number of channels of one layer before and after pruning."""
-
-    name: str
-    kind: str
-    before: int
-    after: int
-
-
-@dataclass(frozen=True)
-class SweepPoint:
-    """One ratio that `ratio: auto` tried; accuracies on validation images."""
-
-    macs: float
-    accuracy: float
-    plain: float
-
-
-@dataclass(frozen=True)
-class PruneStep:
-    """The result of one prune stage."""
-
-    kind: str
-    """The target: "ratio", "macs", "params" or "latency_ms"."""
-    requested: float | None
-    realised: float | None
-    channels: tuple[int, int]
-    """Prunable BatchNorm channels before and after."""
-    params: tuple[int, int]
-    macs: tuple[int, int]
-    error: float | None
-    """Relative error of the float64 proof."""
-    layers: tuple[Layer, ...]
-    refusals: tuple[Refusal, ...]
-    notes: tuple[str, ...]
-    tried: Mapping[str, float]
-    """Validation accuracy by the name of each way of recovery that was tried."""
-    chosen: str
-    """The way of recovery that was kept."""
-    sweep: tuple[SweepPoint, ...]
-
-
-@dataclass(frozen=True)
 class Stage:
-    """The results of one finished stage."""
+    """One finished stage, by its name."""
 
     name: str
-    title: str
-    accuracy: float | None
-    """Share of the test images classified correctly, in [0, 1]."""
-    validation: float | None
-    """The same for validation images."""
-    channels: int
-    params: int
-    macs: int
-    seconds: float | None
-    latency_ms: float | None
-    file_bytes: int | None
-    prune_step: PruneStep | None = None
-    skipped: str = ""
-    """Reason why a later pass of pruning did nothing."""
+    figures: StageResult
+    """As in result.json, with all texts made printable."""
+
+    @property
+    def title(self) -> str:
+        """Name of the network that the stage produced."""
+        return _title(self.name)
 
 
 @dataclass(frozen=True)
@@ -152,23 +102,24 @@ class RunData:
         return next(reversed(slim or list(self.stages)), None)
 
     @property
-    def prune_steps(self) -> list[PruneStep]:
-        """The results of the prune stages, in order."""
-        return [stage.prune_step for stage in self.stages if stage.prune_step is not None]
+    def pruned(self) -> list[Stage]:
+        """The stages in which channels were removed, in order."""
+        return [stage for stage in self.stages if stage.figures.pruned is not None]
 
     @property
-    def layers(self) -> list[Layer]:
+    def layers(self) -> list[LayerChange]:
         """Channels of each layer before the first pruning and after the last.
 
         Without gates, of convolutions and linear layers: a BatchNorm has the width of the layer before it. With gates,
         of norms: a gate between the two selects channels, so that only the norm's width tells what was pruned.
         """
-        if not self.prune_steps:
+        changes = [stage.figures.layers or [] for stage in self.pruned]
+        if not changes:
             return []
-        first = [layer for layer in self.prune_steps[0].layers if (layer.kind == "norm") == self.gated]
+        first = [layer for layer in changes[0] if (layer.kind == "norm") == self.gated]
         known = {layer.name for layer in first}
-        after = {_ungated(layer.name, known): layer.after for cut in self.prune_steps for layer in cut.layers}
-        return [Layer(layer.name, layer.kind, layer.before, after[layer.name]) for layer in first]
+        after = {_ungated(layer.name, known): layer.after for layers in changes for layer in layers}
+        return [layer.model_copy(update={"after": after[layer.name]}) for layer in first]
 
 
 def read_run_data(path: Path) -> RunData:
@@ -185,10 +136,9 @@ def read_run_data(path: Path) -> RunData:
     notes: list[str] = []
     config_text = _text(directory.config_file, RECIPE_BYTES)
     config = _checked(directory.config_file, lambda: plain_data(read_yaml(config_text)))
-    environment = _json(path / "env.json", notes)
+    environment = _environment(path / "env.json", notes)
     _checked(path / "env.json", lambda: _require_environment(environment))
-    result = _json(directory.result_file, notes)
-    stages = _checked(directory.result_file, lambda: tuple(starmap(_stage, result.get("stages", {}).items())))
+    stages = _stages(directory, notes)
     curves = _checked(directory.metrics_file, lambda: _curves(directory, notes))
     plan = _plan(directory.plan_file("prune"))
     return RunData(
@@ -224,11 +174,20 @@ def _text(path: Path, limit: int = DATA_BYTES) -> str:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror}.") from error
 
 
-def _json(path: Path, notes: list[str]) -> dict[str, Any]:
+def _stages(directory: RunDirectory, notes: list[str]) -> tuple[Stage, ...]:
+    if not directory.result_file.is_file():
+        notes.append("result.json is not there yet: no stage is finished.")
+    result = RunResult.model_validate(plain_data(directory.result().to_dict()))
+    return tuple(starmap(Stage, result.stages.items()))
+
+
+def _title(stage: str) -> str:
+    return title_of(stage) if is_stage(stage) else stage
+
+
+def _environment(path: Path, notes: list[str]) -> dict[str, Any]:
     if not path.is_file():
-        notes.append(
-            f"{path.name} is not there" + (" yet: no stage is finished." if path.name == "result.json" else ".")
-        )
+        notes.append("env.json is not there.")
         return {}
     return _checked(path, lambda: plain_data(parse_json(_text(path))))
 
@@ -261,57 +220,6 @@ def _named(section: Any) -> str:
     return str(section.get("name") or section.get("factory") or "?")
 
 
-# -- stages ----------------------------------------------------------------------------------------------------------
-
-
-def _stage(name: str, figures: Mapping[str, Any]) -> Stage:
-    return Stage(
-        name=name,
-        title=title_of(name) if is_stage(name) else name,
-        accuracy=share(figures.get("accuracy")),
-        validation=share(figures.get("validation_accuracy")),
-        channels=count(figures["channels"]),
-        params=count(figures["params"]),
-        macs=count(figures["macs"]),
-        seconds=amount(figures.get("seconds")),
-        latency_ms=amount(figures.get("latency_ms")),
-        file_bytes=None if figures.get("file_bytes") is None else count(figures["file_bytes"]),
-        prune_step=_prune_step(figures) if "pruned" in figures else None,
-        skipped=str(figures.get("skipped", "")),
-    )
-
-
-def _prune_step(figures: Mapping[str, Any]) -> PruneStep:
-    target, recovery, pruned = figures["target"], figures.get("recovery", {}), figures["pruned"]
-
-    def change(what: str) -> tuple[int, int]:
-        return count(pruned[what]["before"]), count(pruned[what]["after"])
-
-    return PruneStep(
-        kind=str(target["kind"]),
-        requested=number(target["requested"]),
-        realised=number(target["realised"]),
-        channels=change("channels"),
-        params=change("params"),
-        macs=change("macs"),
-        error=amount(figures["verification"]["max_relative_error"]),
-        layers=tuple(
-            Layer(str(entry["name"]), str(entry["kind"]), count(entry["before"]), count(entry["after"]))
-            for entry in figures["layers"]
-        ),
-        refusals=tuple(Refusal(str(r["site"]), str(r["reason"]), str(r["fix"])) for r in figures["refusals"]),
-        notes=tuple(map(str, figures["notes"])),
-        tried={
-            name: top1 for name, value in recovery.get("validation", {}).items() if (top1 := share(value)) is not None
-        },
-        chosen=str(recovery.get("chosen", "")),
-        sweep=tuple(
-            SweepPoint(amount(p["macs"]) or 0.0, share(p["accuracy"]) or 0.0, share(p["plain"]) or 0.0)
-            for p in figures.get("sweep", ())
-        ),
-    )
-
-
 # -- curves ----------------------------------------------------------------------------------------------------------
 
 
@@ -337,7 +245,7 @@ def _curves(directory: RunDirectory, notes: list[str]) -> tuple[Curve, ...]:
 def _curve(stage: str, records: list[dict[str, Any]]) -> Curve:
     return Curve(
         stage=stage,
-        title=title_of(stage) if is_stage(stage) else stage,
+        title=_title(stage),
         epochs=tuple(count(record["epoch"]) for record in records),
         train_loss=tuple(loss(record["train"]["loss"]) for record in records),
         validation_loss=tuple(loss(record["validation"]["loss"]) for record in records),

@@ -10,8 +10,9 @@ from typing import Any
 from bnprune.reporting import charts
 from bnprune.reporting.figures import Figure
 from bnprune.reporting.number_format import MISSING, count, duration, factor, megabytes, milliseconds, percent, points
-from bnprune.reporting.run_data import PruneStep, RunData, Stage
+from bnprune.reporting.run_data import RunData, Stage
 from bnprune.reporting.svg import inline
+from bnprune.runs.results import Change, Pruned, RecoveryOutcome, TargetOutcome
 
 _FEW_LAYERS = 24
 
@@ -52,16 +53,17 @@ def headline(run: RunData) -> str:
     final, reference = run.final, run.reference
     if final is None:
         return "No stage of this run is finished yet."
-    if not run.prune_steps:
+    if not run.pruned:
         return "Nothing was pruned yet."
-    if reference is None or final.accuracy is None or reference.accuracy is None:
+    if reference is None or final.figures.accuracy is None or reference.figures.accuracy is None:
         return f"There is no network to compare the {escape(final.title)} one with."
-    macs, params = (1 - getattr(final, key) / max(getattr(reference, key), 1) for key in ("macs", "params"))
-    change = final.accuracy - reference.accuracy
+    after, before = final.figures, reference.figures
+    macs, params = (1 - getattr(after, key) / max(getattr(before, key), 1) for key in ("macs", "params"))
     return (
         f"{macs:.0%} of the MACs and {params:.0%} of the parameters were removed. The {escape(final.title)} network "
-        f"classifies <b>{percent(final.accuracy)}</b> of the test images correctly, the {escape(reference.title)} one "
-        f"{percent(reference.accuracy)} ({points(change)})."
+        f"classifies <b>{percent(final.figures.accuracy)}</b> of the test images correctly, the "
+        f"{escape(reference.title)} one {percent(reference.figures.accuracy)} "
+        f"({points(final.figures.accuracy - reference.figures.accuracy)})."
     )
 
 
@@ -84,7 +86,7 @@ _KEY_FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 def _key_figure(run: RunData, name: str, key: str, write: Callable[[float], str]) -> str:
     final, reference = run.final, run.reference
     assert final is not None
-    value, was = getattr(final, key), getattr(reference, key, None)
+    value, was = getattr(final.figures, key), getattr(reference.figures, key) if reference else None
     compared = ""
     if value is not None and was is not None and reference is not final:
         change = points(value - was) if key == "accuracy" else factor(was, value)
@@ -95,7 +97,8 @@ def _key_figure(run: RunData, name: str, key: str, write: Callable[[float], str]
 
 def proof(run: RunData) -> str:
     """Return the error of the float64 proof."""
-    errors = [cut.error for cut in run.prune_steps if cut.error is not None]
+    proofs = [stage.figures.verification for stage in run.pruned]
+    errors = [proof.max_relative_error for proof in proofs if proof and proof.max_relative_error is not None]
     if not errors:
         return ""
     return (
@@ -123,7 +126,9 @@ def stage_table(run: RunData) -> str:
     """Return a table of the numbers of every stage, with bars for those that pruning should reduce."""
     if not run.stages:
         return ""
-    largest = {key: max((_value(stage, key) or 0 for stage in run.stages), default=0) for _, key, _ in _COLUMNS}
+    largest = {
+        key: max((getattr(stage.figures, key) or 0 for stage in run.stages), default=0) for _, key, _ in _COLUMNS
+    }
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title, _, _ in _COLUMNS)
     rows = "".join(
         f'<tr><th scope="row"><i class="dot c{charts.colour_of(stage.name)}"></i>{escape(stage.title)}</th>'
@@ -131,20 +136,16 @@ def stage_table(run: RunData) -> str:
         + "</tr>"
         for stage in run.stages
     )
-    skipped = "".join(f'<p class="note">{escape(s.title)}: {escape(s.skipped)}</p>' for s in run.stages if s.skipped)
+    reasons = [(stage.title, stage.figures.skipped) for stage in run.stages if stage.figures.skipped]
+    skipped = "".join(f'<p class="note">{escape(title)}: {escape(reason)}</p>' for title, reason in reasons)
     return (
         f'<div class="scroll card"><table class="stages"><thead><tr><th scope="col">Network</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>{skipped}"
     )
 
 
-def _value(stage: Stage, key: str) -> float | None:
-    value: float | None = getattr(stage, "validation" if key == "validation_accuracy" else key)
-    return value
-
-
 def _cell(run: RunData, stage: Stage, title: str, key: str, write: Callable[[float], str], largest: float) -> str:
-    value = _value(stage, key)
+    value: float | None = getattr(stage.figures, key)
     bar = ""
     if key in _BARS and value is not None and largest:
         bar = _bar(value, largest)
@@ -208,7 +209,7 @@ def layers(run: RunData) -> str:
 
 # -- pruning ----------------------------------------------------------------------------------------------------------
 
-_ASKED: dict[str, Callable[[float], str]] = {
+_TARGET_TEXTS: dict[str, Callable[[float], str]] = {
     "ratio": lambda value: f"{value:.1%} of the prunable channels removed",
     "macs": lambda value: f"{value:.1%} of the MACs kept",
     "params": lambda value: f"{value:.1%} of the parameters kept",
@@ -218,40 +219,46 @@ _ASKED: dict[str, Callable[[float], str]] = {
 
 def prune_steps(run: RunData) -> str:
     """Return the target of each pruning, the result, and the ways of recovery that were tried."""
-    return grid([_prune_step(stage, stage.prune_step) for stage in run.stages if stage.prune_step is not None])
+    return grid([_prune_step(stage) + _recovery(stage.figures.recovery) for stage in run.pruned])
 
 
-def _prune_step(stage: Stage, cut: PruneStep) -> str:
-    write = _ASKED.get(cut.kind, lambda value: f"{cut.kind} {value:g}")
-    facts = [
-        ("target", MISSING if cut.requested is None else write(cut.requested)),
-        ("reached", MISSING if cut.realised is None else write(cut.realised)),
-        *((title, f"{write(before)} → {write(after)}") for title, (before, after), write in _changes(cut)),
+def _prune_step(stage: Stage) -> str:
+    facts = [*_target(stage.figures.target), *_changes(stage.figures.pruned)]
+    return f'<div class="card"><h3>{escape(stage.title.capitalize())}</h3>{definitions(facts)}</div>'
+
+
+def _target(target: TargetOutcome | None) -> list[tuple[str, str]]:
+    if target is None:
+        return []
+    write = _TARGET_TEXTS.get(target.kind, lambda value: f"{target.kind} {value:g}")
+    values = {"target": target.requested, "reached": target.realised}
+    return [(name, MISSING if value is None else write(value)) for name, value in values.items()]
+
+
+def _changes(pruned: Pruned | None) -> list[tuple[str, str]]:
+    if pruned is None:
+        return []
+    rows: list[tuple[str, Change, Callable[[float], str]]] = [
+        ("prunable channels", pruned.channels, lambda value: f"{value:.0f}"),
+        ("parameters", pruned.params, count),
+        ("MACs", pruned.macs, count),
     ]
-    return f'<div class="card"><h3>{escape(stage.title.capitalize())}</h3>{definitions(facts)}</div>{_recovery(cut)}'
+    return [(title, f"{write(change.before)} → {write(change.after)}") for title, change, write in rows]
 
 
-def _changes(cut: PruneStep) -> list[tuple[str, tuple[int, int], Callable[[float], str]]]:
-    return [
-        ("prunable channels", cut.channels, lambda value: f"{value:.0f}"),
-        ("parameters", cut.params, count),
-        ("MACs", cut.macs, count),
-    ]
-
-
-def _recovery(cut: PruneStep) -> str:
-    if not cut.tried:
+def _recovery(recovery: RecoveryOutcome | None) -> str:
+    if recovery is None or not recovery.validation:
         return ""
-    best = max(cut.tried.values()) or 1.0
+    best = max(recovery.validation.values()) or 1.0
     rows = "".join(
-        f'<li{" class=chosen" if name == cut.chosen else ""}><span class="name">{escape(name)}</span>'
+        f'<li{" class=chosen" if name == recovery.chosen else ""}><span class="name">{escape(name)}</span>'
         f'{_bar(top1, best)}<span class="num">{percent(top1)}</span></li>'
-        for name, top1 in cut.tried.items()
+        for name, top1 in recovery.validation.items()
     )
     return (
         f'<div class="card"><h3>Validation accuracy after recovery, before fine-tuning</h3>'
         f'<ul class="layers one">{rows}</ul>'
-        f'<p class="note">Kept: {escape(cut.chosen)}.</p></div>'
+        f'<p class="note">Kept: {escape(recovery.chosen)}.</p></div>'
     )
 
 
@@ -262,8 +269,8 @@ def _bar(part: float, whole: float) -> str:
 def refusals(run: RunData) -> str:
     """Return the layers that were not pruned, one entry per reason."""
     sites: dict[tuple[str, str], list[str]] = {}
-    for cut in run.prune_steps:
-        for refusal in cut.refusals:
+    for stage in run.pruned:
+        for refusal in stage.figures.refusals or ():
             known = sites.setdefault((refusal.reason, refusal.fix), [])
             if refusal.site not in known:
                 known.append(refusal.site)
@@ -271,7 +278,7 @@ def refusals(run: RunData) -> str:
         f"<li>{_sites(names)}<p>{escape(reason)}</p>{f'<p class=fix>{escape(fix)}</p>' if fix else ''}</li>"
         for (reason, fix), names in sites.items()
     )
-    notes = dict.fromkeys(note for cut in run.prune_steps for note in cut.notes)
+    notes = dict.fromkeys(note for stage in run.pruned for note in stage.figures.notes or ())
     entries += "".join(f"<li><p>{escape(note)}</p></li>" for note in notes)
     return f'<ul class="reasons card">{entries}</ul>' if entries else ""
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from bnprune.runs.files import plain
+
+Count = Annotated[int, Field(ge=0, le=10**18)]
+Amount = Annotated[float, Field(ge=0, le=1e18)]
+Share = Annotated[float, Field(ge=0, le=1)]
+"""The bounds exclude values that only a damaged file can have."""
 
 
 class Document(BaseModel):
@@ -40,8 +45,8 @@ class Document(BaseModel):
 class Change(Document):
     """A number before and after pruning."""
 
-    before: int
-    after: int
+    before: Count
+    after: Count
 
 
 class Pruned(Document):
@@ -59,8 +64,8 @@ class LayerChange(Document):
     name: str
     kind: str
     """"conv", "linear" or "norm"."""
-    before: int
-    after: int
+    before: Count
+    after: Count
 
 
 class RefusedSite(Document):
@@ -102,10 +107,10 @@ class SweepPoint(Document):
 
     asked: float
     ratio: float
-    macs: float
-    params: float
-    plain: float
-    accuracy: float
+    macs: Amount
+    params: Amount
+    plain: Share
+    accuracy: Share
 
 
 class NotCompensated(Document):
@@ -120,7 +125,7 @@ class RecoveryOutcome(Document):
 
     chosen: str
     """The one with the best validation accuracy."""
-    validation: dict[str, float]
+    validation: dict[str, Share]
     """Validation accuracy of each."""
     compensated_layers: dict[str, int]
     """Number of layers by outcome of the compensation."""
@@ -146,17 +151,17 @@ class Sparsity(Document):
 class StageResult(Document):
     """The figures of one finished stage."""
 
-    accuracy: float | None
+    accuracy: Share | None
     """Top-1 accuracy on test images, in [0, 1]."""
-    validation_accuracy: float | None
+    validation_accuracy: Share | None
     loss: float | None
     """Cross-entropy on test images; None if it is not finite."""
-    channels: int
+    channels: Count
     """BatchNorm channels of the network."""
-    params: int
-    macs: int
+    params: Count
+    macs: Count
     """Of one input."""
-    file_bytes: int
+    file_bytes: Count
     """Size of the checkpoint."""
 
     epochs: int | None = None
@@ -179,8 +184,8 @@ class StageResult(Document):
 
     checkpoint: str
     """Path in the run directory."""
-    seconds: float = 0.0
-    latency_ms: float | None = None
+    seconds: Amount = 0.0
+    latency_ms: Amount | None = None
     """Median time of a forward pass with one input."""
 
 

@@ -122,7 +122,7 @@ def test_an_unfinished_run_has_a_report(recipe: Path, here: Path) -> None:
 def test_a_run_without_a_baseline_or_sparsity_has_a_report(recipe: Path) -> None:
     done("run", recipe, "train.sparsity.penalty=none", "baseline=true", "prune.passes=2", "--out", "two")
     text = page("two")
-    assert "cut 2" in text
+    assert "pruned 2" in text
     assert "dense" in text
 
 
@@ -190,8 +190,8 @@ def test_widths_behind_gates_are_those_of_the_last_network(recipe: Path) -> None
     run_data = read_run_data(Path("gated"))
     assert run_data.gated
     assert run_data.final is not None
-    assert sum(layer.before for layer in run_data.layers) == run_data.stages[0].channels == 688
-    assert sum(layer.after for layer in run_data.layers) == run_data.final.channels
+    assert sum(layer.before for layer in run_data.layers) == run_data.stages[0].figures.channels == 688
+    assert sum(layer.after for layer in run_data.layers) == run_data.final.figures.channels
 
 
 def test_gammas_of_another_network_are_left_out(copy: Path) -> None:
