@@ -78,7 +78,7 @@ class Job:
             self._process.kill()
             self._process.join()
         wall = round(time.perf_counter() - self._started, 1)
-        printed, said = (Path(log.name).read_text(errors="replace").splitlines() for log in self._logs)
+        printed, errors = (Path(log.name).read_text(errors="replace").splitlines() for log in self._logs)
         for log in self._logs:
             log.close()
         lines = [line for line in printed if line.startswith('{"') and line.endswith("}")]
@@ -87,7 +87,7 @@ class Job:
         if late:
             end = {"status": "timeout", "reason": f"more than {self._limit:g} s"}
         elif code:
-            end = {"status": "failed", "reason": f"exit code {code}: {said[-1][:400] if said else 'killed'}"}
+            end = {"status": "failed", "reason": f"exit code {code}: {errors[-1][:400] if errors else 'killed'}"}
         elif "status" not in fields:
             end = {"status": "timed"} if "seconds" in fields else {"status": "failed", "reason": "no result"}
         if end.get("reason") and fields.get("status") in GOOD:
@@ -157,10 +157,10 @@ def row(name: str, tool: str, got: Fields) -> str:
     def number(key: str, form: str) -> str:
         return format(got[key], form) if got.get(key) is not None else "-"
 
-    told = got.get("train", "") if got["status"] in GOOD else got.get("reason", "")
+    detail = got.get("train", "") if got["status"] in GOOD else got.get("reason", "")
     return (
         f"{name:44} {tool:8} {got['status']:9} {number('seconds', '.2f'):>8} {number('peak_mb', '.0f'):>8} "
-        f"{number('share', '.3f'):>6} {number('max_relative_error', '.0e'):>8}  {told[:140]}"
+        f"{number('share', '.3f'):>6} {number('max_relative_error', '.0e'):>8}  {detail[:140]}"
     )
 
 

@@ -88,7 +88,7 @@ def keep(verdict: Verdict, make: Callable[[], Case], folder: Path) -> None:
         return 0
 
     in_a_fork(work)
-    facts = {"case": asdict(verdict.case), "findings": verdict.findings, "said": verdict.said[-5000:]}
+    facts = {"case": asdict(verdict.case), "findings": verdict.findings, "output": verdict.output[-5000:]}
     (target / "case.json").write_text(json.dumps(facts, indent=1))
 
 
@@ -105,7 +105,7 @@ def replay(folder: Path, args: argparse.Namespace, slots: Path) -> Verdict:
     running = Running(folder.name, make, slots / "slot", limits_of(args))
     while (verdict := running.ended()) is None:
         time.sleep(0.005)
-    print(f"{verdict.said}\n{told(verdict)}")
+    print(f"{verdict.output}\n{command_text(verdict)}")
     print(f"exit code {verdict.code}, {verdict.seconds:.1f} s, {verdict.memory / 2**30:.2f} GiB")
     print("\n".join(verdict.findings) or "no finding")
     return verdict
@@ -178,8 +178,8 @@ def table(verdicts: Sequence[Verdict]) -> str:
         )
         slowest = max(v.seconds for v in of_class)
         largest = max(v.memory for v in of_class) / 2**30
-        told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        rows.append([name, *map(str, counts), f"{slowest:.1f} s", f"{largest:.2f} GiB", told])
+        finding_counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        rows.append([name, *map(str, counts), f"{slowest:.1f} s", f"{largest:.2f} GiB", finding_counts])
     widths = [max(len(row[column]) for row in rows) for column in range(7)]
     lines = []
     for row in rows:
@@ -202,7 +202,7 @@ def distinct(verdicts: Sequence[Verdict]) -> list[tuple[int, str, Verdict]]:
     return [(len(group), *group[0]) for group in ordered]
 
 
-def told(verdict: Verdict) -> str:
+def command_text(verdict: Verdict) -> str:
     words = " ".join(word if re.fullmatch(r"[\w./=,:-]+", word) else ascii(word) for word in verdict.case.args)
     return f"{verdict.case.call or 'bnprune'} {words if len(words) < 160 else words[:157] + '...'}"
 
@@ -217,7 +217,9 @@ def as_data(verdicts: Sequence[Verdict], seconds: float) -> dict[str, Any]:
         "slowest": max(verdicts, key=lambda v: v.seconds).name if verdicts else None,
         "largest": max(verdicts, key=lambda v: v.memory).name if verdicts else None,
         "findings": [
-            {"case": v.name, "command": told(v), "code": v.code, "findings": v.findings} for v in verdicts if v.findings
+            {"case": v.name, "command": command_text(v), "code": v.code, "findings": v.findings}
+            for v in verdicts
+            if v.findings
         ],
     }
 
@@ -232,7 +234,7 @@ def search(args: argparse.Namespace, folder: Path) -> list[Verdict]:
         if verdict.findings and args.keep:
             keep(verdict, _maker(verdict.name, args.seed, folder / "base"), args.keep)
         if verdict.findings or args.verbose:
-            print(f"{verdict.name}: {told(verdict)}: {verdict.code} {verdict.findings}"[:600], file=sys.stderr)
+            print(f"{verdict.name}: {command_text(verdict)}: {verdict.code} {verdict.findings}"[:600], file=sys.stderr)
         if len(verdicts) % 250 == 0:
             found, spent = sum(bool(v.findings) for v in verdicts), time.monotonic() - began
             print(f"{len(verdicts)} of {len(names)}, {found} findings, {spent:.0f} s", file=sys.stderr, flush=True)
@@ -252,9 +254,9 @@ def main() -> None:
     seconds = time.monotonic() - began
     print(table(verdicts))
     for count, finding, verdict in distinct(verdicts):
-        print(f"\n{count} x {finding}\n    {verdict.name}: {told(verdict)}")
+        print(f"\n{count} x {finding}\n    {verdict.name}: {command_text(verdict)}")
     slowest, largest = max(verdicts, key=lambda v: v.seconds), max(verdicts, key=lambda v: v.memory)
-    print(f"\nslowest: {slowest.name}: {told(slowest)}\nlargest: {largest.name}: {told(largest)}")
+    print(f"\nslowest: {slowest.name}: {command_text(slowest)}\nlargest: {largest.name}: {command_text(largest)}")
     print(f"{len(verdicts)} cases in {seconds:.0f} s, seed {args.seed}.")
     if args.keep and any(v.findings for v in verdicts):
         print(f"Inputs: {args.keep}. Again: scripts/fuzz.py --replay {args.keep}/NAME --debug")

@@ -43,7 +43,7 @@ def of_the_end(code: int, events: Sequence[str], out: bytes, err: bytes, case: C
     """Look at the exit code and at what was printed."""
     last = _last_line(err)
     failed = b"Traceback (most recent call last)" in err and "--debug" not in case.args
-    if REFUSED not in last:  # the guard has told of it
+    if REFUSED not in last:  # otherwise the guard has reported it
         yield from _of_the_code(code, events, failed, last, case)
     if code in refusals_of(case) and len(out) + len(err) > SHORT:
         yield f"long: {len(out) + len(err)} bytes: {last}"

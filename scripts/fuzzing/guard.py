@@ -219,7 +219,7 @@ def watch(slot: Path, events: int, allowed: tuple[str, ...], stdout: str = "") -
 
 
 def leave(guard_of: Callable[[], Guard | None], work: Callable[[], int]) -> NoReturn:
-    """Do the work and end this process, whatever happens; the guard, if there is one by then, is told."""
+    """Do the work and end this process, whatever happens; the guard, if there is one by then, is informed."""
     code = 1
     try:
         code = work()

@@ -43,7 +43,7 @@ class Verdict:
     case: Case
     code: int | None
     """The exit code; None if it was killed."""
-    said: str
+    output: str
     seconds: float
     memory: int
     """Bytes that were resident at most."""
@@ -123,8 +123,8 @@ class Running:
     def _verdict(self, code: int, memory: int) -> Verdict:
         seconds = time.monotonic() - (self._began or self._forked)
         out, err = ((self.slot / name).read_bytes() for name in ("stdout", "stderr"))
-        said = (out + err).decode("utf-8", "replace")
-        verdict = Verdict(self.name, self._case, None if self._killed else code, said, seconds, memory)
+        output = (out + err).decode("utf-8", "replace")
+        verdict = Verdict(self.name, self._case, None if self._killed else code, output, seconds, memory)
         events = (self.slot / "events").read_text(errors="replace").splitlines()
         found = [event for event in dict.fromkeys(events) if event != READY and not event.startswith("end ")]
         opened = _seen(self._watch)
@@ -167,7 +167,7 @@ def perform(case: Case) -> int:
             kinds.CALLS[case.call](*case.args)
         else:
             main()
-    except bnprune.BnpruneError as error:  # in Python; the command line has told it already
+    except bnprune.BnpruneError as error:  # in Python; the command line has printed it already
         print(error, file=sys.stderr)
         return error.exit_code
     except SystemExit as end:

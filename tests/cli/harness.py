@@ -1,4 +1,4 @@
-"""Run the command line in process, and look at what it said and what it left on disk."""
+"""Run the command line in process; return its output and the files that it wrote."""
 
 from __future__ import annotations
 

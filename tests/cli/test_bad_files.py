@@ -125,16 +125,18 @@ def test_a_header_with_a_damaged_plan_names_the_file(trained: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "expected_message"),
     [
         ({"name": "vgg99", "kwargs": {}}, "'vgg99' is unknown"),
         ({"name": "mlp", "kwargs": {"hiden": [8]}}, "'mlp' cannot be built"),
     ],
 )
-def test_a_header_that_names_a_network_that_cannot_be_built(spec: dict[str, Any], said: str, trained: Path) -> None:
+def test_a_header_that_names_a_network_that_cannot_be_built(
+    spec: dict[str, Any], expected_message: str, trained: Path
+) -> None:
     message = refusal(5, "inspect", forged(trained, model=spec))
     assert "forged.safetensors'" in message
-    assert said in message
+    assert expected_message in message
 
 
 # -- checkpoints of a user's own network ------------------------------------------------------------------------------
@@ -267,7 +269,7 @@ def test_weights_in_another_precision_are_taken_as_they_are(dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected_message"),
     [
         ({"encoder": {"a": torch.ones(1)}}, "In it 'encoder' is mapped to a dict."),
         ({0: torch.ones(1)}, "In it a int is mapped to a Tensor."),
@@ -276,10 +278,10 @@ def test_weights_in_another_precision_are_taken_as_they_are(dtype: torch.dtype) 
     ],
     ids=["nested", "number", "long-name", "long-text"],
 )
-def test_what_is_no_state_dict_is_said(content: Any, said: str, here: Path) -> None:
+def test_what_is_no_state_dict_is_said(content: Any, expected_message: str, here: Path) -> None:
     torch.save(content, here / "w.pt")
     message = refusal(5, "prune", *CHAIN, "--weights", "w.pt")
-    assert said in message
+    assert expected_message in message
     assert len(message) < 500
 
 
@@ -470,19 +472,21 @@ def build(broken):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "expected_message"),
     [
         ("size", "data: the image of sample 13 of the training set of samples:build must have shape (1, 16, 16)"),
         ("index", "data: sample 13 of the training set of samples:build cannot be read: KeyError: 13"),
     ],
 )
-def test_samples_of_ones_own_that_cannot_be_read(broken: str, said: str, workers: int, recipe: Path) -> None:
+def test_samples_of_ones_own_that_cannot_be_read(
+    broken: str, expected_message: str, workers: int, recipe: Path
+) -> None:
     write("samples.py", BROKEN_SAMPLES)
     data = f"data={{factory: samples:build, kwargs: {{broken: {broken}}}, batch_size: 8, workers: {workers}}}"
     recipe.write_text(recipe.read_text().replace("data: {name: digits, augment: false}\n", ""))
     result = bnprune("train", recipe, data, "--out", "run")
     assert result.exit_code == 5, result.output
-    assert said in result.stderr
+    assert expected_message in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -520,7 +524,7 @@ def flat():
 
 
 @pytest.mark.parametrize(
-    ("name", "exit_code", "said"),
+    ("name", "exit_code", "expected_message"),
     [
         ("number", 2, "must return bnprune.data.Splits, or two or three datasets (got int)."),
         ("fails", 2, "own_data:fails() failed: OSError: the cable is out"),
@@ -529,11 +533,13 @@ def flat():
         ("flat", 5, "the training set of own_data:flat must have shape (C, H, W) (got (256,))."),
     ],
 )
-def test_a_data_factory_that_returns_something_else(name: str, exit_code: int, said: str, recipe: Path) -> None:
+def test_a_data_factory_that_returns_something_else(
+    name: str, exit_code: int, expected_message: str, recipe: Path
+) -> None:
     write("own_data.py", OWN_DATA)
     message = refusal(exit_code, "validate", recipe, "data.name=", f"data.factory=own_data:{name}")
     assert message.startswith("error: data")
-    assert said in message
+    assert expected_message in message
 
 
 # -- outputs ----------------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_a_key_of_a_section_given_twice_stands_where_it_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected_message"),
     [
         ("", "recipe.yaml: is empty. `bnprune init` writes a recipe to start from."),
         ("# later\n", "recipe.yaml: is empty."),
@@ -104,8 +104,8 @@ def test_a_key_of_a_section_given_twice_stands_where_it_counts() -> None:
     ],
     ids=["empty", "comment", "list", "scalar", "bracket", "tab"],
 )
-def test_a_file_that_is_no_recipe(text: str, said: str) -> None:
-    assert said in refusal(2, "run", write("recipe.yaml", text))
+def test_a_file_that_is_no_recipe(text: str, expected_message: str) -> None:
+    assert expected_message in refusal(2, "run", write("recipe.yaml", text))
 
 
 def test_a_recipe_that_does_not_exist() -> None:
@@ -143,7 +143,7 @@ def test_a_recipe_without_a_stage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected_message"),
     [
         ("train.lr", "'train.lr': expected key=value, such as train.lr=0.05."),
         ("=3", "'=3': expected key=value"),
@@ -156,8 +156,8 @@ def test_a_recipe_without_a_stage() -> None:
         ("train.sparsity.lambda=strong", "train.sparsity.lambda: must be 'auto' or a valid number"),
     ],
 )
-def test_a_bad_override(override: str, said: str, recipe: Path) -> None:
-    assert f"command line: {said}" in refusal(2, "train", recipe, override)
+def test_a_bad_override(override: str, expected_message: str, recipe: Path) -> None:
+    assert f"command line: {expected_message}" in refusal(2, "train", recipe, override)
 
 
 def test_a_pattern_instead_of_a_list_of_patterns(recipe: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_floor_below_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "expected_message"),
     [
         ("mpl", "--model: 'mpl' is unknown. Did you mean 'mlp'? Your own: package.module:function."),
         ("resnet18", "--model: 'resnet18' is unknown. Did you mean 'torchvision/resnet18'?"),
@@ -234,8 +234,8 @@ def test_a_floor_below_one() -> None:
         ("own:no_module", "--model: own:no_module must return a torch.nn.Module (got dict)."),
     ],
 )
-def test_a_model_that_cannot_be_built(model: str, said: str, own: Path) -> None:
-    assert said in refusal(2, "prune", "--model", model, "--input", "1,8,8")
+def test_a_model_that_cannot_be_built(model: str, expected_message: str, own: Path) -> None:
+    assert expected_message in refusal(2, "prune", "--model", model, "--input", "1,8,8")
 
 
 def test_a_module_that_cannot_be_imported() -> None:
@@ -251,7 +251,7 @@ def test_a_module_that_fails_while_it_is_imported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected_message"),
     [
         ("model.name=mpl", "model: 'mpl' is unknown. Did you mean 'mlp'?"),
         ("model.name=torchvision/resnet19", "torchvision has no 'resnet19'. Did you mean 'resnet18'?"),
@@ -260,8 +260,8 @@ def test_a_module_that_fails_while_it_is_imported() -> None:
         ("data.name=digit", "data.name: 'digit' is unknown. Did you mean 'digits'?"),
     ],
 )
-def test_an_unknown_name_in_a_recipe(override: str, said: str, recipe: Path) -> None:
-    assert said in refusal(2, "validate", recipe, override)
+def test_an_unknown_name_in_a_recipe(override: str, expected_message: str, recipe: Path) -> None:
+    assert expected_message in refusal(2, "validate", recipe, override)
 
 
 def test_no_network_given(here: Path) -> None:
@@ -270,7 +270,7 @@ def test_no_network_given(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "expected_message"),
     [
         ("width", "--model-arg: expected key=value, such as num_classes=10 (got 'width')."),
         ("wi-dth=4", "--model-arg: expected key=value, such as num_classes=10 (got 'wi-dth=4')."),
@@ -278,8 +278,8 @@ def test_no_network_given(here: Path) -> None:
         ("widht=4", "own:build(widht=4) failed: TypeError: build() got an unexpected keyword argument 'widht'"),
     ],
 )
-def test_a_bad_argument_of_the_model(argument: str, said: str, own: Path) -> None:
-    assert said in refusal(2, "prune", *OWN, "--model-arg", argument)
+def test_a_bad_argument_of_the_model(argument: str, expected_message: str, own: Path) -> None:
+    assert expected_message in refusal(2, "prune", *OWN, "--model-arg", argument)
 
 
 def test_an_argument_without_a_model_is_refused(trained: Path) -> None:
@@ -317,7 +317,7 @@ def test_an_input_smaller_than_a_kernel(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected_message"),
     [
         (
             "model.kwargs.image_size=8",
@@ -330,9 +330,9 @@ def test_an_input_smaller_than_a_kernel(here: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("verb", ["run", "train", "validate"])
-def test_a_network_that_does_not_fit_the_data(verb: str, override: str, said: str, recipe: Path) -> None:
+def test_a_network_that_does_not_fit_the_data(verb: str, override: str, expected_message: str, recipe: Path) -> None:
     out = ["--out", "run"] if verb != "validate" else []
-    assert f"model: {said}" in refusal(2, verb, recipe, override, *out)
+    assert f"model: {expected_message}" in refusal(2, verb, recipe, override, *out)
 
 
 def test_more_classes_than_the_data_has_are_fine(recipe: Path) -> None:

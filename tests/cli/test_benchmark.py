@@ -90,7 +90,7 @@ def test_two_files_and_channels_last(slim: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "printed"),
     [
         (("--backend", "egaer"), "--backend: 'egaer' is unknown. Did you mean 'eager'?"),
         (("--backend", "onnxruntime", "--dtype", "bfloat16"), "onnxruntime is measured on the CPU in float32"),
@@ -99,8 +99,8 @@ def test_two_files_and_channels_last(slim: str) -> None:
         (("--device", "gpu"), "device: 'gpu' cannot be used"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(arguments: tuple[str, ...], told: str) -> None:
-    assert told in refusal(2, "benchmark", *CHAIN, *QUICK, *arguments)
+def test_what_cannot_be_measured_is_refused(arguments: tuple[str, ...], printed: str) -> None:
+    assert printed in refusal(2, "benchmark", *CHAIN, *QUICK, *arguments)
 
 
 def test_networks_for_other_inputs_are_not_compared(slim: str, trained: Path) -> None:

@@ -122,7 +122,7 @@ def test_a_network_that_computes_something_else_is_not_written(monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "printed"),
     [
         (("--format", "onnx", "--out", "net.pt2"), "--out: a file of format onnx ends in .onnx (got '.pt2')"),
         (("--out", "net"), "--format: choose one of onnx, pt2, state-dict"),
@@ -131,8 +131,8 @@ def test_a_network_that_computes_something_else_is_not_written(monkeypatch: pyte
         (("--format", "onnx", "--config", "none.yaml"), "none.yaml: there is no such file"),
     ],
 )
-def test_what_contradicts_itself_is_refused(arguments: tuple[str, ...], told: str) -> None:
-    assert told in refusal(2, "export", *CHAIN, *arguments)
+def test_what_contradicts_itself_is_refused(arguments: tuple[str, ...], printed: str) -> None:
+    assert printed in refusal(2, "export", *CHAIN, *arguments)
 
 
 def test_a_shape_that_does_not_fit_is_refused() -> None:

@@ -204,7 +204,7 @@ def test_problems_are_listed_one_by_one(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "expected"),
     [
         ("prune --rtaio 0.5", "No such option: --rtaio"),
         ("prune --ratio half", "Invalid value for '--ratio'"),
@@ -213,11 +213,11 @@ def test_problems_are_listed_one_by_one(recipe: Path) -> None:
         ("--bogus", "No such option: --bogus"),
     ],
 )
-def test_a_usage_error_is_a_document_too(line: str, said: str) -> None:
+def test_a_usage_error_is_a_document_too(line: str, expected: str) -> None:
     found = document(*line.split(), exit_code=2)
     assert (found["schema"], found["code"]) == ("bnprune.error/1", "config")
     [problem] = found["problems"]
-    assert said in problem
+    assert expected in problem
 
 
 def test_an_interruption_is_a_document_too(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

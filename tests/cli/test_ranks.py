@@ -16,7 +16,7 @@ import bnprune
 from bnprune.runs.checkpoint import read_header
 from bnprune.runs.directory import RunDirectory
 from tests.cli.harness import RECIPE, done, read_json, refusal, write
-from tests.cli.test_accidents import BROKEN_DATA, same_run, wait_for
+from tests.cli.test_failures import BROKEN_DATA, same_run, wait_for
 from tests.ranks import ended, environments, spawn
 
 
@@ -74,9 +74,9 @@ def test_a_signal_to_any_of_them_stops_all_and_they_go_on_exactly(pair: Path, he
     processes = spawn(*line, "run")
     wait_for(here / "run" / "metrics.jsonl", processes[0])
     processes[1].send_signal(signal.SIGTERM)
-    (code, _, told), (other, _, silent) = ended(processes)
-    assert (code, other) == (130, 130), told + silent
-    assert "The run can be resumed: --resume." in told
+    (code, _, printed), (other, _, silent) = ended(processes)
+    assert (code, other) == (130, 130), printed + silent
+    assert "The run can be resumed: --resume." in printed
     assert "error" not in silent
     saved = RunDirectory(here / "run")._state()
     assert saved is not None
@@ -124,10 +124,10 @@ def test_torchrun_restarts_a_run_that_then_goes_on(pair: Path, here: Path) -> No
 def failing(*args: object) -> tuple[list[int], str]:
     """Run in two processes; return the exit codes and the only message."""
     outcome = ended(spawn(*args))
-    told = [stderr for *_, stderr in outcome if "error:" in stderr]
-    assert len(told) == 1, outcome
-    assert "Traceback" not in told[0]
-    return [code for code, *_ in outcome], told[0]
+    printed = [stderr for *_, stderr in outcome if "error:" in stderr]
+    assert len(printed) == 1, outcome
+    assert "Traceback" not in printed[0]
+    return [code for code, *_ in outcome], printed[0]
 
 
 def test_one_that_fails_ends_all_with_one_message(pair: Path, here: Path) -> None:

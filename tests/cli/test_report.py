@@ -1,4 +1,4 @@
-"""`bnprune report`: the page and the pictures, of runs that are finished, unfinished, damaged, or oddly named."""
+"""`bnprune report`: the page and the images, of runs that are finished, unfinished, damaged, or oddly named."""
 
 from __future__ import annotations
 

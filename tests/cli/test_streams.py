@@ -105,7 +105,7 @@ def test_debug_keeps_the_document_and_the_exit_code() -> None:
 
 
 @pytest.mark.parametrize(
-    ("raised", "exit_code", "said"),
+    ("raised", "exit_code", "expected"),
     [
         ("MemoryError()", 5, "there is not enough memory"),
         ("RuntimeError('DefaultCPUAllocator: can\\'t allocate memory: you tried 9')", 5, "there is not enough memory"),
@@ -117,14 +117,14 @@ def test_debug_keeps_the_document_and_the_exit_code() -> None:
     ],
 )
 def test_what_ends_a_verb_becomes_a_message(
-    raised: str, exit_code: int, said: str, run: Path, monkeypatch: pytest.MonkeyPatch
+    raised: str, exit_code: int, expected: str, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise eval(raised)
 
     monkeypatch.setattr("bnprune.workflows.data_source.load_data", broken)
-    assert said in refusal(exit_code, "evaluate", run)
-    assert said in document("evaluate", run, exit_code=exit_code)["problems"][0]
+    assert expected in refusal(exit_code, "evaluate", run)
+    assert expected in document("evaluate", run, exit_code=exit_code)["problems"][0]
 
 
 @pytest.mark.parametrize(

@@ -122,17 +122,17 @@ def test_the_network_beside_a_file_is_data_too(slim: Path, trap: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "printed"),
     [
         ({"data": {"name": "cifar10", "root": "elsewhere", "download": True}}, "data.root = elsewhere"),
         ({"data": {"name": "imagefolder", "root": "/"}}, "data.root = /"),
         ({"finetune": {"epochs": 1, "distill": {"teacher": "/dev/zero"}}}, "finetune.distill.teacher = /dev/zero"),
     ],
 )
-def test_paths_of_a_file_are_not_opened(keys: dict[str, Any], told: str, slim: Path) -> None:
+def test_paths_of_a_file_are_not_opened(keys: dict[str, Any], printed: str, slim: Path) -> None:
     file = forged(slim, "evil.safetensors", lambda header: header["config"].update(keys))
     message = refusal(5, "finetune", file, "--out", "out")
-    assert told in message
+    assert printed in message
     assert f"bnprune finetune {file} --out out --trust" in message
 
 
@@ -276,7 +276,7 @@ def test_trust_in_python_is_for_one_call(own_run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "printed"),
     [
         ({"name": "vgg11", "kwargs": {"num_classes": 6_000_000}}, "it has 3,087,"),
         ({"name": "torchvision/regnet_x_400mf", "kwargs": {"num_classes": 6_000_000}}, "it has more than"),
@@ -287,9 +287,9 @@ def test_trust_in_python_is_for_one_call(own_run: Path) -> None:
         (7, "header is damaged"),
     ],
 )
-def test_nothing_is_allocated_before_the_file_fits(model: Any, told: str, slim: Path) -> None:
+def test_nothing_is_allocated_before_the_file_fits(model: Any, printed: str, slim: Path) -> None:
     file = forged(slim, "bomb.safetensors", lambda header: header.update(model=model))
-    assert told in refusal(5, "inspect", file)
+    assert printed in refusal(5, "inspect", file)
 
 
 def test_the_header_of_a_file_is_bounded(slim: Path, here: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every verb on its good days, with networks that train in a second."""
+"""Every verb with valid input, on networks that train in a second."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_finetune_records_the_network_of_the_checkpoint(recipe: Path, here: Path
     assert yaml.safe_load((here / "tuned/config.yaml").read_text())["model"]["name"] == "vgg11"
 
 
-def test_a_run_leaves_all_that_is_promised(run: Path) -> None:
+def test_a_run_writes_all_its_files(run: Path) -> None:
     files = set(contents(run))
     assert {"config.yaml", "env.json", "metrics.jsonl", "plan.json", "result.json"} <= files
     assert {f"checkpoints/{n}.safetensors" for n in ("last", "best", "train", "prune", "finetune")} <= files
@@ -288,15 +288,17 @@ def test_a_training_too_short_for_sparsity_gets_advice_that_helps(recipe: Path) 
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected_message"),
     [
         ("lambda=1e-4", "Raise train.sparsity.lambda above 0.0"),
         ("travel=0.5", "Raise train.sparsity.travel above 1 (got 0.5)."),
     ],
 )
-def test_a_penalty_too_weak_for_sparsity_gets_advice_that_helps(override: str, said: str, recipe: Path) -> None:
+def test_a_penalty_too_weak_for_sparsity_gets_advice_that_helps(
+    override: str, expected_message: str, recipe: Path
+) -> None:
     long = ("train.epochs=40", "data.limit=100", "data.batch_size=8", "train.lr=0.1")
-    assert said in done("train", recipe, *long, f"train.sparsity.{override}", "--out", "run").stderr
+    assert expected_message in done("train", recipe, *long, f"train.sparsity.{override}", "--out", "run").stderr
 
 
 # -- init, validate, doctor -------------------------------------------------------------------------------------------
@@ -394,7 +396,7 @@ def test_a_plan_that_does_not_say_what_it_was_made_for() -> None:
 
 
 def test_validate_warns_of_a_training_that_is_too_short(recipe: Path) -> None:
-    """One epoch with a tiny λ moves no scale factor to zero: said before the training, as in the training."""
+    """One epoch with a tiny λ moves no scale factor to zero: validate prints the warning of the training."""
     weak = ("train.epochs=1", "train.sparsity.lambda=1e-6")
     text = done("validate", recipe, *weak).stdout
     assert "warning: λ = 1e-06 can move γ by" in text

@@ -65,7 +65,7 @@ class Notes:
 def trained(
     processes: Processes, settings: dict[str, Any], stop: int = -1, saved: Any = None, model: Any = None, batch: int = 8
 ) -> Any:
-    """Train; return the weights, what the log was told, and the state."""
+    """Train; return the weights, the calls of the log, and the state."""
     model = model or network()
     task = TrainingJob(data(), batch, OptimisationConfig(**settings), CPU, 7, processes)
     state, log, count = begin(model, task), Notes(), 0
@@ -225,5 +225,5 @@ def compared(processes: Processes) -> str:
 
 
 def test_processes_that_hold_other_networks_do_not_train_together() -> None:
-    for told in in_processes(compared):
-        assert told.startswith("processes 1 hold another network than process 0.")
+    for message in in_processes(compared):
+        assert message.startswith("processes 1 hold another network than process 0.")

@@ -27,7 +27,7 @@ def together(*jobs: Callable[[], Any]) -> list[Any]:
     def run(position: int) -> None:
         try:
             results[position] = jobs[position]()
-        except Exception as error:  # noqa: BLE001 - told by the comparison that follows
+        except Exception as error:  # noqa: BLE001 - the comparison that follows reports it
             results[position] = error
 
     threads = [threading.Thread(target=run, args=(position,)) for position in range(len(jobs))]

@@ -39,7 +39,7 @@ def data(count: int = 44) -> Splits:
 
 
 class Recorder:
-    """A log that keeps what it is told."""
+    """A log that stores its calls."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []

@@ -176,12 +176,13 @@ def test_plain_python_knows_shared_layers_lists_and_tensors_of_containers() -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("items", "'inner.items' has a name that no ModuleDict can hold"), ("lambda", "word of Python")]
+    ("name", "message"),
+    [("items", "'inner.items' has a name that no ModuleDict can hold"), ("lambda", "word of Python")],
 )
-def test_names_that_cannot_be_written_have_a_reason(name: str, told: str) -> None:
+def test_names_that_cannot_be_written_have_a_reason(name: str, message: str) -> None:
     inner = nn.Module()
     inner.add_module(name, nn.Linear(4, 4))
-    with pytest.raises(bnprune.TraceError, match=told):
+    with pytest.raises(bnprune.TraceError, match=message):
         to_python(Net(lambda n, x: getattr(n.inner, name)(x), inner=inner), "net", "net.pt")
 
 
@@ -323,11 +324,11 @@ INEXPRESSIBLE = {
 
 @pytest.mark.parametrize("name", INEXPRESSIBLE)
 def test_what_plain_python_cannot_say_is_weights_alone(name: str) -> None:
-    build, told = INEXPRESSIBLE[name]
+    build, message = INEXPRESSIBLE[name]
     exported = export_network(build(), (5, 3), ExportOptions.of("state-dict"))
     assert exported.files.keys() == {".safetensors"}
     [note] = exported.notes
-    assert told in note
+    assert message in note
     assert exported.random is None
 
 

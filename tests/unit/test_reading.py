@@ -50,16 +50,16 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path) -> None:
     (tmp_path / "text").write_bytes("äb\r\nc".encode())
     assert read_text(tmp_path / "text", 6) == "äb\nc"
     os.mkfifo(tmp_path / "fifo")
-    for path, limit, said in (
+    for path, limit, expected_message in (
         (tmp_path / "text", 5, "it is larger than"),
         (tmp_path / "fifo", 99, "it is not a regular file"),
         (Path("/dev/zero"), 99, "it is not a regular file"),
         (tmp_path, 99, "Is a directory"),
         (tmp_path / "absent", 99, "No such file"),
     ):
-        with pytest.raises(OSError, match=said) as caught:
+        with pytest.raises(OSError, match=expected_message) as caught:
             read_text(path, limit)
-        assert said in (caught.value.strerror or "")
+        assert expected_message in (caught.value.strerror or "")
 
 
 def test_a_file_that_does_not_tell_its_size_is_bounded_too() -> None:
@@ -69,7 +69,7 @@ def test_a_file_that_does_not_tell_its_size_is_bounded_too() -> None:
         read_text(Path("/proc/self/status"), 10)
 
 
-# -- foreign text in messages -----------------------------------------------------------------------------------------
+# -- text of files in messages -----------------------------------------------------------------------------------------
 
 
 def test_what_is_quoted_is_short_whatever_it_is() -> None:
@@ -94,7 +94,7 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected_message"),
     [
         ("[" * 100_000, "deeper than 64"),
         ("[" * 65 + "]" * 65, "deeper than 64"),
@@ -109,9 +109,9 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
     ],
     ids=lambda value: value[:9],
 )
-def test_json_is_read_strictly(text: str, said: str) -> None:
-    limit = 1000 if said == "longer than 1000" else 1 << 20
-    with pytest.raises(ValueError, match=said):
+def test_json_is_read_strictly(text: str, expected_message: str) -> None:
+    limit = 1000 if expected_message == "longer than 1000" else 1 << 20
+    with pytest.raises(ValueError, match=expected_message):
         parse_json(text, limit)
 
 
@@ -124,7 +124,7 @@ def test_json_that_is_right_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected_message"),
     [
         (GOOD + aliases(), "recipe.yaml:7: has more than 10000 values, counting those behind aliases."),
         (f"model: {{name: mlp, kwargs: {{{aliases(separator=', ')}}}}}", "recipe.yaml:1: has more than 10000 values"),
@@ -151,12 +151,12 @@ def test_json_that_is_right_is_read() -> None:
         *("long key", "large", "long name", "NUL in a path"),
     ],
 )
-def test_a_recipe_that_is_a_bomb(tmp_path, text: str, said: str) -> None:
-    assert said in refused(tmp_path, text)
+def test_a_recipe_that_is_a_bomb(tmp_path, text: str, expected_message: str) -> None:
+    assert expected_message in refused(tmp_path, text)
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected_message"),
     [
         (f"model.kwargs={{{aliases(separator=', ')}}}", "has more than 10000 values"),
         ("train.epochs=" + "1" * 5000, "command line: train.epochs: '1111"),
@@ -166,8 +166,8 @@ def test_a_recipe_that_is_a_bomb(tmp_path, text: str, said: str) -> None:
     ],
     ids=["aliases", "digits", "deep", "deep key", "long"],
 )
-def test_an_override_that_is_a_bomb(tmp_path, override: str, said: str) -> None:
-    assert said in refused(tmp_path, GOOD, override)
+def test_an_override_that_is_a_bomb(tmp_path, override: str, expected_message: str) -> None:
+    assert expected_message in refused(tmp_path, GOOD, override)
 
 
 def test_of_very_many_problems_the_first_are_told(tmp_path) -> None:

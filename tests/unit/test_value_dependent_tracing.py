@@ -1,4 +1,4 @@
-"""Networks that decide on values: what is computed to follow them, and what is not."""
+"""Tracing of networks whose control flow depends on values: surrogate operators, exact values, explored branches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ X = noise(4, 3, 8, 8).float()
     ("kernel", "stride", "padding", "dilation"),
     [(1, 1, 0, 1), (3, 1, 1, 1), (3, 2, 1, 1), (5, 1, 4, 2), ((1, 3), (2, 1), (0, 1), 1)],
 )
-def test_a_sketched_convolution_is_one_with_a_single_weight_per_filter(groups, kernel, stride, padding, dilation):
+def test_a_surrogate_convolution_is_one_with_a_single_weight_per_filter(groups, kernel, stride, padding, dilation):
     conv = nn.Conv2d(4, 8, kernel, stride, padding, dilation, groups)
     x = noise(2, 4, 9, 7).float()
     args = (x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, False, [0, 0], groups)
@@ -37,7 +37,7 @@ def test_a_sketched_convolution_is_one_with_a_single_weight_per_filter(groups, k
         torch.testing.assert_close(got, F.conv2d(x, single, conv.bias, stride, padding, dilation, groups))
 
 
-def test_a_sketched_product_is_one_with_a_single_weight_per_output() -> None:
+def test_a_surrogate_product_is_one_with_a_single_weight_per_output() -> None:
     linear = nn.Linear(9, 4)
     x = noise(2, 9).float()
     with torch.no_grad():
@@ -45,31 +45,31 @@ def test_a_sketched_product_is_one_with_a_single_weight_per_output() -> None:
         torch.testing.assert_close(got, linear.bias + 3 * x[:, :1] * linear.weight[:, 0])
 
 
-def test_what_is_no_weight_or_does_not_fit_is_not_sketched() -> None:
+def test_without_a_fitting_weight_there_is_no_surrogate() -> None:
     linear, conv = nn.Linear(9, 9), nn.Conv2d(4, 8, 3)
-    sketch = SurrogateOps([*linear.parameters(), *conv.parameters()])
+    surrogate = SurrogateOps([*linear.parameters(), *conv.parameters()])
     x, rest = torch.zeros(2, 3, 5, 5), (None, [1, 1], [0, 0], [1, 1])
-    assert sketch.run(aten.mm.default, (torch.zeros(9, 9), torch.zeros(9, 9))) is None, "a product of activations"
-    assert sketch.run(aten.mm.default, (torch.zeros(2, 8), linear.weight)) is None, "the operator's own error"
-    assert sketch.run(aten.convolution.default, (x, conv.weight, *rest, False, [0, 0], 1)) is None
-    assert sketch.run(aten.convolution.default, (x, conv.weight, *rest, True, [0, 0], 1)) is None
+    assert surrogate.run(aten.mm.default, (torch.zeros(9, 9), torch.zeros(9, 9))) is None, "a product of activations"
+    assert surrogate.run(aten.mm.default, (torch.zeros(2, 8), linear.weight)) is None, "the operator's own error"
+    assert surrogate.run(aten.convolution.default, (x, conv.weight, *rest, False, [0, 0], 1)) is None
+    assert surrogate.run(aten.convolution.default, (x, conv.weight, *rest, True, [0, 0], 1)) is None
     small = torch.zeros(2, 4, 2, 2)
-    assert sketch.run(aten.convolution.default, (small, conv.weight, *rest, False, [0, 0], 1)) is None, "too small"
+    assert surrogate.run(aten.convolution.default, (small, conv.weight, *rest, False, [0, 0], 1)) is None, "too small"
 
 
-def test_an_input_that_is_too_small_is_told_of() -> None:
+def test_an_input_that_is_too_small_is_reported() -> None:
     net = nn.Sequential(conv_bn(3, 8), nn.MaxPool2d(2), nn.Conv2d(8, 8, 5), nn.BatchNorm2d(8), nn.ReLU())
     with pytest.raises(bnprune.ForwardError, match="Kernel size can't be greater"):
         bnprune.prune(net, torch.zeros(1, 3, 8, 8), ratio=0.5)
 
 
-def test_a_batch_of_nothing_is_sketched() -> None:
+def test_an_empty_batch_has_a_surrogate() -> None:
     conv = nn.Conv2d(4, 8, 3, padding=1)
     args = (torch.zeros(0, 4, 5, 5), conv.weight, conv.bias, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
     assert SurrogateOps(conv.parameters()).run(aten.convolution.default, args).shape == (0, 8, 5, 5)
 
 
-def test_a_loop_that_sketched_values_do_not_leave_runs_on_exact_ones() -> None:
+def test_a_loop_that_does_not_end_on_surrogate_values_runs_on_exact_ones() -> None:
     def forward(n: Net, x: torch.Tensor) -> torch.Tensor:
         y = x.mean(1, keepdim=True).expand(-1, 8, -1, -1) + 2
         while y.max() > 1:
@@ -117,7 +117,7 @@ def test_a_penalty_by_macs_weighs_with_those_of_the_inputs(monkeypatch: pytest.M
     assert asked[0]["exact"]
 
 
-def test_macs_of_a_report_are_counted_on_the_inputs_and_those_of_a_plan_called_made_up() -> None:
+def test_macs_of_a_report_are_counted_on_the_inputs_and_those_of_a_plan_called_artificial() -> None:
     net = chosen_rows()
     result = bnprune.prune(net, X, ratio=0.5)
     assert (result.report.macs_before, result.report.macs_after) == (counted(net, X), counted(result.model, X))
@@ -135,7 +135,7 @@ def branching(ask) -> nn.Module:
     return randomized(Net(forward, a=conv_bn(3, 8), b=conv_bn(8, 8), c=conv_bn(8, 8), head=head(8)))
 
 
-def test_a_detour_takes_up_what_is_known() -> None:
+def test_an_explored_branch_uses_what_is_known() -> None:
     graph = trace(branching(lambda x: x.sum() > 0).eval(), X)
     assert {*graph.traces} - {"train"} == {"eval", "forced branch, +inf"}, "a truth value has one opposite"
     straight, turned = graph.traces["eval"].records, graph.traces["forced branch, +inf"].records
@@ -147,7 +147,7 @@ def test_a_detour_takes_up_what_is_known() -> None:
     assert (units[0] == units[1]).all()
 
 
-def test_both_answers_to_a_number_are_tried_unless_neither_can_be_digested() -> None:
+def test_both_answers_to_a_number_are_tried_unless_both_fail() -> None:
     assert set(trace(branching(lambda x: x.sum().item() > 0).eval(), X).traces) >= {"eval", "forced branch, +inf"}
     graph = trace(branching(lambda x: int(x.sum().item()) >= 0).eval(), X)
     assert {*graph.traces} - {"train"} == {"eval"}

@@ -1,4 +1,4 @@
-"""Networks that sort, pick and branch are compared at what they decide on, and decide the same."""
+"""Networks that sort, select and branch are compared at the values they decide on, and decide the same."""
 
 from __future__ import annotations
 

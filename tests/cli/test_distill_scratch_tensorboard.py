@@ -1,4 +1,4 @@
-"""Distillation, the from-scratch arm and TensorBoard, as a user meets them."""
+"""Distillation, the `scratch` stage and TensorBoard, from the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and options that ask for too much: a message and its exit code, soon, and nothing written."""
+"""Files and options that ask for too much memory or time: a message and an exit code at once, and nothing written."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_plan_that_is_a_bomb(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "said"),
+    ("shape", "expected_message"),
     [
         ("²,16,16", "expected the shape of one input"),
         ("1,99999999,99999999", "expected an integer from 1 to 67108864"),
@@ -46,14 +46,14 @@ def test_a_plan_that_is_a_bomb(text: str) -> None:
     ],
     ids=["superscript", "large", "large product", "real", "digits", "dimensions"],
 )
-def test_an_input_that_is_too_large(shape: str, said: str) -> None:
+def test_an_input_that_is_too_large(shape: str, expected_message: str) -> None:
     message = refusal(2, "inspect", "--model", "vgg11", "--input", shape)
-    assert said in message
+    assert expected_message in message
     assert len(message) < 400
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "expected_message"),
     [
         ("num_classes=" + "1" * 5000, "has a number of more than 100 characters"),
         ("z=" + "[" * 3000, "is nested deeper than 64 levels"),
@@ -63,9 +63,9 @@ def test_an_input_that_is_too_large(shape: str, said: str) -> None:
     ],
     ids=["digits", "deep", "alias in itself", "tag", "no value"],
 )
-def test_an_argument_of_the_model_that_is_a_bomb(argument: str, said: str) -> None:
+def test_an_argument_of_the_model_that_is_a_bomb(argument: str, expected_message: str) -> None:
     message = refusal(2, "inspect", *VGG, "--model-arg", argument)
-    assert said in message
+    assert expected_message in message
     assert len(message) < 400
 
 

@@ -1,4 +1,4 @@
-"""The house rules: imports run one way, the public names are complete, and the command line stays light."""
+"""The structure of the code: the direction of imports, public names, sizes, and the imports of the command line."""
 
 from __future__ import annotations
 

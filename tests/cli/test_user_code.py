@@ -1,4 +1,4 @@
-"""Code of the user's own that a verb runs: what it prints, that it exits, that its data is wrong."""
+"""The user's own code in a verb: code that prints or exits, and data that is wrong."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.cli.harness import bnprune, document, read_json, refusal, spawn, writ
 
 RECIPE = """\
 model: {name: mlp, kwargs: {in_channels: 3, image_size: 8, hidden: [8], num_classes: 4}}
-data: {factory: "tests.foreign:FACTORY", kwargs: KWARGS, workers: WORKERS, batch_size: 20}
+data: {factory: "tests.faulty_data:FACTORY", kwargs: KWARGS, workers: WORKERS, batch_size: 20}
 train: {epochs: 2, lr: 1e-2, sparsity: {penalty: none}}
 """
 
 
 def recipe_for(factory: str, workers: int = 0, **kwargs: object) -> Path:
     text = RECIPE.replace("FACTORY", factory).replace("KWARGS", json.dumps(kwargs)).replace("WORKERS", str(workers))
-    return write("foreign.yaml", text)
+    return write("user_code.yaml", text)
 
 
 def test_what_a_data_set_prints_is_not_in_the_document() -> None:
@@ -30,10 +30,10 @@ ARGUMENTS = ("--model-arg", "in_channels=3", "--model-arg", "image_size=8", "--m
 
 def test_what_loader_processes_and_c_code_print_is_not_in_the_document(here: Path) -> None:
     """In a process of its own, where stdout is a descriptor."""
-    loud = "import os\nfrom tests import foreign\n\n\ndef data():\n    os.write(1, b'C code prints\\n')\n"
-    write("loud.py", loud + "    return foreign.printing()\n")
+    loud = "import os\nfrom tests import faulty_data\n\n\ndef data():\n    os.write(1, b'C code prints\\n')\n"
+    write("loud.py", loud + "    return faulty_data.printing()\n")
     recipe = recipe_for("printing", workers=2)
-    recipe.write_text(recipe.read_text().replace("tests.foreign:printing", "loud:data"))
+    recipe.write_text(recipe.read_text().replace("tests.faulty_data:printing", "loud:data"))
     stdout, stderr = spawn("evaluate", "--model", "mlp", *ARGUMENTS, "--config", recipe, "--json").communicate()
     assert read_json(stdout)["schema"] == "bnprune.evaluate/1"
     assert "C code prints" in stderr
@@ -59,12 +59,12 @@ def test_a_factory_that_exits_is_an_error(code: str) -> None:
 
 def quits(name: str) -> Path:
     recipe = recipe_for("data")
-    recipe.write_text(recipe.read_text().replace("tests.foreign:data", f"quits:{name}"))
+    recipe.write_text(recipe.read_text().replace("tests.faulty_data:data", f"quits:{name}"))
     return recipe
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "expected"),
     [
         ("import sys\nsys.exit(0)", "importing 'quits' failed: SystemExit: 0"),
         ("None.nothing", "importing 'quits' failed: AttributeError: 'NoneType' object has no attribute 'nothing'"),
@@ -72,9 +72,9 @@ def quits(name: str) -> Path:
         ("raise ModuleNotFoundError('not today')", "cannot be imported: not today"),
     ],
 )
-def test_a_module_that_cannot_be_imported(code: str, said: str) -> None:
+def test_a_module_that_cannot_be_imported(code: str, expected: str) -> None:
     write("quits.py", f"{code}\n")
-    assert said in refusal(2, "inspect", "--model", "quits:build")
+    assert expected in refusal(2, "inspect", "--model", "quits:build")
 
 
 def test_arguments_are_quoted_briefly() -> None:

@@ -1,4 +1,4 @@
-"""The table's kernels for the meta device give what PyTorch's give."""
+"""The kernels for the meta device in the operator table return the same as those of PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to a run from outside: a full disk, a loss that is not finite, Ctrl-C, a failed proof, a bug."""
+"""Failures of a run: a full disk, a loss that is not finite, Ctrl-C, a failed verification, a bug."""
 
 from __future__ import annotations
 
@@ -304,7 +304,7 @@ def build(what):
 
 
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("what", "expected"),
     [
         ("data", "data: sample .* cannot be read: FileNotFoundError: .*images/7.png"),
         ("worker", "a loader process failed: .*exited unexpectedly"),
@@ -312,7 +312,7 @@ def build(what):
     ],
 )
 def test_what_goes_away_in_the_second_epoch_leaves_a_run_to_go_on_with(
-    what: str, said: str, recipe: Path, here: Path
+    what: str, expected: str, recipe: Path, here: Path
 ) -> None:
     write("vanishing.py", VANISHING)
     own = f"data={{factory: vanishing:build, kwargs: {{what: {what}}}, batch_size: 8, workers: 1}}"
@@ -322,7 +322,7 @@ def test_what_goes_away_in_the_second_epoch_leaves_a_run_to_go_on_with(
     armed = write("armed", "")
     result = bnprune(*line, "run")
     assert result.exit_code == 5, result.output
-    assert re.search(said, squeezed(result.stderr)), result.stderr
+    assert re.search(expected, squeezed(result.stderr)), result.stderr
     assert "Traceback" not in result.stderr
     armed.unlink()
     if what == "folder":

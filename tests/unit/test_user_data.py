@@ -1,4 +1,4 @@
-"""Data sets of a user's own that go wrong: an error that says which sample and why, however it is read."""
+"""Faulty data sets of the user: the error names the sample and the reason, however the sample is read."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from bnprune.config.schema import DataConfig
 from bnprune.data import Splits, load_data
 from bnprune.models.zoo import ModelSpec, build
 from bnprune.training.compatibility import require_fit
-from tests import foreign
+from tests import faulty_data
 
 CPU = torch.device("cpu")
-SPOILT = [case for case in foreign.SAMPLES if case not in foreign.FINE]
+SPOILT = [case for case in faulty_data.SAMPLES if case not in faulty_data.FINE]
 
 
 def load(factory: str, workers: int = 0, **kwargs: Any) -> Splits:
-    return load_data(DataConfig(factory=f"tests.foreign:{factory}", kwargs=kwargs, workers=workers))
+    return load_data(DataConfig(factory=f"tests.faulty_data:{factory}", kwargs=kwargs, workers=workers))
 
 
 def read(splits: Splits, times: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -36,7 +36,7 @@ def read(splits: Splits, times: int = 1) -> list[tuple[torch.Tensor, torch.Tenso
     ]
 
 
-@pytest.mark.parametrize("case", foreign.FINE)
+@pytest.mark.parametrize("case", faulty_data.FINE)
 def test_samples_are_served_as_float32_images_and_int64_labels(case: str) -> None:
     served = read(load("samples", case=case, start=4))
     assert {(images.dtype, labels.dtype, labels.dim()) for images, labels in served} == {
@@ -77,10 +77,10 @@ def test_a_sample_that_goes_wrong_in_the_second_epoch(case: str, workers: int) -
         read(splits)
 
 
-@pytest.mark.parametrize("case", foreign.TARGETS)
+@pytest.mark.parametrize("case", faulty_data.TARGETS)
 def test_targets_that_are_no_labels_are_passed_over(case: str) -> None:
     splits = load("targets", case=case)
-    assert splits.classes == foreign.CLASSES
+    assert splits.classes == faulty_data.CLASSES
     read(splits)
 
 
@@ -98,14 +98,14 @@ def use(case: str) -> None:
     read(splits)
 
 
-@pytest.mark.parametrize("case", foreign.MADE)
+@pytest.mark.parametrize("case", faulty_data.MADE)
 def test_what_a_factory_must_not_return_is_refused(case: str) -> None:
     with pytest.raises((bnprune.DataError, bnprune.ConfigError), match="^(data|model)[.:]"):
         use(case)
 
 
 @pytest.mark.parametrize(
-    ("case", "said"),
+    ("case", "expected"),
     [
         ("exits", r"made\(case='exits'\) failed: SystemExit: 0"),
         ("four", "two or three datasets .got tuple of 4"),
@@ -118,8 +118,8 @@ def test_what_a_factory_must_not_return_is_refused(case: str) -> None:
         ("one image", "the validation split holds no images"),
     ],
 )
-def test_the_message_says_what_was_got(case: str, said: str) -> None:
-    with pytest.raises(bnprune.BnpruneError, match=said):
+def test_the_message_says_what_was_got(case: str, expected: str) -> None:
+    with pytest.raises(bnprune.BnpruneError, match=expected):
         use(case)
 
 
@@ -140,14 +140,14 @@ def test_a_loader_process_that_dies_does_not_interrupt_what_else_goes_on() -> No
 
 def test_as_many_classes_as_samples_take_no_time() -> None:
     labels = torch.randperm(20_000)
-    splits = load_data(DataConfig(factory="tests.unit.test_foreign_data:listed", kwargs={"labels": labels.tolist()}))
+    splits = load_data(DataConfig(factory="tests.unit.test_user_data:listed", kwargs={"labels": labels.tolist()}))
     assert splits.classes == 20_000
 
 
 def listed(labels: list[int]) -> Any:
-    made = foreign.Samples(count=len(labels))
+    made = faulty_data.Samples(count=len(labels))
     made.targets = labels  # type: ignore[attr-defined]
-    return made, foreign.Samples()
+    return made, faulty_data.Samples()
 
 
 # -- data sets of torchvision --------------------------------------------------------------------------------------

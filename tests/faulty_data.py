@@ -1,4 +1,4 @@
-"""Data sets of a user's own that go wrong, each in its own way; `tests.foreign:data` is the factory."""
+"""Faulty data sets, one per kind of fault; `tests.faulty_data:data` is the factory."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_units_are_the_connected_components(case) -> None:
         assert {node for node in neighbours if units[node] == units[start]} == reached
 
 
-def test_what_is_asked_for_between_unions_is_up_to_date() -> None:
+def test_queries_between_unions_are_up_to_date() -> None:
     """Unions are carried out when somebody asks."""
     ids = ChannelIds()
     a, b, c = ids.new(9).numpy().reshape(3, 3)
@@ -85,7 +85,7 @@ def test_freezing_reaches_the_whole_unit_and_the_first_reason_is_kept() -> None:
     assert frozen[units[c]] is None
 
 
-def test_ids_grow_without_end() -> None:
+def test_the_number_of_ids_is_not_limited() -> None:
     ids = ChannelIds()
     blocks = [ids.new(1000).numpy() for _ in range(5)]
     ids.unite(blocks[0], blocks[4], WHY)

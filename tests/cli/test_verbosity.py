@@ -1,4 +1,4 @@
-"""How much is said and how: --quiet, --verbose, colours, what is no terminal, and completion."""
+"""The amount and the form of output: --quiet, --verbose, colours, output without a terminal, and completion."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_quiet_does_not_silence_errors(here: Path) -> None:
     assert "there is no such file" in refusal(2, "run", "absent.yaml", "--quiet")
 
 
-def test_verbose_says_more(recipe: Path) -> None:
+def test_verbose_prints_more(recipe: Path) -> None:
     assert re.search(r"epoch 1/1 .* lr 0\.", done("train", recipe, "-v", "--out", "run", "train.epochs=1").stderr)
     assert "took: trace " in done("prune", *CHAIN, "--verbose").stdout
     assert "took:" not in done("prune", *CHAIN, "--force").stdout
@@ -62,7 +62,7 @@ def test_debug_behind_the_verb_shows_the_traceback(recipe: Path, monkeypatch: py
     assert "this is a bug in bnprune" in bnprune("validate", recipe).stderr
 
 
-def test_words_behind_a_double_dash_are_left_alone() -> None:
+def test_arguments_after_a_double_dash_are_not_moved() -> None:
     assert program_options_first(["a", "-v", "b", "--", "-q"]) == ["-v", "a", "b", "--", "-q"]
 
 
@@ -101,7 +101,7 @@ def test_colours_are_for_terminals_that_want_them() -> None:
     assert not COLOUR.search(on_a_terminal("init", "absent", NO_COLOR="1"))
 
 
-def test_lines_are_plain_and_whole_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_plain_and_not_wrapped_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     text = done("inspect", "--model", "torchvision/mobilenet_v2", "--input", "3,32,32").stdout
     assert "\x1b" not in text
@@ -109,7 +109,7 @@ def test_lines_are_plain_and_whole_where_there_is_no_terminal(monkeypatch: pytes
     assert line.split()[:4] == ["features.18.0", "conv", "1280", "1280"]
 
 
-def test_a_terminal_that_knows_only_ascii_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_with_ascii_only_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     """A table with a γ in it does not fail, and bars are drawn with what there is."""
     command = [sys.executable, "-m", "bnprune", "inspect", "--model", "mlp", "--input", "1,28,28"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
@@ -129,7 +129,7 @@ def test_a_terminal_that_knows_only_ascii_is_served(monkeypatch: pytest.MonkeyPa
         (0, 8, 8, "·" * 20),
     ],
 )
-def test_bars_are_as_long_as_what_they_stand_for(part: int, whole: int, longest: int, expected: str) -> None:
+def test_bars_are_proportional_to_their_values(part: int, whole: int, longest: int, expected: str) -> None:
     assert bar(part, whole, longest).plain == expected
 
 

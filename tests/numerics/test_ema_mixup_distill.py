@@ -1,4 +1,4 @@
-"""What makes training strong: averaged weights, mixed images and distillation, against hand-written arithmetic."""
+"""Averaged weights, mixed images and distillation against hand-written arithmetic."""
 
 from __future__ import annotations
 
