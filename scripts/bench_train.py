@@ -33,7 +33,7 @@ from bnprune.cli.render.progress import RichDisplay
 from bnprune.config.schema import OptimisationConfig, SparsityConfig, TrainConfig
 from bnprune.data import MemorySplit, Splits
 from bnprune.data.memory import Augmentation
-from bnprune.data.splits import mixed
+from bnprune.data.splits import combined_seed
 from bnprune.models import ModelSpec
 from bnprune.models.zoo import ZOO
 from bnprune.runs.checkpoint import Header
@@ -148,7 +148,7 @@ def by_hand(state: State, task: TrainingJob) -> None:
     gammas = scale_factors(model)
     model.train()
     order = epoch_order(len(split), task.batch_size, task.seed, 0)
-    for step, (inputs, labels) in enumerate(split.serve(order, task.device, seed=mixed(task.seed, 0))):
+    for step, (inputs, labels) in enumerate(split.serve(order, task.device, seed=combined_seed(task.seed, 0))):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(task.config, step, len(order))
         optimizer.zero_grad()

@@ -68,7 +68,7 @@ def _classes(train: Path, test: Path) -> list[str]:
     found, others = (sorted(entry.name for entry in _entries(folder) if entry.is_dir()) for folder in (train, test))
     if found != others:
         odd = sorted(set(found) ^ set(others))
-        raise DataError(f"data.root: '{test}' and its sister folder differ in the classes {', '.join(odd[:5])}.")
+        raise DataError(f"data.root: '{test}' and '{train}' differ in the classes {', '.join(odd[:5])}.")
     return found
 
 

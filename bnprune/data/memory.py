@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from bnprune.config.schema import DataConfig
-from bnprune.data.splits import Batch, Splits, evenly, mixed, stratified
+from bnprune.data.splits import Batch, Splits, combined_seed, evenly, stratified
 from bnprune.errors import ConfigError
 
 _MOST_BYTES_ON_DEVICE = 2**31
@@ -67,7 +67,7 @@ def uniforms(seed: int, indices: torch.Tensor, count: int) -> torch.Tensor:
     2014): hashed counters, all samples at once.
     """
     counters = indices.numpy().astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
-    state: Any = np.uint64(mixed(seed)) + (counters + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    state: Any = np.uint64(combined_seed(seed)) + (counters + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     state ^= state >> np.uint64(31)
@@ -100,18 +100,18 @@ def statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def require_room(count: int, size: int) -> None:
-    """Check that images can be kept in memory, before memory is taken: a system may hand out more than it has.
+    """Check that images fit into memory, before it is allocated: a system may promise more than it has.
 
     Raises:
         ConfigError: They take more than half of it.
     """
     if not hasattr(os, "sysconf"):
         return
-    needed, there = 3 * count * size**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there / 2:
+    needed, available = 3 * count * size**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available / 2:
         raise ConfigError(
             f"data.image_size: {count} images of {size}x{size} take up to {needed / 1e9:.3g} GB of memory, and there "
-            f"are {there / 1e9:.3g} GB. Choose smaller or fewer images (data.limit), or data.in_memory=false."
+            f"are {available / 1e9:.3g} GB. Choose smaller or fewer images (data.limit), or data.in_memory=false."
         )
 
 

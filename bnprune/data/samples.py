@@ -20,15 +20,15 @@ _MOST_CLASSES = 2**31
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SampleRequirements:
     """Requirements on every sample of a split."""
 
     where: str = "the data set"
     """Name of the split in messages."""
     shape: Shape | None = None
-    """Of an image; None if it is not known yet."""
+    """Shape of an image; None if it is not known yet."""
     classes: int | None = None
-    """Labels are below it; None if it is not known yet."""
+    """Number of classes; labels are below it. None if it is not known yet."""
 
     def pair(self, sample: Any, index: int) -> tuple[torch.Tensor, int]:
         """Return a sample as a float32 image and an int, whatever number types they had.
@@ -118,7 +118,7 @@ class Wanted:
 
 
 def whole(label: Any) -> int | None:
-    """Return a label as an int: a whole number of Python, numpy or torch, also in an array of one; otherwise None."""
+    """Return a label as an int, from a whole number of Python, numpy or torch, or an array of one; otherwise None."""
     if type(label) is int:
         return label
     if isinstance(label, np.ndarray | np.generic | torch.Tensor) and label.ndim < 2 and math.prod(label.shape) == 1:
@@ -135,7 +135,7 @@ def _members(sample: tuple[Any, ...] | list[Any]) -> str:
 
 
 def described(value: Any) -> str:
-    """Return a short description of a user's value, whose own `repr` may be anything."""
+    """Return a short description of a value from user code, without calling its `repr`."""
     if isinstance(value, torch.Tensor | np.ndarray):
         dtype = str(value.dtype).removeprefix("torch.")
         place = f" on {value.device.type}" if isinstance(value, torch.Tensor) and value.device.type != "cpu" else ""

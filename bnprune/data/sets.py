@@ -1,4 +1,4 @@
-"""The named data sets."""
+"""Data sets by name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load_data(config: DataConfig) -> Splits:
 
 
 def _digits(config: DataConfig) -> tuple[Labelled, Labelled]:
-    """The 1,797 handwritten digits of scikit-learn, 8x8, enlarged to 16x16; a fifth of each class is for testing."""
+    """Return the 1,797 digits of scikit-learn, 8x8 pixels enlarged to 16x16; a fifth of each class is for testing."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

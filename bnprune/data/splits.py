@@ -39,7 +39,7 @@ class Splits:
     validation: Split
     """Held out from training; choices are made on it."""
     test: Split
-    """Used once, to report."""
+    """Used only once, for the report."""
     shape: tuple[int, int, int]
     """Channels, height and width of an image."""
     classes: int
@@ -85,7 +85,7 @@ def _by_class(labels: torch.Tensor) -> Sequence[torch.Tensor]:
     return members
 
 
-def mixed(*numbers: int) -> int:
+def combined_seed(*numbers: int) -> int:
     """Combine numbers into one seed (FNV-1a over their 8-byte forms), stable across runs and machines."""
     state = 0xCBF29CE484222325
     for number in numbers:

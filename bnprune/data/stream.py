@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from bnprune.config.user_code import exception_text, user_code_errors
-from bnprune.data.samples import Wanted
-from bnprune.data.splits import Batch, mixed
+from bnprune.data.samples import SampleRequirements
+from bnprune.data.splits import Batch, combined_seed
 from bnprune.errors import BnpruneError, DataError
 
 
@@ -30,7 +30,7 @@ class StreamSplit:
     indices: torch.Tensor | None = None
     """Which samples belong to this split, (N,); default all."""
     workers: int = 0
-    wanted: Wanted = field(default_factory=Wanted)
+    requirements: SampleRequirements = field(default_factory=SampleRequirements)
     """Requirements on every sample; an error names the first sample that violates them."""
 
     def __len__(self) -> int:
@@ -45,7 +45,7 @@ class StreamSplit:
         source = self.dataset if seed is not None or self.evaluation is None else self.evaluation
         picked = [(batch if self.indices is None else self.indices[batch]).tolist() for batch in batches]
         loader = DataLoader(
-            _Seeded(source, seed, self.wanted),
+            _Seeded(source, seed, self.requirements),
             batch_sampler=picked,
             num_workers=min(self.workers, len(picked)),
             collate_fn=_collated,
@@ -68,14 +68,14 @@ def _failure(what: str, error: BaseException) -> _Failure:
     return _Failure(message, traceback.format_exc())
 
 
-def read(dataset: Dataset[Any], index: int, wanted: Wanted) -> tuple[torch.Tensor, int] | _Failure:
+def read(dataset: Dataset[Any], index: int, requirements: SampleRequirements) -> tuple[torch.Tensor, int] | _Failure:
     """Return a checked sample, or the error."""
     try:
-        return wanted.pair(dataset[index], index)
+        return requirements.pair(dataset[index], index)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - it may come from another process; see `_Failure`
-        return _failure(f"sample {index} of {wanted.where} cannot be read", error)
+        return _failure(f"sample {index} of {requirements.where} cannot be read", error)
 
 
 def _collated(samples: list[Any]) -> Any:
@@ -109,14 +109,14 @@ def _received(loader: DataLoader[Any]) -> Iterator[Any]:
                 return
             yield require_read(batch)
     finally:
-        del batches  # ends the processes at once; a garbage collector that does it later waits seconds for each
+        del batches  # ends the processes now; if the garbage collector did it later, it would wait seconds for each
 
 
 def _started(loader: DataLoader[Any]) -> Iterator[Any]:
     """Start the loader processes without torch's handler of SIGCHLD.
 
-    It raises an error wherever the main thread is when a process dies. Without it, the death is noticed when a batch
-    is asked for.
+    That handler raises an error at any place in the main thread when a process dies. Without it, the error is raised
+    when the next batch is requested.
     """
     before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
     batches = iter(loader)
@@ -143,11 +143,11 @@ def seeded(seed: int) -> Iterator[None]:
 class _Seeded(Dataset[Any]):
     """Seeds the random number generators before every sample, so that no sample depends on the ones before it."""
 
-    def __init__(self, dataset: Dataset[Any], seed: int | None, wanted: Wanted) -> None:
+    def __init__(self, dataset: Dataset[Any], seed: int | None, requirements: SampleRequirements) -> None:
         self.dataset = dataset
         self.seed = seed
-        self.wanted = wanted
+        self.requirements = requirements
 
     def __getitem__(self, index: int) -> Any:
-        with seeded(mixed(self.seed or 0, index)):
-            return read(self.dataset, index, self.wanted)
+        with seeded(combined_seed(self.seed or 0, index)):
+            return read(self.dataset, index, self.requirements)

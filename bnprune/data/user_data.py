@@ -1,4 +1,4 @@
-"""Data sets of the user's own (`data.factory`). Every sample is checked: see `bnprune.data.samples.Wanted`."""
+"""Data sets of the user's own (`data.factory`). Every sample is checked (`data.samples.SampleRequirements`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 from bnprune.config.schema import DataConfig
 from bnprune.config.user_code import call_factory, user_code_errors
 from bnprune.data.memory import MemorySplit
-from bnprune.data.samples import Wanted, described
+from bnprune.data.samples import SampleRequirements, described
 from bnprune.data.splits import Batch, Split, Splits, stratified
 from bnprune.data.stream import StreamSplit, read, require_read, seeded
 from bnprune.errors import ConfigError, DataError
@@ -23,24 +23,24 @@ from bnprune.notes import Note
 _NAMES = ("training", "validation", "test")
 
 _MOST_SAMPLES = 10**8
-"""An epoch's order is kept in memory."""
+"""The limit exists because the order of an epoch is kept in memory."""
 
 
 def own_splits(config: DataConfig) -> Splits:
-    """Call a factory of the user's own.
+    """Call the factory of a recipe, and return its data as splits.
 
-    It returns `bnprune.data.Splits`, or map-style datasets of (image tensor, label) pairs: (train, test) or
+    The factory returns `bnprune.data.Splits`, or map-style datasets of (image tensor, label) pairs: (train, test) or
     (train, validation, test). Without a validation set, a share of the training set is held out. It is read with the
     `transform` of the test set, if both sets have one, so that validation images are not augmented.
 
     Raises:
-        ConfigError: There is no such factory, it fails, or it returns something else.
+        ConfigError: There is no such factory, it fails, or its result is something else.
         DataError: A dataset is empty, or its samples are not (image tensor, label) pairs.
     """
     assert config.factory is not None
     made = call_factory(config.factory, config.kwargs, "data.factory")
     if isinstance(made, Splits):
-        return _guarded(made, config.factory)
+        return _checked_splits(made, config.factory)
     if not isinstance(made, tuple | list) or len(made) not in (2, 3):
         count = f" of {len(made)}" if isinstance(made, tuple | list) else ""
         raise ConfigError(
@@ -51,7 +51,7 @@ def own_splits(config: DataConfig) -> Splits:
     splits = [_opened(dataset, name, config) for dataset, name in zip(made, names, strict=True)]
     if not len(splits[0]):
         raise DataError(f"data.factory: the training set of {config.factory} is empty.")
-    splits, labels = _agreed(splits)
+    splits, labels = _with_common_shape(splits)
     notes: tuple[Note, ...] = ()
     if len(splits) == 2:
         with user_code_errors(f"data.factory: the datasets of {config.factory} cannot be copied", DataError):
@@ -60,7 +60,7 @@ def own_splits(config: DataConfig) -> Splits:
         fit, held = stratified(labels, config.validation)
         splits = [splits[0].subset(fit), replace(splits[0].subset(held), evaluation=unaugmented), splits[1]]
     train, validation, test = splits
-    shape, classes = train.wanted.shape, train.wanted.classes
+    shape, classes = train.requirements.shape, train.requirements.classes
     assert shape is not None
     assert classes is not None
     return Splits(train, validation, test, shape=shape, classes=classes, notes=notes)
@@ -82,11 +82,11 @@ def _opened(dataset: Any, name: str, config: DataConfig) -> StreamSplit:
             f"(got {described(dataset)})."
         )
     indices = torch.arange(_length(dataset, where))
-    return StreamSplit(dataset, indices=indices, workers=config.workers, wanted=Wanted(where))
+    return StreamSplit(dataset, indices=indices, workers=config.workers, requirements=SampleRequirements(where))
 
 
 def _length(dataset: Any, where: str) -> int:
-    """Return the length; asked for once, because it is code of the user's."""
+    """Return the length. It is computed only once, because `__len__` is user code."""
     with user_code_errors(f"data.factory: {where} has no length", DataError):
         count = len(dataset)
     if count > _MOST_SAMPLES:
@@ -94,24 +94,26 @@ def _length(dataset: Any, where: str) -> int:
     return count
 
 
-def _agreed(splits: list[StreamSplit]) -> tuple[list[StreamSplit], torch.Tensor]:
-    """Take the shape and the classes from the training set, and require them of every split; return its labels, too.
+def _with_common_shape(splits: list[StreamSplit]) -> tuple[list[StreamSplit], torch.Tensor]:
+    """Return the splits with the shape and classes of the training set as requirements, and its labels (N,).
 
     A wrong sample in the test set would be found only after training. So the first sample of each split is read now,
     and its labels if the data set lists them. The other samples are checked when they are served.
     """
     first = splits[0]
-    image, _ = require_read(read(first.dataset, 0, first.wanted))
+    image, _ = require_read(read(first.dataset, 0, first.requirements))
     shape = (image.shape[0], image.shape[1], image.shape[2])
-    labels = _labels(replace(first, wanted=replace(first.wanted, shape=shape)))
+    labels = _labels(replace(first, requirements=replace(first.requirements, shape=shape)))
     classes = int(labels.max()) + 1
-    agreed = [replace(split, wanted=replace(split.wanted, shape=shape, classes=classes)) for split in splits]
+    agreed = [
+        replace(split, requirements=replace(split.requirements, shape=shape, classes=classes)) for split in splits
+    ]
     for split in agreed[1:]:
         if len(split):
-            require_read(read(split.dataset, 0, split.wanted))
+            require_read(read(split.dataset, 0, split.requirements))
         listed = _listed(split.dataset, len(split))
         if listed is not None:
-            split.wanted.labels(listed)
+            split.requirements.labels(listed)
     return agreed, labels
 
 
@@ -121,9 +123,9 @@ def _labels(split: StreamSplit) -> torch.Tensor:
     if listed is None:
         with seeded(0):
             return torch.tensor(
-                [require_read(read(split.dataset, index, split.wanted))[1] for index in range(len(split))]
+                [require_read(read(split.dataset, index, split.requirements))[1] for index in range(len(split))]
             )
-    split.wanted.labels(listed)
+    split.requirements.labels(listed)
     return listed
 
 
@@ -162,7 +164,7 @@ def _without_augmentation(train: Dataset[Any], test: Dataset[Any]) -> Dataset[An
     return copied
 
 
-def _guarded(made: Splits, factory: str) -> Splits:
+def _checked_splits(made: Splits, factory: str) -> Splits:
     where = f"data.factory: the Splits of {factory}"
     shape, classes = made.shape, made.classes
     if not (isinstance(shape, tuple | list) and len(shape) == 3 and all(_positive(size) for size in shape)):
@@ -174,7 +176,8 @@ def _guarded(made: Splits, factory: str) -> Splits:
     sizes = (shape[0], shape[1], shape[2])
     given = zip((made.train, made.validation, made.test), _NAMES, strict=True)
     train, validation, test = (
-        _guard(split, Wanted(f"the {name} set of {factory}", sizes, classes)) for split, name in given
+        _checked_split(split, SampleRequirements(f"the {name} set of {factory}", sizes, classes))
+        for split, name in given
     )
     return Splits(
         train, validation, test, shape=sizes, classes=classes, notes=tuple(_as_note(note) for note in made.notes)
@@ -189,41 +192,42 @@ def _positive(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
-def _guard(split: Any, wanted: Wanted) -> Split:
+def _checked_split(split: Any, requirements: SampleRequirements) -> Split:
     if not callable(getattr(split, "serve", None)):
         raise DataError(
-            f"data.factory: {wanted.where} must have a method serve(batches, device, seed) (got {described(split)})."
+            f"data.factory: {requirements.where} must have a method serve(batches, device, seed) "
+            f"(got {described(split)})."
         )
-    count = _length(split, wanted.where)
-    if isinstance(split, StreamSplit):  # checks every sample where it is read
-        split = replace(split, wanted=wanted)
+    count = _length(split, requirements.where)
+    if isinstance(split, StreamSplit):  # checks every sample when it is read
+        split = replace(split, requirements=requirements)
     if isinstance(split, MemorySplit):
-        with user_code_errors(f"data.factory: the labels of {wanted.where} cannot be read", DataError):
-            wanted.labels(split.labels)
-    return GuardedSplit(split, count, wanted)
+        with user_code_errors(f"data.factory: the labels of {requirements.where} cannot be read", DataError):
+            requirements.labels(split.labels)
+    return CheckedSplit(split, count, requirements)
 
 
 @dataclass(frozen=True)
-class GuardedSplit:
+class CheckedSplit:
     """A split of the user's own, whose batches are checked."""
 
     split: Split
     count: int
-    wanted: Wanted
+    requirements: SampleRequirements
 
     def __len__(self) -> int:
         return self.count
 
     def serve(self, batches: Sequence[torch.Tensor], device: torch.device, seed: int | None = None) -> Iterator[Batch]:
         """Yield batches; see `Split.serve`."""
-        failed = f"data: {self.wanted.where} cannot be read"
+        failed = f"data: {self.requirements.where} cannot be read"
         served: Iterator[Any] | None = None
         try:
             for indices in batches:
                 with user_code_errors(failed, DataError):
                     served = iter(self.split.serve(batches, device, seed)) if served is None else served
                     batch = next(served, None)
-                images, labels = self.wanted.batch(batch, indices)
+                images, labels = self.requirements.batch(batch, indices)
                 yield images.to(device), labels.to(device)
         finally:
             del served  # ends loader processes, if it has any

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from bnprune.config.schema import PipelineConfig, SparsityConfig, TrainConfig
-from bnprune.data.splits import mixed
+from bnprune.data.splits import combined_seed
 from bnprune.models.zoo import build, set_gamma
 from bnprune.pruning.surgery import apply
 from bnprune.runs.checkpoint import Header, read_header
@@ -57,7 +57,7 @@ def _last(stages: Mapping[str, Any]) -> str:
 
 
 def _dense_from_new_weights(config: PipelineConfig) -> nn.Module:
-    seed = mixed(config.seed, KINDS.index("scratch"))
+    seed = combined_seed(config.seed, KINDS.index("scratch"))
     drawn = []
     for number in (seed, config.seed):
         torch.manual_seed(number)

@@ -17,7 +17,7 @@ from torch import nn
 
 from bnprune.config.schema import FinetuneConfig, OptimisationConfig, PipelineConfig, SparsityConfig, TrainConfig
 from bnprune.data import Splits, load_data
-from bnprune.data.splits import mixed
+from bnprune.data.splits import combined_seed
 from bnprune.errors import BnpruneError, CheckpointError, Interrupted, PeerFailed, TrainingError
 from bnprune.models.zoo import ModelSpec, build
 from bnprune.pruning.plan import PruningPlan
@@ -85,7 +85,7 @@ def set_up(
     # Each stage has random numbers of its own, except that baseline and train, which are compared, share the order of
     # the images and the augmentation.
     same = "train" if stage == "baseline" else stage
-    seed = mixed(config.seed, KINDS.index(kind_of(same)), *([pass_of(stage)] if pass_of(stage) > 1 else []))
+    seed = combined_seed(config.seed, KINDS.index(kind_of(same)), *([pass_of(stage)] if pass_of(stage) > 1 else []))
     distill = config.finetune.distill if config.finetune else None
     learned_from = as_teacher(teacher, device, distill.temperature, distill.weight) if teacher and distill else None
     job = TrainingJob(splits, config.data.batch_size, settings, device, seed, processes, learned_from)

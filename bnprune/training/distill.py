@@ -1,4 +1,4 @@
-"""Distillation: the term that the scores of a teacher add to the loss.
+"""Distillation: the term of the loss that compares the scores with those of a teacher.
 
 Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
 """
@@ -42,5 +42,5 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float)
 
 
 def as_teacher(network: nn.Module, device: torch.device, temperature: float, weight: float) -> Teacher:
-    """Make a teacher of a network, in place."""
+    """Return a network as a teacher. The network is changed in place: device, eval mode, no gradients."""
     return Teacher(network.to(device).eval().requires_grad_(False), temperature, weight)

@@ -40,17 +40,17 @@ def evaluate(
 ) -> Score:
     """Evaluate in eval mode, every image once; the modes of its modules are restored.
 
-    With several processes, each takes a part of the images, not necessarily as many as others, and all get the score.
+    With several processes, each evaluates a part of the images, perhaps fewer than others; all return the same score.
 
     Raises:
         ForwardError: The forward pass of the network fails.
     """
     own = torch.arange(len(split))[processes.rank :: processes.size]
     with _evaluating(model):
-        found = task.evaluate(model, split.serve(own.split(batch_size) if len(own) else (), device))
+        evaluation = task.evaluate(model, split.serve(own.split(batch_size) if len(own) else (), device))
     # A process without images has its sums on the CPU.
-    total = found.sums["loss"].to(device, exact_type(device))
-    correct = found.sums["top1"].to(device, torch.int64)
+    total = evaluation.sums["loss"].to(device, exact_type(device))
+    correct = evaluation.sums["top1"].to(device, torch.int64)
     processes.add(total, correct)
     count = len(split)
     return Score(float(total) / count, int(correct) / count, count)

@@ -4,7 +4,7 @@ Random numbers (order, augmentation, dropout) depend on the seed, the epoch and 
 So a run that was killed at any step and resumed gives the same bits as one that was not interrupted.
 
 With several processes (see `Processes`), each runs this loop on its share of every batch. Between two optimizer steps,
-they decide together: is the loss still finite, is the state to be saved, has the user asked to stop?
+they decide together if the loss is finite, if the state is saved now, and if the user has asked to stop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from bnprune.config.schema import OptimisationConfig
-from bnprune.data.splits import Split, Splits, mixed
+from bnprune.data.splits import Split, Splits, combined_seed
 from bnprune.errors import DataError, Interrupted, TrainingError
 from bnprune.recovery.recalibrate import recalibrate
 from bnprune.training.distill import Teacher
@@ -55,7 +55,7 @@ class EpochRecord:
 
 
 class Log(Protocol):
-    """Receives the progress of a training. With several processes, only that of the leader does something."""
+    """Receives the progress of a training. With several processes, only the log of the leader does anything."""
 
     def on_step(self, state: State, steps: int, loss: float) -> None:
         """Report progress within an epoch: micro-batches per epoch and the mean loss so far."""
@@ -156,7 +156,7 @@ def train(state: State, job: TrainingJob, penalty: Penalty | None, log: Log, sto
         progress = state.progress
         state.model.train()
         for images, labels in _batches(job, progress):
-            _seed(job, mixed(job.seed, progress.epoch, progress.step, *job.processes.tag))
+            _seed(job, combined_seed(job.seed, progress.epoch, progress.step, *job.processes.tag))
             lr = _set_rate(state, job)
             completes = _completes_update(job, progress.step)
             images, targets = mix(images, labels)
@@ -164,8 +164,8 @@ def train(state: State, job: TrainingJob, penalty: Penalty | None, log: Log, sto
                 with _precision(job):
                     loss = task.loss(forward, (images, targets))
                     if job.teacher is not None:
-                        taught = job.teacher.add_to(loss.value, loss.outputs, images)
-                        loss = replace(loss, value=taught)
+                        value = job.teacher.add_to(loss.value, loss.outputs, images)
+                        loss = replace(loss, value=value)
                 state.scaler.scale(loss.value / _window(job, progress.step)).backward()
             if completes:
                 update(state, job, penalty, lr)
@@ -198,9 +198,9 @@ def update(state: State, job: TrainingJob, penalty: Penalty | None, lr: float) -
 
 
 def _check_and_save(state: State, job: TrainingJob, log: Log, stopping: Callable[[], bool]) -> None:
-    """Between two optimizer steps: is the loss finite, is the state to be saved, has the user asked to stop?"""
+    """Between two optimizer steps: check the loss, save the state if it is due, and stop if the user has asked to."""
     progress, steps = state.progress, job.steps_per_epoch
-    # Reading the loss makes the host wait for an accelerator, and asking other processes takes time: not in every step.
+    # Not in every step: reading the loss waits for the accelerator, and communication takes time.
     regular = job.device.type == "cpu" or progress.step // job.config.accumulate % 20 == 0 or progress.step == steps
     if not (regular or (job.processes.size == 1 and stopping())):
         return
@@ -224,7 +224,7 @@ def _diverged(progress: Progress, what: str) -> TrainingError:
 
 def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> list[torch.Tensor]:
     """Return the sample indices of every micro-batch of an epoch, shuffled by seed and epoch."""
-    generator = torch.Generator().manual_seed(mixed(seed, epoch))
+    generator = torch.Generator().manual_seed(combined_seed(seed, epoch))
     order = torch.randperm(count, generator=generator)
     batches = list(order.split(batch_size))
     return batches[:-1] if len(batches) > 1 and len(batches[-1]) < batch_size else batches
@@ -236,14 +236,14 @@ def _batches(
     split: Split = job.splits.train
     order = epoch_order(len(split), job.batch_size, job.seed, progress.epoch)[progress.step :][:most]
     order = [batch.tensor_split(job.processes.size)[job.processes.rank] for batch in order]
-    served = split.serve(order, job.device, seed=mixed(job.seed, progress.epoch))
+    served = split.serve(order, job.device, seed=combined_seed(job.seed, progress.epoch))
     if not job.config.channels_last:
         return served
     return ((images.contiguous(memory_format=torch.channels_last), labels) for images, labels in served)
 
 
 def _seed(job: TrainingJob, seed: int) -> None:
-    """Seed the generators of a step: not those of every kind of device, as `torch.manual_seed` does in 0.5 ms."""
+    """Seed the generators of a step. `torch.manual_seed` seeds those of every kind of device, which takes 0.5 ms."""
     torch.default_generator.manual_seed(seed)
     if job.device.type != "cpu":
         torch.get_device_module(job.device).manual_seed(seed)
@@ -297,7 +297,7 @@ def _finish_epoch(state: State, job: TrainingJob, log: Log) -> None:
             recalibrate(state.network, (images for images, _ in again))
         average_statistics(state.network, job.processes)
     held_out = evaluate(state.network, job.splits.validation, job.device, max(job.batch_size, 256), job.processes)
-    if not math.isfinite(held_out.loss):  # the last step of an epoch shows only here
+    if not math.isfinite(held_out.loss):  # a bad last step of the epoch is only seen here
         raise _diverged(progress, f"the validation loss is not finite after epoch {progress.epoch + 1}")
     # The loss decides between equal accuracies: on a small validation set many epochs tie.
     is_best = (held_out.top1, -held_out.loss) > (progress.best, -progress.best_loss)

@@ -117,14 +117,14 @@ def _require_like(saved: Any, expected: Any, name: str) -> None:
         _require_tensor(saved, expected, name)
     elif isinstance(expected, float):
         if isinstance(saved, bool) or not isinstance(saved, int | float):
-            raise CheckpointError(f"'{name}' is no number.")
+            raise CheckpointError(f"'{name}' is not a number.")
     elif type(saved) is not type(expected):
-        raise CheckpointError(f"'{name}' is not what belongs there.")
+        raise CheckpointError(f"'{name}' has the wrong type.")
 
 
 def _require_tensor(saved: Any, like: torch.Tensor, name: str) -> None:
     if not isinstance(saved, torch.Tensor) or saved.is_meta or saved.layout != torch.strided:
-        raise CheckpointError(f"'{name}' is no tensor with values.")
+        raise CheckpointError(f"'{name}' is not a tensor with values.")
     kinds = [(tensor.shape, tensor.is_floating_point(), tensor.is_complex()) for tensor in (saved, like)]
     if kinds[0] != kinds[1]:
         raise CheckpointError(
@@ -164,18 +164,18 @@ def _slots(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> dict[st
 
 
 def require_processes(saved: dict[str, Any] | None, processes: Processes) -> None:
-    """Refuse to go on with another number of processes: batches would be shared, and statistics kept, otherwise.
+    """Refuse to resume with another number of processes, which would share batches and statistics differently.
 
     Raises:
         ConfigError: With both numbers.
-        CheckpointError: The state does not say how many there were.
+        CheckpointError: The number is not in the state.
     """
     if saved is not None and not isinstance(saved.get("own"), list):
-        raise CheckpointError("'own' is no list of what each process had.")
+        raise CheckpointError("'own' is not a list with one entry per process.")
     count = processes.size if saved is None else len(saved["own"])
     if count != processes.size:
         raise ConfigError(
-            f"the run was stopped in {count} process(es), and can only go on exactly in as many (got "
+            f"the run was stopped in {count} process(es), and can only be resumed exactly with as many (got "
             f"{processes.size}).",
             argument="resume",
         )

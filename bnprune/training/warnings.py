@@ -1,11 +1,11 @@
-"""Warnings that help while there is still time to change something."""
+"""Warnings about a training: batches that are too small, and a collapse of the accuracy."""
 
 from __future__ import annotations
 
 from bnprune.notes import Note
 
 _FEWEST = 8
-"""Fewest images per batch with which a mean over the batch is an estimate of use (Wu & He 2018, figure 1)."""
+"""Smallest number of images per batch for which the batch mean is a useful estimate (Wu & He 2018, figure 1)."""
 
 
 def small_batches(size: int) -> Note | None:
@@ -32,7 +32,7 @@ def collapse(before: float, now: float, classes: int) -> Note | None:
     Args:
         before: The best accuracy so far, in [0, 1].
         now: The present accuracy.
-        classes: Number of classes; guessing is right once in so many times.
+        classes: Number of classes; the accuracy of guessing is one over it.
     """
     chance = 1 / classes
     had = before - chance

@@ -410,7 +410,7 @@ def test_folders_without_images(images: Path, here: Path) -> None:
 def test_folders_with_other_classes(images: Path, here: Path) -> None:
     (here / "images" / "test" / "dogs").rename(here / "images" / "test" / "wolves")
     message = refusal(5, "validate", images)
-    assert "'images/test' and its sister folder differ in the classes dogs, wolves." in message
+    assert "'images/test' and 'images/train' differ in the classes dogs, wolves." in message
 
 
 @pytest.mark.parametrize("name", ["train/cats/0.png", "train/dogs/3.png", "test/cats/1.png"])

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import bnprune
 from bnprune.config.schema import OptimisationConfig, PruneConfig, SparsityConfig
-from bnprune.data.splits import mixed
+from bnprune.data.splits import combined_seed
 from bnprune.training.loop import TrainingJob, begin, epoch_order, train
 from bnprune.training.lr_schedule import learning_rate
 from bnprune.training.penalties.gamma import TravelBudget, scale_factors
@@ -184,7 +184,7 @@ def by_hand(name: str, model: nn.Module, config: OptimisationConfig, strength: f
             group["lr"] = lr
         optimizer.zero_grad()
         for batch in window:
-            torch.manual_seed(mixed(7, 0, 0))
+            torch.manual_seed(combined_seed(7, 0, 0))
             with torch.autocast("cpu", dtype=dtype) if dtype else contextlib.nullcontext():
                 loss = F.cross_entropy(model(pixels[batch]), labels[batch])
             (loss / len(window)).backward()
@@ -421,7 +421,7 @@ def test_a_missed_target_says_so() -> None:
     aimed = TravelBudget(0.02, 1000.0, 0.5, 0.7)
     assert shortfall(aimed, 0.66) == ""
     assert shortfall(TravelBudget(0.02, 1000.0, 0.5), 0.1) == ""
-    assert shortfall(aimed, 0.5).startswith("50% of γ ended near zero, 70% were wanted. Train longer (train.epochs)")
+    assert shortfall(aimed, 0.5).startswith("50% of γ ended near zero, the target was 70%. Train longer (train.epochs)")
     assert "50% of γ" not in shortfall(aimed, 0.9)
     assert str(aimed) == "λ is steered to bring 70% of all γ to zero"
     assert "too little to reach zero" in str(TravelBudget(0.02, 10.0, 0.5, 0.7))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import bnprune
 from bnprune.config.schema import OptimisationConfig
 from bnprune.data import MemorySplit, Splits
-from bnprune.data.splits import mixed
+from bnprune.data.splits import combined_seed
 from bnprune.training.evaluate import Score, evaluate
 from bnprune.training.loop import TrainingJob, begin, epoch_order, make_optimizer, train, update
 from bnprune.training.lr_schedule import learning_rate
@@ -91,7 +91,7 @@ def test_against_a_hand_written_loop(accumulate: int) -> None:
             window = batches[first : first + accumulate]
             model.zero_grad()
             for offset, batch in enumerate(window):
-                torch.manual_seed(mixed(7, epoch, first + offset))
+                torch.manual_seed(combined_seed(7, epoch, first + offset))
                 (F.cross_entropy(model(pixels[batch]), labels[batch]) / len(window)).backward()
             norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
             lr = learning_rate(work.config, done, work.updates_per_epoch)

@@ -18,7 +18,7 @@ import bnprune
 from bnprune.config.schema import DataConfig
 from bnprune.data import MemorySplit, Splits, StreamSplit, load_data
 from bnprune.data.memory import Augmentation, augment, statistics, uniforms
-from bnprune.data.splits import evenly, mixed, stratified
+from bnprune.data.splits import combined_seed, evenly, stratified
 
 CPU = torch.device("cpu")
 
@@ -137,9 +137,9 @@ def shifted(image: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
 
 
 def test_seeds_are_stable_and_spread() -> None:
-    assert mixed(1, 2) == mixed(1, 2) != mixed(2, 1)
-    assert len({mixed(a, b) for a in range(50) for b in range(50)}) == 2500
-    assert mixed(0) == 6080981106521087202, "changing this changes every recorded run"
+    assert combined_seed(1, 2) == combined_seed(1, 2) != combined_seed(2, 1)
+    assert len({combined_seed(a, b) for a in range(50) for b in range(50)}) == 2500
+    assert combined_seed(0) == 6080981106521087202, "changing this changes every recorded run"
 
 
 def test_image_folder_in_memory_and_streamed_hold_the_same_images(tmp_path) -> None:

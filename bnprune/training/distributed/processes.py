@@ -18,9 +18,9 @@ from torch import distributed
 from bnprune.errors import BnpruneError, PeerFailed
 from bnprune.training.distributed import torchrun_env
 
-_PATIENCE = datetime.timedelta(days=7)
-"""How long a process waits for the leader, which may be pruning. One that dies closes its connections at once."""
-_FAILED, _REPORTED = "bnprune/failed", "bnprune/told"
+_TIMEOUT = datetime.timedelta(days=7)
+"""Longest wait for the leader, which may be pruning. A process that dies closes its connections immediately."""
+_FAILED, _REPORTED = "bnprune/failed", "bnprune/reported"
 """Keys of the store: the exit code of a process that failed, and the number of processes that asked to report it."""
 
 
@@ -85,12 +85,12 @@ class Processes:
         return found
 
     def send(self, value: Any) -> None:
-        """Leader: hand something to the other processes."""
+        """Send a value to the other processes. Called by the leader."""
         if self.size > 1:
             distributed.broadcast_object_list([value], src=0, group=self.control)
 
     def receive(self) -> Any:
-        """Others: wait for what the leader sends."""
+        """Wait for a value from the leader, and return it. Called by the followers."""
         box: list[Any] = [None]
         distributed.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
@@ -113,31 +113,31 @@ def open_processes() -> Iterator[Processes]:
     rank, local = torchrun_env.rank(), torchrun_env.local_rank()
     backend = "gloo"
     if torch.cuda.is_available():
-        if local < torch.cuda.device_count():  # if not, choosing the recipe's device says so
+        if local < torch.cuda.device_count():  # otherwise, `device_of` raises an error
             torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
-    c10d: Any = distributed  # these two are public, and not marked so
+    c10d: Any = distributed  # both functions are documented, but not typed as public
     store, _, size = next(c10d.rendezvous("env://"))
     # If torchrun starts processes again, the store still holds the entries of those before.
     store = c10d.PrefixStore(f"attempt {torchrun_env.restarts()}", store)
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
-    control: Any = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    control: Any = distributed.new_group(backend="gloo", timeout=_TIMEOUT)
     with _failing_together(rank, store):
         yield Processes(rank, local, size, control)
         distributed.barrier(group=control)
-    distributed.destroy_process_group()  # not after a failure: it would wait for those that are gone
+    distributed.destroy_process_group()  # not after a failure: it would wait for processes that have ended
 
 
 @contextmanager
 def _failing_together(rank: int, store: Any) -> Iterator[None]:
-    """Tell the others through the store that this process failed; if it failed because of another, end like it."""
+    """Store the exit code if this process fails; if it failed because of another one, end with the code of that one."""
     try:
         yield
     except PeerFailed:
         raise
     except BaseException as caught:
-        foreign = isinstance(caught, RuntimeError) and not isinstance(caught, BnpruneError)
-        error = _blamed(rank, store, caught) if foreign else caught
+        from_torch = isinstance(caught, RuntimeError) and not isinstance(caught, BnpruneError)
+        error = _root_cause(rank, store, caught) if from_torch else caught
         if isinstance(error, PeerFailed):
             raise error from caught
         stopped = 130 if isinstance(error, KeyboardInterrupt) else 1
@@ -158,8 +158,8 @@ def _reports_first(store: Any, code: int) -> bool:
         return True
 
 
-def _blamed(rank: int, store: Any, error: BaseException) -> BaseException:
-    """Return the error itself, or a PeerFailed if it follows from the failure of another process."""
+def _root_cause(rank: int, store: Any, error: BaseException) -> BaseException:
+    """Return a PeerFailed if the error follows from the failure of another process; otherwise the error itself."""
     try:
         noted = store.check([_FAILED])
     except RuntimeError:  # the leader, which holds the store, has ended and printed the message
@@ -169,7 +169,7 @@ def _blamed(rank: int, store: Any, error: BaseException) -> BaseException:
     # torch raises a plain RuntimeError here, so that only its text says that a connection was closed.
     if any(word in str(error) for word in ("peer", "gloo", "Gloo", "NCCL")):
         return BnpruneError(
-            f"process {rank}: another process of this run ended without a word (killed, or out of memory?). "
+            f"process {rank}: another process of this run ended without a message (killed, or out of memory?). "
             "The run can be resumed.",
             remedy={"resume": True},
         )

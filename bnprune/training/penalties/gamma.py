@@ -1,4 +1,4 @@
-"""Sparsity penalties: they push BatchNorm scale factors γ towards zero. The travel budget says how far they can.
+"""Sparsity penalties, which pull BatchNorm scale factors γ towards zero; the travel budget says how far they can.
 
 Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017, equation (1):
 the loss plus λ Σ|γ|, whose subgradient adds λ·sign(γ) to the gradient of γ.
@@ -175,7 +175,7 @@ class GammaPolarization(GammaPenalty):
     Args:
         model: The network; BatchNorms that are frozen or without scale factors are left out.
         strength: λ, at least 0.
-        t: The larger, the more goes to zero; the paper's values are between 0.5 and 2.
+        t: A larger t moves more scale factors to zero; the paper's values are between 0.5 and 2.
         ceiling: The paper's a.
         decoupled: Leave gradients alone; move γ after the step, as adaptive optimizers need it.
 
@@ -224,7 +224,7 @@ def require_scale_factors(model: nn.Module) -> list[nn.Parameter]:
 
 @dataclass(frozen=True, slots=True)
 class TravelBudget:
-    """How far the penalty can move a scale factor over the whole training: B = λ · Σ lr · gain.
+    """The distance by which the penalty can move a scale factor over the whole training: B = λ · Σ lr · gain.
 
     See `bnprune.training.penalties.lambda_schedule` for the derivation.
     """
@@ -269,7 +269,7 @@ def mean_gamma(gammas: Sequence[torch.Tensor]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class GammaStatistics:
-    """How the magnitudes of all scale factors are distributed."""
+    """The distribution of the magnitudes of all scale factors."""
 
     quantiles: tuple[float, float, float, float, float]
     """Minimum, first quartile, median, third quartile, maximum of |γ|."""
@@ -280,7 +280,7 @@ class GammaStatistics:
 
 
 def gamma_statistics(gammas: Sequence[torch.Tensor], epsilon: float = 0.01) -> GammaStatistics:
-    """Describe the distribution of |γ|."""
+    """Return the distribution of |γ|."""
     values = torch.cat([gamma.detach().abs().flatten() for gamma in gammas]).float().cpu()
     marks = torch.quantile(values, values.new_tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
     below = float((values < epsilon).float().mean())

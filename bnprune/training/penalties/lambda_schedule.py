@@ -26,13 +26,13 @@ from bnprune.training.lr_schedule import Reals, learning_rates
 from bnprune.training.penalties.structured import Groups
 
 _DEADLINE = 0.7
-"""Share of the budget by which the wanted share is to be at zero; with the rest it is held there."""
+"""Share of the budget after which the target is to be reached; the rest of the budget keeps it there."""
 _SMALLEST_REST = 0.02
-"""The rest of the budget is never taken for less than this share of it, or λ would grow without bound."""
+"""The rest of the budget counts as at least this share of it; otherwise, λ would grow without bound."""
 _STEERING_GAIN = 4.0
 """Exponent with which γ falls if the loss does not resist: γ ~ rest^4, see `Steered`."""
 _KEPT_ABOVE = 5.0
-"""Multiple of epsilon below which channels that are to stay are not pulled any further."""
+"""Channels that are to stay are not pulled if |γ| is below this multiple of epsilon."""
 _BLOCK = 1 << 14
 """Steps that are computed at once."""
 

@@ -133,7 +133,8 @@ class GammaMacWeighted(GammaPenalty):
         coupling: Coupling = "shared",
     ) -> None:
         super().__init__(model, strength, gain=1.0 if decoupled else None)
-        graph = trace(model, example_inputs, exact=True, coupling=coupling)  # not those of made-up data
+        # exact: MACs that depend on data are those of the example inputs.
+        graph = trace(model, example_inputs, exact=True, coupling=coupling)
         units = gamma_units(model, graph)
         shares = unit_macs(graph) / np.maximum(graph.gamma_count, 1)
         macs = np.where(units != NO_CHANNEL, shares[units], 0.0)

@@ -34,9 +34,9 @@ _STRONGEST_ADAPTIVE = 0.3
 SGD, 1 for adaptive optimizers, which normalise it. Short trainings that would need more cannot become sparse safely."""
 _TRAVEL = 5.0
 _STEERED_LIMIT = 5.0
-"""Factor on the limit for channels that a steered penalty brings to zero: they will be cut, useful or not."""
+"""Channels that will be removed in any case may be pulled this many times harder than the limit."""
 _CLOSE = 0.05
-"""Missing a target by more than this is worth a warning."""
+"""A target that is missed by more than this gives a warning."""
 
 
 PENALTIES = tables.PENALTIES
@@ -100,15 +100,15 @@ def make_penalty(
     example_inputs: Any = None,
     prune: PruneConfig | None = None,
 ) -> tuple[Penalty | None, TravelBudget | None]:
-    """Build the penalty of a training, and say how far it can move the scale factors.
+    """Return the penalty of a training and its travel budget; None for both without a penalty.
 
     Args:
         model: The network as it is before training.
         config: Optimizer and schedule; momentum amplifies a term in the gradient by 1/(1-momentum).
         sparsity: The penalty; None or `penalty: none` for no sparsity.
         steps_per_epoch: Optimizer steps.
-        example_inputs: To follow channels with, where the penalty or a target needs to know them.
-        prune: The cut that is to follow: which channels must go together and, for want of another target, how many go.
+        example_inputs: Inputs to trace the network with, if the penalty or a target depends on its channels.
+        prune: The later prune stage: its coupling, its constraints and, if there is no other target, its ratio.
 
     Raises:
         PruningError: The network has no trainable BatchNorm scale factor.
@@ -127,8 +127,8 @@ def make_penalty(
     setting = PenaltySetting(model, strength, sparsity, sgd, gain, example_inputs, coupling)
     penalty: GammaPenalty = PENALTIES[sparsity.penalty](setting)
     if _is_steered(sparsity, prune):
-        units, share = _aim(model, trace(model, example_inputs, coupling=coupling), sparsity, prune)
-        penalty.gain = gain  # in the gradients, a pull would go on in the momentum after λ has changed
+        units, share = _steering_target(model, trace(model, example_inputs, coupling=coupling), sparsity, prune)
+        penalty.gain = gain  # a pull in the gradients would continue in the momentum after λ has changed
         penalty.lambda_at = Steered(
             share, Groups(units), travel, sparsity.epsilon, usual=strength, limit=_STEERED_LIMIT * limit
         )
@@ -140,25 +140,25 @@ def make_penalty(
 
 def _is_steered(sparsity: SparsityConfig, prune: PruneConfig | None) -> bool:
     if sparsity.lambda_ != "auto" or sparsity.travel is not None or sparsity.penalty == "polarization":
-        return False  # polarization pulls away from zero what lies above the mean, whatever is wanted
+        return False  # polarization pulls values above the mean away from zero, whatever the target is
     return sparsity.target is not None or (prune is not None and isinstance(prune.ratio, float))
 
 
-def _aim(
+def _steering_target(
     model: nn.Module, graph: ChannelGraph, sparsity: SparsityConfig, prune: PruneConfig | None
 ) -> tuple[Ids, float]:
-    """Return the units of the scale factors that may go, and the share of all scale factors that is to.
+    """Return the units of the scale factors that may be removed, and the target as a share of all scale factors.
 
-    What the cut that follows must leave alone is left alone here, too: no layer that it excludes is emptied.
+    The constraints of the later prune stage hold here as well: layers that it excludes are not pulled to zero.
     """
     units = gamma_units(model, graph)
-    wanted = _wanted(sparsity, prune)
+    wanted = _target_share(sparsity, prune)
     if prune is None:
         return units, wanted * float(np.mean(units != NO_CHANNEL))
     kept = tuple(pattern for pattern, ratio in prune.layer_ratios.items() if not ratio)
     limits = Constraints(
         min_channels=prune.min_channels,
-        cap=prune.cap if prune.passes == 1 else 1.0,  # a later pass goes on where this one had to stop
+        cap=prune.cap if prune.passes == 1 else 1.0,  # later passes can remove what the cap keeps in this one
         exclude=(*prune.exclude, *kept),
         layer_ratios=tuple(prune.layer_ratios.items()),
     )
@@ -166,19 +166,21 @@ def _aim(
     count = np.bincount(units[units != NO_CHANNEL], minlength=graph.unit_count)
     going = min(wanted * count[found.prunable].sum(), count[found.order].sum())
     if not going:
-        raise PruningError("prune: nothing may go, so there is nothing to steer λ for. Exclude less, or set lambda.")
+        raise PruningError(
+            "prune: no channel may be removed, so λ cannot be steered. Exclude fewer layers, or set lambda."
+        )
     return np.where(found.prunable[units], units, NO_CHANNEL), float(going) / len(units)
 
 
-def _wanted(sparsity: SparsityConfig, prune: PruneConfig | None) -> float:
-    """Return the share of the prunable channels that is to die."""
+def _target_share(sparsity: SparsityConfig, prune: PruneConfig | None) -> float:
+    """Return the share of the prunable channels that is to reach zero."""
     wanted = sparsity.target if sparsity.target is not None or prune is None else prune.ratio
     assert isinstance(wanted, float)
     return wanted
 
 
 def advice(budget: TravelBudget, config: OptimisationConfig, sparsity: SparsityConfig) -> str:
-    """Say what would bring the scale factors to zero, where the budget does not."""
+    """Return advice for a budget that is too small to bring the scale factors to zero."""
     needed = budget.start / budget.reach
     if needed > _strongest(config):
         return "Train longer (train.epochs), raise train.lr, or let γ start lower (model.gamma_init)."
@@ -188,20 +190,18 @@ def advice(budget: TravelBudget, config: OptimisationConfig, sparsity: SparsityC
 
 
 def shortfall(budget: TravelBudget, below: float) -> str:
-    """Say that a target was missed, and what to do; nothing where it was not.
+    """Return a sentence about a missed target, with advice; empty if the target was reached.
 
     Args:
-        budget: What was wanted.
+        budget: The target.
         below: Share of scale factors that are near zero after training.
     """
     if budget.target is None or abs(below - budget.target) <= _CLOSE:
         return ""
-    missed = f"{below:.0%} of γ ended near zero, {budget.target:.0%} were wanted"
+    missed = f"{below:.0%} of γ ended near zero, the target was {budget.target:.0%}"
     if below > budget.target:
-        return f"{missed}: the rest of the network needs fewer channels than it has. Cut more (prune.ratio)."
-    return (
-        f"{missed}. Train longer (train.epochs), raise train.lr, let γ start lower (model.gamma_init), or ask for less."
-    )
+        return f"{missed}: the rest of the network needs fewer channels than it has. Prune more (prune.ratio)."
+    return f"{missed}. Train longer (train.epochs), raise train.lr, lower model.gamma_init, or lower the target."
 
 
 def _strongest(config: OptimisationConfig) -> float:
