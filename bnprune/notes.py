@@ -15,7 +15,7 @@ class Note(str):
     may change.
 
     Args:
-        code: A stable word, such as "macs.made_up".
+        code: A stable word, such as "macs.data_dependent".
         level: "warning" if something is likely to go wrong, else "note".
         text: One or two sentences for people.
     """

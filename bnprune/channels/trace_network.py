@@ -30,8 +30,8 @@ from bnprune.config import prune_options
 from bnprune.errors import TraceError
 from bnprune.notes import Note
 
-MADE_UP = Note(
-    "macs.made_up", "note", "MACs depend on data (how many boxes, say): they are those of a made-up forward pass"
+DATA_DEPENDENT_MACS = Note(
+    "macs.data_dependent", "note", "MACs depend on data (how many boxes, say): they are those of a made-up forward pass"
 )
 """Note of a trace whose MACs are no more than a guess."""
 
@@ -160,4 +160,4 @@ def _notes(tracer: Tracer, normal_pass: Trace, values: Values) -> Iterator[Note]
         text = f"on these inputs the code, which depends on data, never came to: {', '.join(unused)}"
         yield Note("trace.unused_layers", "note", text)
     if values == "surrogate" and normal_pass.macs_vary:
-        yield MADE_UP
+        yield DATA_DEPENDENT_MACS

@@ -21,7 +21,7 @@ from bnprune.exporters.state_dict import no_source
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How a network is to be exported."""
+    """The options of an export."""
 
     format: str
     """A name in `FORMATS`."""

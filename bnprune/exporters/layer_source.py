@@ -1,4 +1,4 @@
-"""A layer as Python source: the call of its constructor, tried out before it is used.
+"""A layer as Python source: the call of its constructor, which is tested before it is used.
 
 A layer can be written if its class is one of `torch.nn`, or a gate of ours, and keeps the arguments of its constructor
 as attributes of the same names. Most layers do; LSTM and others do not.
@@ -27,7 +27,7 @@ def proven_construction(module: nn.Module) -> str:
     """Return the call of a constructor, after checking that it makes a layer like the given one.
 
     Raises:
-        TraceError: It does not, or the layer computes more than its class does.
+        TraceError: It makes a different layer, or the layer has hooks.
     """
     text = construction(module)
     kinds = {type(part).__name__: type(part) for part in modules_by_name(module).values()}
@@ -36,9 +36,13 @@ def proven_construction(module: nn.Module) -> str:
             made: nn.Module = eval(text, {**kinds, "nn": nn, "torch": torch})
         alike = _are_alike(made, module)
     except Exception as error:
-        raise TraceError(f"a {type(module).__name__} does not tell how it was made: {first_line(error)}") from error
+        raise TraceError(
+            f"a {type(module).__name__} does not store the arguments of its constructor: {first_line(error)}"
+        ) from error
     if not alike:
-        raise TraceError(f"a {type(module).__name__} does not tell how it was made: {text} makes another")
+        raise TraceError(
+            f"a {type(module).__name__} does not store the arguments of its constructor: {text} makes another"
+        )
     return text
 
 
@@ -84,7 +88,7 @@ def construction(module: nn.Module) -> str:
         if isinstance(parameter.default, bool) and not isinstance(value, bool):
             value = value is not None  # `bias` is a tensor or None, and the argument a bool
         if value is parameter.empty:
-            raise TraceError(f"a {kind.__name__} does not tell its '{parameter.name}'")
+            raise TraceError(f"a {kind.__name__} does not store its argument '{parameter.name}'")
         if parameter.default is parameter.empty:
             positional.append(_written(value, kind))
         elif value != parameter.default and not _repeats(value, parameter.default):
@@ -111,5 +115,5 @@ def _written(value: Any, kind: type) -> str:
     try:
         ast.literal_eval(text)
     except (ValueError, SyntaxError) as error:
-        raise TraceError(f"an argument of {kind.__name__} cannot be written down: {text}") from error
+        raise TraceError(f"an argument of {kind.__name__} has no source form: {text}") from error
     return text

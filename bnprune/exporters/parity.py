@@ -73,7 +73,7 @@ def compare(
     """Run both on every batch (N, ...).
 
     Args:
-        reference: The network that is right.
+        reference: The network with the right outputs.
         candidate: The network that is compared with it.
         batches: Inputs.
         inputs: Name of the inputs, for messages.

@@ -6,7 +6,7 @@ copied with their source, and all other modules are inlined into `forward`.
 Covered are networks that `torch.fx` can trace symbolically (no control flow that depends on values or shapes), made of
 layers that `layer_source` can write, without hooks, and with all buffers in the state dict. Everything else raises a
 TraceError, and the export holds the weights alone. Whatever is written is run and compared with the network before it
-is used (`export.export_network`), so that a gap in this list costs the file but never its correctness.
+is used (`export.export_network`), so that an unsupported network costs only the file.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def to_python(model: nn.Module, title: str, weights: str) -> str:
     try:
         tree = ast.parse(textwrap.dedent(code.src))
     except SyntaxError as error:
-        raise TraceError(f"a name in the network is a word of Python: {(error.text or '').strip()}") from error
+        raise TraceError(f"a name in the network is a keyword of Python: {(error.text or '').strip()}") from error
     forward = layers.named(tree)
     reuse_names(forward)
     parts = [
@@ -101,7 +101,7 @@ _DOCSTRING = '''"""{title}. {mark}
     network.load_state_dict(load("{weights}"))  # safetensors.torch.load_file, or torch.load
     network.eval()
 
-What a network decides from its mode is as in eval mode; layers such as BatchNorm and Dropout know train mode.
+Code that depends on the mode of the network is as in eval mode; BatchNorm, Dropout and others support train mode.
 """
 '''
 

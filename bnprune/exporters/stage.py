@@ -104,7 +104,7 @@ def _outcome(parity: Parity | None) -> ParityOutcome | None:
     )
 
 
-def title_of_network(header: Header) -> str:
+def network_title(header: Header) -> str:
     """Return the name of a network in files that people read."""
     return f"{header.spec.label}, slim" if header.plans else header.spec.label
 
@@ -135,7 +135,7 @@ def export_run(config: PipelineConfig, directory: RunDirectory, note: Callable[[
     for options in todo:
         path = directory.export(options.suffix)
         real = real_batches(splits, options.batch)
-        title = title_of_network(header)
+        title = network_title(header)
         network = export_network(model, splits.shape, options, title=title, stem=path.stem, real=real)
         write_network(network, options, path)
         figures = export_figures(network, options, path.relative_to(directory.path))

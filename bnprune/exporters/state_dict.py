@@ -1,4 +1,4 @@
-"""Plain weights, and a Python file with the architecture beside them if there can be one."""
+"""Plain weights and, if the network can be written as source, a Python file with the architecture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def export_state_dict(request: ExportRequest) -> ExportedFiles:
     try:
         code = to_python(request.model, request.title, f"{request.stem}{request.suffix}")
         runner = run_source(code, _read(weights, request.suffix))
-    except Exception as error:  # noqa: BLE001 - the weights are of use without the Python file
+    except Exception as error:  # noqa: BLE001 - the weights are useful without the Python file
         return ExportedFiles({request.suffix: weights}, None, (no_source(error),))
     return ExportedFiles({request.suffix: weights, ".py": code.encode()}, lambda: runner)
 

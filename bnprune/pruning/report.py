@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from bnprune.channels.modules import parameter_count
-from bnprune.channels.trace_network import MADE_UP
+from bnprune.channels.trace_network import DATA_DEPENDENT_MACS
 from bnprune.channels.union_find import Refusal
 from bnprune.errors import CheckpointError, first_line
 from bnprune.notes import Note
@@ -95,13 +95,13 @@ def recounted(report: Report, model: nn.Module, slim: nn.Module, example_inputs:
 
     Each network takes its own decisions. If one of them fails on these inputs, the report stays as it is.
     """
-    if not any(note.code == MADE_UP.code for note in report.notes):
+    if not any(note.code == DATA_DEPENDENT_MACS.code for note in report.notes):
         return report
     try:
         before, after = (cost(network, example_inputs).macs for network in (model, slim))
     except Exception:  # noqa: BLE001 - the proof has passed, on other inputs; this is about a figure
         return report
-    notes = tuple(_COUNTED if note.code == MADE_UP.code else note for note in report.notes)
+    notes = tuple(_COUNTED if note.code == DATA_DEPENDENT_MACS.code else note for note in report.notes)
     return replace(report, macs_before=before, macs_after=after, notes=notes)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnprune.reporting import look
+from bnprune.reporting import chart_style
 from bnprune.reporting.figures import Figure
 from bnprune.reporting.layout import GAP, WIDTH, Box, Circle, Line, Shape, Text, panel_height, panels
 
@@ -42,19 +42,21 @@ def _draw(shape: Shape, axes: Axes, order: int) -> None:
             xs, ys = zip(*shape.points, strict=True)
             axes.add_line(lines.Line2D(xs, ys, zorder=order, **_stroke(shape.kind, shape.colour)))
         case Box():
-            corner, colour = (shape.x, shape.y), look.colour(shape.colour)
+            corner, colour = (shape.x, shape.y), chart_style.colour(shape.colour)
             axes.add_patch(patches.Rectangle(corner, shape.width, shape.height, color=colour, lw=0, zorder=order))
         case Circle():
-            fill = {"color": look.colour(shape.colour), "lw": 0} if shape.filled else _stroke("ring", shape.colour)
+            fill = (
+                {"color": chart_style.colour(shape.colour), "lw": 0} if shape.filled else _stroke("ring", shape.colour)
+            )
             axes.add_patch(patches.Circle((shape.x, shape.y), shape.radius, fill=shape.filled, zorder=order, **fill))
         case Text():
             axes.text(
                 shape.x,
                 shape.y,
                 shape.text,
-                fontsize=look.SIZES[shape.kind] * _POINT,
+                fontsize=chart_style.SIZES[shape.kind] * _POINT,
                 fontweight="bold" if shape.kind == "title" else "normal",
-                color=look.TEXT_COLOURS[shape.kind],
+                color=chart_style.TEXT_COLOURS[shape.kind],
                 ha=_ALIGN[shape.anchor],
                 va="center_baseline" if shape.kind == "tick" else "baseline",
                 zorder=order,
@@ -63,8 +65,8 @@ def _draw(shape: Shape, axes: Axes, order: int) -> None:
 
 
 def _stroke(kind: str, colour: int) -> dict[str, Any]:
-    stroke = look.STROKES[kind]
+    stroke = chart_style.STROKES[kind]
     width = stroke.width * _POINT
     # matplotlib measures dashes in widths of the line
     dashes = (0, tuple(part / stroke.width for part in stroke.dashes)) if stroke.dashes else "-"
-    return {"color": stroke.colour or look.colour(colour), "linewidth": width, "linestyle": dashes}
+    return {"color": stroke.colour or chart_style.colour(colour), "linewidth": width, "linestyle": dashes}

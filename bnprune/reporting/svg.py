@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
-from bnprune.reporting import look
+from bnprune.reporting import chart_style
 from bnprune.reporting.figures import GREY, PALE, Figure, Legend, Widths
 from bnprune.reporting.layout import (
     GAP,
@@ -52,7 +52,7 @@ def document(figures: Sequence[Figure]) -> str:
     return (
         '<?xml version="1.0" encoding="utf-8"?>\n'
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
-        f'viewBox="0 0 {width:g} {height:g}" font-family="{look.FONTS}">'
+        f'viewBox="0 0 {width:g} {height:g}" font-family="{chart_style.FONTS}">'
         f'<rect width="100%" height="100%" fill="#ffffff"/>{_elements(panels(figures), _file_style)}</svg>\n'
     )
 
@@ -100,7 +100,7 @@ def _page_style(shape: Shape) -> Attributes:
 
 
 def _colour_class(number: int) -> str:
-    return {GREY: "grey", PALE: "pale"}.get(number) or f"c{number % len(look.COLOURS)}"
+    return {GREY: "grey", PALE: "pale"}.get(number) or f"c{number % len(chart_style.COLOURS)}"
 
 
 def _file_style(shape: Shape) -> Attributes:
@@ -110,13 +110,13 @@ def _file_style(shape: Shape) -> Attributes:
         case Circle() if not shape.filled:
             return _stroke("ring", shape.colour)
         case Box() | Circle():
-            return {"fill": look.colour(shape.colour)}
+            return {"fill": chart_style.colour(shape.colour)}
         case Text():
-            size = {"font-size": f"{look.SIZES[shape.kind]:g}", "fill": look.TEXT_COLOURS[shape.kind]}
+            size = {"font-size": f"{chart_style.SIZES[shape.kind]:g}", "fill": chart_style.TEXT_COLOURS[shape.kind]}
             return size | ({"font-weight": "bold"} if shape.kind == "title" else {})
 
 
 def _stroke(kind: str, colour: int) -> Attributes:
-    stroke = look.STROKES[kind]
-    drawn = {"fill": "none", "stroke": stroke.colour or look.colour(colour), "stroke-width": f"{stroke.width:g}"}
+    stroke = chart_style.STROKES[kind]
+    drawn = {"fill": "none", "stroke": stroke.colour or chart_style.colour(colour), "stroke-width": f"{stroke.width:g}"}
     return drawn | ({"stroke-dasharray": "{:g} {:g}".format(*stroke.dashes)} if stroke.dashes else {})

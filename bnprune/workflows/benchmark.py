@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -67,7 +68,7 @@ def benchmark(
         weights: File with the weights of `model`.
         input_shape: Shape of one input, without the batch.
         trust: Run the code and use the paths that the files name.
-        dense: Compare with the dense network that `source` was cut from.
+        dense: Compare with the dense network that `source` was pruned from.
         backends: "eager", "compiled" or "onnxruntime".
         batch: Batch size, besides 1.
         threads: CPU threads; default: as they are.
@@ -83,7 +84,7 @@ def benchmark(
         ForwardError: A network does not run.
     """
     names = parse_backends(backends)
-    given = _Given(model, model_arguments, weights, input_shape, trust)
+    given = _NetworkArguments(model, model_arguments, weights, input_shape, trust)
     networks = _open_networks(source, other, given, dense=dense)
     setting = Setting(networks[0].shape, dtype, channels_last, choose_device(device))
     batches = tuple(dict.fromkeys((1, batch)))
@@ -91,30 +92,20 @@ def benchmark(
         setting.check(backend)
     for size in batches:
         require_batch(size, setting.shape)
-    models = [network.model for network in networks]
-    costs = [_cost(model, setting) for model in models]  # before the long wait: a network that does not run fails here
-    memory = [[peak_memory(setting.placed(model), setting.inputs(size)) for size in batches] for model in models]
+    sizes = [_network(network, setting, batches) for network in networks]  # first: fails if a network does not run
     timings = []
     with limited_threads(threads) as used:
         machine = _machine(setting, used)
-        for backend in names:
-            for size in batches:
-                display.note(f"{backend}, batch {size} ...")
-                timings.append(measure(models, backend, setting, size, rounds))
-    return BenchmarkResult(
-        machine=machine,
-        input=list(setting.shape),
-        networks=[
-            _network(network, counted, dict(zip(map(str, batches), peaks, strict=True)))
-            for network, counted, peaks in zip(networks, costs, memory, strict=True)
-        ],
-        timings=[_timing(timing) for timing in timings],
-    )
+        for backend, size in itertools.product(names, batches):
+            display.note(f"{backend}, batch {size} ...")
+            timing = measure([network.model for network in networks], backend, setting, size, rounds)
+            timings.append(_timing(timing))
+    return BenchmarkResult(machine=machine, input=list(setting.shape), networks=sizes, timings=timings)
 
 
 @dataclass(frozen=True)
-class _Given:
-    """How networks are named, besides their files."""
+class _NetworkArguments:
+    """The arguments that describe a network, besides its file."""
 
     model: str | None
     arguments: Mapping[str, Any] | None
@@ -134,7 +125,7 @@ class _Given:
         )
 
     def rebuild(self, path: Path) -> NetworkSource:
-        """Open one of two checkpoints; `model` is for those that do not know how they are built."""
+        """Open one of two checkpoints; `model` is used only for those of the user's own networks."""
         if self.model is not None and not read_header(_file(path)).spec.own:
             return open_source(path, shape=self.shape, trust=self.trust)
         return self.open(path)
@@ -152,16 +143,16 @@ class _Network:
 
 
 def _open_networks(
-    source: str | Path | None, other: str | Path | None, given: _Given, *, dense: bool
+    source: str | Path | None, other: str | Path | None, given: _NetworkArguments, *, dense: bool
 ) -> list[_Network]:
-    """Open the networks; with `dense`, the first is the one that the given one was cut from.
+    """Open the networks; with `dense`, the first is the dense network of `source`.
 
     Raises:
         ConfigError: There is nothing to compare, or the inputs have different shapes.
         CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
     """
     if dense and other is not None:
-        raise ConfigError(f"it names the second network already; leave '{other}' out.", argument="dense")
+        raise ConfigError(f"it is the second network already; leave '{other}' out.", argument="dense")
     if other is None:
         opened = given.open(source)
         networks = [_measured(opened, None if source is None else Path(source))]
@@ -175,7 +166,7 @@ def _open_networks(
         networks = [_measured(given.rebuild(path), path) for path in paths]
     if len({network.shape for network in networks}) > 1:
         shapes = " and ".join(",".join(map(str, network.shape)) for network in networks)
-        message = f"the networks take inputs of different shapes, {shapes}. Give one."
+        message = f"the networks take inputs of different shapes, {shapes}. Give one shape."
         raise ConfigError(message, remedy={"input_shape": "C,H,W"})
     return networks
 
@@ -192,7 +183,7 @@ def _measured(source: NetworkSource, path: Path | None) -> _Network:
 def _dense(source: NetworkSource) -> _Network:
     spec = source.header.spec
     if not source.header.plans:
-        raise ConfigError(f"{source.label} was not cut from anything.", argument="dense")
+        raise ConfigError(f"{source.label} is not a pruned network.", argument="dense")
     with about("dense"):
         model = build(spec, where="")
     return _Network(f"dense {spec.label}", model, tuple(source.inputs.shape[1:]), _weight_bytes(model))
@@ -226,14 +217,20 @@ def _machine(setting: Setting, used: int) -> Machine:
     )
 
 
-def _network(network: _Network, counted: Cost, peaks: dict[str, int]) -> BenchmarkNetwork:
+def _network(network: _Network, setting: Setting, batches: Sequence[int]) -> BenchmarkNetwork:
+    """Return the size of a network.
+
+    Raises:
+        ForwardError: The network does not run.
+    """
+    counted, placed = _cost(network.model, setting), setting.placed(network.model)
     return BenchmarkNetwork(
         name=network.label,
         params=counted.params,
         macs=counted.macs,
         channels=counted.channels,
         file_bytes=network.file_bytes,
-        peak_memory_bytes=peaks,
+        peak_memory_bytes={str(size): peak_memory(placed, setting.inputs(size)) for size in batches},
     )
 
 

@@ -38,7 +38,7 @@ def open_with_data(
     recipe: str | Path | None,
     trust: bool,
 ) -> NetworkWithData:
-    """Open a network, and the data of the recipe that is given, else of the one stored with it.
+    """Open a network, and the data of the given recipe, or else of the recipe that is stored with the network.
 
     Raises:
         ConfigError: There is no recipe, or the data does not fit the network.
@@ -49,7 +49,7 @@ def open_with_data(
     if recipe is not None:
         config = load_recipe(Path(recipe), overrides)
     elif network.header.config is None:
-        message = f"{network.label}: no recipe is stored with it. Say which data."
+        message = f"{network.label}: no recipe is stored with it. Give one that names the data."
         raise ConfigError(message, remedy={"recipe": "CONFIG.yaml"})
     else:
         config = network.config(overrides, sections=("data",))

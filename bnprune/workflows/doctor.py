@@ -1,4 +1,4 @@
-"""Doctor: versions and devices of this installation, and the problems it has. Nothing here needs torch to work."""
+"""Doctor: versions, devices and problems of the installation. It also works if torch cannot be imported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MISMATCH = "operator torchvision::nms does not exist"
 
 
 def doctor() -> DoctorResult:
-    """Look at the installation; import errors become problems with an explanation."""
+    """Return versions, devices and problems of the installation; import errors are explained problems."""
     problems: list[str] = []
     versions = {}
     for package in _CORE:
@@ -69,17 +69,17 @@ def _torchvision(problems: list[str]) -> None:
 
 
 def _mismatch() -> list[str]:
-    """Compare the torch there is with the one torchvision was built for."""
+    """Return a problem if torchvision was built for another version of torch than the installed one."""
     try:
         needs = [_NEED.match(need) for need in metadata.requires("torchvision") or ()]
-        there = metadata.version("torch").partition("+")[0]
+        installed = metadata.version("torch").partition("+")[0]
     except metadata.PackageNotFoundError:
         return []
     for need in filter(None, needs):
         relation, wanted = need.groups()
-        if there != wanted if relation == "==" else _numbers(there) < _numbers(wanted):
+        if installed != wanted if relation == "==" else _numbers(installed) < _numbers(wanted):
             name = f"torchvision {metadata.version('torchvision')}"
-            return [f"{name} was built for torch {relation} {wanted}, not {there}. {_REINSTALL}"]
+            return [f"{name} was built for torch {relation} {wanted}, not {installed}. {_REINSTALL}"]
     return []
 
 

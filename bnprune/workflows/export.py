@@ -14,7 +14,7 @@ from bnprune.config.tables import FORMATS, format_of
 from bnprune.data import load_data
 from bnprune.errors import BnpruneError, ConfigError, first_line
 from bnprune.exporters.export import ExportOptions, export_network
-from bnprune.exporters.stage import export_figures, paths_of, real_batches, title_of_network, write_network
+from bnprune.exporters.stage import export_figures, network_title, paths_of, real_batches, write_network
 from bnprune.runs.network_source import NetworkSource, open_source
 from bnprune.runs.outputs import require_output
 from bnprune.training.compatibility import require_fit
@@ -52,13 +52,13 @@ def export(
         format: A name in `FORMATS`: "onnx", "pt2" or "state-dict"; default: by the suffix of `out`.
         fold_bn: Fold BatchNorms into the layers before them.
         batch: The only batch size; default: any.
-        verify: Compare with the network in PyTorch on noise, and on real images if a recipe names the data.
-        out: The file; default: `network` with the ending of the format.
+        verify: Compare with the network in PyTorch on random inputs and, if a recipe names the data, on real images.
+        out: The file; default: `network` with the suffix of the format.
         force: Overwrite an existing file.
 
     Raises:
         ConfigError: The arguments contradict each other, an extra is missing, or the file exists.
-        TraceError: The network has no such form.
+        TraceError: The network cannot be written in this format.
         VerificationError: The exported network computes something else; nothing is written.
         DataError: A file cannot be read or written.
     """
@@ -73,7 +73,7 @@ def export(
     if batch is not None:
         require_batch(batch, shape)
     real, without = _real(network, recipe, batch) if verify else ((), [])
-    title = title_of_network(network.header)
+    title = network_title(network.header)
     exported = export_network(network.model, shape, options, title=title, stem=path.stem, real=real)
     write_network(exported, options, path)
     notes = [*(without if exported.random is not None else ()), *exported.notes]
@@ -99,7 +99,7 @@ def _real(
 ) -> tuple[Sequence[torch.Tensor], list[str]]:
     """Return batches of the network's data set, or none and the reason."""
     if recipe is None and network.header.config is None:
-        return (), ["compared on noise alone: no recipe tells the data"]
+        return (), ["compared on random inputs only: no recipe names the data"]
     try:
         config = network.config(sections=("data",)) if recipe is None else load_recipe(Path(recipe))
         splits = load_data(config.data)
@@ -108,4 +108,4 @@ def _real(
     except BnpruneError as error:
         if recipe is not None:
             raise
-        return (), [f"compared on noise alone: {first_line(error)}"]
+        return (), [f"compared on random inputs only: {first_line(error)}"]

@@ -24,7 +24,7 @@ def inspect(
     exclude: Sequence[str] = (),
     coupling: Coupling = "shared",
 ) -> InspectResult:
-    """Find out what can be pruned in a network from a file or by name.
+    """Return which channels can be pruned in a network from a file or by name.
 
     For a network that is in memory, see `bnprune.inspect`.
 

@@ -1,4 +1,4 @@
-"""Prune: open a network, cut it, prove the cut, compensate, and save the slim network."""
+"""Prune: open a network, prune it, verify and compensate the slim network, and save it."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def prune(
         input_shape: Shape of one input, without the batch.
         trust: Run the code and use the paths that the files name.
         plan: File with a plan to replay, in place of a request.
-        compensated: Move the mean of removed channels into the biases behind them (after the proof).
-        dry_run: Return the plan; cut and write nothing.
+        compensated: After verification, add the constant output of removed channels to the biases of the next layers.
+        dry_run: Return the plan; prune and write nothing.
         out: The checkpoint to write.
         force: Overwrite an existing file.
         display: Where to show warnings.
@@ -64,7 +64,7 @@ def prune(
     Raises:
         ConfigError: An argument is wrong.
         PruningError: The network cannot be pruned as requested.
-        VerificationError: The proof failed; nothing is written.
+        VerificationError: The slim network is wrong; nothing is written.
         DataError: A file cannot be read or written.
     """
     target = Path(out)
@@ -96,7 +96,7 @@ def _required(request: Request | None) -> Request:
 
 
 def _foreseen(network: NetworkSource, request: Request | None, plan: PruningPlan | None) -> tuple[Report, PruningPlan]:
-    """Return what a plan does, made now or replayed, without cutting."""
+    """Return the report of a plan, made now or replayed, without pruning, and the plan."""
     if plan is not None:
         return foresee(plan, network.model, network.inputs), plan
     drafted = draft(network.model, network.inputs, _required(request))

@@ -55,7 +55,7 @@ def report(
 
 
 def _target(found: Sequence[RunData], paths: Sequence[Path], out: str | Path | None, *, force: bool) -> Path:
-    """Return where the page goes: the page of a single run replaces the one that the run has."""
+    """Return the path of the page; by default, the page of a single run is in its directory, and may be replaced."""
     if out is None and len(found) == 1:
         target = RunDirectory(found[0].path).report_file
         require_replaceable(target)
@@ -66,7 +66,7 @@ def _target(found: Sequence[RunData], paths: Sequence[Path], out: str | Path | N
 
 
 def _distinct(found: list[RunData]) -> list[RunData]:
-    """Name runs by their paths if their folders have equal names."""
+    """Return the runs, named by their paths if several folders have the same name."""
     times = Counter(run.name for run in found)
     return [replace(run, name=str(run.path)) if times[run.name] > 1 else run for run in found]
 

@@ -76,13 +76,13 @@ __all__ = [
 
 
 class CompensationOutcome(Document):
-    """The biases that take up the mean of what one layer no longer reads; see `bnprune.Compensation`."""
+    """The compensation of one layer that lost inputs; see `bnprune.Compensation`."""
 
     site: str
     channels: int
     """Input channels the layer lost."""
     compensated: int = Field(alias="made_up")
-    """Those whose contribution is in the bias now."""
+    """Those of them whose contribution was added to the bias."""
     outcome: str
     """"exact", "interior", "mean" or "none"."""
     reason: str
@@ -165,7 +165,7 @@ class EvaluateResult(Document):
 
 
 class SweepResult(Document):
-    """The result of `sweep`: the first point is the network as it is, the others are cuts from the mildest on."""
+    """The result of `sweep`: the first point is the network before pruning; the others remove more and more."""
 
     schema_: Literal["bnprune.sweep/1"] = Field(default="bnprune.sweep/1", alias="schema")
     by: Literal["ratio", "macs"]
@@ -174,7 +174,7 @@ class SweepResult(Document):
     points: list[SweepPoint]
     recommended: SweepPoint | None
     reason: str
-    """Why no cut is recommended; empty if one is."""
+    """The reason if no point is recommended; otherwise empty."""
 
 
 class ExportResult(ExportFigures):

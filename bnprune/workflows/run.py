@@ -48,16 +48,16 @@ def run(
         recipe: The YAML file.
         overrides: `key=value` pairs that replace keys of the recipe.
         out: The run directory; default: a new one in `runs/`, named after the verb, the model and the time.
-        resume: Go on with the run in `out`, exactly where it stopped.
+        resume: Continue the run in `out`, exactly where it stopped.
         force: Replace an earlier run in `out`.
         display: Where to show progress; default: nowhere.
 
     Raises:
-        BnpruneError: Something is wrong; finished stages and checkpoints stay.
+        BnpruneError: A stage failed; finished stages and checkpoints are kept.
         Interrupted: The user stopped the run; it can be resumed.
     """
-    place = _Place(verb="run", out=out, resume=resume, force=force)
-    return _together(lambda processes: _run_recipe(recipe, overrides, None, place, display, processes))
+    output = _OutputArguments(verb="run", out=out, resume=resume, force=force)
+    return _in_all_processes(lambda processes: _run_recipe(recipe, overrides, None, output, display, processes))
 
 
 def train(
@@ -82,8 +82,8 @@ def train(
     Raises:
         BnpruneError: As for `run`.
     """
-    place = _Place(verb="train", out=out, resume=resume, force=force)
-    return _together(lambda processes: _run_recipe(recipe, overrides, ("train",), place, display, processes))
+    output = _OutputArguments(verb="train", out=out, resume=resume, force=force)
+    return _in_all_processes(lambda processes: _run_recipe(recipe, overrides, ("train",), output, display, processes))
 
 
 def finetune(
@@ -104,11 +104,11 @@ def finetune(
 
     Args:
         pruned: A checkpoint or a run directory.
-        recipe: A YAML file; default: the recipe that the checkpoint carries.
+        recipe: A YAML file; default: the recipe in the checkpoint.
         overrides: As for `run`.
-        model: A name or `package.module:factory`, to rebuild the checkpoint of a network of one's own.
+        model: A name or `package.module:factory`, to rebuild the checkpoint of the user's own network.
         model_arguments: Keyword arguments of `model`.
-        teacher: Checkpoint of the network before the cut, to learn from (distillation).
+        teacher: Checkpoint of the network before pruning, to learn from (distillation).
         trust: Run the code and use the paths that the checkpoint names.
         out: As for `run`.
         resume: As for `run`.
@@ -118,9 +118,9 @@ def finetune(
     Raises:
         BnpruneError: As for `run`.
     """
-    place = _Place(verb="finetune", out=out, resume=resume, force=force)
+    output = _OutputArguments(verb="finetune", out=out, resume=resume, force=force)
 
-    def leading(processes: Processes) -> RunResult:
+    def lead(processes: Processes) -> RunResult:
         refuse_other_model(overrides)
         given = None if recipe is None else load_recipe(Path(recipe), overrides)
         spec = None if given is None else spec_of(given)
@@ -130,14 +130,14 @@ def finetune(
         config = with_teacher(config, dense, asked=teacher is not None)
         sources = [Path(path) for path in (pruned, recipe) if path is not None]
         network = source.model, source.header
-        return _run_stages(config, ("finetune",), network, sources, place, display, processes)
+        return _run_stages(config, ("finetune",), network, sources, output, display, processes)
 
-    return _together(leading)
+    return _in_all_processes(lead)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Place:
-    """Where a run is to be written."""
+class _OutputArguments:
+    """The arguments that choose the run directory."""
 
     verb: str
     out: str | Path | None
@@ -159,8 +159,8 @@ class _Place:
         return RunDirectory.new(path, force=self.force, sources=[*sources, *_weight_files(config)])
 
 
-def _together(lead: Callable[[Processes], RunResult]) -> RunResult:
-    """Run in the leading process; the others that `torchrun` started take part in its trainings."""
+def _in_all_processes(lead: Callable[[Processes], RunResult]) -> RunResult:
+    """Call `lead` in the leading process; the others, which `torchrun` started, take part in its training stages."""
     with open_processes() as processes:
         if processes.leads:
             result = lead(processes)
@@ -177,7 +177,7 @@ def _run_recipe(
     recipe: str | Path,
     overrides: Sequence[str],
     stages: Sequence[str] | None,
-    place: _Place,
+    output: _OutputArguments,
     display: Display,
     processes: Processes,
 ) -> RunResult:
@@ -186,7 +186,7 @@ def _run_recipe(
     stages = stages_of(config) if stages is None else stages
     if not stages:
         raise ConfigError(f"{recipe}: has no stage. Add one of: train, prune, finetune.")
-    return _run_stages(config, stages, None, [Path(recipe)], place, display, processes)
+    return _run_stages(config, stages, None, [Path(recipe)], output, display, processes)
 
 
 def _run_stages(
@@ -194,14 +194,14 @@ def _run_stages(
     stages: Sequence[str],
     network: Network | None,
     sources: Sequence[Path],
-    place: _Place,
+    output: _OutputArguments,
     display: Display,
     processes: Processes,
 ) -> RunResult:
-    exporting = place.verb == "run" and config.export is not None
+    exporting = output.verb == "run" and config.export is not None
     if exporting and config.export is not None:
         options_of(config.export)  # a missing extra is reported before any training
-    directory = place.directory(config, sources, processes)
+    directory = output.directory(config, sources, processes)
     with ExitStack() as stack:
         stack.enter_context(directory.locked())
         stopping = stack.enter_context(stop_requests())

@@ -1,4 +1,4 @@
-"""Sweep: how far a trained network can be cut before its accuracy falls."""
+"""Sweep: how far a trained network can be pruned before its accuracy falls."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sweep(
     values: Sequence[float] = (),
     tolerance: float | None = None,
 ) -> SweepResult:
-    """Cut a trained network further and further, recover and evaluate every cut, and recommend one.
+    """Prune a trained network to several targets, recover and evaluate each slim network, and recommend one.
 
     Nothing is fine-tuned or written; accuracies are of validation images.
 
@@ -50,7 +50,7 @@ def sweep(
 
     Raises:
         ConfigError: A value is out of range, or there is no recipe.
-        PruningError: Nothing can be cut.
+        PruningError: Nothing can be pruned.
         CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
     """
     _require_values(values, tolerance)
@@ -90,7 +90,7 @@ def _require_values(values: Sequence[float], tolerance: float | None) -> None:
 
 
 def _sparse(source: str | Path | None) -> str | Path | None:
-    """Return the sparse-trained network of a run: the later ones have been cut already."""
+    """Return the sparse-trained network of a run: the later ones have been pruned already."""
     trained = None if source is None else Path(source) / "checkpoints" / "train.safetensors"
     return trained if trained is not None and trained.exists() else source
 

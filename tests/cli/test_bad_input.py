@@ -450,7 +450,7 @@ def test_two_recipes_for_one_finetuning(run: Path) -> None:
 
 def test_a_network_without_a_recipe_cannot_be_evaluated() -> None:
     message = refusal(2, "evaluate", "--model", "mlp")
-    assert "no recipe is stored with it. Say which data: --config CONFIG.yaml" in message
+    assert "no recipe is stored with it. Give one that names the data: --config CONFIG.yaml" in message
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "finetune"])

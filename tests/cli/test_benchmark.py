@@ -94,7 +94,7 @@ def test_two_files_and_channels_last(slim: str) -> None:
     [
         (("--backend", "egaer"), "--backend: 'egaer' is unknown. Did you mean 'eager'?"),
         (("--backend", "onnxruntime", "--dtype", "bfloat16"), "onnxruntime is measured on the CPU in float32"),
-        (("--dense",), "--dense: tests.nets:chain was not cut from anything"),
+        (("--dense",), "--dense: tests.nets:chain is not a pruned network"),
         (("--batch", "0"), "Invalid value for '--batch'"),
         (("--device", "gpu"), "device: 'gpu' cannot be used"),
     ],

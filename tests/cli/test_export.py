@@ -198,7 +198,7 @@ def test_weights_of_what_python_cannot_say_replace_both_files(more: Path) -> Non
     found = document("export", "--model", "more:Recurrent", "--input", "3,8,8", "--out", "net.safetensors", "--force")
     assert contents().keys() == {"more.py", "net.safetensors"}, "the Python file of the other network is gone"
     [note] = found["notes"]
-    assert "LSTM does not tell how it was made" in note, "nothing was compared on noise"
+    assert "LSTM does not store the arguments of its constructor" in note, "nothing was compared on noise"
     write("net.py", "mine")
     document("export", "--model", "more:Recurrent", "--input", "3,8,8", "--out", "net.safetensors", "--force")
     assert Path("net.py").read_text() == "mine"

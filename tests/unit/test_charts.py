@@ -10,7 +10,7 @@ import pytest
 
 import bnprune
 from bnprune.recovery.sweep import Point
-from bnprune.reporting import look
+from bnprune.reporting import chart_style
 from bnprune.reporting.charts import sweep_chart
 from bnprune.reporting.figures import GREY, Axis, Chart, Figure, Histogram, Series, Widths
 from bnprune.reporting.layout import WIDTH, Box, Circle, Line, Text, panels, plot
@@ -87,10 +87,15 @@ def test_the_same_figures_give_the_same_bytes(tmp_path: Path) -> None:
 def test_files_have_the_colours_of_the_page() -> None:
     light = STYLE.partition("@media")[0]
     page = dict(re.findall(r"--(\w+): (#\w+)", light))
-    assert tuple(page[f"c{number}"] for number in range(6)) == look.COLOURS
-    assert tuple(page[n] for n in ("text", "soft", "line", "bad")) == (look.TEXT, look.SOFT, look.FAINT, look.BAD)
-    assert look.colour(GREY) == page["grey"]
-    for kind in (*look.STROKES, *look.SIZES):
+    assert tuple(page[f"c{number}"] for number in range(6)) == chart_style.COLOURS
+    assert tuple(page[n] for n in ("text", "soft", "line", "bad")) == (
+        chart_style.TEXT,
+        chart_style.SOFT,
+        chart_style.FAINT,
+        chart_style.BAD,
+    )
+    assert chart_style.colour(GREY) == page["grey"]
+    for kind in (*chart_style.STROKES, *chart_style.SIZES):
         assert kind in ("line", "tick", "label", "title") or f".{kind}" in STYLE, kind
 
 

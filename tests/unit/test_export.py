@@ -177,7 +177,7 @@ def test_plain_python_knows_shared_layers_lists_and_tensors_of_containers() -> N
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("items", "'inner.items' has a name that no ModuleDict can hold"), ("lambda", "word of Python")],
+    [("items", "'inner.items' has a name that no ModuleDict can hold"), ("lambda", "keyword of Python")],
 )
 def test_names_that_cannot_be_written_have_a_reason(name: str, message: str) -> None:
     inner = nn.Module()
@@ -312,8 +312,8 @@ def hooked() -> nn.Module:
 
 
 INEXPRESSIBLE = {
-    "attention": (lambda: Attending(bias=False), "MultiheadAttention does not tell how it was made"),
-    "recurrent": (Recurrent, "LSTM does not tell how it was made"),
+    "attention": (lambda: Attending(bias=False), "MultiheadAttention does not store the arguments of its constructor"),
+    "recurrent": (Recurrent, "LSTM does not store the arguments of its constructor"),
     "parametrized": (
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv1d(5, 4, 1))),
         "ParametrizedConv1d is no layer of torch.nn",

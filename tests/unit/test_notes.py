@@ -10,7 +10,7 @@ import pytest
 
 from bnprune.notes import Note
 
-NOTE = Note("macs.made_up", "warning", "MACs depend on data")
+NOTE = Note("macs.data_dependent", "warning", "MACs depend on data")
 
 
 def test_a_note_is_its_text() -> None:
@@ -23,7 +23,7 @@ def test_a_note_is_its_text() -> None:
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda note: pickle.loads(pickle.dumps(note))])
 def test_a_copy_keeps_level_and_code(copied) -> None:
     again = copied(NOTE)
-    assert (again, again.code, again.level) == (NOTE, "macs.made_up", "warning")
+    assert (again, again.code, again.level) == (NOTE, "macs.data_dependent", "warning")
 
 
 def test_a_note_is_frozen() -> None:
