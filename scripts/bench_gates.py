@@ -1,11 +1,11 @@
-"""What gates free at equal score thresholds, and what they cost.
+"""Gates at equal score thresholds: how many more channels they allow to remove, and their cost.
 
     python scripts/bench_gates.py [--input 224] [--threads 2] [--share 0.5]
 
-Both cuts remove exactly the channels whose score lies below one threshold, the `--share` quantile of all |γ| of the
-network (random weights, |γ| drawn uniformly from (0, 1), seed 0): without gates a channel of a stream goes when every
-BatchNorm that is coupled to it lies below, with gates each BatchNorm loses its own. `slices` is the gated network with
-every gather replaced by a slice of the same width: not the same function, but what an order of the stream in which
+Both variants remove exactly the channels whose score is below one threshold, the `--share` quantile of all |γ| of the
+network (random weights, |γ| drawn uniformly from (0, 1), seed 0): without gates, a channel of a stream is removed if
+all BatchNorms coupled to it are below; with gates, each BatchNorm loses its own channels. `slices` is the gated network
+with every gather replaced by a slice of the same width: not the same function, but what an order of the stream in which
 every gate is one slice would cost at best.
 """
 

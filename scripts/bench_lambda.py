@@ -1,13 +1,13 @@
-"""Does `lambda: auto` reach the wanted share of dead channels? On digits, and on CIFAR-10 where there is a folder.
+"""Measure if `lambda: auto` brings the wanted share of scale factors to zero, on digits and (if given) CIFAR-10.
 
     python scripts/bench_lambda.py                        # vgg11, resnet20 and densenet40 on digits
     python scripts/bench_lambda.py --cifar10 DIR          # and on 1,500 images of DIR/train/CLASS/*, DIR/test/CLASS/*
     python scripts/bench_lambda.py --networks resnet20 --penalties l1 group-lasso --targets 0.5 0.7
 
 Nothing is tuned: all trainings have the same 30 epochs of SGD. Images are 16x16, vgg11 has a quarter of its width,
-densenet40 grows by 4. "reached" is the share of the BatchNorm scale factors with |γ| below 0.01, of those whose
+densenet40 has growth 4. "reached" is the share of the BatchNorm scale factors with |γ| below 0.01, of those whose
 channels can go, as "wanted" is; "of all" is their share of all scale factors. "cut" is the test accuracy without
-fine-tuning once as large a share of the channels is gone, "recovered" that of the network which `run` would keep:
+fine-tuning after as large a share of the channels is removed, "recovered" that of the network that `run` would keep:
 compensated, recalibrated, both or neither, by validation accuracy. Layers that share a stream of channels lose the same
 ones, except in DenseNet, whose layers get gates, as in the paper.
 """

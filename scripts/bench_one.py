@@ -1,11 +1,11 @@
-"""Prune one network with one tool, and print what is known so far, as a line of JSON, after every step.
+"""Prune one network with one tool, and print the results so far, as a line of JSON, after every step.
 
     python scripts/bench_one.py torchvision/resnet50 --tool bnprune
 
 `bench_zoo.py` does this for whole zoos. Weights are random, nothing is downloaded; scale factors γ are drawn at random
 so that ranks are not tied. Measured, on one thread: wall-clock seconds from model to slim model (first a tiny network,
-untimed, to import everything; the median of nine where one takes less than a second, of three below five), and the
-peak of resident memory above the loaded model meanwhile. Then, for bnprune, the float64 proof; for both, a training
+untimed, to import everything; the median of nine if one takes less than a second, of three below five), and the
+peak of resident memory above the loaded model. Then, for bnprune, the float64 proof; for both, a training
 step of the slim network, which must give a gradient to every parameter that had one before. With `--untimed` the
 network is pruned once, with its proof, and nothing is measured: what a sweep for correctness needs, several networks at
 a time.
@@ -72,7 +72,7 @@ def deep(blocks: int) -> nn.Module:
 
 
 def kind_of(name: str) -> str:
-    """Tell what a network is for: timm, deep, or the torchvision subpackage (classification has none)."""
+    """Return the kind of a network: timm, deep, or the torchvision subpackage (classification has none)."""
     source, _, short = name.partition("/")
     if source != "torchvision":
         return source
@@ -113,7 +113,7 @@ def norms(model: nn.Module) -> list[nn.Module]:
 
 
 def has_norms(name: str) -> bool:
-    """Tell whether a network has a BatchNorm, without its weights where it can be built without."""
+    """Return True if a network has a BatchNorm; it is built without weights if possible."""
     try:
         with torch.device("meta"):
             return bool(norms(build(name)))
@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> None:
                 check(model, slim, inputs, args.tool)
         if not args.quick:
             step(args.name, model, slim)
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong is the result
+    except Exception as error:  # noqa: BLE001 - the failure is the result
         emit(status=status_of(error), reason=reason_of(error))
 
 
@@ -211,7 +211,7 @@ def measure(model: nn.Module, inputs: Inputs, tool: str, kind: str) -> nn.Module
             emit(peak_mb=(resident("VmHWM") - before) / MB)
     emit(
         seconds=statistics.median(seconds),
-        cpu_seconds=statistics.median(cpu),  # the same, where the machine is left alone
+        cpu_seconds=statistics.median(cpu),  # the same, if nothing else runs on the machine
         **facts_of(model, slim),
         **facts,
     )
@@ -219,7 +219,7 @@ def measure(model: nn.Module, inputs: Inputs, tool: str, kind: str) -> nn.Module
 
 
 def repeats(first: float) -> int:
-    """Tell how often to time, given the seconds of the first time: the shorter it is, the more a busy moment weighs."""
+    """Return the number of timings, given the seconds of the first: short ones are disturbed more by other programs."""
     return 9 if first < 1 else 3 if first < 5 else 1
 
 
@@ -246,7 +246,7 @@ def resident(field: str) -> int:
 
 
 def check(model: nn.Module, slim: nn.Module, inputs: Inputs, tool: str) -> None:
-    """Prove the result of bnprune; see whether that of the peer runs."""
+    """Verify the result of bnprune; of the peer, check only that it runs."""
     if tool == "bnprune":
         prove(model, inputs)
         return
@@ -310,7 +310,7 @@ def shrinking(function: Callable[[Inputs], Any], inputs: Inputs) -> tuple[list[i
 
 
 def status_of(error: Exception) -> str:
-    """Tell a refusal from a wrong result and from a failure."""
+    """Return the status of an error: a refusal, a wrong result, or a failure."""
     kinds = ((bnprune.VerificationError, "wrong"), (bnprune.BnpruneError, "refused"), (Exception, "failed"))
     return next(status for kind, status in kinds if isinstance(error, kind))
 

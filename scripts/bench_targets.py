@@ -47,7 +47,7 @@ def macs(model: nn.Module) -> int:
 
 
 def costs(name: str) -> bool:
-    """Print how near the MACs targets are met, and what the constraints do; return whether all is well."""
+    """Print the error of the MACs targets and the effect of the constraints; return True if all are met."""
     model = build(name)
     whole = macs(model)
     shares = {target: macs(bnprune.prune(model, X, macs=target).model) / whole for target in (0.7, 0.5, 0.3)}

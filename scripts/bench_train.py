@@ -1,4 +1,4 @@
-"""How fast training is: three ratios, each the median over pairs that are measured one after the other in one run.
+"""The speed of training: three ratios, each the median over pairs that are measured in turn in one run.
 
     python scripts/bench_train.py                   # on a GPU: VGG-16, batch 128, images of CIFAR-10's shape
     python scripts/bench_train.py --threads 1       # on a CPU: VGG-11 of a quarter of the width

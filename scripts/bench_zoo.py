@@ -67,12 +67,12 @@ class Job:
         self._process.start()
 
     def wait(self, seconds: float) -> bool:
-        """Wait so long at most; tell whether the process has ended, or ought to."""
+        """Wait up to this time; return True if the process has ended or exceeded its limit."""
         self._process.join(seconds)
         return self._process.exitcode is not None or time.perf_counter() > self._started + self._limit
 
     def finish(self) -> Fields:
-        """End the process where it has not ended; return everything it printed, merged."""
+        """Kill the process if it still runs; return everything it printed, merged."""
         late, code = self._process.exitcode is None, self._process.exitcode
         if late:
             self._process.kill()
@@ -113,7 +113,7 @@ def _ended(running: list[Job]) -> Iterator[tuple[str, str, Fields]]:
 
 
 def zoo(args: argparse.Namespace) -> None:
-    """Prune every network of a family; print a table while it goes, and a summary."""
+    """Prune every network of a family; print a table row by row, and a summary."""
     out = Path(args.out)
     record: Fields = {"environment": environment(), "results": {}}
     if (args.resume or args.retry) and out.exists():
@@ -134,7 +134,7 @@ def zoo(args: argparse.Namespace) -> None:
 
 
 def is_open(got: Fields | None, *, retry: bool) -> bool:
-    """Tell whether a network is yet to be run."""
+    """Return True if a network has not been run yet."""
     return got is None or (retry and got["status"] != WITHOUT and not is_good(got))
 
 
@@ -188,12 +188,12 @@ def summarise(results: Fields) -> None:
 
 
 def is_good(got: Fields) -> bool:
-    """Tell whether pruning succeeded and the slim network trains."""
+    """Return True if pruning succeeded and the slim network trains."""
     return got["status"] in GOOD and got.get("train", "ok") == "ok"
 
 
 def is_heavy(got: Fields) -> bool:
-    """Tell whether pruning took more memory, above the loaded model, than it may."""
+    """Return True if pruning took more memory, above the loaded model, than is allowed."""
     return bool(got["peak_mb"] > 1.2 * got["slim_mb"] + 100)
 
 

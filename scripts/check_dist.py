@@ -19,7 +19,7 @@ BESIDE = {
     ".whl": {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"},
     ".gz": {".gitignore", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"},
 }
-"""What else belongs into an archive of each kind: the `.dist-info` of a wheel, the top level of an sdist."""
+"""Other allowed files of each kind of archive: the `.dist-info` of a wheel, the top level of an sdist."""
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def names_in(path: Path) -> set[str]:
 
 
 def _in_repository(name: str) -> str:
-    """Return where a file of a wheel comes from: the recipes are inside the package, metadata in its own folder."""
+    """Return the source path of a file of a wheel: the recipes are inside the package, metadata in its own folder."""
     top, _, rest = name.partition("/")
     if top.endswith(".dist-info"):
         return rest

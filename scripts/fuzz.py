@@ -225,7 +225,7 @@ def as_data(verdicts: Sequence[Verdict], seconds: float) -> dict[str, Any]:
 
 
 def search(args: argparse.Namespace, folder: Path) -> list[Verdict]:
-    """Run all cases, and say meanwhile how it goes."""
+    """Run all cases, and print progress."""
     began = time.monotonic()
     names = kinds.names(args.classes, args.n)
     verdicts: list[Verdict] = []

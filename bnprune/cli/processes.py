@@ -31,7 +31,7 @@ def require_single_process(verb: str) -> None:
 def exit_immediately(code: object) -> None:
     """End the process immediately, if it failed and is one of several.
 
-    Interpreter shutdown would block in the destructors of NCCL or gloo, because other processes are gone; hence
+    Interpreter shutdown would block in the destructors of NCCL or gloo, because other processes have ended; hence
     `os._exit`.
     """
     if code and torchrun_env.processes() > 1:

@@ -28,7 +28,7 @@ class StreamSplit:
     evaluation: Dataset[Any] | None = None
     """The same samples without augmentation; default: `dataset`."""
     indices: torch.Tensor | None = None
-    """Which samples belong to this split, (N,); default all."""
+    """Indices of the samples of this split, (N,); default: all samples."""
     workers: int = 0
     requirements: SampleRequirements = field(default_factory=SampleRequirements)
     """Requirements on every sample; an error names the first sample that violates them."""

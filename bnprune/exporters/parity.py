@@ -23,7 +23,7 @@ Runner = Callable[[torch.Tensor], list[torch.Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How far an exported network is from the eager one."""
+    """The differences between the outputs of an exported network and those of the eager one."""
 
     inputs: int
     """Inputs compared."""

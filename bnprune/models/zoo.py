@@ -31,7 +31,7 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """How to build a network: by a name that is safe to read from a file, or by a factory the user must give again."""
+    """The specification of a network: a name, which is safe to read from a file, or a factory of the user's own."""
 
     name: str | None = None
     """A zoo name, `torchvision/NAME` or `timm/NAME`."""

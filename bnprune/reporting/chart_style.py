@@ -1,4 +1,4 @@
-"""Colours, line widths and letter sizes of pictures in files. The page has its own, in style.css, with a dark mode."""
+"""Colours, line widths and font sizes of charts in files. The page has its own, in style.css, with a dark mode."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FONTS = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 
 @dataclass(frozen=True)
 class Stroke:
-    """How a line is drawn."""
+    """The style of a line."""
 
     width: float
     colour: str | None = None

@@ -1,4 +1,4 @@
-"""The data of a run for its report: the files of a run directory, read and checked. Nothing here knows about HTML."""
+"""The data of a run for its report: the files of a run directory, read and checked. Independent of HTML."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class RunData:
         """Channels of each layer before the first pruning and after the last.
 
         Without gates, of convolutions and linear layers: a BatchNorm has the width of the layer before it. With gates,
-        of norms: a gate between the two selects channels, so that only the norm's width tells what was pruned.
+        of norms: a gate between the two selects channels, so that only the width of the norm shows what was pruned.
         """
         changes = [stage.figures.layers or [] for stage in self.pruned]
         if not changes:
@@ -296,7 +296,7 @@ def _joined(gammas: Mapping[str, torch.Tensor], names: list[str]) -> torch.Tenso
 def _removed(plan: PruningPlan, gammas: Mapping[str, torch.Tensor], names: list[str]) -> torch.Tensor | None:
     """Return a mask of the scale factors that the plan removes; None if it was made for a network of other sizes."""
     cuts = {place: cut for cut in plan.cuts for place in cut.at}
-    gone = []
+    masks = []
     for name in names:
         mask = torch.zeros(gammas[name].numel(), dtype=torch.bool)
         cut = cuts.get((name, 0))
@@ -304,5 +304,5 @@ def _removed(plan: PruningPlan, gammas: Mapping[str, torch.Tensor], names: list[
             if cut.size != mask.numel():
                 return None
             mask[cut.removed] = True
-        gone.append(mask)
-    return torch.cat(gone)
+        masks.append(mask)
+    return torch.cat(masks)

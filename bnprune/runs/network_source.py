@@ -105,7 +105,7 @@ def open_source(
         raise ConfigError(message, argument="weights")
     if model is None and arguments:
         raise ConfigError(
-            "a checkpoint knows the arguments of its network; only one given by its name takes others.",
+            "a checkpoint has the arguments of its network; only a network given by its name takes others.",
             argument="model_arguments",
         )
     spec = None if model is None else ModelSpec.parse(model, dict(arguments or {}))

@@ -50,7 +50,7 @@ class Change(Document):
 
 
 class Pruned(Document):
-    """How much was removed by pruning."""
+    """Sizes before and after pruning."""
 
     channels: Change
     """Prunable BatchNorm channels."""
@@ -197,7 +197,7 @@ class ExportedFile(Document):
 
 
 class Folding(Document):
-    """How many BatchNorms were folded into the layers before them."""
+    """Number of BatchNorms that were folded into the layers before them."""
 
     folded: int
     batchnorms: int

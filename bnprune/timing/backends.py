@@ -59,7 +59,7 @@ class Setting:
             ConfigError: It is not installed, or does not support the shape, type or device.
         """
         if self.channels_last and len(self.shape) != 3:
-            message = f"channels_last goes with inputs of shape C,H,W (got {self.shape}). Leave it out."
+            message = f"channels_last needs inputs of shape C,H,W (got {self.shape}). Leave it out."
             raise ConfigError(message, remedy={"channels_last": False})
         if backend != "onnxruntime":
             return

@@ -198,7 +198,7 @@ class Machine(Document):
     python: str
     versions: dict[str, str | None]
     load: float | None
-    """Load average of the last minute, if the system knows it."""
+    """Load average of the last minute, if the system provides it."""
     dtype: str
     channels_last: bool
 

@@ -18,7 +18,7 @@ from bnprune.workflows.results import ImageCounts, ValidateResult
 
 
 def validate(recipe: str | Path, overrides: Sequence[str] = ()) -> ValidateResult:
-    """Check a recipe: every key, the network, the data, and whether the prune stage can be planned.
+    """Check a recipe: every key, the network, the data, and the plan of the prune stage.
 
     Args:
         recipe: The YAML file.

@@ -71,7 +71,7 @@ def test_a_run_is_compared_on_noise_and_on_its_own_images(run: Path) -> None:
 
 def test_what_is_shown_to_people(run: Path) -> None:
     text = squeezed(done("export", run, "--out", "net.onnx", "--fold-bn").stdout)
-    assert "noise 4" in text
+    assert "random inputs 4" in text
     assert "real images 64" in text
     assert "folded 1 of 1 BatchNorms, proven equal in float64" in text
     assert "wrote net.onnx" in text

@@ -11,7 +11,7 @@ from bnprune.workflows.results import ExportResult, ParityOutcome
 def show_export(result: ExportResult) -> None:
     """Print the comparison with PyTorch, and the files."""
     console = stdout()
-    parities = {"noise": result.verification.random, "real images": result.verification.real}
+    parities = {"random inputs": result.verification.random, "real images": result.verification.real}
     rows = [_row(name, parity) for name, parity in parities.items() if parity is not None]
     if rows:
         show_rows(["compared with PyTorch on", "inputs", "max abs", "max relative", "same argmax"], rows)

@@ -24,7 +24,7 @@ def run_with_progress(work: Callable[[Display], RunResult], *, as_json: bool) ->
 
 
 def show_run(result: RunResult) -> None:
-    """Print the figures of every stage side by side, and where the files are."""
+    """Print the figures of every stage side by side, and the path of the run directory."""
     columns = ["network", "test accuracy", "parameters", "MACs", "BN channels", "file", "latency"]
     show_rows(columns, [_row(stage, figures) for stage, figures in result.stages.items()])
     proofs = [figures.verification for figures in result.stages.values() if figures.verification is not None]

@@ -44,7 +44,7 @@ PENALTIES = tables.PENALTIES
 
 @dataclass(frozen=True)
 class PenaltySetting:
-    """What a penalty is made from: the argument of the functions in `config.tables.PENALTIES`."""
+    """The settings of a penalty: the argument of the functions in `config.tables.PENALTIES`."""
 
     model: nn.Module
     strength: float

@@ -45,7 +45,7 @@ class Evaluation:
 
 
 class Task(Protocol):
-    """The purpose of a network: the only place that knows what its outputs mean."""
+    """The purpose of a network: its loss and its metrics. Other code does not interpret the outputs of the network."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Return the loss of a batch; `model` is in training mode."""
