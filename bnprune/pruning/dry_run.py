@@ -99,9 +99,10 @@ def dry_run(
     other_code = False
     macs = {}
     for mode, recorded in graph.traces.items():
-        settled = {*kept, *newly_kept}
+        # What an earlier mode has found does not count as kept: a later one must explain the same mismatch by the same
+        # units, or `end_early` and `end` would walk further back, to units that have nothing to do with it.
         comparison = _TraceComparison(
-            graph, recorded, removed, settled, Attributes(slim, known), with_values=with_values
+            graph, recorded, removed, kept.keys(), Attributes(slim, known), with_values=with_values
         )
         args, kwargs = map_tensors(
             # integers keep their values if the trace had values
@@ -117,7 +118,7 @@ def dry_run(
             except Exception as error:  # noqa: BLE001 - the code of the network may raise anything for a smaller width
                 comparison.end_early(error)
         comparison.end(last_resort=not sizes)
-        newly_kept.update(comparison.kept)
+        newly_kept = comparison.kept | newly_kept
         new_sizes.update(comparison.new_sizes)
         mismatches += comparison.mismatches
         other_code |= comparison.other_code
@@ -152,7 +153,7 @@ class _TraceComparison(OperatorMode):
         graph: ChannelGraph,
         recorded: Trace,
         removed: Mask,
-        settled: set[int],
+        settled: Collection[int],
         attributes: Attributes,
         *,
         with_values: bool,
