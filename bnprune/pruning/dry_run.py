@@ -284,10 +284,6 @@ class _TraceComparison(OperatorMode):
                 self._keep(*other)
             return
         for count in counts:
-            if self._count(count.ids) == 0:
-                why = Refusal(count.module, f"its '{count.attribute}' would become zero; one channel stays", "")
-                self.kept.setdefault(int(self.graph.units(count.ids)[0]), why)
-                continue
             self.new_sizes[count.module, count.attribute] = count
             self._found_at[count.module, count.attribute] = record, reason
 

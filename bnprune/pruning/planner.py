@@ -177,7 +177,7 @@ class _Planner:
         nothing explains, what was found so far stands, and the dry run of the request decides.
         """
         graph, exclude = self.scored.graph, Constraints(exclude=self.scored.request.exclude)
-        while (removed := probe(graph, self._candidates(exclude).prunable)).any():
+        while (removed := probe(graph, self._candidates(exclude).prunable, self._found.sizes)).any():
             try:
                 *_, trial = self._try(removed)
                 if trial.passed:
@@ -203,7 +203,8 @@ class _Planner:
             self._add_findings(trial)
 
     def _candidates(self, constraints: Constraints) -> Candidates:
-        return find_candidates(self.scored.graph, self.scored.scores, constraints, self._found.kept)
+        scored, found = self.scored, self._found
+        return find_candidates(scored.graph, scored.scores, constraints, found.kept, found.sizes)
 
     def _count_found_late(self, candidates: Candidates) -> int:
         """Count the BatchNorm channels that the probe took for prunable, but a selection for the request did not."""

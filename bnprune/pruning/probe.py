@@ -7,37 +7,60 @@ would then be half of another set than 0.3.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import cycle
 
 import numpy as np
 
 from bnprune.channels.graph import ChannelGraph
+from bnprune.channels.op_context import Count
+from bnprune.channels.union_find import Ids
 from bnprune.pruning.candidates import Mask
 
-_WIDTHS = (3, 5, 7)
-"""Widths that a probe leaves, in turn. They are odd, for code that halves a width, and they differ, for code that
-compares two widths. A width of 1 is not among them: `squeeze()` drops such a dimension, and a stream that is never cut
-that far would be frozen for it."""
+_SHARES = (0.25, 0.35, 0.45)
+"""Shares of a layer's channels that stay, in turn: layers of one width get different ones, for code that compares."""
+_TILT = 0.2
+"""Share of the channels by which the start of a layer keeps more than its end: code that takes half of the width is
+right only if both halves keep equally many."""
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
-def probe(graph: ChannelGraph, prunable: Mask) -> Mask:
-    """Select nearly all channels of every layer; shapes (units,).
+def probe(graph: ChannelGraph, prunable: Mask, sizes: Sequence[Count] = ()) -> Mask:
+    """Select more than half of the channels of every layer, so that each keeps an unusual width; shapes (units,).
 
-    Which ones does not depend on scores. Layers with the same channels keep the same ones.
+    Scores do not count. Of 16 channels, 5 may stay, and neither half of them becomes empty: what happens to single
+    channels and empty parts depends on which channels go, and freezes nothing in advance.
+
+    Args:
+        graph: The trace.
+        prunable: True for units that may go, shape (units,).
+        sizes: Attributes that hold widths; none becomes zero.
     """
-    rank = np.random.default_rng(0).permutation(graph.unit_count)
-    rank[~prunable] = graph.unit_count
-    removed = prunable.copy()
-    widths: dict[bytes, int] = {}
-    following = cycle(_WIDTHS)
+    removed, seen = prunable.copy(), ~prunable
+    shares = cycle(_SHARES)
     for layer in graph.layers:
         units = graph.units(layer.ids)
-        same = np.unique(units).tobytes()
-        if same not in widths:
-            widths[same] = next(following)
-        left = max(1, min(widths[same], len(units) - 1))
-        removed[units[np.argpartition(rank[units], -left)[-left:]]] = False
+        first = np.unique(units, return_index=True)[1]
+        own = units[np.sort(first)]
+        own = own[~seen[own]]
+        if own.size:
+            seen[own] = True
+            removed[_staying(own, next(shares))] = False
+    for ids in (*(layer.ids for layer in graph.layers), *(size.ids for size in sizes)):
+        units = graph.units(ids)
+        if removed[units].all():
+            removed[units[0]] = False
     return _without_orphans(graph, removed)
+
+
+def _staying(units: Ids, share: float) -> Ids:
+    """Return an odd number of a layer's units, with small gaps between them.
+
+    The multiples of the golden ratio, modulo 1, are spread evenly over [0, 1): among any 5 neighbours, one is small.
+    """
+    index = np.arange(len(units))
+    order = np.argsort(index * _GOLDEN_RATIO % 1 + _TILT * index / len(units))
+    return units[order[: int(share * len(units)) | 1]]
 
 
 def _without_orphans(graph: ChannelGraph, removed: Mask) -> Mask:

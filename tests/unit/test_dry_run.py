@@ -100,8 +100,66 @@ def test_several_sites_are_found_in_one_dry_run(monkeypatch) -> None:
     ]
     result, text = refused(nn.Sequential(conv_bn(3, 8), *blocks, head(8)))
     assert all(block.first[0].out_channels == 8 for block in result.model[1:5])
-    assert len(runs) == 2
+    assert len(runs) == 3  # the probe, the probe without these channels, the request
     assert text.count("view") == 4
+
+
+class FixedReshape(nn.Module):
+    """A reshape that raises before any operator runs: the 48 channels of `qkv` must stay, 128 may go."""
+
+    def __init__(self, *, modes: bool) -> None:
+        super().__init__()
+        self.stem, self.mid, self.qkv = conv_bn(3, 64, 1), conv_bn(64, 64, 1), conv_bn(64, 48, 1)
+        self.head, self.modes = nn.Linear(48, 2), modes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        y = self.qkv(self.mid(self.stem(x))).flatten(2).transpose(1, 2)
+        y = self.head(y.reshape(x.shape[0] * 4, y.shape[1] // 4, 16 * 3)).mean(1)
+        return {"y": y} if self.modes and self.training else y
+
+
+class FixedInTraining(nn.Module):
+    """The same in train mode only, after the head of eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mid, self.aux = conv_bn(3, 64, 1), conv_bn(64, 64, 1), conv_bn(64, 48, 1)
+        self.main, self.head = conv_bn(64, 8, 1), nn.Linear(48, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        y = self.mid(self.stem(x))
+        if not self.training:
+            return self.main(y).mean((2, 3))
+        z = self.aux(y).flatten(2).transpose(1, 2).reshape(x.shape[0] * 4, -1, 48)
+        return self.main(y).mean((2, 3)), self.head(z)
+
+
+class FixedInThreePasses(FixedReshape):
+    """A branch that depends on data: traced in eval mode and with both branches forced."""
+
+    def __init__(self) -> None:
+        super().__init__(modes=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return -y if x.sum().item() > 1e6 else y
+
+
+@pytest.mark.parametrize(
+    ("net", "free"),
+    [
+        (FixedReshape(modes=False), 128),
+        (FixedReshape(modes=True), 128),
+        (FixedInTraining(), 128),
+        (FixedInThreePasses(), 128),
+    ],
+    ids=["one mode", "two modes", "train mode only", "forced branches"],
+)
+def test_an_error_from_python_freezes_the_nearest_channels_only(net: nn.Module, free: int) -> None:
+    result, _ = refused(net, X)
+    assert result.report.channels_before == free
+    assert result.model.stem[0].out_channels < 64
+    assert result.model.mid[0].out_channels < 64
 
 
 @pytest.mark.parametrize("aux", [True, False])
