@@ -57,24 +57,18 @@ def even() -> nn.Module:
 
 
 TARGETS: list[dict[str, Any]] = [
-    *({"ratio": share} for share in (0.1, 0.3, 0.4, 0.5, 0.7, 0.9)), {"macs": 0.8}, {"params": 0.7},
-    {"ratio": 0.5, "round_to": 8}, {"ratio": 0.3, "criterion": "uniform"},
+    *({"ratio": share} for share in (0.1, 0.4, 0.9)), {"macs": 0.8}, {"params": 0.7}, {"ratio": 0.5, "round_to": 8},
+    {"ratio": 0.3, "criterion": "uniform"},
 ]  # fmt: skip
-
-
-def prunable_at(net: nn.Module, target: dict[str, Any]) -> int:
-    report = bnprune.prune(net, X, **target).report
-    assert report.max_relative_error is not None
-    assert report.max_relative_error < 1e-9
-    assert not any(note.code == "prunable.found_late" for note in report.notes)
-    return report.channels_before
 
 
 @pytest.mark.parametrize(("build", "prunable"), [(padded, 96), (even, 32)])
 def test_what_is_prunable_does_not_depend_on_the_request(build: Callable[[], nn.Module], prunable: int) -> None:
     net = randomized(build())
     assert bnprune.inspect(net, X).prunable == prunable
-    assert {prunable_at(net, target) for target in TARGETS} == {prunable}
+    reports = [bnprune.prune(net, X, **target, proof=target == TARGETS[-1]).report for target in TARGETS]
+    assert {report.channels_before for report in reports} == {prunable}
+    assert not any(note.code == "prunable.found_late" for report in reports for note in report.notes)
 
 
 def test_widths_that_are_compared_must_stay_for_every_request() -> None:
@@ -101,7 +95,7 @@ def test_what_only_an_extreme_width_shows_is_found_late_and_said() -> None:
     usual, extreme = (bnprune.prune(net, X, ratio=ratio).report for ratio in (0.5, 0.9))
     assert (usual.channels_before, extreme.channels_before) == (32, 16)
     assert not any(note.code == "prunable.found_late" for note in usual.notes)
-    said = [note.text for note in extreme.notes if note.code == "prunable.found_late"]
+    said = [str(note) for note in extreme.notes if note.code == "prunable.found_late"]
     assert said == [
         "16 BatchNorm channels must stay only at the widths of this selection: other targets may prune them"
     ]
