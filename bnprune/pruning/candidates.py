@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnprune.channels.graph import ChannelGraph, Layer
+from bnprune.channels.op_context import Count
 from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
 from bnprune.errors import ConfigError
 from bnprune.pruning.scores import Scores
@@ -64,7 +65,11 @@ class Candidates:
 
 
 def find_candidates(
-    graph: ChannelGraph, scores: Scores, constraints: Constraints, kept: Mapping[int, Refusal]
+    graph: ChannelGraph,
+    scores: Scores,
+    constraints: Constraints,
+    kept: Mapping[int, Refusal],
+    sizes: Sequence[Count] = (),
 ) -> Candidates:
     """Rank the units of a network and apply the constraints.
 
@@ -73,6 +78,8 @@ def find_candidates(
         scores: Importance of each unit, shape (units,); infinite for units that cannot be ranked.
         constraints: Limits to respect.
         kept: Units that must stay for other reasons, such as the result of a dry run.
+        sizes: Attributes that hold widths, such as the size of a part in `split`. None becomes zero: the channel with
+            the highest score stays.
 
     Raises:
         ConfigError: A pattern matches no layer.
@@ -84,6 +91,10 @@ def find_candidates(
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     protected, forced = _by_layer(graph, rank, prunable, constraints)
+    for size in sizes:
+        units = graph.units(size.ids)
+        protected[units[np.argmax(rank[units])]] = True
+    forced &= ~protected
     rank[forced] -= len(rank)  # in front of all others, in their own order
     free = order[(prunable & ~protected)[order]]
     order, ends = _portions(graph, free[np.argsort(rank[free])], constraints.round_to)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from bnprune.channels.gate_sites import Gates
 from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.modules import parameter_count
+from bnprune.channels.op_context import Count
 from bnprune.channels.union_find import Refusal
 from bnprune.errors import PruningError
 from bnprune.notes import Note
@@ -34,8 +36,20 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Findings:
+    """What dry runs have found: code that depends on a width."""
+
+    kept: Mapping[int, Refusal] = field(default_factory=dict)
+    """Units that must stay, with reasons."""
+    sizes: tuple[Count, ...] = ()
+    """Attributes that seem to hold widths, and are changed in the slim network."""
+    not_sizes: frozenset[tuple[str, str]] = frozenset()
+    """(module, attribute) of attributes that turned out to hold no width."""
+
+
+@dataclass(frozen=True)
 class ScoredNetwork:
-    """The trace of a network and the scores of its channels."""
+    """The trace of a network, the scores of its channels, and which of them must stay for every target."""
 
     graph: ChannelGraph
     scores: Scores
@@ -44,6 +58,8 @@ class ScoredNetwork:
     seconds: float
     required_gates: Gates = field(default_factory=dict)
     """Gates without which no channel could be removed."""
+    findings: Findings = Findings()
+    """What the probe has found, for every target; see `bnprune.pruning.probe`."""
 
     def cost_of(self, kind: TargetKind) -> int:
         """MACs or parameters of the network as it is."""
@@ -68,6 +84,8 @@ class DraftPlan:
     """Of the slim network, if the target was a latency."""
     gate_candidates: int = 0
     """BatchNorm channels that stay, but might be removed with gates."""
+    found_late: int = 0
+    """BatchNorm channels that the probe took for prunable, but that must stay at the widths of this selection."""
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
@@ -81,6 +99,10 @@ class DraftPlan:
         if self.scored.required_gates:
             text = "grouped convolutions tie all streams to one that must stay: gates behind them take these apart"
             notes.append(Note("gates.required", "note", text))
+        if self.found_late:
+            count = f"{self.found_late} BatchNorm channels"
+            text = f"{count} must stay only at the widths of this selection: other targets may prune them"
+            notes.append(Note("prunable.found_late", "note", text))
         return (*notes, *self._notes_on_target(), *self._notes_on_layer_ratios())
 
     @property

@@ -16,16 +16,17 @@ The two modes of a dry run:
 from __future__ import annotations
 
 import traceback
+import weakref
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from bnprune.channels.control_flow import FORCED_BRANCHES, ForcedBranch, is_real
 from bnprune.channels.graph import ChannelGraph, Record, Trace
@@ -40,6 +41,7 @@ from bnprune.channels.torch_internals import OpOverload
 from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
 from bnprune.errors import first_line
 from bnprune.pruning.candidates import Mask
+from bnprune.pruning.function_modes import ClaimedDevice, FailingCall
 from bnprune.pruning.size_attributes import Attributes
 
 _META = torch.device("meta")
@@ -90,8 +92,6 @@ def dry_run(
         not_sizes: (module, attribute) of attributes that must not be changed.
         with_values: True if the slim network has weights and is to run on the inputs.
     """
-    lacks_values = graph.real and not with_values
-    device = next((t.device for t in tensors(inputs)), torch.device("cpu"))
     newly_kept: dict[int, Refusal] = {}
     new_sizes: dict[tuple[str, str], Count] = {}
     known = {(size.module, size.attribute) for size in sizes} | set(not_sizes)
@@ -99,25 +99,18 @@ def dry_run(
     other_code = False
     macs = {}
     for mode, recorded in graph.traces.items():
-        settled = {*kept, *newly_kept}
-        comparison = _TraceComparison(
-            graph, recorded, removed, settled, Attributes(slim, known), with_values=with_values
-        )
-        args, kwargs = map_tensors(
-            # integers keep their values if the trace had values
-            lambda t: t.clone() if with_values or (lacks_values and not is_real(t)) else t.to(_META),
-            inputs,
-        )
-        comparison.forced = ForcedBranch(FORCED_BRANCHES[mode]) if mode in FORCED_BRANCHES else None
-        unchanged = temporary_mode(slim, training=mode == "train", norms=False)
-        with unchanged as modules, module_stack(modules) as comparison.stack:
-            try:
-                with comparison, _ClaimedDevice(device) if lacks_values else nullcontext():
-                    slim(*args, **kwargs)
-            except Exception as error:  # noqa: BLE001 - the code of the network may raise anything for a smaller width
-                comparison.end_early(error)
+        # What an earlier mode has found does not count as kept: a later one must explain the same mismatch by the same
+        # units, or `end_early` and `end` would walk further back, to units that have nothing to do with it.
+        compare = partial(_TraceComparison, graph, recorded, removed, kept.keys(), with_values=with_values)
+        comparison = compare(Attributes(slim, known), FORCED_BRANCHES.get(mode))
+        if _run(slim, comparison, mode, inputs, nullcontext()) is not None:
+            calls = FailingCall()
+            comparison = compare(Attributes(slim, known), FORCED_BRANCHES.get(mode))
+            error = _run(slim, comparison, mode, inputs, calls)
+            if error is not None:
+                comparison.end_early(error, calls.operands_of(error))
         comparison.end(last_resort=not sizes)
-        newly_kept.update(comparison.kept)
+        newly_kept = comparison.kept | newly_kept
         new_sizes.update(comparison.new_sizes)
         mismatches += comparison.mismatches
         other_code |= comparison.other_code
@@ -125,20 +118,25 @@ def dry_run(
     return DryRun(macs["eval"], newly_kept, tuple(new_sizes.values()), tuple(mismatches), other_code)
 
 
-class _ClaimedDevice(TorchFunctionMode):
-    """Makes tensors on the meta device return the device of the trace, because code may branch on `x.device`."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.device = device
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return self.device if func == _DEVICE else func(*args, **kwargs or {})
-
-
-_DEVICE = torch.Tensor.device.__get__
+def _run(
+    slim: nn.Module, comparison: _TraceComparison, mode: str, inputs: Inputs, calls: AbstractContextManager[Any]
+) -> Exception | None:
+    """Run one mode of a slim network under a comparison; return the error that ended it, if one did."""
+    device = next((t.device for t in tensors(inputs)), torch.device("cpu"))
+    lacks_values, with_values = comparison.lacks_values, comparison.with_values
+    args, kwargs = map_tensors(
+        # integers keep their values if the trace had values
+        lambda t: t.clone() if with_values or (lacks_values and not is_real(t)) else t.to(_META),
+        inputs,
+    )
+    unchanged = temporary_mode(slim, training=mode == "train", norms=False)
+    with unchanged as modules, module_stack(modules) as comparison.stack:
+        try:
+            with comparison, ClaimedDevice(device) if lacks_values else nullcontext(), calls:
+                slim(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - the code of the network may raise anything for a smaller width
+            return error
+    return None
 
 
 class _TraceComparison(OperatorMode):
@@ -152,8 +150,9 @@ class _TraceComparison(OperatorMode):
         graph: ChannelGraph,
         recorded: Trace,
         removed: Mask,
-        settled: set[int],
+        settled: Collection[int],
         attributes: Attributes,
+        forced: float | None,
         *,
         with_values: bool,
     ) -> None:
@@ -179,7 +178,8 @@ class _TraceComparison(OperatorMode):
         self._sizes: dict[int, dict[int, int] | None] = {}
         self._matched: list[Record] = []
         self._before_first_mismatch: list[Record] = []
-        self.forced: ForcedBranch | None = None
+        self._forced = None if forced is None else ForcedBranch(forced)
+        self._producers: dict[int, tuple[weakref.ref[torch.Tensor], Record]] = {}
         self._gates = {gate.site for gate in graph.gates}
         self._gated = {f"{site}.norm": site for site in self._gates}
         self._replay = recorded.decisions.replay()
@@ -200,16 +200,23 @@ class _TraceComparison(OperatorMode):
             if record is None:
                 raise
             self._add_mismatch(record, f"relies on a fixed size: {first_line(error)}")
-            return self._zeros_as_recorded(record, args)
+            output = self._zeros_as_recorded(record, args)
+            self._remember(record, output)
+            return output
         self.macs += macs_of(func, args, kwargs, output)
         if record is not None:
             self._matched.append(record)
             if site not in self._gates:  # between a BatchNorm and its gate, widths differ from the trace
                 output = self._compare(record, func, args, kwargs, output)
+            self._remember(record, output)
         elif torch.Tag.pointwise in func.tags and site not in self._gates and self._matched and not self.graph.real:
             self.other_code = True
             self._add_mismatch(self._matched[-1], f"is followed by {func.name()}, which the original does not call")
-        return output if self.forced is None else self.forced.invert(output)
+        return output if self._forced is None else self._forced.invert(output)
+
+    def _remember(self, record: Record, output: Any) -> None:
+        for tensor in operands((output,), {}):
+            self._producers[id(tensor)] = weakref.ref(tensor), record
 
     def _run(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator and repeat its recorded decision, if it has one; without values, there are no others."""
@@ -283,10 +290,6 @@ class _TraceComparison(OperatorMode):
                 self._keep(*other)
             return
         for count in counts:
-            if self._count(count.ids) == 0:
-                why = Refusal(count.module, f"its '{count.attribute}' would become zero; one channel stays", "")
-                self.kept.setdefault(int(self.graph.units(count.ids)[0]), why)
-                continue
             self.new_sizes[count.module, count.attribute] = count
             self._found_at[count.module, count.attribute] = record, reason
 
@@ -326,18 +329,30 @@ class _TraceComparison(OperatorMode):
             ids for ids in (*lines, *counted) if self._count(ids) < len(ids) and len(set(self.graph.units(ids))) > 1
         ]
 
-    def end_early(self, error: Exception) -> None:
-        """Keep channels of the nearest operators after the forward pass has raised an error outside an operator."""
+    def end_early(self, error: Exception, concerned: Sequence[torch.Tensor]) -> None:
+        """Keep channels of the nearest operators after the forward pass has raised an error outside an operator.
+
+        The nearest are those that computed the tensors `concerned` (see `FailingCall`). If their channels stay already,
+        those that ran last are tried, though they may belong to another branch.
+        """
         if not self._matched:
             self.mismatches.append(("", f"{type(error).__name__}: {first_line(error)}"))
         following = self._next_in(_module_of(error))
         if following is not None:
             self._add_mismatch(following, f"is entered by code that relies on a fixed size: {first_line(error)}")
+        for record in self._producers_of(concerned) if following is None else ():
+            self._add_mismatch(record, f"is followed by code that relies on a fixed size: {first_line(error)}")
         for record in reversed(self._matched):  # the nearest operator that saw channels that may still go
             if self.kept or self.new_sizes:
                 break
             self._add_mismatch(record, f"is followed by code that relies on a fixed size: {first_line(error)}")
         self._expected.clear()
+
+    def _producers_of(self, inputs: Sequence[torch.Tensor]) -> Iterator[Record]:
+        for tensor in inputs:
+            ref, record = self._producers.get(id(tensor), (None, None))
+            if ref is not None and record is not None and ref() is tensor:
+                yield record
 
     def _next_in(self, module: nn.Module | None) -> Record | None:
         """Return the next operator in a module without children, whose inputs are those of the module."""

@@ -20,8 +20,8 @@ from bnprune.pruning.request import Request
 from bnprune.pruning.select import NO_GAMMA
 from bnprune.pruning.surgery import named_tensors
 
-_PROBE = 0.5
-"""Ratio of the trial: hard-coded sizes are only found if channels are removed in front of them."""
+_RATIO = 0.5
+"""Ratio of the selection that is tried; what can be pruned does not depend on it."""
 _FIXED = "its width is fixed"
 
 
@@ -75,7 +75,7 @@ def inspect(
         ConfigError: A pattern matches no layer.
         TraceError: The forward pass fails.
     """
-    scored = score_network(model, example_inputs, Request(ratio=_PROBE, exclude=tuple(exclude), coupling=coupling))
+    scored = score_network(model, example_inputs, Request(ratio=_RATIO, exclude=tuple(exclude), coupling=coupling))
     draft = plan_cut(model, example_inputs, scored)
     graph, prunable = scored.graph, draft.candidates.prunable
     tensors = dict(named_tensors(model))

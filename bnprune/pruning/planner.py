@@ -1,4 +1,7 @@
-"""The planner: trace, score, select and try in a dry run, until a selection meets the target. Nothing is cut here."""
+"""The planner: trace, score, probe, select and try in a dry run, until a selection meets the target.
+
+Nothing is cut here.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,17 @@ from torch import nn
 from bnprune.channels.gate_sites import GateKind, Gates, GateSite, Operators, separating_gates, useful_gates
 from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.modules import modules_by_name, parameter_count
-from bnprune.channels.op_context import Count
 from bnprune.channels.pytrees import Inputs, as_inputs
 from bnprune.channels.trace_network import require_repeatable, trace
-from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
+from bnprune.channels.union_find import NO_CHANNEL, Ids
 from bnprune.errors import PruningError, TraceError
 from bnprune.pruning.bias_folding import find_folds
-from bnprune.pruning.candidates import Candidates, Mask, excluded_layers, find_candidates
+from bnprune.pruning.candidates import Candidates, Constraints, Mask, excluded_layers, find_candidates
 from bnprune.pruning.cost_model import CostModel
-from bnprune.pruning.draft_plan import DraftPlan, ScoredNetwork
+from bnprune.pruning.draft_plan import DraftPlan, Findings, ScoredNetwork
 from bnprune.pruning.dry_run import DryRun, dry_run
 from bnprune.pruning.plan import PruningPlan, make_plan
+from bnprune.pruning.probe import probe
 from bnprune.pruning.request import Request, TargetKind
 from bnprune.pruning.scores import CRITERIA, require_finite, with_streams
 from bnprune.pruning.select import by_cost, by_ratio
@@ -32,14 +35,19 @@ from bnprune.pruning.surgery import copy_weights, named_tensors, require_values,
 
 
 def score_network(model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None = None) -> ScoredNetwork:
-    """Trace and score a network; `gates` are there in any case. Errors as for `prune`."""
+    """Trace, score and probe a network; `gates` are there in any case. Errors as for `prune`.
+
+    The result holds for every target of the same constraints.
+    """
     started = time.perf_counter()
     require_values(model, example_inputs)
     graph = _trace(model, example_inputs, request, gates)
     tensors = dict(named_tensors(model))
     require_finite(graph, tensors)
     scores = with_streams(graph, CRITERIA[request.criterion](graph, tensors, request.reduce))
-    return ScoredNetwork(graph, scores, request, parameter_count(model), time.perf_counter() - started, gates or {})
+    scored = ScoredNetwork(graph, scores, request, parameter_count(model), 0.0, gates or {})
+    findings = _Planner(model, as_inputs(example_inputs), scored).probe()
+    return replace(scored, findings=findings, seconds=time.perf_counter() - started)
 
 
 def _trace(model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None) -> ChannelGraph:
@@ -158,35 +166,64 @@ class _Planner:
         self.model = model
         self.inputs = inputs
         self.scored = scored
-        self._kept: dict[int, Refusal] = {}
-        self._sizes: list[Count] = []
-        """Attributes that seem to hold widths, and are changed in the slim network."""
-        self._not_sizes: set[tuple[str, str]] = set()
-        """(module, attribute) of attributes that turned out to hold no width."""
+        self._found = scored.findings
         self._is_repeatable = False
         self._folds = find_folds(model, inputs) if scored.request.fold_bias else ()
+
+    def probe(self) -> Findings:
+        """Find what must stay for every target, in dry runs of a selection that depends on the network only.
+
+        Of the constraints, only `exclude` counts: the others limit how much goes. If a probe fails for a reason that
+        nothing explains, what was found so far stands, and the dry run of the request decides.
+        """
+        graph, exclude = self.scored.graph, Constraints(exclude=self.scored.request.exclude)
+        while (removed := probe(graph, self._candidates(exclude).prunable, self._found.sizes)).any():
+            try:
+                *_, trial = self._try(removed)
+                if trial.passed:
+                    break
+                self._add_findings(trial)
+            except TraceError:
+                break
+        return self._found
 
     def select_until_it_runs(self, select: Callable[[Candidates], Mask]) -> DraftPlan:
         """Select and try in a dry run until the slim network runs as expected.
 
         Each failed dry run keeps further channels or changes further attributes, so there is an end.
         """
-        graph = self.scored.graph
         while True:
-            candidates = find_candidates(graph, self.scored.scores, self.scored.request.constraints, self._kept)
+            candidates = self._candidates(self.scored.request.constraints)
             removed = select(candidates)
-            plan = make_plan(graph, self.model, removed, self._sizes)
-            meta_slim = slim_on_meta(plan, self.model)
-            trial = self._dry_run(meta_slim, removed)
-            if graph.real and not trial.passed:  # it may have failed only for lack of values
-                meta_slim = copy_weights(meta_slim, plan, self.model)
-                trial = self._dry_run(meta_slim, removed, with_values=True)
+            plan, meta_slim, trial = self._try(removed)
             if trial.passed:
                 plan, meta_slim = self._with_folds(plan, meta_slim)
-                return DraftPlan(self.scored, candidates, removed, plan, meta_slim, trial.macs)
-            if trial.other_code and not self._is_repeatable:
-                self._require_repeatable()
+                late = self._count_found_late(candidates)
+                return DraftPlan(self.scored, candidates, removed, plan, meta_slim, trial.macs, found_late=late)
             self._add_findings(trial)
+
+    def _candidates(self, constraints: Constraints) -> Candidates:
+        scored, found = self.scored, self._found
+        return find_candidates(scored.graph, scored.scores, constraints, found.kept, found.sizes)
+
+    def _count_found_late(self, candidates: Candidates) -> int:
+        """Count the BatchNorm channels that the probe took for prunable, but a selection for the request did not."""
+        if self._found.kept.keys() == self.scored.findings.kept.keys():
+            return 0
+        graph, scored = self.scored.graph, self.scored
+        before = find_candidates(graph, scored.scores, scored.request.constraints, scored.findings.kept)
+        return int(graph.gamma_count[before.prunable & ~candidates.prunable].sum())
+
+    def _try(self, removed: Mask) -> tuple[PruningPlan, nn.Module, DryRun]:
+        """Return the plan of a selection, its slim network on the meta device, and its dry run."""
+        graph = self.scored.graph
+        plan = make_plan(graph, self.model, removed, self._found.sizes)
+        slim = slim_on_meta(plan, self.model)
+        trial = self._dry_run(slim, removed)
+        if graph.real and not trial.passed:  # it may have failed only for lack of values
+            slim = copy_weights(slim, plan, self.model)
+            trial = self._dry_run(slim, removed, with_values=True)
+        return plan, slim, trial
 
     def _require_repeatable(self) -> None:
         """Refuse a network that runs other code each time, before channels are kept for that reason."""
@@ -195,8 +232,10 @@ class _Planner:
         self._is_repeatable = True
 
     def _dry_run(self, slim: nn.Module, removed: Mask, *, with_values: bool = False) -> DryRun:
-        graph, inputs = self.scored.graph, self.inputs
-        return dry_run(slim, graph, removed, inputs, self._kept, self._sizes, self._not_sizes, with_values=with_values)
+        graph, found = self.scored.graph, self._found
+        return dry_run(
+            slim, graph, removed, self.inputs, found.kept, found.sizes, found.not_sizes, with_values=with_values
+        )
 
     def _add_findings(self, trial: DryRun) -> None:
         """Keep what a failed dry run says must stay; if it says nothing new, undo the changes of attributes.
@@ -204,14 +243,16 @@ class _Planner:
         Raises:
             TraceError: No attribute was changed either, so that there is nothing left to try.
         """
+        if trial.other_code and not self._is_repeatable:
+            self._require_repeatable()
+        kept, sizes, not_sizes = self._found.kept, self._found.sizes, self._found.not_sizes
         if not trial.kept and not trial.sizes:
-            if not self._sizes:
+            if not sizes:
                 site, difference = trial.mismatches[0]
                 raise TraceError(f"{site or 'the network'}: the slim network does not run as expected: {difference}")
-            self._not_sizes |= {(size.module, size.attribute) for size in self._sizes}
-            self._sizes = []
-        self._kept |= trial.kept
-        self._sizes += trial.sizes
+            not_sizes |= {(size.module, size.attribute) for size in sizes}
+            sizes = ()
+        self._found = Findings({**kept, **trial.kept}, (*sizes, *trial.sizes), not_sizes)
 
     def _with_folds(self, plan: PruningPlan, meta_slim: nn.Module) -> tuple[PruningPlan, nn.Module]:
         gated = {gate.at for gate in plan.gates}
@@ -253,6 +294,6 @@ class _Planner:
     def _must_stay(self) -> Mask:
         """Return True for units that must stay, as far as the trace and the dry runs have shown; shape (units,)."""
         must_stay = ~self.scored.graph.free
-        must_stay[[*self._kept]] = True
+        must_stay[[*self._found.kept]] = True
         must_stay[NO_CHANNEL] = False
         return must_stay

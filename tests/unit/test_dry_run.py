@@ -100,8 +100,82 @@ def test_several_sites_are_found_in_one_dry_run(monkeypatch) -> None:
     ]
     result, text = refused(nn.Sequential(conv_bn(3, 8), *blocks, head(8)))
     assert all(block.first[0].out_channels == 8 for block in result.model[1:5])
-    assert len(runs) == 2
+    assert len(runs) == 3  # the probe, the probe without these channels, the request
     assert text.count("view") == 4
+
+
+class FixedReshape(nn.Module):
+    """A reshape that raises before any operator runs: the 48 channels of `qkv` must stay, 128 may go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mid, self.qkv = conv_bn(3, 64, 1), conv_bn(64, 64, 1), conv_bn(64, 48, 1)
+        self.head = nn.Linear(48, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.qkv(self.mid(self.stem(x))).flatten(2).transpose(1, 2)
+        return self.head(y.reshape(x.shape[0] * 4, y.shape[1] // 4, 16 * 3)).mean(1)
+
+
+class FixedInTwoModes(FixedReshape):
+    """The same, traced in eval and in train mode."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        return {"y": super().forward(x)} if self.training else super().forward(x)
+
+
+class FixedInTraining(nn.Module):
+    """The same in train mode only, after the head of eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mid, self.aux = conv_bn(3, 64, 1), conv_bn(64, 64, 1), conv_bn(64, 48, 1)
+        self.main, self.head = conv_bn(64, 8, 1), nn.Linear(48, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        y = self.mid(self.stem(x))
+        if not self.training:
+            return self.main(y).mean((2, 3))
+        z = self.aux(y).flatten(2).transpose(1, 2).reshape(x.shape[0] * 4, -1, 48)
+        return self.main(y).mean((2, 3)), self.head(z)
+
+
+class FixedInThreePasses(FixedReshape):
+    """A branch that depends on data: traced in eval mode and with both branches forced."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return -y if x.sum().item() > 1e6 else y
+
+
+@pytest.mark.parametrize("kind", [FixedReshape, FixedInTwoModes, FixedInTraining, FixedInThreePasses])
+def test_an_error_from_python_freezes_the_nearest_channels_only(kind: type[nn.Module]) -> None:
+    result, text = refused(kind())
+    assert result.report.channels_before == 128, text
+    assert result.model.stem[0].out_channels < 64
+    assert result.model.mid[0].out_channels < 64
+
+
+def reshaped(y: torch.Tensor) -> torch.Tensor:
+    return y.reshape(1, 4, 4, 64).view(1, 16, 8, 8)
+
+
+def checked_in_python(y: torch.Tensor) -> torch.Tensor:
+    if y.shape[1] != 16:
+        raise ValueError("16 channels, please")
+    return y
+
+
+@pytest.mark.parametrize("fixed", [reshaped, checked_in_python])
+def test_an_error_from_python_freezes_the_tensor_it_is_about_not_the_branch_that_ran_last(fixed) -> None:
+    def forward(n, x):
+        y, z = n.a(x).transpose(2, 3), n.b(x)
+        return n.c(fixed(y)) + n.d(z)
+
+    net = Net(forward, a=conv_bn(3, 16), b=conv_bn(3, 32), c=head(16), d=head(32))
+    result, text = refused(net)
+    assert result.report.channels_before == 32, text
+    assert result.model.a[0].out_channels == 16
 
 
 @pytest.mark.parametrize("aux", [True, False])

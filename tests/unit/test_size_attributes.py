@@ -44,6 +44,17 @@ def test_split_sizes_shrink_and_parts_are_independent(sizes) -> None:
     assert (model.sizes, model.first, model.second) == (sizes, 4, 8), "the original is untouched"
 
 
+def test_the_best_channel_of_a_part_stays_if_the_ratio_asks_for_all_of_it() -> None:
+    model = randomized(Splits([4, 8]))
+    with torch.no_grad():
+        model.a[1].weight.copy_(torch.tensor([0.01, 0.01, 0.03, 0.01] + [1.0] * 8))
+        model.c[0][1].weight.fill_(1.0)
+    result = bnprune.prune(model, X, ratio=5 / 20)
+    assert result.model.sizes[0] == 1
+    assert result.model.a[1].weight[0].item() == pytest.approx(0.03)
+    assert result.report.channels_before == 20
+
+
 class Blur(nn.Module):
     """Anti-aliasing with a buffer, and the number of groups in an attribute of its own."""
 

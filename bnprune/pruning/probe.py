@@ -1,0 +1,71 @@
+"""The probe: a selection that does not depend on the request, to find the channels that must stay for every request.
+
+A dry run finds code that depends on a width only if that width changes. If the dry run of the requested selection were
+the only one, a small ratio that leaves a stream alone would find nothing there, and a larger one would freeze it: 0.5
+would then be half of another set than 0.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+
+import numpy as np
+
+from bnprune.channels.graph import ChannelGraph
+from bnprune.channels.op_context import Count
+from bnprune.channels.union_find import Ids
+from bnprune.pruning.candidates import Mask
+
+_SHARES = (0.25, 0.35, 0.45)
+"""Shares of a layer's channels that stay, in turn: layers of one width get different ones, for code that compares."""
+_TILT = 0.2
+"""Share of the channels by which the start of a layer keeps more than its end: code that takes half of the width is
+right only if both halves keep equally many."""
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
+
+
+def probe(graph: ChannelGraph, prunable: Mask, sizes: Sequence[Count] = ()) -> Mask:
+    """Select more than half of the channels of every layer, so that each keeps an unusual width; shapes (units,).
+
+    Scores do not count. Of 16 channels, 5 may stay, and neither half of them becomes empty: what happens to single
+    channels and empty parts depends on which channels go, and freezes nothing in advance.
+
+    Args:
+        graph: The trace.
+        prunable: True for units that may go, shape (units,).
+        sizes: Attributes that hold widths; none becomes zero.
+    """
+    removed, seen = prunable.copy(), ~prunable
+    shares = cycle(_SHARES)
+    for layer in graph.layers:
+        units = graph.units(layer.ids)
+        first = np.unique(units, return_index=True)[1]
+        own = units[np.sort(first)]
+        own = own[~seen[own]]
+        if own.size:
+            seen[own] = True
+            removed[_staying(own, next(shares))] = False
+    for ids in (*(layer.ids for layer in graph.layers), *(size.ids for size in sizes)):
+        units = graph.units(ids)
+        if removed[units].all():
+            removed[units[0]] = False
+    return _without_orphans(graph, removed)
+
+
+def _staying(units: Ids, share: float) -> Ids:
+    """Return an odd number of a layer's units, with small gaps between them.
+
+    The multiples of the golden ratio, modulo 1, are spread evenly over [0, 1): among any 5 neighbours, one is small.
+    """
+    index = np.arange(len(units))
+    order = np.argsort(index * _GOLDEN_RATIO % 1 + _TILT * index / len(units))
+    return units[order[: int(share * len(units)) | 1]]
+
+
+def _without_orphans(graph: ChannelGraph, removed: Mask) -> Mask:
+    """Keep the channels of a stream that a BatchNorm with a gate still reads or writes."""
+    stream, own = graph.implied
+    while (needed := stream[removed[stream] & ~removed[own]]).size:
+        removed[needed] = False
+    return removed
