@@ -68,6 +68,8 @@ class DraftPlan:
     """Of the slim network, if the target was a latency."""
     gate_candidates: int = 0
     """BatchNorm channels that stay, but might be removed with gates."""
+    size_notes: tuple[Note, ...] = ()
+    """Attributes that may hold a width, although no operator of the trace depends on them."""
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
@@ -81,7 +83,7 @@ class DraftPlan:
         if self.scored.required_gates:
             text = "grouped convolutions tie all streams to one that must stay: gates behind them take these apart"
             notes.append(Note("gates.required", "note", text))
-        return (*notes, *self._notes_on_target(), *self._notes_on_layer_ratios())
+        return (*notes, *self._notes_on_target(), *self._notes_on_layer_ratios(), *self.size_notes)
 
     @property
     def advice(self) -> tuple[Note, ...]:

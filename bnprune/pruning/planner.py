@@ -15,10 +15,11 @@ from bnprune.channels.gate_sites import GateKind, Gates, GateSite, Operators, se
 from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.modules import modules_by_name, parameter_count
 from bnprune.channels.op_context import Count
-from bnprune.channels.pytrees import Inputs, as_inputs
+from bnprune.channels.pytrees import Inputs, as_inputs, tensors
 from bnprune.channels.trace_network import require_repeatable, trace
 from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
 from bnprune.errors import PruningError, TraceError
+from bnprune.pruning.attribute_reads import recorded_reads
 from bnprune.pruning.bias_folding import find_folds
 from bnprune.pruning.candidates import Candidates, Mask, excluded_layers, find_candidates
 from bnprune.pruning.cost_model import CostModel
@@ -28,6 +29,7 @@ from bnprune.pruning.plan import PruningPlan, make_plan
 from bnprune.pruning.request import Request, TargetKind
 from bnprune.pruning.scores import CRITERIA, require_finite, with_streams
 from bnprune.pruning.select import by_cost, by_ratio
+from bnprune.pruning.stale_sizes import find_stale_sizes, stale_size_notes
 from bnprune.pruning.surgery import copy_weights, named_tensors, require_values, slim_on_meta
 
 
@@ -87,8 +89,10 @@ def _with_separating_gates(planner: _Planner, example_inputs: Any) -> DraftPlan 
 def _best_draft(planner: _Planner) -> DraftPlan:
     kind, share = planner.scored.request.target
     if kind == "ratio":
-        return planner.select_until_it_runs(lambda candidates: by_ratio(planner.scored.graph, candidates, share))
-    return _meet_cost(planner, kind, share)
+        draft = planner.select_until_it_runs(lambda candidates: by_ratio(planner.scored.graph, candidates, share))
+    else:
+        draft = _meet_cost(planner, kind, share)
+    return planner.with_settled_sizes(draft)
 
 
 _MOST_CORRECTIONS = 10
@@ -176,17 +180,21 @@ class _Planner:
             candidates = find_candidates(graph, self.scored.scores, self.scored.request.constraints, self._kept)
             removed = select(candidates)
             plan = make_plan(graph, self.model, removed, self._sizes)
-            meta_slim = slim_on_meta(plan, self.model)
-            trial = self._dry_run(meta_slim, removed)
-            if graph.real and not trial.passed:  # it may have failed only for lack of values
-                meta_slim = copy_weights(meta_slim, plan, self.model)
-                trial = self._dry_run(meta_slim, removed, with_values=True)
+            meta_slim, trial = self._try(plan, removed)
             if trial.passed:
                 plan, meta_slim = self._with_folds(plan, meta_slim)
                 return DraftPlan(self.scored, candidates, removed, plan, meta_slim, trial.macs)
             if trial.other_code and not self._is_repeatable:
                 self._require_repeatable()
             self._add_findings(trial)
+
+    def _try(self, plan: PruningPlan, removed: Mask) -> tuple[nn.Module, DryRun]:
+        meta_slim = slim_on_meta(plan, self.model)
+        trial = self._dry_run(meta_slim, removed)
+        if self.scored.graph.real and not trial.passed:  # it may have failed only for lack of values
+            meta_slim = copy_weights(meta_slim, plan, self.model)
+            trial = self._dry_run(meta_slim, removed, with_values=True)
+        return meta_slim, trial
 
     def _require_repeatable(self) -> None:
         """Refuse a network that runs other code each time, before channels are kept for that reason."""
@@ -212,6 +220,41 @@ class _Planner:
             self._sizes = []
         self._kept |= trial.kept
         self._sizes += trial.sizes
+
+    def with_settled_sizes(self, draft: DraftPlan) -> DraftPlan:
+        """Return a draft that changes the attributes its network needs, and those that other code would find stale."""
+        graph, removed = self.scored.graph, draft.removed
+        sizes = self._needed_sizes(removed)
+        changed = make_plan(graph, self.model, removed, sizes).attributes
+        known = {(size.module, size.attribute) for size in (*graph.counts, *sizes)}
+        known |= {(module, attribute) for module, values in changed.items() for attribute in values}
+        stale = find_stale_sizes(self.model, graph, removed, [tuple(t.shape) for t in tensors(self.inputs)], known)
+        if stale:
+            with recorded_reads({size.attribute for size in stale}) as reads:
+                self._try(make_plan(graph, self.model, removed, sizes), removed)
+            stale = [size for size in stale if size.attribute not in reads]
+        sizes += [count for size in stale for count in size.counts]
+        plan = make_plan(graph, self.model, removed, sizes)
+        if plan.attributes == draft.plan.attributes:
+            return replace(draft, size_notes=tuple(stale_size_notes(stale)))
+        plan, meta_slim = self._with_folds(plan, slim_on_meta(plan, self.model))
+        return replace(draft, plan=plan, meta_slim=meta_slim, size_notes=tuple(stale_size_notes(stale)))
+
+    def _needed_sizes(self, removed: Mask) -> list[Count]:
+        """Return the changed attributes without which the dry run would fail.
+
+        Of several attributes that equal the size an operator fails with, all were changed, and some by chance.
+        """
+        modules = modules_by_name(self.model)
+        attributes = [(type(modules[size.module]), size.attribute.partition("[")[0]) for size in self._sizes]
+        needed = dict.fromkeys(attributes)
+        for attribute in [*needed]:
+            others = [
+                size for size, own in zip(self._sizes, attributes, strict=True) if own in needed and own != attribute
+            ]
+            if self._try(make_plan(self.scored.graph, self.model, removed, others), removed)[1].passed:
+                del needed[attribute]
+        return [size for size, own in zip(self._sizes, attributes, strict=True) if own in needed]
 
     def _with_folds(self, plan: PruningPlan, meta_slim: nn.Module) -> tuple[PruningPlan, nn.Module]:
         gated = {gate.at for gate in plan.gates}
