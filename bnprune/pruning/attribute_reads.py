@@ -68,25 +68,35 @@ class _Recorder:
 
 def read_after_construction(attribute: Attribute) -> bool:
     """Return True if a method of the class reads an attribute, other than those for construction and printing."""
-    return attribute[1] in _accesses(attribute[0], "LOAD_ATTR")
+    return attribute[1] in _names_read(attribute[0])
 
 
-def written_after_construction(attribute: Attribute) -> bool:
-    """Return True if a method of the class sets an attribute after construction, as it does with a counter."""
-    return attribute[1] in _accesses(attribute[0], "STORE_ATTR")
+def set_in_forward(attribute: Attribute) -> bool:
+    """Return True if `forward`, or a method that it calls, sets an attribute, as it does with a counter."""
+    return attribute[1] in _names_set(attribute[0])
 
 
 @functools.cache
-def _accesses(cls: type, instruction: str) -> frozenset[str]:
-    """Return the names of attributes, of any object, that the methods of a class read or set after construction."""
+def _names_read(cls: type) -> frozenset[str]:
     methods = _methods(cls)
-    later = methods.keys() - _only_for_construction(methods)
-    return frozenset(name for method in later for code in methods[method] for name in _names(code, instruction))
+    return _names(methods, methods.keys() - _only_for_construction(methods), "LOAD_ATTR")
 
 
-def _methods(cls: type) -> dict[str, list[CodeType]]:
+@functools.cache
+def _names_set(cls: type) -> frozenset[str]:
+    methods, reached, calls = _methods(cls), set[str](), {"forward"}
+    while not calls <= reached:
+        reached |= calls
+        calls = set(_names(methods, reached & methods.keys(), "LOAD_ATTR"))
+    return _names(methods, reached & methods.keys(), "STORE_ATTR")
+
+
+_Methods = dict[str, list[CodeType]]
+
+
+def _methods(cls: type) -> _Methods:
     """Return the code of all methods and properties of a class, of inherited ones too, without PyTorch's own."""
-    found: dict[str, list[CodeType]] = {}
+    found: _Methods = {}
     for base in cls.__mro__:
         if not base.__module__.startswith(("builtins", "torch.nn.")):
             for name, value in vars(base).items():
@@ -98,22 +108,24 @@ def _methods(cls: type) -> dict[str, list[CodeType]]:
 _SERVING = frozenset({"__init__", "__repr__", "__str__", "extra_repr"})
 
 
-def _only_for_construction(methods: dict[str, list[CodeType]]) -> set[str]:
+def _only_for_construction(methods: _Methods) -> set[str]:
     """Return the methods for construction and printing, with the methods that only these call (`_make_layer`)."""
-    calls = {
-        name: {called for code in codes for called in _names(code, "LOAD_ATTR")} for name, codes in methods.items()
-    }
     serving = set(_SERVING & methods.keys())
     while True:
-        by_serving = set[str]().union(*(calls[name] for name in serving)) & methods.keys()
-        by_others = set[str]().union(*(calls[name] - {name} for name in methods.keys() - serving))
-        more = by_serving - by_others - serving - {"forward"}
+        others = methods.keys() - serving
+        called_by_others = set[str]().union(*(_names(methods, {name}, "LOAD_ATTR") - {name} for name in others))
+        more = (_names(methods, serving, "LOAD_ATTR") & others) - called_by_others - {"forward"}
         if not more:
             return serving
         serving |= more
 
 
-def _names(code: CodeType, instruction: str) -> Iterator[str]:
+def _names(methods: _Methods, of: Collection[str], instruction: str) -> frozenset[str]:
+    """Return the names of attributes, of any object, that some of the methods read or set."""
+    return frozenset(name for method in of for code in methods[method] for name in _names_in(code, instruction))
+
+
+def _names_in(code: CodeType, instruction: str) -> Iterator[str]:
     """Yield the names in attribute instructions of a function, and of the functions inside it."""
     for step in dis.get_instructions(code):
         kind = "LOAD_ATTR" if step.opname == "LOAD_METHOD" else step.opname
@@ -121,4 +133,4 @@ def _names(code: CodeType, instruction: str) -> Iterator[str]:
             yield step.argval
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            yield from _names(inner, instruction)
+            yield from _names_in(inner, instruction)

@@ -15,6 +15,8 @@ first split". An attribute is taken for the size of a place if it equals that si
 - One value only: it is set if some method reads it, and a note lists it.
 - If a place of the same size keeps its width, or two such places shrink differently, it is left as it is. A note lists
   it if some method reads it.
+
+An attribute that the traced pass reads is left as it is, since the slim network runs with that value.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from bnprune.pruning.attribute_reads import (
     Attribute,
     is_recordable,
     read_after_construction,
-    written_after_construction,
+    set_in_forward,
 )
 from bnprune.pruning.candidates import Mask
 
@@ -56,10 +58,6 @@ class StaleSize:
     """Names of modules in which there are several."""
     coincidence: bool
     """True if the attribute has the same value in all modules, so that it may equal the width by chance."""
-
-    def __str__(self) -> str:
-        """Return class and attribute."""
-        return f"{self.attribute[0].__name__}.{self.name}"
 
 
 def find_stale_sizes(
@@ -91,17 +89,20 @@ def stale_size_notes(found: Sequence[StaleSize]) -> Iterator[Note]:
     """Yield the remarks about attributes that may be wrong after the cut."""
     updated = [size for size in found if size.counts and size.coincidence]
     if updated:
-        text = "set to new widths, although the given forward pass does not read them (undo that if they are no widths)"
-        yield Note("sizes.updated", "note", f"attributes {text}: {_listed(updated)}")
+        text = (
+            "these attributes equal a width and were set to its new value, although the forward pass did not read them"
+        )
+        yield Note("sizes.updated", "note", f"{text}: {_listed(updated)}. Set them back if they mean something else")
     undecided = [size for size in found if size.undecided]
     if undecided:
-        text = "equal a width that shrank, but may mean something else, and stay as they are"
-        advice = "the given forward pass does not read them; set them before you run code that does"
-        yield Note("sizes.undecided", "note", f"attributes that {text}: {_listed(undecided)}; {advice}")
+        text = "these attributes equal a width that shrank, but may mean something else, and were not changed"
+        advice = "The forward pass did not read them; check them before you run other code of these modules"
+        yield Note("sizes.undecided", "note", f"{text}: {_listed(undecided)}. {advice}")
 
 
 def _listed(sizes: Iterable[StaleSize]) -> str:
-    return ", ".join(sorted(map(str, sizes)))
+    attributes = {size.attribute for size in sizes}  # once for all elements of a list
+    return ", ".join(sorted(f"{cls.__name__}.{name}" for cls, name in attributes))
 
 
 def _groups(places: _Places, known: Collection[tuple[str, str]]) -> dict[Attribute, dict[str, dict[str, float]]]:
@@ -114,7 +115,7 @@ def _groups(places: _Places, known: Collection[tuple[str, str]]) -> dict[Attribu
             for element, value in elements.items():
                 if (name, element) not in known:
                     groups[type(module), attribute][element][name] = value
-    return {key: held for key, held in groups.items() if is_recordable(key) and not written_after_construction(key)}
+    return {key: held for key, held in groups.items() if is_recordable(key) and not set_in_forward(key)}
 
 
 def _numbers(module: nn.Module) -> Iterator[tuple[str, dict[str, float]]]:

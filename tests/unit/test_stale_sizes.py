@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import bnprune
+from bnprune.pruning.attribute_reads import recorded_reads
 from bnprune.pruning.size_attributes import Attributes
 from tests.nets import conv_bn, head, randomized
 
@@ -130,6 +132,17 @@ def test_an_attribute_that_only_construction_reads_is_left_alone() -> None:
     assert notes == {}
 
 
+def test_a_size_that_a_method_sets_is_no_counter() -> None:
+    """timm's `num_features`: methods that replace the classifier read it, methods that drop stages set it."""
+
+    def later(self):
+        self.width = self.width - 2
+
+    slim, notes = pruned(layer("width", 8, later), head(8))
+    assert slim[0].width == slim[0].body[0].out_channels == 4
+    assert "Layer.width" in notes["sizes.updated"]
+
+
 def test_an_attribute_that_may_be_an_image_size_is_listed() -> None:
     slim, notes = pruned(layer("size", 8, lambda self: self.size), head(8), x=torch.zeros(1, 3, 8, 8))
     assert slim[0].size == 8
@@ -207,3 +220,25 @@ def test_a_list_with_other_numbers_than_sizes_is_not_changed_in_a_dry_run() -> N
     attributes = Attributes(nn.Sequential(module), known=set())
     found = attributes.holding("0", [np.arange(4)], [], dims={1, 3, 8})
     assert [count.attribute for count in found] == ["sizes[0]", "heads"]
+
+
+def test_reads_are_recorded_for_this_thread_and_leave_no_trace() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = 1, 2, 3
+
+    module = Counted()
+    with recorded_reads({(Counted, "a"), (Counted, "b"), (Counted, "c")}) as reads:
+        other = threading.Thread(target=lambda: module.b)
+        other.start()
+        other.join()
+        module.c = 4
+        assert (module.a, vars(module)["c"]) == (1, 4)
+        del module.b
+        assert not hasattr(module, "b")
+        module.b = nn.Parameter(torch.zeros(1))
+        assert isinstance(module.b, nn.Parameter)
+    assert reads == {(Counted, "a")}
+    assert not {"a", "b", "c"} & vars(Counted).keys()
+    assert (module.a, module.c) == (1, 4)
