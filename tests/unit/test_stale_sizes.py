@@ -76,7 +76,7 @@ class Masks(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hidden_size, self.calls = 12, 4
+        self.hidden_size, self.calls = 12, 12
         self.linear, self.norm, self.last = nn.Linear(8, 12), nn.BatchNorm1d(12), nn.Linear(12, 4)
         self.register_buffer("masks", torch.ones(16, 12))
 
@@ -90,10 +90,10 @@ class Masks(nn.Module):
         return self.last(y)
 
 
-def test_a_size_that_is_read_after_some_calls_is_set_and_counters_are_not() -> None:
+def test_a_size_that_is_read_after_some_calls_is_set() -> None:
     slim, notes = pruned(Masks(), x=torch.zeros(2, 8))
     assert slim[0].hidden_size == slim[0].linear.out_features == 6
-    assert slim[0].calls == 4
+    assert slim[0].calls == 12
     assert "Masks.hidden_size" in notes["sizes.updated"]
     for _ in range(10):
         slim.train()(torch.randn(2, 8))
@@ -132,6 +132,17 @@ def test_an_attribute_that_only_construction_reads_is_left_alone() -> None:
     assert notes == {}
 
 
+def test_a_counter_that_happens_to_equal_a_width_is_left_alone() -> None:
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            self.seen += 1
+        return self.body(x)
+
+    slim, notes = pruned(layer("seen", 8, lambda self: self.seen, forward), head(8))
+    assert slim[0].seen == 8
+    assert notes == {}
+
+
 def test_a_size_that_a_method_sets_is_no_counter() -> None:
     """timm's `num_features`: methods that replace the classifier read it, methods that drop stages set it."""
 
@@ -144,7 +155,10 @@ def test_a_size_that_a_method_sets_is_no_counter() -> None:
 
 
 def test_an_attribute_that_may_be_an_image_size_is_listed() -> None:
-    slim, notes = pruned(layer("size", 8, lambda self: self.size), head(8), x=torch.zeros(1, 3, 8, 8))
+    """The image is the only tensor of that size: the convolution halves it."""
+    module = layer("size", 8, lambda self: self.size)
+    module.body = conv_bn(3, 8, stride=2)
+    slim, notes = pruned(module, head(8), x=torch.zeros(1, 3, 8, 8))
     assert slim[0].size == 8
     assert "Layer.size" in notes["sizes.undecided"]
 
