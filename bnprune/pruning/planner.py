@@ -19,7 +19,6 @@ from bnprune.channels.pytrees import Inputs, as_inputs, tensors
 from bnprune.channels.trace_network import require_repeatable, trace
 from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
 from bnprune.errors import PruningError, TraceError
-from bnprune.pruning.attribute_reads import recorded_reads
 from bnprune.pruning.bias_folding import find_folds
 from bnprune.pruning.candidates import Candidates, Mask, excluded_layers, find_candidates
 from bnprune.pruning.cost_model import CostModel
@@ -29,7 +28,7 @@ from bnprune.pruning.plan import PruningPlan, make_plan
 from bnprune.pruning.request import Request, TargetKind
 from bnprune.pruning.scores import CRITERIA, require_finite, with_streams
 from bnprune.pruning.select import by_cost, by_ratio
-from bnprune.pruning.stale_sizes import find_stale_sizes, stale_size_notes
+from bnprune.pruning.settled_sizes import settle_sizes
 from bnprune.pruning.surgery import copy_weights, named_tensors, require_values, slim_on_meta
 
 
@@ -179,8 +178,7 @@ class _Planner:
         while True:
             candidates = find_candidates(graph, self.scored.scores, self.scored.request.constraints, self._kept)
             removed = select(candidates)
-            plan = make_plan(graph, self.model, removed, self._sizes)
-            meta_slim, trial = self._try(plan, removed)
+            plan, meta_slim, trial = self._try(removed, self._sizes)
             if trial.passed:
                 plan, meta_slim = self._with_folds(plan, meta_slim)
                 return DraftPlan(self.scored, candidates, removed, plan, meta_slim, trial.macs)
@@ -188,13 +186,16 @@ class _Planner:
                 self._require_repeatable()
             self._add_findings(trial)
 
-    def _try(self, plan: PruningPlan, removed: Mask) -> tuple[nn.Module, DryRun]:
-        meta_slim = slim_on_meta(plan, self.model)
-        trial = self._dry_run(meta_slim, removed)
-        if self.scored.graph.real and not trial.passed:  # it may have failed only for lack of values
-            meta_slim = copy_weights(meta_slim, plan, self.model)
-            trial = self._dry_run(meta_slim, removed, with_values=True)
-        return meta_slim, trial
+    def _try(self, removed: Mask, sizes: Sequence[Count]) -> tuple[PruningPlan, nn.Module, DryRun]:
+        """Return the plan of a selection, its slim network on the meta device, and its dry run."""
+        graph = self.scored.graph
+        plan = make_plan(graph, self.model, removed, sizes)
+        slim = slim_on_meta(plan, self.model)
+        trial = self._dry_run(slim, removed)
+        if graph.real and not trial.passed:  # it may have failed only for lack of values
+            slim = copy_weights(slim, plan, self.model)
+            trial = self._dry_run(slim, removed, with_values=True)
+        return plan, slim, trial
 
     def _require_repeatable(self) -> None:
         """Refuse a network that runs other code each time, before channels are kept for that reason."""
@@ -222,39 +223,19 @@ class _Planner:
         self._sizes += trial.sizes
 
     def with_settled_sizes(self, draft: DraftPlan) -> DraftPlan:
-        """Return a draft that changes the attributes its network needs, and those that other code would find stale."""
+        """Return a draft that changes all attributes that hold widths, and no others."""
         graph, removed = self.scored.graph, draft.removed
-        sizes = self._needed_sizes(removed)
-        changed = make_plan(graph, self.model, removed, sizes).attributes
-        known = {(size.module, size.attribute) for size in (*graph.counts, *sizes)}
-        known |= {(module, attribute) for module, values in changed.items() for attribute in values}
-        stale = find_stale_sizes(self.model, graph, removed, [tuple(t.shape) for t in tensors(self.inputs)], known)
-        if stale:
-            with recorded_reads({size.attribute for size in stale}) as reads:
-                self._try(make_plan(graph, self.model, removed, sizes), removed)
-            stale = [size for size in stale if size.attribute not in reads]
-        sizes += [count for size in stale for count in size.counts]
+        if not removed.any():
+            return draft
+        shapes = [tuple(tensor.shape) for tensor in tensors(self.inputs)]
+        sizes, notes = settle_sizes(
+            self.model, graph, removed, shapes, self._sizes, lambda sizes: self._try(removed, sizes)[2].passed
+        )
         plan = make_plan(graph, self.model, removed, sizes)
-        if plan.attributes == draft.plan.attributes:
-            return replace(draft, size_notes=tuple(stale_size_notes(stale)))
-        plan, meta_slim = self._with_folds(plan, slim_on_meta(plan, self.model))
-        return replace(draft, plan=plan, meta_slim=meta_slim, size_notes=tuple(stale_size_notes(stale)))
-
-    def _needed_sizes(self, removed: Mask) -> list[Count]:
-        """Return the changed attributes without which the dry run would fail.
-
-        Of several attributes that equal the size an operator fails with, all were changed, and some by chance.
-        """
-        modules = modules_by_name(self.model)
-        attributes = [(type(modules[size.module]), size.attribute.partition("[")[0]) for size in self._sizes]
-        needed = dict.fromkeys(attributes)
-        for attribute in [*needed]:
-            others = [
-                size for size, own in zip(self._sizes, attributes, strict=True) if own in needed and own != attribute
-            ]
-            if self._try(make_plan(self.scored.graph, self.model, removed, others), removed)[1].passed:
-                del needed[attribute]
-        return [size for size, own in zip(self._sizes, attributes, strict=True) if own in needed]
+        if plan.attributes != draft.plan.attributes:
+            plan, meta_slim = self._with_folds(plan, slim_on_meta(plan, self.model))
+            draft = replace(draft, plan=plan, meta_slim=meta_slim)
+        return replace(draft, size_notes=notes)
 
     def _with_folds(self, plan: PruningPlan, meta_slim: nn.Module) -> tuple[PruningPlan, nn.Module]:
         gated = {gate.at for gate in plan.gates}
