@@ -10,9 +10,11 @@ Labels are immutable: every function returns a new one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+
+from bnprune.channels.union_find import Ids
 
 Label = torch.Tensor
 Labels = tuple[Label, ...]
@@ -23,6 +25,16 @@ NONE: Labels = ()
 def varying(label: Label) -> tuple[int, ...]:
     """Return the dimensions along which the channel changes: (1,) for a label of shape (1, C, 1, 1)."""
     return tuple(dim for dim, size in enumerate(label.shape) if size > 1)
+
+
+def lines(label: Label) -> Iterator[tuple[int, Ids]]:
+    """Yield each dimension along which the channel changes, and the ids along it at index 0 of the other dimensions."""
+    for dim in varying(label):
+        line = label
+        for other in varying(label):
+            if other != dim:
+                line = line.narrow(other, 0, 1)
+        yield dim, line.reshape(-1).numpy()
 
 
 def compact(full: torch.Tensor) -> Label:

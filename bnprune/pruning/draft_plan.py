@@ -86,6 +86,8 @@ class DraftPlan:
     """BatchNorm channels that stay, but might be removed with gates."""
     found_late: int = 0
     """BatchNorm channels that the probe took for prunable, but that must stay at the widths of this selection."""
+    size_notes: tuple[Note, ...] = ()
+    """Attributes that may hold a width, although no operator of the trace depends on them."""
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
@@ -103,7 +105,7 @@ class DraftPlan:
             count = f"{self.found_late} BatchNorm channels"
             text = f"{count} must stay only at the widths of this selection: other targets may prune them"
             notes.append(Note("prunable.found_late", "note", text))
-        return (*notes, *self._notes_on_target(), *self._notes_on_layer_ratios())
+        return (*notes, *self._notes_on_target(), *self._notes_on_layer_ratios(), *self.size_notes)
 
     @property
     def advice(self) -> tuple[Note, ...]:

@@ -30,7 +30,7 @@ from torch import nn
 
 from bnprune.channels.control_flow import FORCED_BRANCHES, ForcedBranch, is_real
 from bnprune.channels.graph import ChannelGraph, Record, Trace
-from bnprune.channels.labels import Label, varying
+from bnprune.channels.labels import Label, lines, varying
 from bnprune.channels.meta_kernels import run_kernel
 from bnprune.channels.modules import module_stack, temporary_mode
 from bnprune.channels.op_context import Count
@@ -283,7 +283,7 @@ class _TraceComparison(OperatorMode):
         """Record a difference, and change the attribute that holds the size or, without one, keep the channels."""
         self._before_first_mismatch = self._before_first_mismatch or list(self._matched)
         self.mismatches.append((record.site, f"{record.op} {reason}"))
-        counts = self.attributes.holding(record.site, self._shrunk(record), _parts(record))
+        counts = self.attributes.holding(record.site, self._shrunk(record), _parts(record), self._dims(record.site))
         conflicts = [other for count in counts for other in self._withdraw_conflicting(count)]
         if not counts or conflicts:
             for other in (*conflicts, (record, reason)):
@@ -318,15 +318,21 @@ class _TraceComparison(OperatorMode):
                 if unit != NO_CHANNEL and unit not in self.settled and self.graph.frozen[unit] is None:
                     self.kept.setdefault(unit, why)
 
+    def _dims(self, site: str) -> set[int]:
+        """Return the sizes before the cut of all tensors that a module makes, and of the channels it reads."""
+        here = [record for record in self._records if record.site == site]
+        read = (label.shape for record in here for label in record.inputs)
+        return {size for shape in (*read, *(shape for r in here for shape, _ in r.outputs)) for size in shape}
+
     def _shrunk(self, record: Record) -> list[Ids]:
         """Return channel ids along every dimension of the operator's tensors that is smaller now, tensors first."""
         labels = [*record.inputs, *(label for _, labels in record.outputs for label in labels)]
-        lines = [line for label in labels for line in _lines(label)]
+        found = [line for label in labels for _, line in lines(label)]
         if record.kind == "slice":  # x[:, bound:] is sized by what it leaves out
-            lines += [line[~np.isin(line, taken)] for line in lines for taken in lines if len(taken) < len(line)]
+            found += [line[~np.isin(line, taken)] for line in found for taken in found if len(taken) < len(line)]
         counted = [count.ids for count in self.graph.counts if count.module == record.site]
         return [
-            ids for ids in (*lines, *counted) if self._count(ids) < len(ids) and len(set(self.graph.units(ids))) > 1
+            ids for ids in (*found, *counted) if self._count(ids) < len(ids) and len(set(self.graph.units(ids))) > 1
         ]
 
     def end_early(self, error: Exception, concerned: Sequence[torch.Tensor]) -> None:
@@ -393,15 +399,5 @@ def _parts(record: Record) -> list[Ids]:
     """Return the channel ids of each part of a split, along the dimension that is split."""
     if record.kind != "split":
         return []
-    lines = [next((line for label in labels for line in _lines(label)), None) for _, labels in record.outputs]
-    return [line for line in lines if line is not None]
-
-
-def _lines(label: Label) -> Iterator[Ids]:
-    """Yield the channel ids along each dimension of a label, taken at index 0 of the other dimensions."""
-    for dim in varying(label):
-        line = label
-        for other in varying(label):
-            if other != dim:
-                line = line.narrow(other, 0, 1)
-        yield line.reshape(-1).numpy()
+    parts = [next((line for label in labels for _, line in lines(label)), None) for _, labels in record.outputs]
+    return [line for line in parts if line is not None]

@@ -17,7 +17,8 @@ from torch import nn
 from bnprune.channels.gate_sites import GateKind, Gates, GateSite, Operators, separating_gates, useful_gates
 from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.modules import modules_by_name, parameter_count
-from bnprune.channels.pytrees import Inputs, as_inputs
+from bnprune.channels.op_context import Count
+from bnprune.channels.pytrees import Inputs, as_inputs, tensors
 from bnprune.channels.trace_network import require_repeatable, trace
 from bnprune.channels.union_find import NO_CHANNEL, Ids
 from bnprune.errors import PruningError, TraceError
@@ -31,6 +32,7 @@ from bnprune.pruning.probe import probe
 from bnprune.pruning.request import Request, TargetKind
 from bnprune.pruning.scores import CRITERIA, require_finite, with_streams
 from bnprune.pruning.select import by_cost, by_ratio
+from bnprune.pruning.settled_sizes import settle_sizes
 from bnprune.pruning.surgery import copy_weights, named_tensors, require_values, slim_on_meta
 
 
@@ -95,8 +97,10 @@ def _with_separating_gates(planner: _Planner, example_inputs: Any) -> DraftPlan 
 def _best_draft(planner: _Planner) -> DraftPlan:
     kind, share = planner.scored.request.target
     if kind == "ratio":
-        return planner.select_until_it_runs(lambda candidates: by_ratio(planner.scored.graph, candidates, share))
-    return _meet_cost(planner, kind, share)
+        draft = planner.select_until_it_runs(lambda candidates: by_ratio(planner.scored.graph, candidates, share))
+    else:
+        draft = _meet_cost(planner, kind, share)
+    return planner.with_settled_sizes(draft)
 
 
 _MOST_CORRECTIONS = 10
@@ -179,7 +183,7 @@ class _Planner:
         graph, exclude = self.scored.graph, Constraints(exclude=self.scored.request.exclude)
         while (removed := probe(graph, self._candidates(exclude).prunable, self._found.sizes)).any():
             try:
-                *_, trial = self._try(removed)
+                *_, trial = self._try(removed, self._found.sizes)
                 if trial.passed:
                     break
                 self._add_findings(trial)
@@ -195,7 +199,7 @@ class _Planner:
         while True:
             candidates = self._candidates(self.scored.request.constraints)
             removed = select(candidates)
-            plan, meta_slim, trial = self._try(removed)
+            plan, meta_slim, trial = self._try(removed, self._found.sizes)
             if trial.passed:
                 plan, meta_slim = self._with_folds(plan, meta_slim)
                 late = self._count_found_late(candidates)
@@ -214,10 +218,10 @@ class _Planner:
         before = find_candidates(graph, scored.scores, scored.request.constraints, scored.findings.kept)
         return int(graph.gamma_count[before.prunable & ~candidates.prunable].sum())
 
-    def _try(self, removed: Mask) -> tuple[PruningPlan, nn.Module, DryRun]:
+    def _try(self, removed: Mask, sizes: Sequence[Count]) -> tuple[PruningPlan, nn.Module, DryRun]:
         """Return the plan of a selection, its slim network on the meta device, and its dry run."""
         graph = self.scored.graph
-        plan = make_plan(graph, self.model, removed, self._found.sizes)
+        plan = make_plan(graph, self.model, removed, sizes)
         slim = slim_on_meta(plan, self.model)
         trial = self._dry_run(slim, removed)
         if graph.real and not trial.passed:  # it may have failed only for lack of values
@@ -253,6 +257,21 @@ class _Planner:
             not_sizes |= {(size.module, size.attribute) for size in sizes}
             sizes = ()
         self._found = Findings({**kept, **trial.kept}, (*sizes, *trial.sizes), not_sizes)
+
+    def with_settled_sizes(self, draft: DraftPlan) -> DraftPlan:
+        """Return a draft that changes all attributes that hold widths, and no others."""
+        graph, removed = self.scored.graph, draft.removed
+        if not removed.any():
+            return draft
+        shapes = [tuple(tensor.shape) for tensor in tensors(self.inputs)]
+        sizes, notes = settle_sizes(
+            self.model, graph, removed, shapes, self._found.sizes, lambda sizes: self._try(removed, sizes)[2].passed
+        )
+        plan = make_plan(graph, self.model, removed, sizes)
+        if plan.attributes != draft.plan.attributes:
+            plan, meta_slim = self._with_folds(plan, slim_on_meta(plan, self.model))
+            draft = replace(draft, plan=plan, meta_slim=meta_slim)
+        return replace(draft, size_notes=notes)
 
     def _with_folds(self, plan: PruningPlan, meta_slim: nn.Module) -> tuple[PruningPlan, nn.Module]:
         gated = {gate.at for gate in plan.gates}

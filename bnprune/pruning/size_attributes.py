@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import TypeGuard
 
 from torch import nn
 
@@ -23,10 +24,11 @@ class Attributes:
         self.modules = modules_by_name(model)
         self.known = known
 
-    def holding(self, site: str, sizes: Sequence[Ids], parts: Sequence[Ids]) -> list[Count]:
+    def holding(self, site: str, sizes: Sequence[Ids], parts: Sequence[Ids], dims: Collection[int]) -> list[Count]:
         """Return attributes of a module, or else of its parent, whose value is one of these sizes before the cut.
 
-        If the operator splits a tensor, a list of the sizes of all `parts`, in order, is preferred.
+        If the operator splits a tensor, a list of the sizes of all `parts`, in order, is preferred. Other lists count
+        only if each element is one of `dims`, the sizes of all tensors of the module: a list of positions has others.
         """
         listed = self._list_of(site, parts)
         if listed:
@@ -35,16 +37,11 @@ class Attributes:
         for ids in sizes:
             by_size.setdefault(len(ids), ids)
         for name in (site, site.rpartition(".")[0]):
-            module = self.modules.get(name)
-            found = (
-                []
-                if module is None
-                else [
-                    Count(name, attribute, by_size[value])
-                    for attribute, value in _integers(module)
-                    if value in by_size and (name, attribute) not in self.known
-                ]
-            )
+            found = [
+                Count(name, attribute, by_size[value])
+                for attribute, value in self._integers(name, {*dims, *by_size})
+                if value in by_size and (name, attribute) not in self.known
+            ]
             if found:
                 return found
         return []
@@ -56,14 +53,18 @@ class Attributes:
                 return [Count(site, f"{name}[{index}]", ids) for index, ids in enumerate(parts)]
         return []
 
+    def _integers(self, name: str, dims: Collection[int]) -> Iterator[tuple[str, int]]:
+        """Yield integers of a module, and elements of lists whose elements are all in `dims`, or changed already."""
+        for attribute, value in vars(self.modules[name]).items() if name in self.modules else ():
+            if _is_size(value) and not attribute.startswith("_"):
+                yield attribute, value
+            elif isinstance(value, list | tuple):
+                items = {f"{attribute}[{index}]": item for index, item in enumerate(value)}
+                if all(
+                    _is_size(item, 1) and (item in dims or (name, key) in self.known) for key, item in items.items()
+                ):
+                    yield from items.items()
 
-def _integers(module: nn.Module) -> Iterator[tuple[str, int]]:
-    for name, value in vars(module).items():
-        if isinstance(value, int) and not isinstance(value, bool) and value > 1 and not name.startswith("_"):
-            yield name, value
-        elif isinstance(value, list | tuple):
-            yield from (
-                (f"{name}[{index}]", item)
-                for index, item in enumerate(value)
-                if isinstance(item, int) and not isinstance(item, bool) and item > 1
-            )
+
+def _is_size(value: object, least: int = 2) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

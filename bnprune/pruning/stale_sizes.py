@@ -1,0 +1,294 @@
+"""Stale sizes: attributes that equal a width before the cut, and that the traced forward pass does not read.
+
+Other code may read them later: another `forward` that an exporter puts in, a branch that is taken in training only.
+
+    class C2f(nn.Module):
+        self.c = 16                                    # after a cut of 32 channels to 12, it has to be 6
+        forward:        a, b = x.chunk(2, 1)           # traced; does not read self.c
+        forward_split:  a, b = x.split((self.c, self.c), 1)
+
+No dry run can tell such an attribute from a number that equals a width by chance. So all modules of a class are
+compared. A *place* is a dimension of a tensor, named relative to the module: "dimension 1 of the second output of the
+first split". An attribute is taken for the size of a place if it equals that size in every module of the class.
+
+- Several modules with different values: no coincidence. The attribute is set to the new width.
+- One value only: it is set if some method reads it, and a note lists it.
+- If a place of the same size keeps its width, or two such places shrink differently, it is left as it is. A note lists
+  it if some method reads it.
+
+An attribute that the traced pass reads is left as it is, since the slim network runs with that value.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import count
+from typing import NamedTuple
+
+from torch import nn
+
+from bnprune.channels.graph import ChannelGraph, Record
+from bnprune.channels.labels import Label, lines
+from bnprune.channels.modules import modules_by_name
+from bnprune.channels.op_context import Count
+from bnprune.channels.union_find import Ids
+from bnprune.notes import Note
+from bnprune.pruning.attribute_reads import (
+    Attribute,
+    is_recordable,
+    read_after_construction,
+    set_in_forward,
+)
+from bnprune.pruning.candidates import Mask
+
+
+@dataclass(frozen=True, slots=True)
+class StaleSize:
+    """An attribute of a class that seems to hold a width."""
+
+    attribute: Attribute
+    name: str
+    """Of the attribute; "sizes[2]" for an element of a list or tuple."""
+    counts: tuple[Count, ...]
+    """Modules in which there is one possible new value."""
+    undecided: tuple[str, ...]
+    """Names of modules in which there are several."""
+    coincidence: bool
+    """True if the attribute has the same value in all modules, so that it may equal the width by chance."""
+
+
+def find_stale_sizes(
+    model: nn.Module,
+    graph: ChannelGraph,
+    removed: Mask,
+    inputs: Sequence[tuple[int, ...]],
+    known: Collection[tuple[str, str]],
+) -> list[StaleSize]:
+    """Return attributes that would be wrong after a cut if they hold widths.
+
+    Args:
+        model: The network.
+        graph: The trace.
+        removed: True for units to remove, shape (units,).
+        inputs: Shapes of the inputs of the trace.
+        known: (module, attribute) of attributes that surgery takes care of.
+    """
+    places = _Places(model, graph, removed, inputs)
+    found: list[StaleSize] = []
+    for attribute, held in _groups(places, known).items():
+        used = read_after_construction(attribute)
+        if used or any(len({*values.values()}) > 1 for values in held.values()):
+            found += _judge_all(places, attribute, held, used=used)
+    return found
+
+
+def stale_size_notes(found: Sequence[StaleSize]) -> Iterator[Note]:
+    """Yield the remarks about attributes that may be wrong after the cut."""
+    updated = [size for size in found if size.counts and size.coincidence]
+    if updated:
+        text = (
+            "these attributes equal a width and were set to its new value, although the forward pass did not read them"
+        )
+        yield Note("sizes.updated", "note", f"{text}: {_listed(updated)}. Set them back if they mean something else")
+    undecided = [size for size in found if size.undecided]
+    if undecided:
+        text = "these attributes equal a width that shrank, but may mean something else, and were not changed"
+        advice = "The forward pass did not read them; check them before you run other code of these modules"
+        yield Note("sizes.undecided", "note", f"{text}: {_listed(undecided)}. {advice}")
+
+
+def _listed(sizes: Iterable[StaleSize]) -> str:
+    attributes = {size.attribute for size in sizes}  # once for all elements of a list
+    return ", ".join(sorted(f"{cls.__name__}.{name}" for cls, name in attributes))
+
+
+def _groups(places: _Places, known: Collection[tuple[str, str]]) -> dict[Attribute, dict[str, dict[str, float]]]:
+    """Return the numbers in the attributes of each class: by attribute, by element of it ("sizes[2]"), by module."""
+    groups: dict[Attribute, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for name, module in places.modules.items():
+        if name not in places.ran or type(module).__module__.startswith("torch.nn."):
+            continue
+        for attribute, elements in _numbers(module):
+            for element, value in elements.items():
+                if (name, element) not in known:
+                    groups[type(module), attribute][element][name] = value
+    return {key: held for key, held in groups.items() if is_recordable(key) and not set_in_forward(key)}
+
+
+def _numbers(module: nn.Module) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield the attributes of a module that may be widths, or lists of widths."""
+    for name, value in vars(module).items():
+        items = (
+            {f"{name}[{i}]": item for i, item in enumerate(value)} if isinstance(value, list | tuple) else {name: value}
+        )
+        if not name.startswith("_") and items and all(map(_may_be_width, items.values())):
+            yield name, items
+
+
+def _may_be_width(value: object) -> bool:
+    return isinstance(value, int | float) and value > 1 and float(value).is_integer()  # `True > 1` is false
+
+
+def _judge_all(
+    places: _Places, attribute: Attribute, held: Mapping[str, Mapping[str, float]], *, used: bool
+) -> list[StaleSize]:
+    """Return what is known about the elements of an attribute; a list is one of widths if all of its elements are."""
+    judged = []
+    for element, values in held.items():
+        found = _common_places(places, values)
+        if not any(found.values()):
+            return []
+        judged.append(_judge(attribute, element, values, found, used=used))
+    if any(size.undecided for size in judged):
+        judged = [replace(size, counts=(), undecided=size.undecided or tuple(held[size.name])) for size in judged]
+    return [size for size in judged if size.counts or size.undecided]
+
+
+def _common_places(places: _Places, values: Mapping[str, float]) -> dict[str, list[_Width]]:
+    """Return the dimensions that equal an attribute in every module, up to the nearest one that shrinks in a module."""
+    found: dict[str, list[_Width]] = {module: [] for module in values}
+    for distance in range(_FAR if len({*values.values()}) > 1 else _NEAR):
+        equal = {module: places.equal(module, distance, value) for module, value in values.items()}
+        for key in set[_Key].intersection(*map(set, equal.values())):
+            for module, widths in equal.items():
+                found[module].append(widths[key])
+        if any(width.before != width.after for widths in found.values() for width in widths):
+            break
+    return found
+
+
+def _judge(
+    attribute: Attribute, name: str, values: Mapping[str, float], found: Mapping[str, list[_Width]], *, used: bool
+) -> StaleSize:
+    """Return the new values of an attribute, as far as the dimensions that equal it agree."""
+    coincidence = len({*values.values()}) < 2
+    counts, undecided = [], []
+    for module, value in values.items() if used or not coincidence else ():
+        after = {width.after for width in found[module]}
+        if len(after) == 1 and isinstance(value, int):
+            counts += [Count(module, name, w.ids) for w in found[module][:1] if w.ids is not None and w.after != value]
+        elif after != {value} and used:
+            undecided.append(module)
+    return StaleSize(attribute, name, tuple(counts), tuple(undecided), coincidence)
+
+
+_NEAR, _FAR = 3, 4
+"""Distances that are looked at: for an attribute with one value only, and for others. See `_Places.equal`."""
+
+_Key = tuple[str | int, ...]
+
+
+class _Width(NamedTuple):
+    """The size of a dimension."""
+
+    before: int
+    after: int
+    ids: Ids | None
+    """Channel ids along it; None if it has none."""
+
+
+class _Places:
+    """The dimensions of all tensors of a network, by module."""
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, removed: Mask, inputs: Sequence[tuple[int, ...]]) -> None:
+        self.modules = modules_by_name(model)
+        self._graph = graph
+        self._inputs = inputs
+        self._stays = ~removed[graph.unit_of]  # by channel id
+        self._widths: dict[tuple[str, int], dict[int, dict[_Key, _Width]]] = {}
+
+    @cached_property
+    def ran(self) -> set[str]:
+        """Names of the modules that ran, with their parents."""
+        names: set[str] = set()
+        for site in self._records:
+            while site not in names:
+                names.add(site)
+                site = site.rpartition(".")[0]
+        return names
+
+    def equal(self, module: str, distance: int, value: float) -> dict[_Key, _Width]:
+        """Return the dimensions of a size, at a distance from a module.
+
+        0: operators of the module that take sizes as arguments: split, slice, view; 1: its other operators and its
+        tensors; 2: its children (the elements of a container instead of the container); 3: their children.
+        """
+        key = (module, distance)
+        if key not in self._widths:
+            by_size: dict[int, dict[_Key, _Width]] = defaultdict(dict)
+            for place, width in self._at(module, distance):
+                by_size[width.before][place] = width
+            self._widths[key] = dict(by_size)
+        return self._widths[key].get(int(value), {})
+
+    def _at(self, module: str, distance: int) -> Iterator[tuple[_Key, _Width]]:
+        if distance == 0:
+            yield from self._of_operators(module, sizing=True)
+        elif distance == 1:
+            yield from self._of_operators(module, sizing=False)
+            yield from self._of_tensors(module)
+            yield from (
+                (("input", i, d), _Width(n, n, None)) for i, s in enumerate(self._inputs) for d, n in enumerate(s)
+            )
+        else:
+            for child in self._children(module):
+                relative = child[len(module) :].lstrip(".")
+                for nearer in (0, 1) if distance == 2 else (distance - 1,):
+                    yield from (((relative, *place), width) for place, width in self._at(child, nearer))
+
+    def _children(self, module: str) -> Iterator[str]:
+        for name, child in self.modules[module].named_children():
+            path = f"{module}.{name}".lstrip(".")
+            if path in self.modules:  # else it is one module under two names
+                yield from self._children(path) if isinstance(child, _CONTAINERS) else (path,)
+
+    @cached_property
+    def _records(self) -> dict[str, list[tuple[_Key, Record]]]:
+        """Operator calls by module, each with a name that the same call has in another module of the class."""
+        found: dict[str, list[tuple[_Key, Record]]] = defaultdict(list)
+        for mode, traced in self._graph.traces.items():
+            numbers: dict[tuple[str, str], count[int]] = defaultdict(count)
+            for record in traced.records:
+                found[record.site].append(((mode, record.op, next(numbers[record.site, record.op])), record))
+        return found
+
+    def _of_operators(self, module: str, *, sizing: bool) -> Iterator[tuple[_Key, _Width]]:
+        for key, record in self._records.get(module, ()):
+            if sizing == (record.kind in ("split", "slice", "view")):
+                yield from (((*key, *place), width) for place, width in self._of_record(record))
+
+    def _of_record(self, record: Record) -> Iterator[tuple[_Key, _Width]]:
+        if record.kind not in ("split", "slice", "view"):
+            yield from ((("in", *place), width) for place, width in self._of_labels(record.inputs))
+        for index, (shape, labels) in enumerate(record.outputs):
+            labelled = dict(self._of_labels(labels))
+            yield from ((("out", index, *place), width) for place, width in labelled.items())
+            if record.kind not in ("split", "slice"):  # these take one size, that of the dimension they act on
+                dims = {place[-1] for place in labelled}
+                yield from ((("out", index, d), _Width(n, n, None)) for d, n in enumerate(shape) if d not in dims)
+
+    def _of_labels(self, labels: Iterable[Label]) -> Iterator[tuple[_Key, _Width]]:
+        for index, label in enumerate(labels):
+            yield from (((index, dim), self._width(ids)) for dim, ids in lines(label))
+
+    @cached_property
+    def _tensors(self) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
+        found: dict[str, list[tuple[str, tuple[int, ...]]]] = defaultdict(list)
+        for name, shape in self._graph.shapes.items():
+            found[name.rpartition(".")[0]].append((name, shape))
+        return found
+
+    def _of_tensors(self, module: str) -> Iterator[tuple[_Key, _Width]]:
+        for name, shape in self._tensors.get(module, ()):
+            for dim, size in enumerate(shape):
+                ids = self._graph.axes.get((name, dim))
+                yield (name.rpartition(".")[2], dim), _Width(size, size, None) if ids is None else self._width(ids)
+
+    def _width(self, ids: Ids) -> _Width:
+        return _Width(len(ids), int(self._stays[ids].sum()), ids)
+
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
