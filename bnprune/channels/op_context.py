@@ -24,7 +24,7 @@ Now removing channel 11 removes row 0 and row 1 of the second convolution, and c
 
 ========== =====================================================================================
 read       `labels`, `axis`, `side`, `named`, `is_zero`, `keeps_sizes`, `keeps_bound`
-state      `unite`, `freeze`, `merge`, `bind`, `count`, `work`
+state      `new`, `unite`, `freeze`, `merge`, `bind`, `contract`, `count`, `work`
 return     labels of inputs, or `join` (elementwise), `moved` (after reordering elements), `canonical`
 ========== =====================================================================================
 
@@ -47,6 +47,7 @@ from bnprune.channels.union_find import NO_CHANNEL, ChannelIds, Ids, Refusal
 if TYPE_CHECKING:
     from bnprune.channels.ops.spec import OpKind
 
+_ZERO = "use an activation that is zero at zero (ReLU, SiLU, GELU, tanh) on one side"
 _DEFAULT_FIX = "exclude this layer, or move the operator behind the last prunable layer"
 
 
@@ -211,6 +212,10 @@ class OpContext:
         """Return a refusal that names the module and the operator of this call."""
         return Refusal(self.site, f"{reason} ({self.op})", fix)
 
+    def new(self, count: int) -> torch.Tensor:
+        """Return ids of new channels, shape (count,), for positions that belong to no layer but may go with one."""
+        return self.findings.ids.new(count)
+
     def unite(self, left: torch.Tensor, right: torch.Tensor) -> None:
         """State that the channels of two labels go together, element by element; the shapes broadcast.
 
@@ -260,6 +265,11 @@ class OpContext:
             )
         else:
             self.unite(own, ids)
+
+    def contract(self, left: torch.Tensor, right: torch.Tensor, labels: Iterable[torch.Tensor | None]) -> None:
+        """State that these channels are summed up in a product: they stay if they are zero in neither factor."""
+        if not self.is_zero(left) and not self.is_zero(right):
+            self.freeze(labels, "is summed up in a product where it is not zero", _ZERO)
 
     def count(self, attribute: str, ids: torch.Tensor | int | None) -> None:
         """State that an integer attribute of the running module, if it exists, is the number of channels `ids`."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bnprune.channels.labels import NONE, Label, Labels, full, varying, with_rank
+from bnprune.channels.labels import NONE, Label, Labels, along, full, varying, with_rank
 from bnprune.channels.op_context import OpContext
 from bnprune.channels.ops.spec import rule
 
@@ -51,8 +51,18 @@ def view(ctx: OpContext, x: torch.Tensor, shape: Sequence[int], *_: Any) -> Labe
 
 @rule("expand", "broadcast_to", keeps_zero="first")
 def expand(ctx: OpContext, x: torch.Tensor, shape: Sequence[int], **_: Any) -> Labels:
-    """Broadcast: new dimensions carry no channel."""
-    return tuple(with_rank(label, len(shape)) for label in ctx.labels(x))
+    """Broadcast: new dimensions carry no channel.
+
+    An index or a mask of integers or booleans is broadcast to be read beside another tensor, and shrinks with it: each
+    position has a new channel, which is united with those it meets. The first dimension is the batch.
+    """
+    labels = tuple(with_rank(label, len(shape)) for label in ctx.labels(x))
+    output = ctx.output
+    if not isinstance(output, torch.Tensor) or x.is_floating_point() or x.is_complex():
+        return labels
+    sizes = [1] * (output.dim() - x.dim()) + list(x.shape)
+    grown = [dim for dim in range(1, output.dim()) if sizes[dim] == 1 < output.shape[dim]]
+    return labels + tuple(along(ctx.new(output.shape[dim]), dim, output.dim()) for dim in grown)
 
 
 @rule("repeat", keeps_zero="first")
@@ -225,29 +235,6 @@ def index(ctx: OpContext, x: torch.Tensor, indices: Sequence[torch.Tensor | None
             shape = [1 if dim in dims else size for dim, size in enumerate(x.shape)]
             picked.append(ctx.moved(aten.index(full(label, shape, range(x.dim())), places)))
     return tuple(picked)
-
-
-@rule("index_put")
-def index_put(
-    ctx: OpContext, x: torch.Tensor, indices: Sequence[torch.Tensor | None], values: torch.Tensor, *_: Any
-) -> Labels:
-    """Overwrite the positions that tensors pick along the first dimensions; the other dimensions carry channels."""
-    pickers = [picker for picker in indices if picker is not None]
-    for picker in pickers:
-        ctx.freeze(ctx.labels(picker), "is used as an index")
-    if len(pickers) < len(indices):
-        ctx.freeze([*ctx.labels(x), *ctx.labels(values)], "is written to by an index")
-        return NONE
-    picked = sum(picker.dim() if picker.dtype == torch.bool else 1 for picker in pickers)
-    rest = x.dim() - picked
-    written = [(with_rank(label, rest), label.dim() - rest) for label in ctx.labels(values)]
-    into = [(label, picked) for label in ctx.labels(x)]
-    rests = []
-    for label, leading in (*written, *into):
-        kept = label if leading <= 0 else ctx.merge(label, range(leading), "is written to by an index")
-        if kept is not None:
-            rests.append(kept.reshape([1] * picked + list(kept.shape[max(leading, 0) :])))
-    return ctx.join([(label,) for label in rests], x.dim())
 
 
 @rule("index_select", keeps_zero="first")

@@ -35,6 +35,11 @@ ZeroRule = Literal["first", "any", "all"] | Callable[[Sequence[bool], Sequence[A
 """When an operator gives zero: if its first, any, or all of its operands are; or a function of (zeros, arguments)."""
 
 
+def zero_where_weights_are(zeros: Sequence[bool], _: Sequence[Any]) -> bool:
+    """A `ZeroRule` of layers: the output is zero if weight and bias are, whose operands follow the input."""
+    return all(zeros[1:])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpSpec:
     """What is known of an operator."""
