@@ -23,7 +23,7 @@ The labels, before the rule and after::
 Now removing channel 11 removes row 0 and row 1 of the second convolution, and column 0 of the third. The methods:
 
 ========== =====================================================================================
-read       `labels`, `axis`, `side`, `named`, `is_zero`, `keeps_sizes`, `keeps_bound`
+read       `labels`, `axis`, `side`, `named`, `is_zero`, `is_constant`, `keeps_sizes`, `keeps_bound`
 state      `new`, `unite`, `freeze`, `merge`, `bind`, `contract`, `count`, `work`
 return     labels of inputs, or `join` (elementwise), `moved` (after reordering elements), `canonical`
 ========== =====================================================================================
@@ -187,6 +187,11 @@ class OpContext:
     def is_zero(self, tensor: torch.Tensor) -> bool:
         """True if removed channels of a tensor are zero: in weights, layers, and operators that keep zeros."""
         return self.findings.is_zero(tensor, self._producer_of(tensor))
+
+    def is_constant(self, tensor: torch.Tensor) -> bool:
+        """True if a tensor is made of constants only, such as `x.new_zeros(...)`; not for weights."""
+        producer = self._producer_of(tensor)
+        return producer is not None and producer.constant
 
     def keeps_sizes(self, sizes: Sequence[int]) -> bool:
         """True if the running module holds these sizes of parts in attributes, which surgery can change.

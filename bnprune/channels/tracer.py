@@ -241,7 +241,8 @@ class Tracer(OperatorMode):
 
     def _producer(self, spec: OpSpec, args: tuple[Any, ...], entering: Sequence[torch.Tensor]) -> Producer:
         zeros = [self.findings.is_zero(operand, self._producer_of(operand)) for operand in entering]
-        return Producer.of(spec, args, zeros)
+        constants = [made is not None and made.constant for made in map(self._producer_of, entering)]
+        return Producer.of(spec, args, zeros, constants)
 
     def _remember(self, tensor: torch.Tensor, labels: Labels) -> None:
         self._labels[id(tensor)] = weakref.ref(tensor), labels

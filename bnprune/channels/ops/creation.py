@@ -35,10 +35,12 @@ def _floats(args: Sequence[Any]) -> list[float]:
 
 
 @rule("empty", kind="allocation")
-@rule("full", "scalar_tensor", "new_full", numbers=numeric_arguments)
+@rule("full", "new_full", numbers=numeric_arguments, kind="constant")
+@rule("scalar_tensor", numbers=numeric_arguments)
 @rule("rand", "randn", constant_draw=fill)
-@rule("empty_permuted", "empty_strided", "zeros", "ones", "randint", "new_empty", "new_empty_strided", "new_zeros",
-      "new_ones")  # fmt: skip
+@rule("empty_permuted", "empty_strided", "zeros", "ones", "new_empty", "new_empty_strided", "new_zeros", "new_ones",
+      kind="constant")  # fmt: skip
+@rule("randint")
 def uniform(ctx: OpContext, *_: Any, **__: Any) -> Labels:
     """Every element is the same, or drawn from the same distribution: it belongs to no channel."""
     return NONE

@@ -94,11 +94,27 @@ def roll(ctx: OpContext, x: torch.Tensor, shifts: Sequence[int], dims: Sequence[
 
 @rule("cat", keeps_zero="all")
 def cat(ctx: OpContext, tensors: Sequence[torch.Tensor], dim: int = 0) -> Labels:
-    """Concatenate: channels side by side along `dim`; along other dimensions the parts must match."""
+    """Concatenate: channels side by side along `dim`; along other dimensions the parts must match.
+
+    Option A shortcut of a ResNet: channels 3 and 4 of the branch may go with the zeros they are added to::
+
+        cat([x, zeros])    [1 2] and [5 6]
+        + branch           [7 8 9 10]: unite 1-7, 2-8, 5-9, 6-10
+    """
     parts = [t for t in tensors if not (t.dim() == 1 and t.numel() == 0)]
     if not parts:
         return NONE
-    return _cat(ctx, [(ctx.labels(t), t.shape[dim]) for t in parts], dim % parts[0].dim(), parts[0].dim())
+    rank = parts[0].dim()
+    dim %= rank
+    labels = [ctx.labels(t) for t in parts]
+    if dim and any(label.shape[dim] > 1 for each in labels for label in each):
+        labels = [each or _padding(ctx, t, dim) for each, t in zip(labels, parts, strict=True)]
+    return _cat(ctx, [(each, t.shape[dim]) for each, t in zip(labels, parts, strict=True)], dim, rank)
+
+
+def _padding(ctx: OpContext, tensor: torch.Tensor, dim: int) -> Labels:
+    """Constants beside channels may go with the channels that they are added to: each position has a new channel."""
+    return (along(ctx.new(tensor.shape[dim]), dim, tensor.dim()),) if ctx.is_constant(tensor) else NONE
 
 
 @rule("stack", keeps_zero="all")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LabelRule = Callable[..., Labels | list[Labels]]
 LabelRuleT = TypeVar("LabelRuleT", bound=LabelRule)
 
-OpKind = Literal["convolution", "linear", "batch_norm", "view", "split", "slice", "copy", "allocation"]
+OpKind = Literal["convolution", "linear", "batch_norm", "view", "split", "slice", "copy", "allocation", "constant"]
 """Families of operators that other code treats alike: layers, reshaping, ..."""
 
 ZeroRule = Literal["first", "any", "all"] | Callable[[Sequence[bool], Sequence[Any]], bool]
