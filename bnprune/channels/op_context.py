@@ -23,7 +23,7 @@ The labels, before the rule and after::
 Now removing channel 11 removes row 0 and row 1 of the second convolution, and column 0 of the third. The methods:
 
 ========== =====================================================================================
-read       `labels`, `axis`, `side`, `named`, `is_zero`, `is_constant`, `keeps_sizes`, `keeps_bound`
+read       `labels`, `axis`, `side`, `named`, `is_zero`, `is_constant`, `keeps_sizes`, `keeps_bound`, `at_seams`
 state      `new`, `unite`, `freeze`, `merge`, `bind`, `contract`, `count`, `work`
 return     labels of inputs, or `join` (elementwise), `moved` (after reordering elements), `canonical`
 ========== =====================================================================================
@@ -43,6 +43,7 @@ from torch import nn
 from bnprune.channels.gate_sites import Gates, GateSite, Producer
 from bnprune.channels.labels import NONE, Label, Labels, along, compact, varying, with_rank
 from bnprune.channels.union_find import NO_CHANNEL, ChannelIds, Ids, Refusal
+from bnprune.channels.view_writes import ViewWrites
 
 if TYPE_CHECKING:
     from bnprune.channels.ops.spec import OpKind
@@ -99,6 +100,8 @@ class Findings:
     """Per gate: channel ids of the stream and of the BatchNorm. If the first is removed, the second is removed."""
     views: list[tuple[Label, str]] = field(default_factory=list)
     """Labels that vary along several dimensions at once, and the module in which they arose."""
+    writes: ViewWrites = field(default_factory=ViewWrites)
+    """Writes into parts of tensors."""
 
     def is_zero(self, tensor: torch.Tensor, producer: Producer | None) -> bool:
         """True if removed channels of a tensor are zero; a weight (without a producer) always has zeros there."""
@@ -210,6 +213,10 @@ class OpContext:
         module = self.findings.modules.get(self.site)
         values = () if module is None else vars(module).values()
         return any(value == bound for value in values if isinstance(value, int) and not isinstance(value, bool))
+
+    def at_seams(self, tensor: torch.Tensor, dim: int, start: int, stop: int) -> bool:
+        """True if a slice begins and ends at the seams of parts that were written one by one (`out[:, :4] = x`)."""
+        return self.findings.writes.at_seams(tensor, dim, start, stop)
 
     # -- stating -----------------------------------------------------------------------------------------------------
 

@@ -111,7 +111,7 @@ def copied(_: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("write", [in_turn, cropped, copied])
 def test_parts_may_be_written_one_by_one(write: Callable[..., torch.Tensor]) -> None:
-    result = checked(two_parts(write), free=16 + 8 + 16)
+    result = checked(two_parts(write), off=0.05)
     assert width(result.model.a) < 16
     assert width(result.model.b) < 8
 

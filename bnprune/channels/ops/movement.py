@@ -167,7 +167,7 @@ def slice_(
     last = max(first, last)
     bounds = [bound for bound in (first, last) if 0 < bound < size]
     unequal = step == 1 and len(bounds) == 1 and size % (last - first or 1) != 0
-    if unequal and ctx.keeps_bound(bounds[0]):
+    if (unequal and ctx.keeps_bound(bounds[0])) or (step == 1 and ctx.at_seams(x, dim, first, last)):
         return _part(ctx, x, dim, first, last)
     return _slice(ctx, x, dim, first, last, step)
 
