@@ -261,7 +261,7 @@ class Tracer(OperatorMode):
         spec = spec_of(func)
         call = OpContext(func.name(), site, output, self.findings, self._labels_of, self._producer_of, spec.kind)
         try:
-            if torch.Tag.inplace_view in func.tags:
+            if torch.Tag.inplace_view in func.tags and len(entering) == 1:  # `x.set_(y)` is not reshaped
                 call.freeze(self._all_labels(entering), "is reshaped in place", "use the operator without underscore")
                 labels_out: Labels | list[Labels] = NONE
             else:

@@ -301,3 +301,22 @@ def channel_shuffle(ctx: OpContext, x: torch.Tensor, groups: int) -> Labels:
     if ctx.merge(parts, [0]) is None:
         return NONE
     return (parts.t().reshape(1, -1, *[1] * (x.dim() - 2)),)
+
+
+@rule("view_as_real", keeps_zero="first", kind="view")
+def view_as_real(ctx: OpContext, x: torch.Tensor) -> Labels:
+    """Put real and imaginary parts along a new last dimension."""
+    return tuple(label.unsqueeze(-1) for label in ctx.labels(x))
+
+
+@rule("view_as_complex", keeps_zero="first", kind="view")
+def view_as_complex(ctx: OpContext, x: torch.Tensor) -> Labels:
+    """Make complex numbers of pairs along the last dimension."""
+    rests = (_pick(ctx, label, x.dim() - 1) for label in ctx.labels(x))
+    return tuple(rest.squeeze(-1) for rest in rests if rest is not None)
+
+
+@rule("set_.source_Tensor", keeps_zero="all")
+def set_(ctx: OpContext, x: torch.Tensor, source: torch.Tensor) -> Labels:
+    """Make a tensor an alias of another."""
+    return ctx.labels(source)
