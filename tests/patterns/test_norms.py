@@ -163,7 +163,7 @@ class Transformed(nn.Module):
     """An operator without a rule, for one."""
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return torch.fft.fft(weight, dim=0).real
+        return weight.flatten(1).tril(4).view_as(weight)
 
 
 def grouped(groups: int, parametrization: nn.Module) -> nn.Module:
