@@ -26,11 +26,6 @@ def padded(n: Net, x: torch.Tensor, width: int) -> torch.Tensor:
     return F.pad(x, (0, 0, 0, 0, 0, width - x.shape[1]))
 
 
-def padded_on_both_sides(n: Net, x: torch.Tensor, width: int) -> torch.Tensor:
-    before = (width - x.shape[1]) // 2
-    return F.pad(x, (0, 0, 0, 0, before, width - x.shape[1] - before))
-
-
 def written_into_zeros(n: Net, x: torch.Tensor, width: int) -> torch.Tensor:
     out = x.new_zeros(x.shape[0], width, *x.shape[2:])
     out[:, : x.shape[1]] = x
