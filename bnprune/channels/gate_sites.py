@@ -47,14 +47,19 @@ class Producer:
     """True for a depthwise or grouped convolution."""
     zero: bool
     """True if removed channels are zero in it."""
+    constant: bool
+    """True if it is made of constants only, such as `x.new_zeros(...)`."""
 
     @classmethod
-    def of(cls, spec: OpSpec, args: Sequence[object], zeros: Sequence[bool]) -> Producer:
-        """Describe an operator call, given which of its operands are zero for removed channels."""
+    def of(
+        cls, spec: OpSpec, args: Sequence[object], zeros: Sequence[bool], constants: Sequence[bool] = ()
+    ) -> Producer:
+        """Describe an operator call, given which of its operands are zero for removed channels, and which constant."""
         return cls(
             gate="write" if spec.kind in ("convolution", "linear") else "read",
             grouped=spec.kind == "convolution" and args[_GROUPS] != 1,
             zero=spec.gives_zero(zeros, args),
+            constant=spec.kind in ("allocation", "constant") or (bool(constants) and all(constants)),
         )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bnprune.channels.outside_state import OutsideState
 from bnprune.channels.torch_internals import BatchNorm, forward_hooks
 
 
@@ -37,8 +38,9 @@ def has_hooks(module: nn.Module) -> bool:
 def temporary_mode(model: nn.Module, *, training: bool, norms: bool = True) -> Iterator[dict[str, nn.Module]]:
     """Set a model's mode for the duration of a `with` block, and yield its modules by name.
 
-    Afterwards, the modules have the attributes they had (mode, buffers, caches in containers), and the random
-    generators of the process their state. No gradients are computed. Other threads see the model in that mode, so use a
+    Afterwards, the modules have the attributes they had (mode, buffers, caches in containers), so have the variables
+    outside of them that their code reaches (`outside_state`), and the random generators of the process their state. No
+    gradients are computed. Other threads see the model in that mode, so use a
     copy (`copy_with_tensors`) of a model that belongs to the user.
 
     Args:
@@ -47,12 +49,15 @@ def temporary_mode(model: nn.Module, *, training: bool, norms: bool = True) -> I
         norms: If false, BatchNorms are in eval mode all the same; see `set_mode`.
     """
     modules = modules_by_name(model)
-    before = _containers(map(vars, modules.values()))
+    outside = OutsideState(modules.values())
+    before = _containers([*map(vars, modules.values()), *outside.containers])
     try:
+        outside.clear_caches()
         _set_mode(modules.values(), training=training, norms=norms)
         with preserve_rng_state(), torch.no_grad():
             yield modules
     finally:
+        outside.restore()
         _restore(before)
 
 

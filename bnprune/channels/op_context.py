@@ -23,8 +23,8 @@ The labels, before the rule and after::
 Now removing channel 11 removes row 0 and row 1 of the second convolution, and column 0 of the third. The methods:
 
 ========== =====================================================================================
-read       `labels`, `axis`, `side`, `named`, `is_zero`, `keeps_sizes`, `keeps_bound`
-state      `unite`, `freeze`, `merge`, `bind`, `count`, `work`
+read       `labels`, `axis`, `side`, `named`, `is_zero`, `is_constant`, `keeps_sizes`, `keeps_bound`, `at_seams`
+state      `new`, `unite`, `freeze`, `merge`, `bind`, `contract`, `count`, `work`
 return     labels of inputs, or `join` (elementwise), `moved` (after reordering elements), `canonical`
 ========== =====================================================================================
 
@@ -43,10 +43,12 @@ from torch import nn
 from bnprune.channels.gate_sites import Gates, GateSite, Producer
 from bnprune.channels.labels import NONE, Label, Labels, along, compact, varying, with_rank
 from bnprune.channels.union_find import NO_CHANNEL, ChannelIds, Ids, Refusal
+from bnprune.channels.view_writes import ViewWrites
 
 if TYPE_CHECKING:
     from bnprune.channels.ops.spec import OpKind
 
+_ZERO = "use an activation that is zero at zero (ReLU, SiLU, GELU, tanh) on one side"
 _DEFAULT_FIX = "exclude this layer, or move the operator behind the last prunable layer"
 
 
@@ -98,6 +100,8 @@ class Findings:
     """Per gate: channel ids of the stream and of the BatchNorm. If the first is removed, the second is removed."""
     views: list[tuple[Label, str]] = field(default_factory=list)
     """Labels that vary along several dimensions at once, and the module in which they arose."""
+    writes: ViewWrites = field(default_factory=ViewWrites)
+    """Writes into parts of tensors."""
 
     def is_zero(self, tensor: torch.Tensor, producer: Producer | None) -> bool:
         """True if removed channels of a tensor are zero; a weight (without a producer) always has zeros there."""
@@ -187,6 +191,11 @@ class OpContext:
         """True if removed channels of a tensor are zero: in weights, layers, and operators that keep zeros."""
         return self.findings.is_zero(tensor, self._producer_of(tensor))
 
+    def is_constant(self, tensor: torch.Tensor) -> bool:
+        """True if a tensor is made of constants only, such as `x.new_zeros(...)`; not for weights."""
+        producer = self._producer_of(tensor)
+        return producer is not None and producer.constant
+
     def keeps_sizes(self, sizes: Sequence[int]) -> bool:
         """True if the running module holds these sizes of parts in attributes, which surgery can change.
 
@@ -205,11 +214,19 @@ class OpContext:
         values = () if module is None else vars(module).values()
         return any(value == bound for value in values if isinstance(value, int) and not isinstance(value, bool))
 
+    def at_seams(self, tensor: torch.Tensor, dim: int, start: int, stop: int) -> bool:
+        """True if a slice begins and ends at the seams of parts that were written one by one (`out[:, :4] = x`)."""
+        return self.findings.writes.at_seams(tensor, dim, start, stop)
+
     # -- stating -----------------------------------------------------------------------------------------------------
 
     def refusal(self, reason: str, fix: str = _DEFAULT_FIX) -> Refusal:
         """Return a refusal that names the module and the operator of this call."""
         return Refusal(self.site, f"{reason} ({self.op})", fix)
+
+    def new(self, count: int) -> torch.Tensor:
+        """Return ids of new channels, shape (count,), for positions that belong to no layer but may go with one."""
+        return self.findings.ids.new(count)
 
     def unite(self, left: torch.Tensor, right: torch.Tensor) -> None:
         """State that the channels of two labels go together, element by element; the shapes broadcast.
@@ -260,6 +277,11 @@ class OpContext:
             )
         else:
             self.unite(own, ids)
+
+    def contract(self, left: torch.Tensor, right: torch.Tensor, labels: Iterable[torch.Tensor | None]) -> None:
+        """State that these channels are summed up in a product: they stay if they are zero in neither factor."""
+        if not self.is_zero(left) and not self.is_zero(right):
+            self.freeze(labels, "is summed up in a product where it is not zero", _ZERO)
 
     def count(self, attribute: str, ids: torch.Tensor | int | None) -> None:
         """State that an integer attribute of the running module, if it exists, is the number of channels `ids`."""

@@ -37,6 +37,7 @@ from bnprune.channels.structural_copy import copy_with_tensors, wrap_like
 from bnprune.channels.surrogate_ops import SurrogateOps
 from bnprune.channels.torch_internals import InstanceNorm, OpOverload, base_of, own_tensors
 from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
+from bnprune.channels.view_writes import USE_CAT
 from bnprune.errors import TraceError
 from bnprune.notes import Note
 
@@ -241,7 +242,8 @@ class Tracer(OperatorMode):
 
     def _producer(self, spec: OpSpec, args: tuple[Any, ...], entering: Sequence[torch.Tensor]) -> Producer:
         zeros = [self.findings.is_zero(operand, self._producer_of(operand)) for operand in entering]
-        return Producer.of(spec, args, zeros)
+        constants = [made is not None and made.constant for made in map(self._producer_of, entering)]
+        return Producer.of(spec, args, zeros, constants)
 
     def _remember(self, tensor: torch.Tensor, labels: Labels) -> None:
         self._labels[id(tensor)] = weakref.ref(tensor), labels
@@ -259,7 +261,7 @@ class Tracer(OperatorMode):
         spec = spec_of(func)
         call = OpContext(func.name(), site, output, self.findings, self._labels_of, self._producer_of, spec.kind)
         try:
-            if torch.Tag.inplace_view in func.tags:
+            if torch.Tag.inplace_view in func.tags and len(entering) == 1:  # `x.set_(y)` is not reshaped
                 call.freeze(self._all_labels(entering), "is reshaped in place", "use the operator without underscore")
                 labels_out: Labels | list[Labels] = NONE
             else:
@@ -301,16 +303,28 @@ class Tracer(OperatorMode):
         """
         base = base_of(result) if mutated else None
         if base is not None:
-            before, whole = self._labels_of(result), self._labels_of(base)
-            if [f.shape for f in before] == [f.shape for f in labels]:
-                labels = call.join([before, labels], result.dim())
-            elif not whole and all(_spans(label, result, base) for label in labels):
+            whole = self._labels_of(base)
+            if not whole and all(_spans(label, result, base) for label in labels):
                 self._remember(base, labels)
             else:
-                why = "is written into a part of another tensor"
-                call.freeze([*before, *labels, *whole], why, "use torch.cat")
-                labels = NONE
+                labels = self._write(call, base, result, labels)
+            self._producers.pop(id(base), None)
         self._remember(result, labels)
+
+    def _write(self, call: OpContext, base: torch.Tensor, part: torch.Tensor, labels: Labels) -> Labels:
+        """Store the labels of a tensor of which a part is overwritten, and return those of the part."""
+        before, whole, writes = self._labels_of(part), self._labels_of(base), self.findings.writes
+        if writes.follows(base) or (call.is_constant(base) and not whole):
+            written = writes.write(call, base, whole, part, labels)
+            if written is not None:
+                self._remember(base, written)
+                return labels
+        elif [label.shape for label in before] == [label.shape for label in labels]:
+            return call.join([before, labels], part.dim())
+        why = "is written into a part of another tensor"
+        call.freeze([*before, *labels, *whole], why, USE_CAT)
+        self._remember(base, constant(self.findings.ids, base, call.refusal(why, USE_CAT)))
+        return NONE
 
     # -- concluding ------------------------------------------------------------------------------------------------
 

@@ -312,11 +312,15 @@ class _TraceComparison(OperatorMode):
             f"{reason} ({record.op})",
             "compute sizes from the tensor's shape in forward(), or exclude the layers before it",
         )
-        labels = record.inputs or tuple(f for _, labels in record.outputs for f in labels)
-        for label in labels:
-            for unit in np.unique(self.graph.units(label.numpy())).tolist():
-                if unit != NO_CHANNEL and unit not in self.settled and self.graph.frozen[unit] is None:
-                    self.kept.setdefault(unit, why)
+        entering = self._open_units(record.inputs)
+        leaving = self._open_units([label for _, labels in record.outputs for label in labels])
+        for unit in sorted(leaving - entering or entering):  # first those it made itself: padding, a broadcast index
+            self.kept.setdefault(unit, why)
+
+    def _open_units(self, labels: Iterable[Label]) -> set[int]:
+        """Return the units among labels that may still go."""
+        units = {unit for label in labels for unit in np.unique(self.graph.units(label.numpy())).tolist()}
+        return {unit for unit in units if self.graph.frozen[unit] is None} - self.settled - {NO_CHANNEL}
 
     def _dims(self, site: str) -> set[int]:
         """Return the sizes before the cut of all tensors that a module makes, and of the channels it reads."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from bnprune.channels.pytrees import Inputs
+from bnprune.channels.structural_copy import copy_with_tensors
 from bnprune.channels.torch_internals import BatchNorm, InstanceNorm
 from bnprune.errors import ForwardError, VerificationError
 from bnprune.pruning.gates import gated_name
@@ -55,7 +55,7 @@ def verify(model: nn.Module, slim: nn.Module, plan: PruningPlan, inputs: Inputs,
     wrong_tensor = first_wrong_tensor(model, slim, plan)
     if wrong_tensor is not None:
         return Verification(float("inf"), passed=False, first_difference=wrong_tensor)
-    original, small = copy.deepcopy(model).double(), copy.deepcopy(slim).double()
+    original, small = copy_with_tensors(model, {}).double(), copy_with_tensors(slim, {}).double()
     if plan.folds:  # the running mean minus the bias was rounded to the type of the network: compute it in float64
         small = copy_weights(small, plan, original)
     worst = 0.0

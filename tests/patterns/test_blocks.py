@@ -126,7 +126,7 @@ KEPT = {
     "normalised": (lambda y: F.normalize(y, dim=1), "is reduced"),
     "centred": (lambda y: y - y.mean(1, keepdim=True), "is reduced"),
     "softmax": (lambda y: y.softmax(1), "is mixed"),
-    "transformed": (lambda y: torch.fft.irfft2(torch.fft.rfft2(y)), "without a rule (aten::_fft_r2c)"),
+    "compared": (lambda y: torch.cdist(y, y), "without a rule (aten::_cdist_forward)"),
     "picked": (lambda y: y[:, [3, 1, 2]], "picked by an index"),
     "taken apart": (lambda y: torch.stack([p * 2 for p in y.unbind(1)], 1), "picked by its index"),
     "argmax": (lambda y: y * (y.argmax(1, keepdim=True) > 3), "is reduced"),

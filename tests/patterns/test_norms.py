@@ -152,6 +152,62 @@ def test_elementwise_parametrizations_are_cut() -> None:
     assert checked(net).model.conv.weight.shape[0] < 16
 
 
+class MaxNorm(nn.Module):
+    """Bound the norm of each filter (EEGNet)."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.renorm(2, 0, 1.0)
+
+
+class Transformed(nn.Module):
+    """An operator without a rule, for one."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.flatten(1).tril(4).view_as(weight)
+
+
+def grouped(groups: int, parametrization: nn.Module) -> nn.Module:
+    net = between(nn.BatchNorm2d(16))
+    net.conv = nn.Conv2d(16, 16, 3, padding=1, groups=groups)
+    parametrize.register_parametrization(net.conv, "weight", parametrization)
+    return net
+
+
+@pytest.mark.parametrize("groups", [16, 8])
+def test_filters_of_bounded_norm_go_with_their_group(groups: int) -> None:
+    result = checked(grouped(groups, MaxNorm()), off=0.05)
+    assert result.model.conv.groups < groups
+
+
+def test_inputs_of_filters_of_bounded_norm_stay() -> None:
+    """Their norm would change; the filters themselves go."""
+    result = checked(grouped(1, MaxNorm()), free=32)
+    assert result.model.conv.parametrizations.weight.original.shape[1] == 16
+    assert refusal(result, "shares a norm").site.startswith("conv")
+
+
+@pytest.mark.parametrize("groups", [16, 2])
+@pytest.mark.parametrize("wrap", [None, *WRAPS])
+def test_a_computed_weight_without_channels_keeps_those_of_a_grouped_convolution(groups: int, wrap) -> None:
+    net = grouped(groups, Transformed())
+    if wrap is not None:
+        net.conv = wrap(nn.Conv2d(16, 16, 3, padding=1, groups=groups))
+    assert width(checked(net, free=16).model.stem) == 16
+
+
+def test_a_weight_that_is_never_zero_needs_an_input_that_is() -> None:
+    """With exp, a weight of zero is a factor of one."""
+
+    class Exp(nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return weight.exp()
+
+    net = grouped(1, Exp())
+    assert checked(net).model.conv.in_channels < 16
+    net._forward = lambda n, x: n.tail(F.relu(n.norm(n.conv(n.stem(x).sigmoid()))))
+    assert width(bnprune.prune(net, X, ratio=0.5).model.stem) == 16
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_weight_norm_by_hooks_is_refused() -> None:
     net = between(nn.BatchNorm2d(16)).double()

@@ -14,11 +14,23 @@ from bnprune.channels.ops import (
     movement,
     normalization,
     reduction,
+    scattering,
     spatial,
 )
 from bnprune.channels.ops.spec import OpSpec, rule, spec_of, unknown
 
 __all__ = ["FAMILIES", "OpSpec", "rule", "spec_of", "unknown"]
 
-FAMILIES = (attention, convolution, creation, elementwise, matmul, movement, normalization, reduction, spatial)
+FAMILIES = (
+    attention,
+    convolution,
+    creation,
+    elementwise,
+    matmul,
+    movement,
+    normalization,
+    reduction,
+    scattering,
+    spatial,
+)
 """The modules that fill the table when they are imported."""

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import conv_flop_count
 
 from bnprune.channels.labels import Labels, along, varying
 from bnprune.channels.op_context import OpContext
-from bnprune.channels.ops.spec import rule
+from bnprune.channels.ops.spec import rule, zero_where_weights_are
 
 
 def _one_tap(
@@ -65,7 +65,7 @@ def _macs(x: torch.Tensor, weight: torch.Tensor, *rest: Any, out_val: torch.Tens
     "convolution",
     "convolution_overrideable",
     macs=_macs,
-    keeps_zero="any",
+    keeps_zero=zero_where_weights_are,
     kind="convolution",
     weight=1,
     surrogate=_one_tap,
@@ -85,6 +85,7 @@ def convolution(
     """Convolve (N, Ci, ...) with (Co, Ci/g, K...), transposed (Ci, Co/g, K...)."""
     passed = tuple(label for label in ctx.labels(x) if varying(label) == (0,))
     ids = ctx.axis(x, 1, passing=(0,))
+    ctx.contract(x, weight, [ids])
     _freeze_kernel(ctx, weight)
     if groups == 1:
         source, sink = (0, 1) if transposed else (1, 0)
@@ -137,10 +138,17 @@ def _by_group(
     leaders = ids[:, :1]
     if ids.shape[1] > 1:
         ctx.unite(ids, leaders)
-    if own is not None:
+    if own is None:
+        _freeze_beside_fixed_weight(ctx, leaders)
+    else:
         ctx.unite(own.view(groups, -1), leaders)
     ctx.count("groups", leaders.reshape(-1))
     return own if not transposed else leaders.expand(groups, co).reshape(-1)
+
+
+def _freeze_beside_fixed_weight(ctx: OpContext, ids: torch.Tensor) -> None:
+    """A weight that `forward` computes may have no channels: then those of the input cannot go either."""
+    ctx.freeze([ids], "meets a weight that cannot shrink", "exclude this layer, or free its weight")
 
 
 def _by_position(
@@ -154,6 +162,8 @@ def _by_position(
 ) -> torch.Tensor | None:
     leaders = ids[0]
     ctx.unite(ids, leaders)
+    if (own if transposed else inside) is None:
+        _freeze_beside_fixed_weight(ctx, leaders)
     if not transposed:
         if inside is not None:
             ctx.unite(inside, leaders)

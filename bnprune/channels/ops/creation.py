@@ -35,9 +35,12 @@ def _floats(args: Sequence[Any]) -> list[float]:
 
 
 @rule("empty", kind="allocation")
-@rule("full", "scalar_tensor", numbers=numeric_arguments)
+@rule("full", "new_full", numbers=numeric_arguments, kind="constant")
+@rule("scalar_tensor", numbers=numeric_arguments)
 @rule("rand", "randn", constant_draw=fill)
-@rule("empty_permuted", "empty_strided", "zeros", "ones", "randint")
+@rule("empty_permuted", "empty_strided", "zeros", "ones", "new_empty", "new_empty_strided", "new_zeros", "new_ones",
+      kind="constant")  # fmt: skip
+@rule("randint")
 def uniform(ctx: OpContext, *_: Any, **__: Any) -> Labels:
     """Every element is the same, or drawn from the same distribution: it belongs to no channel."""
     return NONE
@@ -47,8 +50,7 @@ def uniform(ctx: OpContext, *_: Any, **__: Any) -> Labels:
 @rule("uniform", constant_draw=fill_between)
 @rule("bernoulli", constant_draw=fill_with_mean)
 @rule("full_like", "fill_.Scalar", numbers=numeric_arguments)
-@rule("empty_like", "zeros_like", "ones_like", "randint_like", "new_empty", "new_empty_strided", "new_zeros",
-      "new_ones", "new_full", "fill", "zero")  # fmt: skip
+@rule("empty_like", "zeros_like", "ones_like", "randint_like", "fill", "zero")
 def like(ctx: OpContext, x: torch.Tensor, *_: Any, **__: Any) -> Labels:
     """The same, made in the shape of another tensor: it shrinks with that tensor."""
     same = isinstance(ctx.output, torch.Tensor) and ctx.output.shape == x.shape

@@ -12,11 +12,9 @@ import torch
 
 from bnprune.channels.labels import NONE, Labels, along, varying
 from bnprune.channels.op_context import OpContext
-from bnprune.channels.ops.spec import rule
+from bnprune.channels.ops.spec import rule, zero_where_weights_are
 
 _FREE_THE_OTHER = "let the other operand have channels as well, or exclude this layer"
-
-_ZERO = "use an activation that is zero at zero (ReLU, SiLU, GELU, tanh) on one side"
 
 
 def _one_row(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
@@ -38,16 +36,17 @@ def product(ctx: OpContext, a: torch.Tensor, b: torch.Tensor, *_: Any, **__: Any
 
 
 @rule("addmm", keeps_zero="any", kind="linear", weight=2, surrogate=_one_row_and_bias)
-@rule("baddbmm", "addbmm")
+@rule("baddbmm", "addbmm", "_sparse_addmm")
 def add_product(ctx: OpContext, bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **_: Any) -> Labels:
     """Multiply (..., N, K) with (..., K, M) and add a bias that broadcasts to (..., N, M)."""
     return ctx.join([contract(ctx, a, b), ctx.labels(bias)], a.dim())
 
 
-@rule("linear", keeps_zero="any", kind="linear", weight=1)
+@rule("linear", keeps_zero=zero_where_weights_are, kind="linear", weight=1)
 def linear(ctx: OpContext, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Labels:
     """Multiply (..., Ci) with the transpose of (Co, Ci)."""
     passed, ids = _rows(ctx, x)
+    ctx.contract(x, weight, [ids])
     ctx.bind(weight, 1, ids)
     out = ctx.side(weight, 0)
     if bias is not None:
@@ -93,8 +92,8 @@ def contract(ctx: OpContext, a: torch.Tensor, b: torch.Tensor) -> Labels:
     right = [_without_rows(ctx, f, row, column) for f in ctx.labels(b)]
     contracted_a = [f for f in left if f is not None and f.shape[column] > 1]
     contracted_b = [f.transpose(row, column) for f in right if f is not None and f.shape[row] > 1]
-    if contracted_a and contracted_b and not ctx.is_zero(a) and not ctx.is_zero(b):
-        ctx.freeze([*contracted_a, *contracted_b], "is summed up in a product where it is not zero", _ZERO)
+    if contracted_a and contracted_b:
+        ctx.contract(a, b, [*contracted_a, *contracted_b])
     _unite_contracted(ctx, contracted_a, contracted_b)
     rows = tuple(f for f in left if f is not None and f.shape[column] == 1)
     columns = tuple(f for f in right if f is not None and f.shape[row] == 1)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bnprune.channels.labels import NONE, Label, Labels, full, varying, with_rank
+from bnprune.channels.labels import NONE, Label, Labels, along, full, varying, with_rank
 from bnprune.channels.op_context import OpContext
 from bnprune.channels.ops.spec import rule
 
@@ -51,8 +51,18 @@ def view(ctx: OpContext, x: torch.Tensor, shape: Sequence[int], *_: Any) -> Labe
 
 @rule("expand", "broadcast_to", keeps_zero="first")
 def expand(ctx: OpContext, x: torch.Tensor, shape: Sequence[int], **_: Any) -> Labels:
-    """Broadcast: new dimensions carry no channel."""
-    return tuple(with_rank(label, len(shape)) for label in ctx.labels(x))
+    """Broadcast: new dimensions carry no channel.
+
+    An index or a mask of integers or booleans is broadcast to be read beside another tensor, and shrinks with it: each
+    position has a new channel, which is united with those it meets. The first dimension is the batch.
+    """
+    labels = tuple(with_rank(label, len(shape)) for label in ctx.labels(x))
+    output = ctx.output
+    if not isinstance(output, torch.Tensor) or x.is_floating_point() or x.is_complex():
+        return labels
+    sizes = [1] * (output.dim() - x.dim()) + list(x.shape)
+    grown = [dim for dim in range(1, output.dim()) if sizes[dim] == 1 < output.shape[dim]]
+    return labels + tuple(along(ctx.new(output.shape[dim]), dim, output.dim()) for dim in grown)
 
 
 @rule("repeat", keeps_zero="first")
@@ -84,11 +94,27 @@ def roll(ctx: OpContext, x: torch.Tensor, shifts: Sequence[int], dims: Sequence[
 
 @rule("cat", keeps_zero="all")
 def cat(ctx: OpContext, tensors: Sequence[torch.Tensor], dim: int = 0) -> Labels:
-    """Concatenate: channels side by side along `dim`; along other dimensions the parts must match."""
+    """Concatenate: channels side by side along `dim`; along other dimensions the parts must match.
+
+    Option A shortcut of a ResNet: channels 3 and 4 of the branch may go with the zeros they are added to::
+
+        cat([x, zeros])    [1 2] and [5 6]
+        + branch           [7 8 9 10]: unite 1-7, 2-8, 5-9, 6-10
+    """
     parts = [t for t in tensors if not (t.dim() == 1 and t.numel() == 0)]
     if not parts:
         return NONE
-    return _cat(ctx, [(ctx.labels(t), t.shape[dim]) for t in parts], dim % parts[0].dim(), parts[0].dim())
+    rank = parts[0].dim()
+    dim %= rank
+    labels = [ctx.labels(t) for t in parts]
+    if dim and any(label.shape[dim] > 1 for each in labels for label in each):
+        labels = [each or _padding(ctx, t, dim) for each, t in zip(labels, parts, strict=True)]
+    return _cat(ctx, [(each, t.shape[dim]) for each, t in zip(labels, parts, strict=True)], dim, rank)
+
+
+def _padding(ctx: OpContext, tensor: torch.Tensor, dim: int) -> Labels:
+    """Constants beside channels may go with the channels that they are added to: each position has a new channel."""
+    return (along(ctx.new(tensor.shape[dim]), dim, tensor.dim()),) if ctx.is_constant(tensor) else NONE
 
 
 @rule("stack", keeps_zero="all")
@@ -141,7 +167,7 @@ def slice_(
     last = max(first, last)
     bounds = [bound for bound in (first, last) if 0 < bound < size]
     unequal = step == 1 and len(bounds) == 1 and size % (last - first or 1) != 0
-    if unequal and ctx.keeps_bound(bounds[0]):
+    if (unequal and ctx.keeps_bound(bounds[0])) or (step == 1 and ctx.at_seams(x, dim, first, last)):
         return _part(ctx, x, dim, first, last)
     return _slice(ctx, x, dim, first, last, step)
 
@@ -227,29 +253,6 @@ def index(ctx: OpContext, x: torch.Tensor, indices: Sequence[torch.Tensor | None
     return tuple(picked)
 
 
-@rule("index_put")
-def index_put(
-    ctx: OpContext, x: torch.Tensor, indices: Sequence[torch.Tensor | None], values: torch.Tensor, *_: Any
-) -> Labels:
-    """Overwrite the positions that tensors pick along the first dimensions; the other dimensions carry channels."""
-    pickers = [picker for picker in indices if picker is not None]
-    for picker in pickers:
-        ctx.freeze(ctx.labels(picker), "is used as an index")
-    if len(pickers) < len(indices):
-        ctx.freeze([*ctx.labels(x), *ctx.labels(values)], "is written to by an index")
-        return NONE
-    picked = sum(picker.dim() if picker.dtype == torch.bool else 1 for picker in pickers)
-    rest = x.dim() - picked
-    written = [(with_rank(label, rest), label.dim() - rest) for label in ctx.labels(values)]
-    into = [(label, picked) for label in ctx.labels(x)]
-    rests = []
-    for label, leading in (*written, *into):
-        kept = label if leading <= 0 else ctx.merge(label, range(leading), "is written to by an index")
-        if kept is not None:
-            rests.append(kept.reshape([1] * picked + list(kept.shape[max(leading, 0) :])))
-    return ctx.join([(label,) for label in rests], x.dim())
-
-
 @rule("index_select", keeps_zero="first")
 def index_select(ctx: OpContext, x: torch.Tensor, dim: int, places: torch.Tensor) -> Labels:
     """Pick positions along one dimension."""
@@ -298,3 +301,22 @@ def channel_shuffle(ctx: OpContext, x: torch.Tensor, groups: int) -> Labels:
     if ctx.merge(parts, [0]) is None:
         return NONE
     return (parts.t().reshape(1, -1, *[1] * (x.dim() - 2)),)
+
+
+@rule("view_as_real", keeps_zero="first", kind="view")
+def view_as_real(ctx: OpContext, x: torch.Tensor) -> Labels:
+    """Put real and imaginary parts along a new last dimension."""
+    return tuple(label.unsqueeze(-1) for label in ctx.labels(x))
+
+
+@rule("view_as_complex", keeps_zero="first", kind="view")
+def view_as_complex(ctx: OpContext, x: torch.Tensor) -> Labels:
+    """Make complex numbers of pairs along the last dimension."""
+    rests = (_pick(ctx, label, x.dim() - 1) for label in ctx.labels(x))
+    return tuple(rest.squeeze(-1) for rest in rests if rest is not None)
+
+
+@rule("set_.source_Tensor", keeps_zero="all")
+def set_(ctx: OpContext, x: torch.Tensor, source: torch.Tensor) -> Labels:
+    """Make a tensor an alias of another."""
+    return ctx.labels(source)

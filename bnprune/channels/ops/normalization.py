@@ -138,3 +138,13 @@ def weight_norm(ctx: OpContext, v: torch.Tensor, g: torch.Tensor, dim: int = 0) 
     ctx.bind(g, dim, ids)
     labels = NONE if ids is None else (along(ids, dim, v.dim()),)
     return [labels] * len(pytree.tree_leaves(ctx.output))
+
+
+@rule("renorm", keeps_zero="first")
+def renorm(ctx: OpContext, x: torch.Tensor, p: float, dim: int, *_: Any) -> Labels:
+    """Bound the norm of each slice along `dim`, which changes with everything else in the slice."""
+    dim %= x.dim()
+    for label in ctx.labels(x):
+        if varying(label) != (dim,):
+            ctx.freeze([label], "shares a norm with other channels", "remove the parametrization first")
+    return ctx.labels(x)

@@ -82,3 +82,35 @@ def mix(ctx: OpContext, x: torch.Tensor, dim: int, *_: Any, **__: Any) -> list[L
         if label.shape[dim] > 1:
             ctx.merge(label, [dim])
     return [ctx.labels(x)] * len(operands((ctx.output,), {}))
+
+
+@rule("_fft_r2c", "_fft_c2r", "_fft_c2c", keeps_zero="first")
+def transform(ctx: OpContext, x: torch.Tensor, dims: Sequence[int], *_: Any, **__: Any) -> Labels:
+    """Fourier transform over `dims`: its elements are mixed, those along other dimensions pass."""
+    return _mixed(ctx, x, dims)
+
+
+@rule("sort.stable")
+def sort_stable(ctx: OpContext, x: torch.Tensor, *, dim: int = -1, **_: Any) -> list[Labels]:
+    """Sort along one dimension: values and their positions."""
+    return [_mixed(ctx, x, [dim])] * 2
+
+
+@rule("sort")
+def sort(ctx: OpContext, x: torch.Tensor, dim: int = -1, *_: Any) -> list[Labels]:
+    """Sort along one dimension: values and their positions."""
+    return [_mixed(ctx, x, [dim])] * 2
+
+
+@rule("topk", "kthvalue")
+def topk(ctx: OpContext, x: torch.Tensor, k: int, dim: int = -1, *rest: Any) -> list[Labels]:
+    """Take the `k` largest along one dimension, or the `k`-th smallest: values and their positions."""
+    keepdim = ctx.op.startswith("aten::topk") or bool(rest and rest[0])
+    return _reduce(ctx, x, [dim], keepdim)
+
+
+def _mixed(ctx: OpContext, x: torch.Tensor, dims: Sequence[int]) -> Labels:
+    """Return the labels once elements along `dims` have been mixed; those that vary along these alone are frozen."""
+    dims = [dim % x.dim() for dim in dims] if x.dim() else []
+    rests = (f if all(f.shape[dim] == 1 for dim in dims) else ctx.merge(f, dims) for f in ctx.labels(x))
+    return tuple(rest for rest in rests if rest is not None)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from bnprune.channels.labels import Label, Labels
-from bnprune.channels.op_context import OpContext
+from bnprune.channels.labels import Label, Labels, varying
+from bnprune.channels.op_context import NO_CHANNEL, OpContext
 from bnprune.channels.ops.spec import rule
 from bnprune.channels.pytrees import operands
 
@@ -44,13 +44,16 @@ def space(ctx: OpContext, x: torch.Tensor, *_: Any, **__: Any) -> list[Labels]:
     return [passed] * len(operands((ctx.output,), {}))
 
 
+_ADDED = -1
+
+
 def _padding_keeps_zero(zeros: Sequence[bool], args: Sequence[Any]) -> bool:
     return any(zeros[:1]) and (len(args) < 3 or args[2] == 0)
 
 
 @rule("constant_pad_nd", keeps_zero=_padding_keeps_zero)
 def constant_pad(ctx: OpContext, x: torch.Tensor, pad: Sequence[int], value: float = 0) -> Labels:
-    """Pad; elements added along a channel dimension belong to no channel."""
+    """Pad; an element added beside channels may go with a channel it is added to."""
     widths = list(pad) + [0] * (2 * x.dim() - len(pad))
     dims = [dim for dim in range(x.dim()) if any(widths[2 * (x.dim() - 1 - dim) :][:2])]
     padded = []
@@ -58,7 +61,11 @@ def constant_pad(ctx: OpContext, x: torch.Tensor, pad: Sequence[int], value: flo
         mine = [dim for dim in dims if label.shape[dim] > 1]
         if mine:
             only = [w if x.dim() - 1 - i // 2 in mine else 0 for i, w in enumerate(widths)]
-            label = ctx.moved(torch.nn.functional.pad(label, only))
+            padded_label = torch.nn.functional.pad(label, only, value=_ADDED)
+            added = padded_label == _ADDED
+            if len(varying(label)) == 1:
+                padded_label[added] = ctx.new(int(added.sum()))
+            label = ctx.moved(padded_label.masked_fill(padded_label == _ADDED, NO_CHANNEL))
         padded.append(label)
     return tuple(padded)
 

@@ -28,11 +28,16 @@ if TYPE_CHECKING:
 LabelRule = Callable[..., Labels | list[Labels]]
 LabelRuleT = TypeVar("LabelRuleT", bound=LabelRule)
 
-OpKind = Literal["convolution", "linear", "batch_norm", "view", "split", "slice", "copy", "allocation"]
+OpKind = Literal["convolution", "linear", "batch_norm", "view", "split", "slice", "copy", "allocation", "constant"]
 """Families of operators that other code treats alike: layers, reshaping, ..."""
 
 ZeroRule = Literal["first", "any", "all"] | Callable[[Sequence[bool], Sequence[Any]], bool]
 """When an operator gives zero: if its first, any, or all of its operands are; or a function of (zeros, arguments)."""
+
+
+def zero_where_weights_are(zeros: Sequence[bool], _: Sequence[Any]) -> bool:
+    """A `ZeroRule` of layers: the output is zero if weight and bias are, whose operands follow the input."""
+    return all(zeros[1:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
