@@ -23,7 +23,7 @@ The labels, before the rule and after::
 Now removing channel 11 removes row 0 and row 1 of the second convolution, and column 0 of the third. The methods:
 
 ========== =====================================================================================
-read       `labels`, `axis`, `side`, `named`, `is_zero`, `keeps_sizes`, `keeps_bound`
+read       `labels`, `axis`, `side`, `named`, `is_zero`, `keeps_sizes`, `keeps_bound`, `whole_heads`
 state      `unite`, `freeze`, `merge`, `bind`, `count`, `work`
 return     labels of inputs, or `join` (elementwise), `moved` (after reordering elements), `canonical`
 ========== =====================================================================================
@@ -96,6 +96,8 @@ class Findings:
     """BatchNorm calls that could have a gate."""
     implied: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     """Per gate: channel ids of the stream and of the BatchNorm. If the first is removed, the second is removed."""
+    whole_heads: frozenset[str] = frozenset()
+    """Modules in which attention heads are removed as a whole; see `bnprune.channels.head_units`."""
     views: list[tuple[Label, str]] = field(default_factory=list)
     """Labels that vary along several dimensions at once, and the module in which they arose."""
 
@@ -204,6 +206,11 @@ class OpContext:
         module = self.findings.modules.get(self.site)
         values = () if module is None else vars(module).values()
         return any(value == bound for value in values if isinstance(value, int) and not isinstance(value, bool))
+
+    @property
+    def whole_heads(self) -> bool:
+        """True if attention heads are removed as a whole in the running module: what is left keeps its width."""
+        return self.site in self.findings.whole_heads
 
     # -- stating -----------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from bnprune.channels.gate_sites import Gates
 from bnprune.channels.graph import ChannelGraph
+from bnprune.channels.head_units import HeadSites
 from bnprune.channels.modules import parameter_count
 from bnprune.channels.union_find import Refusal
 from bnprune.errors import PruningError
@@ -44,6 +45,8 @@ class ScoredNetwork:
     seconds: float
     required_gates: Gates = field(default_factory=dict)
     """Gates without which no channel could be removed."""
+    heads: HeadSites = field(default_factory=dict)
+    """Modules in which attention heads have other units than by default."""
 
     def cost_of(self, kind: TargetKind) -> int:
         """MACs or parameters of the network as it is."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from bnprune.channels.gate_sites import GateKind, Gates, GateSite, Operators, separating_gates, useful_gates
 from bnprune.channels.graph import ChannelGraph
+from bnprune.channels.head_units import ALTERNATIVES, HeadSites, split_sites, touching
 from bnprune.channels.modules import modules_by_name, parameter_count
 from bnprune.channels.op_context import Count
 from bnprune.channels.pytrees import Inputs, as_inputs
@@ -27,23 +28,35 @@ from bnprune.pruning.dry_run import DryRun, dry_run
 from bnprune.pruning.plan import PruningPlan, make_plan
 from bnprune.pruning.request import Request, TargetKind
 from bnprune.pruning.scores import CRITERIA, require_finite, with_streams
+from bnprune.pruning.scores import random as random_scores
 from bnprune.pruning.select import by_cost, by_ratio
 from bnprune.pruning.surgery import copy_weights, named_tensors, require_values, slim_on_meta
 
 
-def score_network(model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None = None) -> ScoredNetwork:
-    """Trace and score a network; `gates` are there in any case. Errors as for `prune`."""
+def score_network(
+    model: nn.Module,
+    example_inputs: Any,
+    request: Request,
+    gates: Gates | None = None,
+    heads: HeadSites | None = None,
+) -> ScoredNetwork:
+    """Trace and score a network; `gates` are there in any case, `heads` as in `trace`. Errors as for `prune`."""
     started = time.perf_counter()
     require_values(model, example_inputs)
-    graph = _trace(model, example_inputs, request, gates)
+    graph = _trace(model, example_inputs, request, gates, heads)
     tensors = dict(named_tensors(model))
     require_finite(graph, tensors)
     scores = with_streams(graph, CRITERIA[request.criterion](graph, tensors, request.reduce))
-    return ScoredNetwork(graph, scores, request, parameter_count(model), time.perf_counter() - started, gates or {})
+    return ScoredNetwork(
+        graph, scores, request, parameter_count(model), time.perf_counter() - started, gates or {}, heads or {}
+    )
 
 
-def _trace(model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None) -> ChannelGraph:
-    return trace(model, example_inputs, exact=request.weighs_macs, coupling=request.coupling, gates=gates)
+def _trace(
+    model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None, heads: HeadSites | None
+) -> ChannelGraph:
+    exact, coupling = request.weighs_macs, request.coupling
+    return trace(model, example_inputs, exact=exact, coupling=coupling, gates=gates, heads=heads)
 
 
 def plan_cut(model: nn.Module, example_inputs: Any, scored: ScoredNetwork) -> DraftPlan:
@@ -59,11 +72,47 @@ def plan_cut(model: nn.Module, example_inputs: Any, scored: ScoredNetwork) -> Dr
         PruningError: The target cannot be reached; the message says how close one can get.
     """
     started = time.perf_counter()
-    planner = _Planner(model, as_inputs(example_inputs), scored)
+    planner = _with_head_units(_Planner(model, as_inputs(example_inputs), scored), example_inputs)
     draft = _best_draft(planner)
     if not draft.removed.any() and not scored.required_gates:
         draft = _with_separating_gates(planner, example_inputs) or draft
     return replace(draft, seconds=time.perf_counter() - started, gate_candidates=planner.count_gate_candidates(draft))
+
+
+_PROBE = 0.5
+"""Ratio of the selections that show which units of attention heads the code accepts."""
+
+
+def _with_head_units(planner: _Planner, example_inputs: Any) -> _Planner:
+    """Return a planner with other units for the attention heads of modules whose code keeps channels.
+
+    The units are the same for all targets and scores: they are found with selections of random channels. An alternative
+    is taken if more BatchNorm channels are prunable with it.
+    """
+    scored, sites = planner.scored, split_sites(planner.scored.graph)
+    kept, prunable = _probe(planner) if sites else (set(), 0)
+    for units in ALTERNATIVES:
+        changed = touching(scored.graph, sites, kept)
+        if not changed:
+            break
+        heads = {**scored.heads, **dict.fromkeys(changed, units)}
+        other = score_network(planner.model, example_inputs, scored.request, scored.required_gates, heads)
+        kept_by_other, prunable_by_other = _probe(_Planner(planner.model, planner.inputs, other))
+        if prunable_by_other > prunable:
+            scored, kept, prunable = other, kept_by_other, prunable_by_other
+    return planner if scored is planner.scored else _Planner(planner.model, planner.inputs, scored)
+
+
+def _probe(planner: _Planner) -> tuple[set[int], int]:
+    """Return the units with BatchNorm channels that dry runs keep, and the number of prunable BatchNorm channels."""
+    graph = planner.scored.graph
+    scores = with_streams(graph, random_scores(graph, {}))
+    probing = _Planner(planner.model, planner.inputs, replace(planner.scored, scores=scores))
+    try:
+        draft = probing.select_until_it_runs(lambda candidates: by_ratio(graph, candidates, _PROBE))
+    except TraceError:
+        return set(), 0
+    return {unit for unit in draft.candidates.kept if graph.gamma_count[unit]}, draft.channels[0]
 
 
 def _with_separating_gates(planner: _Planner, example_inputs: Any) -> DraftPlan | None:
@@ -75,7 +124,7 @@ def _with_separating_gates(planner: _Planner, example_inputs: Any) -> DraftPlan 
     """
     draft, gates = None, planner.separating_gates()
     while gates:
-        scored = score_network(planner.model, example_inputs, planner.scored.request, gates)
+        scored = score_network(planner.model, example_inputs, planner.scored.request, gates, planner.scored.heads)
         planner = _Planner(planner.model, planner.inputs, scored)
         draft = _best_draft(planner)
         gates, tried = planner.needed_gates(), gates
@@ -191,7 +240,9 @@ class _Planner:
     def _require_repeatable(self) -> None:
         """Refuse a network that runs other code each time, before channels are kept for that reason."""
         scored, (args, kwargs) = self.scored, self.inputs
-        require_repeatable(scored.graph, _trace(self.model, kwargs or args, scored.request, scored.required_gates))
+        require_repeatable(
+            scored.graph, _trace(self.model, kwargs or args, scored.request, scored.required_gates, scored.heads)
+        )
         self._is_repeatable = True
 
     def _dry_run(self, slim: nn.Module, removed: Mask, *, with_values: bool = False) -> DryRun:
