@@ -87,10 +87,23 @@ def head_counts(ids: ChannelIds, records: Iterable[Record], site: str, module: n
     integers = {name: value for name, value in vars(module).items() if type(value) is int and not name.startswith("_")}
     values = list(integers.values())
     lines = (line for record in records if record.site == site for label in _labels(record) for line in _axes(label))
-    by_size = {len(line): line for line in lines if len(np.unique(ids.find(line))) > 1}
+    by_size = {len(line): line for line in lines if _holds_heads(ids.find(line))}
     for name, value in integers.items():
         if value in by_size and values.count(value) == 1:
             yield Count(site, name, by_size[value])
+
+
+def _holds_heads(roots: Ids) -> bool:
+    """True if there are several units along a dimension, each at adjacent places: not if it is batch and heads in one.
+
+    ::
+
+        heads               [5 6 7 8]              True
+        heads x d           [5 5 6 6 7 7 8 8]      True
+        batch x heads       [5 6 7 8 5 6 7 8]      False: its size depends on the batch
+    """
+    runs = 1 + int((roots[1:] != roots[:-1]).sum())
+    return 1 < runs == len(np.unique(roots))
 
 
 def _records(graph: ChannelGraph) -> list[Record]:

@@ -72,10 +72,15 @@ def plan_cut(model: nn.Module, example_inputs: Any, scored: ScoredNetwork) -> Dr
         PruningError: The target cannot be reached; the message says how close one can get.
     """
     started = time.perf_counter()
-    planner = _with_head_units(_Planner(model, as_inputs(example_inputs), scored), example_inputs)
-    draft = _best_draft(planner)
-    if not draft.removed.any() and not scored.required_gates:
-        draft = _with_separating_gates(planner, example_inputs) or draft
+    planner = _Planner(model, as_inputs(example_inputs), scored)
+    draft = _draft_or_error(planner)
+    if isinstance(draft, DraftPlan) and not draft.removed.any() and not scored.required_gates:
+        planner, draft = _with_separating_gates(planner, example_inputs) or (planner, draft)
+    other = _with_head_units(planner, example_inputs)
+    if other is not planner:
+        planner, draft = other, _draft_or_error(other)
+    if isinstance(draft, PruningError):
+        raise draft
     return replace(draft, seconds=time.perf_counter() - started, gate_candidates=planner.count_gate_candidates(draft))
 
 
@@ -86,36 +91,51 @@ _PROBE = 0.5
 def _with_head_units(planner: _Planner, example_inputs: Any) -> _Planner:
     """Return a planner with other units for the attention heads of modules whose code keeps channels.
 
-    The units are the same for all targets and scores: they are found with selections of random channels. An alternative
-    is taken if more BatchNorm channels are prunable with it.
+    The units do not depend on target and scores: they are found with selections of random channels. An alternative is
+    taken if more BatchNorm channels are prunable with it.
     """
     scored, sites = planner.scored, split_sites(planner.scored.graph)
-    kept, prunable = _probe(planner) if sites else (set(), 0)
+    if not touching(scored.graph, sites, planner.kept_gamma_units()):
+        return planner
+    prunable, kept = _probe(planner, -1)
     for units in ALTERNATIVES:
         changed = touching(scored.graph, sites, kept)
         if not changed:
             break
         heads = {**scored.heads, **dict.fromkeys(changed, units)}
         other = score_network(planner.model, example_inputs, scored.request, scored.required_gates, heads)
-        kept_by_other, prunable_by_other = _probe(_Planner(planner.model, planner.inputs, other))
+        prunable_by_other, kept_by_other = _probe(_Planner(planner.model, planner.inputs, other), prunable)
         if prunable_by_other > prunable:
-            scored, kept, prunable = other, kept_by_other, prunable_by_other
+            scored, prunable, kept = other, prunable_by_other, kept_by_other
     return planner if scored is planner.scored else _Planner(planner.model, planner.inputs, scored)
 
 
-def _probe(planner: _Planner) -> tuple[set[int], int]:
-    """Return the units with BatchNorm channels that dry runs keep, and the number of prunable BatchNorm channels."""
+class _NotBetterError(Exception):
+    """An alternative has no more prunable channels than what is known."""
+
+
+def _probe(planner: _Planner, known: int) -> tuple[int, set[int]]:
+    """Return the number of prunable BatchNorm channels, and the units with such channels that dry runs keep.
+
+    If the number turns out to be no larger than `known`, it is returned as zero.
+    """
     graph = planner.scored.graph
     scores = with_streams(graph, random_scores(graph, {}))
     probing = _Planner(planner.model, planner.inputs, replace(planner.scored, scores=scores))
+
+    def select(candidates: Candidates) -> Mask:
+        if graph.gamma_count[candidates.prunable].sum() <= known:
+            raise _NotBetterError
+        return by_ratio(graph, candidates, _PROBE)
+
     try:
-        draft = probing.select_until_it_runs(lambda candidates: by_ratio(graph, candidates, _PROBE))
-    except TraceError:
-        return set(), 0
-    return {unit for unit in draft.candidates.kept if graph.gamma_count[unit]}, draft.channels[0]
+        draft = probing.select_until_it_runs(select)
+    except (TraceError, _NotBetterError):
+        return 0, set()
+    return draft.channels[0], probing.kept_gamma_units()
 
 
-def _with_separating_gates(planner: _Planner, example_inputs: Any) -> DraftPlan | None:
+def _with_separating_gates(planner: _Planner, example_inputs: Any) -> tuple[_Planner, DraftPlan] | None:
     """Plan with gates behind all grouped convolutions, then with the needed ones only; None if gates do not help.
 
     A grouped convolution ties the stream it reads to the one it writes, and so ties channels that must stay to others:
@@ -130,7 +150,7 @@ def _with_separating_gates(planner: _Planner, example_inputs: Any) -> DraftPlan 
         gates, tried = planner.needed_gates(), gates
         if gates == tried:
             break
-    return draft if draft is not None and draft.removed.any() else None
+    return (planner, draft) if draft is not None and draft.removed.any() else None
 
 
 def _best_draft(planner: _Planner) -> DraftPlan:
@@ -138,6 +158,13 @@ def _best_draft(planner: _Planner) -> DraftPlan:
     if kind == "ratio":
         return planner.select_until_it_runs(lambda candidates: by_ratio(planner.scored.graph, candidates, share))
     return _meet_cost(planner, kind, share)
+
+
+def _draft_or_error(planner: _Planner) -> DraftPlan | PruningError:
+    try:
+        return _best_draft(planner)
+    except PruningError as error:
+        return error
 
 
 _MOST_CORRECTIONS = 10
@@ -214,6 +241,10 @@ class _Planner:
         """(module, attribute) of attributes that turned out to hold no width."""
         self._is_repeatable = False
         self._folds = find_folds(model, inputs) if scored.request.fold_bias else ()
+
+    def kept_gamma_units(self) -> set[int]:
+        """Return the units with BatchNorm channels that dry runs have kept."""
+        return {unit for unit in self._kept if self.scored.graph.gamma_count[unit]}
 
     def select_until_it_runs(self, select: Callable[[Candidates], Mask]) -> DraftPlan:
         """Select and try in a dry run until the slim network runs as expected.
