@@ -79,7 +79,8 @@ def test_heads_are_pruned_by_position_or_as_a_whole(style: str, parts: int) -> N
     layers = {"attention": Attention(style), "norm": nn.BatchNorm2d(16), "tail": tail(16)}
     result = checked(framed(forward, **layers), parts=parts, off=0.3)
     widths = {width(getattr(result.model.attention, name)) for name in "qkv"}
-    assert len(widths) == 1 and max(widths) <= 8
+    assert len(widths) == 1
+    assert max(widths) <= 8
     assert result.model.attention.heads == (1 if parts == 1 else HEADS)
 
 
