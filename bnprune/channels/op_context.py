@@ -23,7 +23,8 @@ The labels, before the rule and after::
 Now removing channel 11 removes row 0 and row 1 of the second convolution, and column 0 of the third. The methods:
 
 ========== =====================================================================================
-read       `labels`, `axis`, `side`, `named`, `is_zero`, `is_constant`, `keeps_sizes`, `keeps_bound`, `at_seams`
+read       `labels`, `axis`, `side`, `named`, `is_zero`, `is_constant`, `keeps_sizes`, `keeps_bound`, `at_seams`,
+           `whole_heads`
 state      `new`, `unite`, `freeze`, `merge`, `bind`, `contract`, `count`, `work`
 return     labels of inputs, or `join` (elementwise), `moved` (after reordering elements), `canonical`
 ========== =====================================================================================
@@ -98,6 +99,8 @@ class Findings:
     """BatchNorm calls that could have a gate."""
     implied: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     """Per gate: channel ids of the stream and of the BatchNorm. If the first is removed, the second is removed."""
+    whole_heads: frozenset[str] = frozenset()
+    """Modules in which attention heads are removed as a whole; see `bnprune.channels.head_units`."""
     views: list[tuple[Label, str]] = field(default_factory=list)
     """Labels that vary along several dimensions at once, and the module in which they arose."""
     writes: ViewWrites = field(default_factory=ViewWrites)
@@ -217,6 +220,11 @@ class OpContext:
     def at_seams(self, tensor: torch.Tensor, dim: int, start: int, stop: int) -> bool:
         """True if a slice begins and ends at the seams of parts that were written one by one (`out[:, :4] = x`)."""
         return self.findings.writes.at_seams(tensor, dim, start, stop)
+
+    @property
+    def whole_heads(self) -> bool:
+        """True if attention heads are removed as a whole in the running module: what is left keeps its width."""
+        return self.site in self.findings.whole_heads
 
     # -- stating -----------------------------------------------------------------------------------------------------
 

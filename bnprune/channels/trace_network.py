@@ -20,6 +20,7 @@ from torch import nn
 from bnprune.channels.control_flow import FORCED_BRANCHES, ForcedBranch
 from bnprune.channels.gate_sites import Gates
 from bnprune.channels.graph import ChannelGraph, Trace
+from bnprune.channels.head_units import HeadSites
 from bnprune.channels.modules import modules_by_name, reads_training_flag, uses_nms
 from bnprune.channels.operator_mode import preserve_thread_state
 from bnprune.channels.pytrees import Inputs, as_inputs
@@ -48,6 +49,7 @@ def trace(
     exact: bool = False,
     coupling: Coupling = "shared",
     gates: Gates | None = None,
+    heads: HeadSites | None = None,
 ) -> ChannelGraph:
     """Trace the channels of a network through its forward passes.
 
@@ -60,6 +62,7 @@ def trace(
             layers compute surrogates (`bnprune.channels.surrogate_ops`), whose values only decide the control flow.
         coupling: "gates" decouples BatchNorms that share a stream of channels (`bnprune.channels.gate_sites`).
         gates: BatchNorms that are decoupled in any case.
+        heads: Modules in which attention heads have other units than by default (`bnprune.channels.head_units`).
 
     Raises:
         ForwardError: The forward pass fails on these inputs.
@@ -69,12 +72,12 @@ def trace(
     _require_traceable(model)
     for values in _values_to_try(model, real=real, exact=exact):
         try:
-            return _trace(model, inputs, coupling, values, gates or {})
+            return _trace(model, inputs, coupling, values, gates or {}, heads or {})
         except TraceError:
             raise
         except Exception:  # noqa: BLE001 - the exact values may do; if not, they raise the error that counts
             pass
-    return _trace(model, inputs, coupling, "exact", gates or {})
+    return _trace(model, inputs, coupling, "exact", gates or {}, heads or {})
 
 
 def require_repeatable(before: ChannelGraph, again: ChannelGraph) -> None:
@@ -108,11 +111,13 @@ def _require_traceable(model: nn.Module) -> None:
                 )
 
 
-def _trace(model: nn.Module, inputs: Inputs, coupling: Coupling, values: Values, gates: Gates) -> ChannelGraph:
+def _trace(
+    model: nn.Module, inputs: Inputs, coupling: Coupling, values: Values, gates: Gates, heads: HeadSites
+) -> ChannelGraph:
     if coupling == "gates":
-        first = Tracer(model, values, gates)
+        first = Tracer(model, values, gates, heads)
         gates = {**first.gates(first.run(inputs, training=False)), **gates}
-    tracer = Tracer(model, values, gates)
+    tracer = Tracer(model, values, gates, heads)
     traces = {"eval": tracer.run(inputs, training=False)}
     notes: list[Note] = []
     if tracer.unused() or reads_training_flag(model):

@@ -25,6 +25,7 @@ from bnprune.channels.control_flow import Decisions, ForcedBranch
 from bnprune.channels.forward_pass import forward_error
 from bnprune.channels.gate_sites import GateKind, Gates, Producer, useful_gates
 from bnprune.channels.graph import ChannelGraph, EarlierPass, GatedNorm, Layer, Record, Trace
+from bnprune.channels.head_units import HeadSites, head_counts, tie_widths
 from bnprune.channels.labels import NONE, Label, Labels, along, varying
 from bnprune.channels.meta_kernels import run_kernel
 from bnprune.channels.modules import module_stack, modules_by_name, temporary_mode
@@ -55,11 +56,12 @@ Values = Literal["none", "surrogate", "exact"]
 class Tracer(OperatorMode):
     """Traces forward passes of a copy of the network."""
 
-    def __init__(self, model: nn.Module, values: Values, gates: Gates) -> None:
+    def __init__(self, model: nn.Module, values: Values, gates: Gates, heads: HeadSites) -> None:
         super().__init__()
+        self._heads = heads
         self.values = values
         self.real = values != "none"
-        self.findings = Findings(gates=gates)
+        self.findings = Findings(gates=gates, whole_heads=frozenset(site for site in heads if heads[site].whole))
         self.aliases: dict[str, str] = {}
         self._originals: dict[int, str] = {}
         self.model = copy_with_tensors(model, self._replacements(model))
@@ -340,7 +342,14 @@ class Tracer(OperatorMode):
     def graph(self, traces: dict[str, Trace], notes: Sequence[Note]) -> ChannelGraph:
         """Solve the facts that the rules have stated."""
         ids = self.findings.ids
+        records = [record for passed in traces.values() for record in passed.records]
+        for site, chosen in self._heads.items():
+            if chosen.tied != "none":
+                tie_widths(ids, records, site, chosen)
         self._merge_split_dimensions()
+        for site, chosen in self._heads.items():
+            if chosen.whole:
+                self.findings.counts.extend(head_counts(ids, records, site, self.findings.modules[site]))
         unit_of, frozen = ids.units()
         layers = tuple(self._layers())
         for layer in layers:
@@ -375,12 +384,15 @@ class Tracer(OperatorMode):
         return tuple({(count.module, count.attribute, len(count.ids)): count for count in last}.values())
 
     def _merge_split_dimensions(self) -> None:
-        """Remove whole columns of split dimensions: in C -> (g, C/g), all g groups lose the same positions."""
+        """Remove whole columns of split dimensions: in C -> (g, C/g), all g groups lose the same positions.
+
+        With whole heads as units, remove rows instead: of the g groups, some go, and the others stay as they are.
+        """
         for label, site in self.findings.views:
             call = OpContext("view", site, None, self.findings, self._labels_of)
             dims = varying(call.canonical(label))
             if len(dims) > 1:
-                call.merge(label, dims[:-1])
+                call.merge(label, [*dims[:-2], dims[-1]] if call.whole_heads else dims[:-1])
 
     def _buffer_gammas(self) -> dict[str, str]:
         """Find the scale factors of BatchNorms that call no BatchNorm operator (torchvision's FrozenBatchNorm2d)."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from bnprune.channels.gate_sites import Gates
 from bnprune.channels.graph import ChannelGraph
+from bnprune.channels.head_units import HeadSites
 from bnprune.channels.modules import parameter_count
 from bnprune.channels.op_context import Count
 from bnprune.channels.union_find import Refusal
@@ -36,7 +37,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Findings:
+class DryRunFindings:
     """What dry runs have found: code that depends on a width."""
 
     kept: Mapping[int, Refusal] = field(default_factory=dict)
@@ -45,6 +46,8 @@ class Findings:
     """Attributes that seem to hold widths, and are changed in the slim network."""
     not_sizes: frozenset[tuple[str, str]] = frozenset()
     """(module, attribute) of attributes that turned out to hold no width."""
+    complete: bool = True
+    """False if a dry run failed for a reason that nothing explains."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,12 @@ class ScoredNetwork:
     seconds: float
     required_gates: Gates = field(default_factory=dict)
     """Gates without which no channel could be removed."""
-    findings: Findings = Findings()
+    findings: DryRunFindings = DryRunFindings()
     """What the probe has found, for every target; see `bnprune.pruning.probe`."""
+    probed_channels: int = 0
+    """BatchNorm channels that are prunable as far as the probe shows."""
+    heads: HeadSites = field(default_factory=dict)
+    """Modules in which attention heads have other units than by default."""
 
     def cost_of(self, kind: TargetKind) -> int:
         """MACs or parameters of the network as it is."""

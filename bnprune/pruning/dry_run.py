@@ -320,7 +320,7 @@ class _TraceComparison(OperatorMode):
     def _open_units(self, labels: Iterable[Label]) -> set[int]:
         """Return the units among labels that may still go."""
         units = {unit for label in labels for unit in np.unique(self.graph.units(label.numpy())).tolist()}
-        return {unit for unit in units if self.graph.frozen[unit] is None} - self.settled - {NO_CHANNEL}
+        return {unit for unit in units if self.graph.frozen[unit] is None} - {*self.settled, NO_CHANNEL}
 
     def _dims(self, site: str) -> set[int]:
         """Return the sizes before the cut of all tensors that a module makes, and of the channels it reads."""

@@ -16,6 +16,7 @@ from torch import nn
 
 from bnprune.channels.gate_sites import GateKind, Gates, GateSite, Operators, separating_gates, useful_gates
 from bnprune.channels.graph import ChannelGraph
+from bnprune.channels.head_units import ALTERNATIVES, HeadSites, split_sites, touching
 from bnprune.channels.modules import modules_by_name, parameter_count
 from bnprune.channels.op_context import Count
 from bnprune.channels.pytrees import Inputs, as_inputs, tensors
@@ -25,7 +26,7 @@ from bnprune.errors import PruningError, TraceError
 from bnprune.pruning.bias_folding import find_folds
 from bnprune.pruning.candidates import Candidates, Constraints, Mask, excluded_layers, find_candidates
 from bnprune.pruning.cost_model import CostModel
-from bnprune.pruning.draft_plan import DraftPlan, Findings, ScoredNetwork
+from bnprune.pruning.draft_plan import DraftPlan, DryRunFindings, ScoredNetwork
 from bnprune.pruning.dry_run import DryRun, dry_run
 from bnprune.pruning.plan import PruningPlan, make_plan
 from bnprune.pruning.probe import probe
@@ -36,24 +37,66 @@ from bnprune.pruning.settled_sizes import settle_sizes
 from bnprune.pruning.surgery import copy_weights, named_tensors, require_values, slim_on_meta
 
 
-def score_network(model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None = None) -> ScoredNetwork:
-    """Trace, score and probe a network; `gates` are there in any case. Errors as for `prune`.
+def score_network(
+    model: nn.Module,
+    example_inputs: Any,
+    request: Request,
+    gates: Gates | None = None,
+    heads: HeadSites | None = None,
+) -> ScoredNetwork:
+    """Trace, score and probe a network. Errors as for `prune`.
 
     The result holds for every target of the same constraints.
+
+    Args:
+        model: The network.
+        example_inputs: As for `prune`.
+        request: The criterion and the constraints.
+        gates: Gates that are there in any case.
+        heads: Units of attention heads, as in `trace`; found by probes if not given.
     """
+    scored = _probed(model, example_inputs, request, gates, heads or {})
+    return scored if heads is not None else _with_head_units(model, example_inputs, scored)
+
+
+def _probed(
+    model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None, heads: HeadSites
+) -> ScoredNetwork:
     started = time.perf_counter()
     require_values(model, example_inputs)
-    graph = _trace(model, example_inputs, request, gates)
+    graph = _trace(model, example_inputs, request, gates, heads)
     tensors = dict(named_tensors(model))
     require_finite(graph, tensors)
     scores = with_streams(graph, CRITERIA[request.criterion](graph, tensors, request.reduce))
-    scored = ScoredNetwork(graph, scores, request, parameter_count(model), 0.0, gates or {})
-    findings = _Planner(model, as_inputs(example_inputs), scored).probe()
-    return replace(scored, findings=findings, seconds=time.perf_counter() - started)
+    scored = ScoredNetwork(graph, scores, request, parameter_count(model), 0.0, gates or {}, heads=heads)
+    findings, prunable = _Planner(model, as_inputs(example_inputs), scored).probe()
+    seconds = time.perf_counter() - started
+    return replace(scored, findings=findings, probed_channels=prunable, seconds=seconds)
 
 
-def _trace(model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None) -> ChannelGraph:
-    return trace(model, example_inputs, exact=request.weighs_macs, coupling=request.coupling, gates=gates)
+def _with_head_units(model: nn.Module, example_inputs: Any, scored: ScoredNetwork) -> ScoredNetwork:
+    """Return the network with other units for the attention heads of modules whose code keeps channels.
+
+    An alternative is taken if more BatchNorm channels are prunable with it.
+    """
+    sites = split_sites(scored.graph)
+    for units in ALTERNATIVES:
+        kept = {unit for unit in scored.findings.kept if scored.graph.gamma_count[unit]}
+        changed = touching(scored.graph, sites, kept)
+        if not changed:
+            break
+        heads = {**scored.heads, **dict.fromkeys(changed, units)}
+        other = _probed(model, example_inputs, scored.request, scored.required_gates, heads)
+        if other.findings.complete and other.probed_channels > scored.probed_channels:
+            scored = replace(other, seconds=scored.seconds + other.seconds)
+    return scored
+
+
+def _trace(
+    model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None, heads: HeadSites | None
+) -> ChannelGraph:
+    exact, coupling = request.weighs_macs, request.coupling
+    return trace(model, example_inputs, exact=exact, coupling=coupling, gates=gates, heads=heads)
 
 
 def plan_cut(model: nn.Module, example_inputs: Any, scored: ScoredNetwork) -> DraftPlan:
@@ -72,11 +115,11 @@ def plan_cut(model: nn.Module, example_inputs: Any, scored: ScoredNetwork) -> Dr
     planner = _Planner(model, as_inputs(example_inputs), scored)
     draft = _best_draft(planner)
     if not draft.removed.any() and not scored.required_gates:
-        draft = _with_separating_gates(planner, example_inputs) or draft
+        planner, draft = _with_separating_gates(planner, example_inputs) or (planner, draft)
     return replace(draft, seconds=time.perf_counter() - started, gate_candidates=planner.count_gate_candidates(draft))
 
 
-def _with_separating_gates(planner: _Planner, example_inputs: Any) -> DraftPlan | None:
+def _with_separating_gates(planner: _Planner, example_inputs: Any) -> tuple[_Planner, DraftPlan] | None:
     """Plan with gates behind all grouped convolutions, then with the needed ones only; None if gates do not help.
 
     A grouped convolution ties the stream it reads to the one it writes, and so ties channels that must stay to others:
@@ -85,13 +128,13 @@ def _with_separating_gates(planner: _Planner, example_inputs: Any) -> DraftPlan 
     """
     draft, gates = None, planner.separating_gates()
     while gates:
-        scored = score_network(planner.model, example_inputs, planner.scored.request, gates)
+        scored = score_network(planner.model, example_inputs, planner.scored.request, gates, planner.scored.heads)
         planner = _Planner(planner.model, planner.inputs, scored)
         draft = _best_draft(planner)
         gates, tried = planner.needed_gates(), gates
         if gates == tried:
             break
-    return draft if draft is not None and draft.removed.any() else None
+    return (planner, draft) if draft is not None and draft.removed.any() else None
 
 
 def _best_draft(planner: _Planner) -> DraftPlan:
@@ -174,11 +217,14 @@ class _Planner:
         self._is_repeatable = False
         self._folds = find_folds(model, inputs) if scored.request.fold_bias else ()
 
-    def probe(self) -> Findings:
+    def probe(self) -> tuple[DryRunFindings, int]:
         """Find what must stay for every target, in dry runs of a selection that depends on the network only.
 
         Of the constraints, only `exclude` counts: the others limit how much goes. If a probe fails for a reason that
         nothing explains, what was found so far stands, and the dry run of the request decides.
+
+        Returns:
+            The findings, and the number of BatchNorm channels that are prunable with them.
         """
         graph, exclude = self.scored.graph, Constraints(exclude=self.scored.request.exclude)
         while (removed := probe(graph, self._candidates(exclude).prunable, self._found.sizes)).any():
@@ -188,8 +234,9 @@ class _Planner:
                     break
                 self._add_findings(trial)
             except TraceError:
+                self._found = replace(self._found, complete=False)
                 break
-        return self._found
+        return self._found, int(graph.gamma_count[self._candidates(exclude).prunable].sum())
 
     def select_until_it_runs(self, select: Callable[[Candidates], Mask]) -> DraftPlan:
         """Select and try in a dry run until the slim network runs as expected.
@@ -232,7 +279,9 @@ class _Planner:
     def _require_repeatable(self) -> None:
         """Refuse a network that runs other code each time, before channels are kept for that reason."""
         scored, (args, kwargs) = self.scored, self.inputs
-        require_repeatable(scored.graph, _trace(self.model, kwargs or args, scored.request, scored.required_gates))
+        require_repeatable(
+            scored.graph, _trace(self.model, kwargs or args, scored.request, scored.required_gates, scored.heads)
+        )
         self._is_repeatable = True
 
     def _dry_run(self, slim: nn.Module, removed: Mask, *, with_values: bool = False) -> DryRun:
@@ -256,7 +305,7 @@ class _Planner:
                 raise TraceError(f"{site or 'the network'}: the slim network does not run as expected: {difference}")
             not_sizes |= {(size.module, size.attribute) for size in sizes}
             sizes = ()
-        self._found = Findings({**kept, **trial.kept}, (*sizes, *trial.sizes), not_sizes)
+        self._found = DryRunFindings({**kept, **trial.kept}, (*sizes, *trial.sizes), not_sizes)
 
     def with_settled_sizes(self, draft: DraftPlan) -> DraftPlan:
         """Return a draft that changes all attributes that hold widths, and no others."""

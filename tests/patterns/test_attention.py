@@ -179,7 +179,9 @@ def test_fused_attention() -> None:
     assert result.model.o.out_features < 16
 
 
-def test_multihead_attention_module_stays() -> None:
+def test_multihead_attention_module_stays_if_heads_and_width_are_one_number() -> None:
+    """Of the attributes num_heads = head_dim = 4, either could be the number of heads."""
+
     def forward(n, x):
         t = n.stem(x).flatten(2).transpose(1, 2)
         return n.fc(n.mha(t, t, t, need_weights=False)[0].mean(1))

@@ -102,7 +102,13 @@ def contract(ctx: OpContext, a: torch.Tensor, b: torch.Tensor) -> Labels:
 
 
 def _without_rows(ctx: OpContext, label: torch.Tensor, contracted: int, other: int) -> torch.Tensor | None:
-    """Return a label that varies along the contracted dimension or along the other one, not along both."""
+    """Return a label that varies along the contracted dimension or along the other one, not along both.
+
+    With whole heads, a label that varies along the batch dimensions, which are the heads, varies along these alone: the
+    contracted dimension of each head stays whole.
+    """
+    if ctx.whole_heads and label.shape[contracted] > 1 and any(size > 1 for size in label.shape[:-2]):
+        return ctx.merge(label, [contracted, other], "is contracted within a head")
     if label.shape[contracted] > 1 and label.shape[other] > 1:
         return ctx.merge(label, [other], "is spread over the rows of a matrix product")
     return label
