@@ -21,13 +21,14 @@ from bnprune.channels.control_flow import FORCED_BRANCHES, ForcedBranch
 from bnprune.channels.gate_sites import Gates
 from bnprune.channels.graph import ChannelGraph, Trace
 from bnprune.channels.modules import modules_by_name, reads_training_flag, uses_nms
+from bnprune.channels.network_outputs import note_on
 from bnprune.channels.operator_mode import preserve_thread_state
 from bnprune.channels.pytrees import Inputs, as_inputs
 from bnprune.channels.surrogate_ops import EndlessLoopError
 from bnprune.channels.torch_internals import own_tensors
 from bnprune.channels.tracer import Tracer, Values
 from bnprune.config import prune_options
-from bnprune.errors import TraceError
+from bnprune.errors import ConfigError, TraceError
 from bnprune.notes import Note
 
 MADE_UP = Note(
@@ -35,6 +36,7 @@ MADE_UP = Note(
 )
 """Note of a trace whose MACs are no more than a guess."""
 
+Outputs = prune_options.Outputs
 Coupling = prune_options.Coupling
 """How layers that share channels are pruned: "shared": all lose the same; "gates": each its own, behind gates."""
 
@@ -48,6 +50,7 @@ def trace(
     exact: bool = False,
     coupling: Coupling = "shared",
     gates: Gates | None = None,
+    outputs: Outputs | None = None,
 ) -> ChannelGraph:
     """Trace the channels of a network through its forward passes.
 
@@ -60,8 +63,10 @@ def trace(
             layers compute surrogates (`bnprune.channels.surrogate_ops`), whose values only decide the control flow.
         coupling: "gates" decouples BatchNorms that share a stream of channels (`bnprune.channels.gate_sites`).
         gates: BatchNorms that are decoupled in any case.
+        outputs: The outputs that must keep their channels, as for `bnprune.prune`; by default, all.
 
     Raises:
+        ConfigError: The network does not return `outputs`.
         ForwardError: The forward pass fails on these inputs.
         TraceError: A rule fails.
     """
@@ -69,12 +74,12 @@ def trace(
     _require_traceable(model)
     for values in _values_to_try(model, real=real, exact=exact):
         try:
-            return _trace(model, inputs, coupling, values, gates or {})
-        except TraceError:
+            return _trace(model, inputs, coupling, values, gates or {}, outputs)
+        except (TraceError, ConfigError):
             raise
         except Exception:  # noqa: BLE001 - the exact values may do; if not, they raise the error that counts
             pass
-    return _trace(model, inputs, coupling, "exact", gates or {})
+    return _trace(model, inputs, coupling, "exact", gates or {}, outputs)
 
 
 def require_repeatable(before: ChannelGraph, again: ChannelGraph) -> None:
@@ -108,13 +113,15 @@ def _require_traceable(model: nn.Module) -> None:
                 )
 
 
-def _trace(model: nn.Module, inputs: Inputs, coupling: Coupling, values: Values, gates: Gates) -> ChannelGraph:
+def _trace(
+    model: nn.Module, inputs: Inputs, coupling: Coupling, values: Values, gates: Gates, outputs: Outputs | None
+) -> ChannelGraph:
     if coupling == "gates":
-        first = Tracer(model, values, gates)
+        first = Tracer(model, values, gates, outputs)
         gates = {**first.gates(first.run(inputs, training=False)), **gates}
-    tracer = Tracer(model, values, gates)
+    tracer = Tracer(model, values, gates, outputs)
     traces = {"eval": tracer.run(inputs, training=False)}
-    notes: list[Note] = []
+    notes = [] if outputs is None else [note_on(outputs)]
     if tracer.unused() or reads_training_flag(model):
         try:
             traces["train"] = tracer.run(inputs, training=True)

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from bnprune.config.prune_options import TARGETS, Option, PruneOptions, prune_options
+from bnprune.config.prune_options import TARGETS, Option, PruneOptions, path_problem, prune_options
 from bnprune.config.tables import FORMATS, PENALTIES, listed, sentences
 
 # The upper bounds exclude nothing sensible; they keep numbers within float32, and sizes within memory.
@@ -37,6 +37,16 @@ Count = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
 Whole = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
 Epochs = Annotated[int, Field(ge=1, le=100_000, strict=True)]
 Name = Annotated[str, Field(max_length=500)]
+
+
+def _path(value: Any) -> str:
+    problem = path_problem(value)
+    if problem:
+        raise ValueError(problem)
+    return str(value)
+
+
+OutputPath = Annotated[str, BeforeValidator(_path)]
 Switch = Annotated[bool, Field(strict=True)]
 
 
@@ -283,6 +293,8 @@ def _recipe_type(option: Option) -> Any:
             return tuple[Name, ...]
         case "ratios":
             return dict[Name, Annotated[float, Field(**option.bounds())]]
+        case "path":
+            return OutputPath
         case "choice":
             return Name if option.extensible else Literal[tuple(option.choices())]
 

@@ -43,7 +43,14 @@ def score_network(model: nn.Module, example_inputs: Any, request: Request, gates
 
 
 def _trace(model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None) -> ChannelGraph:
-    return trace(model, example_inputs, exact=request.weighs_macs, coupling=request.coupling, gates=gates)
+    return trace(
+        model,
+        example_inputs,
+        exact=request.weighs_macs,
+        coupling=request.coupling,
+        gates=gates,
+        outputs=request.outputs,
+    )
 
 
 def plan_cut(model: nn.Module, example_inputs: Any, scored: ScoredNetwork) -> DraftPlan:

@@ -56,7 +56,11 @@ class PruneStep:
     params: tuple[int, int]
     macs: tuple[int, int]
     error: float | None
-    """Relative error of the float64 proof."""
+    """Relative error of the proof."""
+    precision: str
+    """Of the proof: "float64" or "float32"."""
+    outputs: str | None
+    """The outputs that were compared; None for all."""
     layers: tuple[Layer, ...]
     refusals: tuple[Refusal, ...]
     notes: tuple[str, ...]
@@ -295,6 +299,8 @@ def _prune_step(figures: Mapping[str, Any]) -> PruneStep:
         params=change("params"),
         macs=change("macs"),
         error=amount(figures["verification"]["max_relative_error"]),
+        precision=str(figures["verification"].get("dtype") or "float64"),
+        outputs=None if (named := figures["verification"].get("outputs")) is None else str(named),
         layers=tuple(
             Layer(str(entry["name"]), str(entry["kind"]), count(entry["before"]), count(entry["after"]))
             for entry in figures["layers"]

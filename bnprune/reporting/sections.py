@@ -94,13 +94,15 @@ def _key_figure(run: RunData, name: str, key: str, write: Callable[[float], str]
 
 
 def proof(run: RunData) -> str:
-    """Return the error of the float64 proof."""
-    errors = [cut.error for cut in run.prune_steps if cut.error is not None]
+    """Return the largest error of the proofs, and what was compared."""
+    errors = [(cut.error, cut) for cut in run.prune_steps if cut.error is not None]
     if not errors:
         return ""
+    error, cut = max(errors, key=lambda pair: pair[0])
+    compared = "" if cut.outputs is None else f", compared at the outputs that count ({escape(cut.outputs)})"
     return (
-        '<p class="proof"><span>✓</span> Verified: in float64, the slim network computes the same as the original one '
-        f"with the removed channels set to zero (relative error {max(errors):.1e}).</p>"
+        f'<p class="proof"><span>✓</span> Verified: in {escape(cut.precision)}, the slim network computes the same as '
+        f"the original one with the removed channels set to zero (relative error {error:.1e}{compared}).</p>"
     )
 
 
