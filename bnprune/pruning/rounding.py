@@ -17,8 +17,9 @@ from bnprune.pruning.proof_runs import MaskedRun, largest_error
 
 TOLERANCE = 1e-9
 """Largest relative difference a float64 proof may show. Correct surgery gives about 1e-15."""
-NOISE_FACTOR = 16.0
-"""Tolerance of a float32 proof, as a multiple of the rounding errors of the masked network."""
+NOISE_FACTOR = 8.0
+"""Tolerance of a float32 proof, as a multiple of the rounding errors of the masked network. The slim network differs by
+at most 1.6 times these errors, measured on 10 networks of torchvision."""
 LARGEST_TOLERANCE = 1e-3
 """Tolerance of a float32 proof above which it would say nothing; wrong cuts show errors of this size and more."""
 
