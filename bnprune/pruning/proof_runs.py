@@ -133,13 +133,13 @@ def _problem_of(masked_run: MaskedRun) -> str:
 _META_OUTPUTS = "its outputs are on the meta device, without values"
 
 
-def largest_error(expected: MaskedRun, slim: nn.Module) -> float:
+def largest_error(expected: MaskedRun, slim: nn.Module, watch: Watch = unwatched) -> float:
     """Run the slim network the same way and return the largest relative difference of outputs and of decisions.
 
     It is infinite if the slim network fails, or if its outputs have other shapes.
     """
     try:
-        got, based_on = expected.repeat(slim)
+        got, based_on = expected.repeat(slim, watch)
     except Exception:  # noqa: BLE001 - whatever it raises, the masked network did not
         return float("inf")
     pairs = [*zip(expected.outputs, got, strict=False), *based_on]
