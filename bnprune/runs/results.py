@@ -95,9 +95,9 @@ class ProofOutcome(Document):
     """None if nothing was compared."""
     tolerance: float
     passed: bool | None
-    dtype: Literal["float64", "float32"] | None = "float64"
-    """Precision in which both ran; float32 only if the network runs in nothing else."""
-    inputs: Literal["noise", "example inputs"] | None = "noise"
+    dtype: Literal["float64", "float32"] | None = None
+    """Precision in which both ran: float32 if the network runs in nothing else. Older files, which lack it: float64."""
+    inputs: Literal["noise", "example inputs"] | None = None
     """Values on which both ran."""
     outputs: str | None = None
     """The outputs that were compared; None for all."""

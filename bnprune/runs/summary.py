@@ -41,7 +41,7 @@ def cut_figures(report: Report) -> dict[str, Any]:
 
 def _proof_outcome(proof: Verification | None) -> ProofOutcome:
     if proof is None:
-        return ProofOutcome(max_relative_error=None, tolerance=TOLERANCE, passed=None, dtype=None, inputs=None)
+        return ProofOutcome(max_relative_error=None, tolerance=TOLERANCE, passed=None)
     return ProofOutcome(
         max_relative_error=proof.max_relative_error,
         tolerance=proof.tolerance,
