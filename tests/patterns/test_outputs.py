@@ -87,18 +87,26 @@ def test_features_that_do_not_count_in_eval_mode_do_not_count_in_train_mode() ->
 
 
 def test_what_train_mode_computes_for_the_loss_alone_counts() -> None:
-    """An auxiliary head: no layer reads its output, so that it is there for the loss. The same for raw features."""
+    """No layer reads the output of an auxiliary head, so that it is there for the loss."""
 
-    def train(n: Net, scores: torch.Tensor, features: torch.Tensor) -> Any:
-        return scores, n.aux(features), features
+    def forward(n: Net, x: torch.Tensor) -> Any:
+        features = n.stem(x)
+        main, aux = n.head(features), n.aux(features)
+        return (main, n.late(features), aux, features) if n.training else (main, aux, features)
 
-    model = detector(lambda s, f: (s, f), train=train)
-    slim = bnprune.prune(model, X, ratio=0.5, outputs=0, criterion="l1").model
-    assert slim.train()(torch.randn(2, 3, 8, 8))[1].shape[1] == 4
-    other = detector(lambda s, f: s, train=lambda n, s, f: (s, f))
-    assert (
-        prunable(other, lambda output: output) == prunable(other) == 8
-    )  # features that eval mode does not return were not named away
+    layers = {"stem": conv_bn(3, 8), "head": head(8), "aux": conv_bn(8, 4, 1), "late": conv_bn(8, 4, 1)}
+    assert prunable(randomized(Net(forward, **layers)), 0) == 8
+
+
+def test_features_that_only_train_mode_returns_count() -> None:
+    def forward(n: Net, x: torch.Tensor) -> Any:
+        first = n.stem(x)
+        second = n.neck(first)
+        scores = n.head(second)
+        return (scores, second, n.late(second)) if n.training else (scores, first)
+
+    layers = {"stem": conv_bn(3, 8), "neck": conv_bn(8, 16), "head": head(16), "late": nn.Conv2d(16, 1, 1)}
+    assert prunable(randomized(Net(forward, **layers)), 0) == 8  # those of the stem
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
