@@ -61,6 +61,11 @@ def argument_types(op: OpOverload) -> dict[str, str]:
     return {argument.name: str(argument.type) for argument in op._schema.arguments}
 
 
+def is_view(op: OpOverload) -> bool:
+    """Return True if the output of an operator shares memory with an input, and the operator does not write to it."""
+    return any(result.alias_info is not None and not result.alias_info.is_write for result in op._schema.returns)
+
+
 def packet_of(op: OpOverload) -> OpOverloadPacket:
     """Return all overloads of an operator, by which PyTorch registers its formulas for FLOPs."""
     return op._overloadpacket

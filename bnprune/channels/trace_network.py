@@ -22,13 +22,14 @@ from bnprune.channels.gate_sites import Gates
 from bnprune.channels.graph import ChannelGraph, Trace
 from bnprune.channels.head_units import HeadSites
 from bnprune.channels.modules import modules_by_name, reads_training_flag, uses_nms
+from bnprune.channels.network_outputs import note_on
 from bnprune.channels.operator_mode import preserve_thread_state
 from bnprune.channels.pytrees import Inputs, as_inputs
 from bnprune.channels.surrogate_ops import EndlessLoopError
 from bnprune.channels.torch_internals import own_tensors
 from bnprune.channels.tracer import Tracer, Values
 from bnprune.config import prune_options
-from bnprune.errors import TraceError
+from bnprune.errors import ConfigError, TraceError
 from bnprune.notes import Note
 
 DATA_DEPENDENT_MACS = Note(
@@ -36,6 +37,7 @@ DATA_DEPENDENT_MACS = Note(
 )
 """Note of a trace whose MACs are no more than a guess."""
 
+Outputs = prune_options.Outputs
 Coupling = prune_options.Coupling
 """How layers that share channels are pruned: "shared": all lose the same; "gates": each its own, behind gates."""
 
@@ -50,6 +52,7 @@ def trace(
     coupling: Coupling = "shared",
     gates: Gates | None = None,
     heads: HeadSites | None = None,
+    outputs: Outputs | None = None,
 ) -> ChannelGraph:
     """Trace the channels of a network through its forward passes.
 
@@ -63,8 +66,10 @@ def trace(
         coupling: "gates" decouples BatchNorms that share a stream of channels (`bnprune.channels.gate_sites`).
         gates: BatchNorms that are decoupled in any case.
         heads: Modules in which attention heads have other units than by default (`bnprune.channels.head_units`).
+        outputs: The outputs that must keep their channels, as for `bnprune.prune`; by default, all.
 
     Raises:
+        ConfigError: The network does not return `outputs`.
         ForwardError: The forward pass fails on these inputs.
         TraceError: A rule fails.
     """
@@ -72,12 +77,12 @@ def trace(
     _require_traceable(model)
     for values in _values_to_try(model, real=real, exact=exact):
         try:
-            return _trace(model, inputs, coupling, values, gates or {}, heads or {})
-        except TraceError:
+            return _trace(model, inputs, coupling, values, gates or {}, heads or {}, outputs)
+        except (TraceError, ConfigError):
             raise
         except Exception:  # noqa: BLE001 - the exact values may do; if not, they raise the error that counts
             pass
-    return _trace(model, inputs, coupling, "exact", gates or {}, heads or {})
+    return _trace(model, inputs, coupling, "exact", gates or {}, heads or {}, outputs)
 
 
 def require_repeatable(before: ChannelGraph, again: ChannelGraph) -> None:
@@ -112,14 +117,20 @@ def _require_traceable(model: nn.Module) -> None:
 
 
 def _trace(
-    model: nn.Module, inputs: Inputs, coupling: Coupling, values: Values, gates: Gates, heads: HeadSites
+    model: nn.Module,
+    inputs: Inputs,
+    coupling: Coupling,
+    values: Values,
+    gates: Gates,
+    heads: HeadSites,
+    outputs: Outputs | None,
 ) -> ChannelGraph:
     if coupling == "gates":
-        first = Tracer(model, values, gates, heads)
+        first = Tracer(model, values, gates, heads, outputs)
         gates = {**first.gates(first.run(inputs, training=False)), **gates}
-    tracer = Tracer(model, values, gates, heads)
+    tracer = Tracer(model, values, gates, heads, outputs)
     traces = {"eval": tracer.run(inputs, training=False)}
-    notes: list[Note] = []
+    notes = [] if outputs is None else [note_on(outputs)]
     if tracer.unused() or reads_training_flag(model):
         try:
             traces["train"] = tracer.run(inputs, training=True)

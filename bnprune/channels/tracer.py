@@ -29,6 +29,7 @@ from bnprune.channels.head_units import HeadSites, head_counts, tie_widths
 from bnprune.channels.labels import NONE, Label, Labels, along, varying
 from bnprune.channels.meta_kernels import run_kernel
 from bnprune.channels.modules import module_stack, modules_by_name, temporary_mode
+from bnprune.channels.network_outputs import OutputChannels
 from bnprune.channels.op_context import Count, Findings, OpContext, constant
 from bnprune.channels.operator_mode import OperatorMode, OwnGenerators
 from bnprune.channels.ops import spec_of
@@ -39,6 +40,7 @@ from bnprune.channels.surrogate_ops import SurrogateOps
 from bnprune.channels.torch_internals import InstanceNorm, OpOverload, base_of, own_tensors
 from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
 from bnprune.channels.view_writes import USE_CAT
+from bnprune.config.prune_options import Outputs
 from bnprune.errors import TraceError
 from bnprune.notes import Note
 
@@ -46,9 +48,6 @@ _AS_ONE = (
     "its channels are tied together and go all or not at all, and a layer keeps at least one",
     "take apart what ties them: a shuffle, reshape or product across channels",
 )
-_OUTPUT = Refusal("output", "is an output of the network", "")
-
-
 Values = Literal["none", "surrogate", "exact"]
 """Values of a forward pass: none (shapes on the meta device), those of surrogates, or those of the network."""
 
@@ -56,12 +55,15 @@ Values = Literal["none", "surrogate", "exact"]
 class Tracer(OperatorMode):
     """Traces forward passes of a copy of the network."""
 
-    def __init__(self, model: nn.Module, values: Values, gates: Gates, heads: HeadSites) -> None:
+    def __init__(
+        self, model: nn.Module, values: Values, gates: Gates, heads: HeadSites, outputs: Outputs | None = None
+    ) -> None:
         super().__init__()
         self._heads = heads
         self.values = values
         self.real = values != "none"
         self.findings = Findings(gates=gates, whole_heads=frozenset(site for site in heads if heads[site].whole))
+        self._output_channels = OutputChannels(self.findings.ids, outputs)
         self.aliases: dict[str, str] = {}
         self._originals: dict[int, str] = {}
         self.model = copy_with_tensors(model, self._replacements(model))
@@ -155,15 +157,12 @@ class Tracer(OperatorMode):
                 "operators are followed in that one alone. Call the module without a thread (threading, "
                 "concurrent.futures)."
             )
-        leaving = list(tensors(output))
-        if not leaving and not training and forced is None:
+        if not any(True for _ in tensors(output)) and not training and forced is None:
             raise TraceError(
                 f"the forward pass returns no tensor that could be followed (got {type(output).__name__}). "
                 "Return tensors, also inside lists, dictionaries or objects."
             )
-        for tensor in leaving:
-            for label in self._labels_of(tensor):
-                self.findings.ids.freeze(label.numpy(), _OUTPUT)
+        self._output_channels.freeze(output, self._labels_of, training=training, forced=forced is not None)
         work, gate_sites = tuple(self.findings.work[done[0] :]), tuple(self.findings.gate_sites[done[1] :])
         return Trace(tuple(self._records), self._decisions, work, gate_sites, self._macs_vary)
 
@@ -253,6 +252,7 @@ class Tracer(OperatorMode):
     def _label(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         entering = operands(args, kwargs)
         results = operands((output,), {})
+        self._output_channels.note_read(entering)
         for operand in entering:
             name = self.findings.names.get(id(operand))
             if name is not None:

@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
     app.command("inspect", epilog="Example:  bnprune inspect --model torchvision/resnet50 --input 3,224,224")(inspect)
 
 
-@with_prune_flags(("exclude", "coupling"))
+@with_prune_flags(("exclude", "coupling", "outputs"))
 def inspect(
     source: SourcePath = None,
     model: Model = None,
@@ -50,5 +50,6 @@ def inspect(
         trust=trust,
         exclude=asked.get("exclude", ()),
         coupling=asked.get("coupling", "shared"),
+        outputs=asked.get("outputs"),
     )
     output(result, show_inspect, as_json=json)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, GetCoreSchemaHandler
+from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from bnprune.config.prune_options import path_problem
 
 # The upper bounds exclude nothing sensible; they keep numbers within float32, and sizes within memory.
 Positive = Annotated[float, Field(ge=1e-12, le=1e6, allow_inf_nan=False)]
@@ -20,6 +22,17 @@ Count = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
 Epochs = Annotated[int, Field(ge=1, le=100_000, strict=True)]
 Name = Annotated[str, Field(max_length=500)]
 Switch = Annotated[bool, Field(strict=True)]
+
+
+def _output_path(value: Any) -> str:
+    problem = path_problem(value)
+    if problem:
+        raise ValueError(problem)
+    return str(value)
+
+
+OutputPath = Annotated[str, BeforeValidator(_output_path)]
+"""Path of indices and keys that names an output of a network, such as `0.1`."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,9 @@ TARGETS: tuple[TargetKind, ...] = get_args(TargetKind)
 """The options that say how much to remove; exactly one of them is given."""
 Reduce = Literal["max", "mean", "sum"]
 Coupling = Literal["shared", "gates"]
-Kind = Literal["number", "count", "switch", "choice", "patterns", "ratios"]
+Outputs = str | int | Callable[[Any], Any]
+"""Names outputs of a network: a path of indices, keys and attributes such as "0.1", or a function of the output."""
+Kind = Literal["number", "count", "switch", "choice", "patterns", "ratios", "path"]
 
 DEFAULT_RATIO = 0.5
 """The target, if none is given."""
@@ -137,6 +139,24 @@ def _check_ratios(option: Option, value: Any) -> None:
         _check_bounds(option, where, ratio)
 
 
+def _check_path(option: Option, value: Any) -> None:
+    problem = "" if callable(value) else path_problem(value)
+    if problem:
+        raise ConfigError(f"{option.name}: {problem} (got {quoted(value)}).")
+
+
+def path_problem(value: Any) -> str:
+    """Return why a value is no path of indices, keys and attributes; empty if it is one."""
+    if isinstance(value, float):  # 1.1 and 1.10 are one number, but two paths
+        return f"a path with a dot must be in quotes: '{value}'"
+    text = "" if isinstance(value, bool) or not isinstance(value, int | str) else str(value)
+    is_path = len(text) <= _LONGEST_PATH and all(key.strip() for path in text.split(",") for key in path.split("."))
+    return "" if is_path else "must be a path such as 0, '0.1' or preds.0"
+
+
+_LONGEST_PATH = 500
+
+
 _CHECKS: dict[Kind, Callable[[Option, Any], None]] = {
     "number": _check_number,
     "count": _check_count,
@@ -144,6 +164,7 @@ _CHECKS: dict[Kind, Callable[[Option, Any], None]] = {
     "choice": _check_choice,
     "patterns": _check_patterns,
     "ratios": _check_ratios,
+    "path": _check_path,
 }
 
 
@@ -289,6 +310,16 @@ class PruneOptions:
     fold_bias: bool = field(
         default=False,
         metadata=about("switch", "Fold biases that the next BatchNorm cancels into its running mean.", "--fold-bias"),
+    )
+    outputs: Outputs | None = field(
+        default=None,
+        metadata=about(
+            "path",
+            "Outputs that count, if not all do: a path of indices and keys such as 0, 0.1 or preds.0; several are "
+            "separated by commas. The others may lose channels, and the proof does not compare them.",
+            "--outputs",
+            "PATH",
+        ),
     )
 
 

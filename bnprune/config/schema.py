@@ -28,6 +28,7 @@ from bnprune.config.field_types import (
     Name,
     NonNegative,
     OneOf,
+    OutputPath,
     Positive,
     Rate,
     Switch,
@@ -225,6 +226,8 @@ def _recipe_type(option: Option) -> Any:
             return tuple[Name, ...]
         case "ratios":
             return dict[Name, Annotated[float, Field(**option.bounds())]]
+        case "path":
+            return OutputPath
         case "choice":
             return Name if option.extensible else Literal[tuple(option.choices())]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,8 +13,8 @@ from bnprune.channels.pytrees import as_inputs
 from bnprune.errors import TraceError, VerificationError, first_line
 from bnprune.exporters.parity import compare, dtype_of
 from bnprune.pruning.bias_folding import sole_norms
-from bnprune.pruning.proof_forward import feeds, run
-from bnprune.pruning.verify import TOLERANCE
+from bnprune.pruning.proof_forward import Setting, feeds, run
+from bnprune.pruning.rounding import TOLERANCE
 
 _NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _CONVS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -82,7 +81,7 @@ def _prove(original: nn.Module, folded: nn.Module, example: torch.Tensor) -> Non
     """Compare in float64, before the weights are rounded to the network's own precision."""
     seed = 0
     [noise], _ = next(feeds(as_inputs(example), seed))
-    right, made = (lambda x, net=net: run(net, as_inputs(x), seed, _unwatched) for net in (original, folded))
+    right, made = (lambda x, net=net: run(net, as_inputs(x), Setting(seed)) for net in (original, folded))
     parity = compare(right, made, [noise], tolerance=TOLERANCE)
     if not parity.passed:
         raise VerificationError(
@@ -91,7 +90,3 @@ def _prove(original: nn.Module, folded: nn.Module, example: torch.Tensor) -> Non
             "network, and export without folding.",
             remedy={"fold_bn": False},
         )
-
-
-def _unwatched(func: Any, args: Any, kwargs: Any, output: Any) -> Any:
-    return output

@@ -11,7 +11,7 @@ from torch import nn
 
 from bnprune.channels.modules import parameter_count
 from bnprune.channels.operator_mode import preserve_thread_state
-from bnprune.channels.trace_network import Coupling
+from bnprune.channels.trace_network import Coupling, Outputs
 from bnprune.channels.union_find import NO_CHANNEL, Refusal
 from bnprune.notes import Note
 from bnprune.pruning.draft_plan import DraftPlan
@@ -61,7 +61,12 @@ class Inspection:
 
 @preserve_thread_state
 def inspect(
-    model: nn.Module, example_inputs: Any, *, exclude: Sequence[str] = (), coupling: Coupling = "shared"
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    exclude: Sequence[str] = (),
+    coupling: Coupling = "shared",
+    outputs: Outputs | None = None,
 ) -> Inspection:
     """Return which channels of a network can be pruned, layer by layer, and why others cannot.
 
@@ -70,12 +75,14 @@ def inspect(
         example_inputs: As for `bnprune.prune`.
         exclude: Layers not to prune, as for `bnprune.prune`.
         coupling: "shared" or "gates", as for `bnprune.prune`.
+        outputs: The outputs that count, as for `bnprune.prune`.
 
     Raises:
-        ConfigError: A pattern matches no layer.
+        ConfigError: A pattern matches no layer, or the network does not return `outputs`.
         TraceError: The forward pass fails.
     """
-    scored = score_network(model, example_inputs, Request(ratio=_RATIO, exclude=tuple(exclude), coupling=coupling))
+    request = Request(ratio=_RATIO, exclude=tuple(exclude), coupling=coupling, outputs=outputs)
+    scored = score_network(model, example_inputs, request)
     draft = plan_cut(model, example_inputs, scored)
     graph, prunable = scored.graph, draft.candidates.prunable
     tensors = dict(named_tensors(model))

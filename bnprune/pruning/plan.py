@@ -18,6 +18,7 @@ from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.op_context import Count
 from bnprune.channels.union_find import Refusal
 from bnprune.config.bounded_reading import items, parse_json, require_shallow, table, whole, words
+from bnprune.config.prune_options import path_problem
 from bnprune.errors import CheckpointError, quoted, shortened
 from bnprune.pruning import bias_folding as folding
 from bnprune.pruning.bias_folding import Fold
@@ -165,9 +166,20 @@ def _figures_from(value: Any) -> dict[str, Any]:
     for target in ("ratio", "macs", "params", "latency_ms"):
         if target in figures:
             figures[target] = _real(figures[target])
+    if figures.get("outputs") is not None:
+        figures["outputs"] = _outputs_from(figures["outputs"])
     if "channels" in figures:
         figures["channels"] = {when: whole(figures["channels"][when], 1 << 53) for when in ("before", "after")}
     return figures
+
+
+def _outputs_from(value: Any) -> str | dict[str, str]:
+    """Read the outputs that count: a path, or the name of a function, which is not looked up."""
+    if isinstance(value, Mapping):
+        return {"function": words(value["function"])}
+    if path_problem(value):
+        raise ValueError(f"outputs: {path_problem(value)}, got {quoted(value)}")
+    return str(value)
 
 
 def _real(value: Any) -> float:

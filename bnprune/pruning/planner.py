@@ -95,8 +95,15 @@ def _with_head_units(model: nn.Module, example_inputs: Any, scored: ScoredNetwor
 def _trace(
     model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None, heads: HeadSites | None
 ) -> ChannelGraph:
-    exact, coupling = request.weighs_macs, request.coupling
-    return trace(model, example_inputs, exact=exact, coupling=coupling, gates=gates, heads=heads)
+    return trace(
+        model,
+        example_inputs,
+        exact=request.weighs_macs,
+        coupling=request.coupling,
+        gates=gates,
+        heads=heads,
+        outputs=request.outputs,
+    )
 
 
 def plan_cut(model: nn.Module, example_inputs: Any, scored: ScoredNetwork) -> DraftPlan:

@@ -1,4 +1,4 @@
-"""Running somebody else's network for a proof: in float64 and eval mode, the same way every time.
+"""Running somebody else's network for a proof: in eval mode and one precision, the same way every time.
 
 A tensor of random real numbers holds one number throughout, so that networks of different widths, which would draw
 different ones, stay comparable; and BatchNorms may use the statistics of the batch.
@@ -7,38 +7,69 @@ different ones, stay comparable; and BatchNorms may use the statistics of the ba
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from bnprune.channels.modules import temporary_mode
+from bnprune.channels.network_outputs import counted_outputs
 from bnprune.channels.operator_mode import OperatorMode, OwnGenerators
 from bnprune.channels.ops import spec_of
-from bnprune.channels.pytrees import Inputs, map_tensors, operands, tensors
+from bnprune.channels.pytrees import Inputs, map_tensors, operands
 from bnprune.channels.torch_internals import OpOverload, argument_types
+from bnprune.config.prune_options import Outputs
 
 Watch = Callable[[OpOverload, tuple[Any, ...], dict[str, Any], Any], Any]
 """Sees every operator call and its output, and returns the output to go on with."""
 
 
-def run(
-    model: nn.Module, inputs: Inputs, seed: int, watch: Watch, *, batch_statistics: bool = False
-) -> list[torch.Tensor]:
-    """Run a network in eval mode and float64; return its output tensors.
+def unwatched(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """Go on with the output of an operator as it is (a `Watch`)."""
+    return output
 
-    If `batch_statistics` is true, BatchNorms use the statistics of the batch (if it has several values per channel).
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a network is run for a proof."""
+
+    seed: int = 0
+    """Of the random numbers that the network draws."""
+    dtype: torch.dtype = torch.float64
+    """float64: everything is computed in float64, whatever types the code names; float32: as the code says."""
+    batch_statistics: bool = False
+    """True if BatchNorms use the statistics of the batch (if it has several values per channel)."""
+    outputs: Outputs | None = None
+    """The outputs that are compared; None for all."""
+
+
+USUAL = Setting()
+"""A proof in float64 that compares all outputs."""
+
+
+def run(model: nn.Module, inputs: Inputs, setting: Setting = USUAL, watch: Watch = unwatched) -> list[torch.Tensor]:
+    """Run a network in eval mode; return the output tensors that count.
+
+    Args:
+        model: The network; its type and that of the inputs is `setting.dtype`.
+        inputs: Positional and keyword arguments.
+        setting: The precision, and what else is fixed.
+        watch: Sees every operator call.
+
+    Raises:
+        ConfigError: The network does not return `setting.outputs`.
     """
     args, kwargs = map_tensors(torch.clone, inputs)  # a forward pass may change them in place
-    double = _Double(seed, watch, batch_statistics=batch_statistics)
-    with temporary_mode(model, training=False), double:
-        return [double.widened(tensor) for tensor in tensors(model(*args, **kwargs))]
+    mode = _ProofMode(setting, watch)
+    with temporary_mode(model, training=False), mode:
+        return [mode.widened(tensor) for tensor in counted_outputs(model(*args, **kwargs), setting.outputs)]
 
 
-def feeds(inputs: Inputs, seed: int) -> Iterator[Inputs]:
+def feeds(inputs: Inputs, seed: int, dtype: torch.dtype = torch.float64) -> Iterator[Inputs]:
     """Yield inputs to try, best first: normal noise, uniform noise (images, arguments of a logarithm), those given.
 
-    Integers and booleans (tokens, masks) stay as they are.
+    Floating-point numbers are of the type `dtype`. Integers and booleans (tokens, masks) stay as they are.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -47,14 +78,14 @@ def feeds(inputs: Inputs, seed: int) -> Iterator[Inputs]:
             if not tensor.is_floating_point():
                 return tensor
             drawn = draw(tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
-            return drawn.to(tensor.device)
+            return drawn.to(tensor.device, dtype)
 
         drawn: Inputs = map_tensors(replaced, inputs)
         return drawn
 
     yield noise(torch.randn)
     yield noise(torch.rand)
-    yield map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, inputs)
+    yield map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, inputs)
 
 
 _WIDE = {
@@ -63,27 +94,29 @@ _WIDE = {
 }
 
 
-class _Double(OperatorMode):
+class _ProofMode(OperatorMode):
     """Computes everything in float64, whatever the default type and the types that models write down as literals.
 
     Tensors of lower precision that come in (constants that Python made) are replaced by wide copies of theirs, which
-    also take what is written into them; what an operator makes out of nothing or out of integers is cast.
+    also take what is written into them; what an operator makes out of nothing or out of integers is cast. With the
+    dtype float32, all types stay as they are.
     """
 
-    def __init__(self, seed: int, watch: Watch, *, batch_statistics: bool) -> None:
-        super().__init__(seed)
-        self.batch_statistics = batch_statistics
+    def __init__(self, setting: Setting, watch: Watch) -> None:
+        super().__init__(setting.seed)
+        self.batch_statistics = setting.batch_statistics
         self.watch = watch
+        self._to_wide = _WIDE if setting.dtype == torch.float64 else {}
         self._wide: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._spent = OwnGenerators(seed)
-        self._numbers = torch.Generator().manual_seed(seed)
+        self._spent = OwnGenerators(setting.seed)
+        self._numbers = torch.Generator().manual_seed(setting.seed)
 
     def run_operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator in float64."""
+        """Run an operator in the precision of the proof."""
         dtype = kwargs.get("dtype")
-        if isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex):
+        if self._to_wide and isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex):
             kwargs = {**kwargs, "dtype": torch.complex128 if dtype.is_complex else torch.float64}
-        if any(tensor.dtype in _WIDE for tensor in operands(args, kwargs)):
+        if any(tensor.dtype in self._to_wide for tensor in operands(args, kwargs)):
             args, kwargs = map_tensors(self.widened, (args, kwargs))
         spec = spec_of(func)
         if self.batch_statistics and spec.kind == "batch_norm":
@@ -91,13 +124,13 @@ class _Double(OperatorMode):
         output = (
             super().run_operator(func, args, kwargs) if spec.constant_draw is None else self._draw(func, args, kwargs)
         )
-        if any(tensor.dtype in _WIDE for tensor in operands((output,), {})):
+        if any(tensor.dtype in self._to_wide for tensor in operands((output,), {})):
             output = map_tensors(_cast, output)
         return self.watch(func, args, kwargs, output)
 
     def widened(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor, or the wide copy that stands in its place."""
-        if tensor.dtype not in _WIDE:
+        if tensor.dtype not in self._to_wide:
             return tensor
         if id(tensor) not in self._wide:
             self._wide[id(tensor)] = tensor, _cast(tensor)  # held, so that no other tensor gets its id

@@ -11,14 +11,16 @@ import itertools
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from bnprune.channels.control_flow import FORCED_BRANCHES, Decisions, ForcedBranch
 from bnprune.channels.pytrees import Inputs
-from bnprune.errors import ForwardError, first_line
-from bnprune.pruning.proof_forward import Watch, feeds, run
+from bnprune.channels.torch_internals import OpOverload
+from bnprune.errors import ConfigError, ForwardError, first_line
+from bnprune.pruning.proof_forward import USUAL, Setting, Watch, feeds, run, unwatched
 
 _MOST_NAN = 0.5
 """Largest share of an output that may be NaN for a comparison to mean anything. Infinities may belong to a mask."""
@@ -29,16 +31,22 @@ class MaskedRun:
     """One forward pass of the masked network: its inputs, its decisions, and its outputs."""
 
     inputs: Inputs
-    seed: int
-    batch_statistics: bool
-    """True if BatchNorms used the statistics of the batch."""
+    on_noise: bool
+    """True if the inputs are noise, False if they are those given by the user."""
+    setting: Setting
     forced_branch: float | None
     """The number with which questions about values were answered; None if the network decided by itself."""
     outputs: list[torch.Tensor]
     decisions: Decisions
 
-    def repeat(self, model: nn.Module) -> tuple[list[torch.Tensor], list[tuple[torch.Tensor, torch.Tensor]]]:
+    def repeat(
+        self, model: nn.Module, watch: Watch = unwatched
+    ) -> tuple[list[torch.Tensor], list[tuple[torch.Tensor, torch.Tensor]]]:
         """Run another network the same way.
+
+        Args:
+            model: The network.
+            watch: Sees every operator call.
 
         Returns:
             Its outputs, and pairs of the numbers that decisions were based on: of the masked network and of this one.
@@ -47,49 +55,59 @@ class MaskedRun:
             ValueError: The network has taken fewer decisions than the masked one.
         """
         replay = self.decisions.replay()
-        watch = _with_forced_branch(replay.apply, self.forced_branch)
-        outputs = run(model, self.inputs, self.seed, watch, batch_statistics=self.batch_statistics)
+
+        def repeat(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            return replay.apply(func, args, kwargs, watch(func, args, kwargs, output))
+
+        outputs = run(model, self.inputs, self.setting, _with_forced_branch(repeat, self.forced_branch))
         if replay.remaining:
             raise ValueError(f"{replay.remaining} decisions of the masked network were not taken")
         return outputs, replay.pairs
 
 
-def masked_runs(
-    masked: nn.Module, inputs: Inputs, seed: int = 0, *, batch_statistics: bool = False
-) -> Iterator[MaskedRun]:
+class Float32Only(ForwardError):
+    """The network does not compute in float64: it raises an error there, or code that it calls rounds to float32."""
+
+
+def masked_runs(masked: nn.Module, inputs: Inputs, setting: Setting = USUAL) -> Iterator[MaskedRun]:
     """Run the masked network on the first inputs that it can process, then along the branches it did not take.
 
     Raises:
+        Float32Only: The network raises an error in float64, whatever the inputs.
         ForwardError: The network fails on all inputs, or its outputs are infinite or NaN.
+        ConfigError: The network does not return the outputs that are to be compared.
     """
-    problem = ""
-    for given in feeds(inputs, seed):
+    problem, always_raises = "", True
+    *noises, examples = feeds(inputs, setting.seed, setting.dtype)
+    for given in (*noises, examples):
         try:
-            own_way = _masked_run(masked, given, seed, None, batch_statistics=batch_statistics)
+            own_way = _masked_run(masked, given, setting, None, on_noise=given is not examples)
+        except ConfigError:
+            raise
         except Exception as error:  # noqa: BLE001 - the code of the network may raise anything
             problem = first_line(error)
             continue
-        problem = _problem_of(own_way)
+        problem, always_raises = _problem_of(own_way), False
         if not problem:
             break
     else:
         fix = "Give inputs on which the network works."
         if problem == _META_OUTPUTS or torch.get_default_device().type == "meta":
             fix = "End torch.set_default_device('meta'), or give the tensors that forward() makes a device."
-        raise ForwardError(f"the cut cannot be proven: {problem}, on noise and on the inputs given. {fix}")
+        kind = Float32Only if always_raises and setting.dtype == torch.float64 else ForwardError
+        raise kind(f"the cut cannot be proven: {problem}, on noise and on the inputs given. {fix}")
     yield own_way
     for number in FORCED_BRANCHES.values() if own_way.decisions.read_by_python else ():
         with suppress(Exception):  # this branch may end in an assertion about the data
-            yield _masked_run(masked, given, seed, number, batch_statistics=batch_statistics)
+            yield _masked_run(masked, given, setting, number, on_noise=own_way.on_noise)
 
 
 def _masked_run(
-    masked: nn.Module, given: Inputs, seed: int, forced_branch: float | None, *, batch_statistics: bool
+    masked: nn.Module, given: Inputs, setting: Setting, forced_branch: float | None, *, on_noise: bool
 ) -> MaskedRun:
     decisions = Decisions()
-    watch = _with_forced_branch(decisions.record, forced_branch)
-    outputs = run(masked, given, seed, watch, batch_statistics=batch_statistics)
-    return MaskedRun(given, seed, batch_statistics, forced_branch, outputs, decisions)
+    outputs = run(masked, given, setting, _with_forced_branch(decisions.record, forced_branch))
+    return MaskedRun(given, on_noise, setting, forced_branch, outputs, decisions)
 
 
 def _with_forced_branch(watch: Watch, number: float | None) -> Watch:
@@ -115,13 +133,13 @@ def _problem_of(masked_run: MaskedRun) -> str:
 _META_OUTPUTS = "its outputs are on the meta device, without values"
 
 
-def largest_error(expected: MaskedRun, slim: nn.Module) -> float:
+def largest_error(expected: MaskedRun, slim: nn.Module, watch: Watch = unwatched) -> float:
     """Run the slim network the same way and return the largest relative difference of outputs and of decisions.
 
     It is infinite if the slim network fails, or if its outputs have other shapes.
     """
     try:
-        got, based_on = expected.repeat(slim)
+        got, based_on = expected.repeat(slim, watch)
     except Exception:  # noqa: BLE001 - whatever it raises, the masked network did not
         return float("inf")
     pairs = [*zip(expected.outputs, got, strict=False), *based_on]

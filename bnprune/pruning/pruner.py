@@ -11,7 +11,7 @@ from torch import nn
 
 from bnprune.channels.operator_mode import preserve_thread_state
 from bnprune.channels.pytrees import as_inputs
-from bnprune.channels.trace_network import Coupling
+from bnprune.channels.trace_network import Coupling, Outputs
 from bnprune.pruning.draft_plan import DraftPlan, describe_plan, require_cut
 from bnprune.pruning.latency_search import plan_for_target
 from bnprune.pruning.plan import PruningPlan
@@ -50,6 +50,7 @@ def prune(
     reduce: Reduce = "max",
     coupling: Coupling = "shared",
     fold_bias: bool = False,
+    outputs: Outputs | None = None,
     proof: bool = True,
 ) -> PruningResult:
     """Prune a network by its BatchNorm scale factors (Liu et al., ICCV 2017).
@@ -77,14 +78,20 @@ def prune(
             loses its own, behind small modules that pick or fill channels (`bnprune.pruning.gates`); more freedom, for
             the price of a copy per gate.
         fold_bias: Whether biases that nothing but a following BatchNorm sees go into its running mean.
-        proof: Run both networks: prove in float64 that the slim one equals the masked original, and count MACs that
-            depend on data (boxes per image) on the example inputs. Without it, a note calls such MACs made up.
+        outputs: The outputs that count, if not all do: a path of indices, keys and attributes (0, "0.1", "preds.0";
+            several in one string are separated by commas), or a function that takes the output of the forward pass in
+            eval mode and returns parts of it. The others may lose channels, and the proof does not compare them. In
+            train mode all outputs keep their channels, except those of eval outputs that do not count and that the
+            network itself reads.
+        proof: Run both networks: prove in float64 (in float32, if the network runs in nothing else) that the slim one
+            equals the masked original, and count MACs that depend on data (boxes per image) on the example inputs.
+            Without it, a note calls such MACs made up.
 
     Returns:
         The slim network, its plan and a report.
 
     Raises:
-        ConfigError: An argument is out of range or a pattern matches nothing.
+        ConfigError: An argument is out of range, a pattern matches nothing, or the network does not return `outputs`.
         PruningError: The network cannot be pruned (no BatchNorm, everything frozen), or not as far as asked.
         TraceError: The analysis fails.
         ForwardError: The forward pass fails, or gives nothing finite to compare.
@@ -104,6 +111,7 @@ def prune(
         reduce=reduce,
         coupling=coupling,
         fold_bias=fold_bias,
+        outputs=outputs,
     )
     return prune_as_requested(model, example_inputs, request, proof=proof)
 
@@ -126,6 +134,7 @@ def plan(
     reduce: Reduce = "max",
     coupling: Coupling = "shared",
     fold_bias: bool = False,
+    outputs: Outputs | None = None,
 ) -> PruningPlan:
     """Choose the channels to remove, as `prune` does, without cutting anything.
 
@@ -147,9 +156,10 @@ def plan(
         reduce: As for `prune`.
         coupling: As for `prune`.
         fold_bias: As for `prune`.
+        outputs: As for `prune`.
 
     Raises:
-        ConfigError: An argument is out of range or a pattern matches nothing.
+        ConfigError: An argument is out of range, a pattern matches nothing, or the network does not return `outputs`.
         PruningError: The network cannot be pruned, or not as far as requested.
         TraceError: The analysis fails.
         ForwardError: The forward pass fails.
@@ -168,6 +178,7 @@ def plan(
         reduce=reduce,
         coupling=coupling,
         fold_bias=fold_bias,
+        outputs=outputs,
     )
     drafted = draft(model, example_inputs, request)
     require_cut(drafted)
@@ -209,7 +220,7 @@ def carry_out(drafted: DraftPlan, model: nn.Module, example_inputs: Any, *, proo
     cut = time.perf_counter()
     verification: Verification | None = None
     if proof:
-        verification = verify(model, slim, cuts, as_inputs(example_inputs))
+        verification = verify(model, slim, cuts, as_inputs(example_inputs), outputs=drafted.scored.request.outputs)
         require(verification)
     seconds = {
         "trace": drafted.scored.seconds,
@@ -222,10 +233,19 @@ def carry_out(drafted: DraftPlan, model: nn.Module, example_inputs: Any, *, proo
 
 
 @preserve_thread_state
-def replay(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> PruningResult:
+def replay(
+    plan: PruningPlan, model: nn.Module, example_inputs: Any, *, outputs: Outputs | None = None
+) -> PruningResult:
     """Apply a plan made earlier, and prove the result.
 
+    Args:
+        plan: The plan.
+        model: The network that it was made for.
+        example_inputs: As for `prune`.
+        outputs: The outputs that count; by default those that the plan records. A function has to be given again.
+
     Raises:
+        ConfigError: The plan was made with a function for `outputs`, and none is given.
         PruningError: The plan was made for another network.
         CheckpointError: It is damaged.
         VerificationError: The proof failed.
@@ -235,9 +255,8 @@ def replay(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> PruningR
     started = time.perf_counter()
     slim = apply(plan, model)
     cut = time.perf_counter()
-    verification = verify(model, slim, plan, as_inputs(example_inputs))
+    verification = verify(model, slim, plan, as_inputs(example_inputs), outputs=outputs)
     require(verification)
     seconds = {"surgery": cut - started, "verify": time.perf_counter() - cut}
-    return PruningResult(
-        slim, plan, replace(report, max_relative_error=verification.max_relative_error, seconds=seconds)
-    )
+    notes = (*report.notes, *verification.notes)
+    return PruningResult(slim, plan, replace(report, verification=verification, notes=notes, seconds=seconds))

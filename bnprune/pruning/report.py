@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from bnprune.channels.modules import parameter_count
+from bnprune.channels.network_outputs import note_on
 from bnprune.channels.trace_network import DATA_DEPENDENT_MACS
 from bnprune.channels.union_find import Refusal
 from bnprune.errors import CheckpointError, first_line
@@ -50,14 +51,19 @@ class Report:
     macs_before: int
     """Multiply-accumulates for the example input (its batch included). A note says so if they are of made-up data."""
     macs_after: int
-    max_relative_error: float | None
-    """Of the float64 proof; None without a proof."""
+    verification: Verification | None
+    """The proof; None without one."""
     layers: tuple[LayerChange, ...]
     refusals: tuple[Refusal, ...]
     notes: tuple[Note, ...]
     """Remarks for people; each is a string with a `code` and a `level`."""
     seconds: dict[str, float]
     """Wall-clock seconds of "trace", "select" (with dry run), "surgery" and "verify"."""
+
+    @property
+    def max_relative_error(self) -> float | None:
+        """Largest relative error that the proof found; None without a proof."""
+        return None if self.verification is None else self.verification.max_relative_error
 
 
 def make_report(
@@ -79,13 +85,13 @@ def make_report(
         params_after=parameter_count(draft.meta_slim),
         macs_before=graph.traces["eval"].macs,
         macs_after=draft.macs,
-        max_relative_error=None if verification is None else verification.max_relative_error,
+        verification=verification,
         layers=tuple(
             LayerChange(layer.name, layer.kind, len(layer.ids), int((~removed[graph.units(layer.ids)]).sum()))
             for layer in graph.layers
         ),
         refusals=plan.refusals,
-        notes=(*graph.notes, *draft.notes),
+        notes=(*graph.notes, *draft.notes, *(verification.notes if verification else ())),
         seconds=dict(seconds),
     )
 
@@ -134,13 +140,13 @@ def foresee(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> Report:
         params_after=after.params,
         macs_before=before.macs,
         macs_after=after.macs,
-        max_relative_error=None,
+        verification=None,
         layers=tuple(
             LayerChange(name, kind, width, slim_widths[gated_name(name, gated)][1])
             for name, (kind, width) in widths.items()
         ),
         refusals=plan.refusals,
-        notes=(),
+        notes=() if plan.requested.get("outputs") is None else (note_on(plan.requested["outputs"]),),
         seconds={},
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from bnprune.channels.network_outputs import recorded
 from bnprune.config.prune_options import TARGETS as TARGETS
 from bnprune.config.prune_options import PruneOptions, prune_options
 from bnprune.config.prune_options import TargetKind as TargetKind
@@ -59,5 +60,5 @@ class Request(PruneOptions):
         for name, option in prune_options().items():
             own = getattr(self, name)
             if not option.is_target and name not in (*data, "exclude") and own not in (option.default, {}):
-                data[name] = own
+                data[name] = recorded(own) if name == "outputs" else own
         return {**data, "exclude": list(self.exclude)}

@@ -65,7 +65,7 @@ def is_transposed(layer: nn.Module | None) -> bool:
 
 def run_double(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
     """Run a network in eval mode and float64; return its output tensors."""
-    return run(model, inputs, 0, lambda func, args, kwargs, output: output)
+    return run(model, inputs)
 
 
 def measure_constants(model: nn.Module, inputs: Inputs, losses: Mapping[str, LayerLoss]) -> list[Inputs]:

@@ -96,14 +96,16 @@ def _key_figure(run: RunData, name: str, key: str, write: Callable[[float], str]
 
 
 def proof(run: RunData) -> str:
-    """Return the error of the float64 proof."""
+    """Return the largest error of the proofs, and what was compared."""
     proofs = [stage.figures.verification for stage in run.pruned]
-    errors = [proof.max_relative_error for proof in proofs if proof and proof.max_relative_error is not None]
+    errors = [(proof.max_relative_error, proof) for proof in proofs if proof and proof.max_relative_error is not None]
     if not errors:
         return ""
+    error, cut = max(errors, key=lambda pair: pair[0])
+    compared = "" if cut.outputs is None else f", compared at the outputs that count ({escape(cut.outputs)})"
     return (
-        '<p class="proof"><span>✓</span> Verified: in float64, the slim network computes the same as the original one '
-        f"with the removed channels set to zero (relative error {max(errors):.1e}).</p>"
+        f'<p class="proof"><span>✓</span> Verified: in {escape(cut.dtype or "float64")}, the slim network computes the same as '
+        f"the original one with the removed channels set to zero (relative error {error:.1e}{compared}).</p>"
     )
 
 

@@ -94,12 +94,18 @@ class RatioOutcome(Document):
 
 
 class ProofOutcome(Document):
-    """The comparison of the slim network with the masked original in float64."""
+    """The comparison of the slim network with the masked original."""
 
     max_relative_error: float | None
     """None if nothing was compared."""
     tolerance: float
     passed: bool | None
+    dtype: Literal["float64", "float32"] | None = None
+    """Precision in which both ran: float32 if the network runs in nothing else. Older files, which lack it: float64."""
+    inputs: Literal["noise", "example inputs"] | None = None
+    """Values on which both ran."""
+    outputs: str | None = None
+    """The outputs that were compared; None for all."""
 
 
 class SweepPoint(Document):

@@ -7,7 +7,8 @@ from typing import Any
 
 from bnprune.pruning.report import Report
 from bnprune.pruning.request import Request
-from bnprune.pruning.verify import TOLERANCE
+from bnprune.pruning.rounding import TOLERANCE
+from bnprune.pruning.verify import Verification
 from bnprune.recovery.recover import Recovery
 from bnprune.runs.results import (
     Change,
@@ -24,13 +25,11 @@ from bnprune.runs.results import (
 
 def cut_figures(report: Report) -> dict[str, Any]:
     """Return the figures of a pruning, as keyword arguments of `StageResult` and `PruneResult`."""
-    error = report.max_relative_error
-    passed = None if error is None else error <= TOLERANCE
     target = report.target
     return {
         "target": TargetOutcome(kind=target.kind, requested=target.requested, realised=target.realised),
         "ratio": RatioOutcome(requested=report.ratio_requested, realised=report.ratio_realised),
-        "verification": ProofOutcome(max_relative_error=error, tolerance=TOLERANCE, passed=passed),
+        "verification": _proof_outcome(report.verification),
         "layers": [
             LayerChange(name=layer.name, kind=layer.kind, before=layer.before, after=layer.after)
             for layer in report.layers
@@ -38,6 +37,19 @@ def cut_figures(report: Report) -> dict[str, Any]:
         "refusals": [RefusedSite(site=r.site, reason=r.reason, fix=r.fix) for r in report.refusals],
         "notes": list(report.notes),
     }
+
+
+def _proof_outcome(proof: Verification | None) -> ProofOutcome:
+    if proof is None:
+        return ProofOutcome(max_relative_error=None, tolerance=TOLERANCE, passed=None)
+    return ProofOutcome(
+        max_relative_error=proof.max_relative_error,
+        tolerance=proof.tolerance,
+        passed=proof.passed,
+        dtype=proof.dtype,
+        inputs=proof.inputs,
+        outputs=proof.outputs,
+    )
 
 
 def pruned_of(report: Report) -> Pruned:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bnprune.channels.trace_network import Coupling
+from bnprune.channels.trace_network import Coupling, Outputs
 from bnprune.pruning.inspection import inspect as inspect_model
 from bnprune.runs.network_source import open_source
 from bnprune.workflows.results import InspectedChannels, InspectedLayer, InspectResult, RefusedSite
@@ -23,6 +23,7 @@ def inspect(
     trust: bool = False,
     exclude: Sequence[str] = (),
     coupling: Coupling = "shared",
+    outputs: Outputs | None = None,
 ) -> InspectResult:
     """Return which channels can be pruned in a network from a file or by name.
 
@@ -37,6 +38,7 @@ def inspect(
         trust: Run the code and use the paths that the files name.
         exclude: Layers not to prune, as for `bnprune.prune`.
         coupling: As for `bnprune.prune`.
+        outputs: As for `bnprune.prune`.
 
     Raises:
         ConfigError: An argument is wrong.
@@ -46,7 +48,7 @@ def inspect(
     network = open_source(
         source, model=model, arguments=model_arguments, weights=weights, shape=input_shape, trust=trust
     )
-    found = inspect_model(network.model, network.inputs, exclude=exclude, coupling=coupling)
+    found = inspect_model(network.model, network.inputs, exclude=exclude, coupling=coupling, outputs=outputs)
     shape = network.header.input_shape
     return InspectResult(
         model=network.header.spec.to_dict(),

@@ -28,9 +28,10 @@ def show_prune(result: PruneResult) -> None:
     show_refusals(console, result.refusals)
     for note in result.notes:
         print_text(console, f"note: {note}")
-    error = result.verification.max_relative_error
-    if error is not None:
-        console.print(f"verified: the slim network equals the masked original, relative error {error:.1e} in float64")
+    proof = result.verification
+    if proof.max_relative_error is not None:
+        error = f"{proof.max_relative_error:.1e} in {proof.dtype}"
+        console.print(f"verified: the slim network equals the masked original, relative error {error}")
     steps = {name: seconds for name, seconds in result.seconds.items() if name != "total"}
     if VERBOSITY.verbose and steps:
         console.print("took: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in steps.items()))

@@ -28,10 +28,13 @@ def show_run(result: RunResult) -> None:
     columns = ["network", "test accuracy", "parameters", "MACs", "BN channels", "file", "latency"]
     show_rows(columns, [_row(stage, figures) for stage, figures in result.stages.items()])
     proofs = [figures.verification for figures in result.stages.values() if figures.verification is not None]
-    errors = [proof.max_relative_error for proof in proofs if proof.max_relative_error is not None]
+    errors = [
+        (proof.max_relative_error, proof.dtype or "float64") for proof in proofs if proof.max_relative_error is not None
+    ]
     console = stdout()
     if errors:
-        console.print(f"Verified: the slim network equals the masked original to {max(errors):.1e} in float64.")
+        error, dtype = max(errors)
+        console.print(f"Verified: the slim network equals the masked original to {error:.1e} in {dtype}.")
     print_text(console, f"All files are in {result.path}")
 
 

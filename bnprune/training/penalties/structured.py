@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bnprune.channels.graph import ChannelGraph
-from bnprune.channels.trace_network import Coupling, trace
+from bnprune.channels.trace_network import Coupling, Outputs, trace
 from bnprune.channels.union_find import NO_CHANNEL, Ids
 from bnprune.errors import PruningError
 from bnprune.pruning.scores import unit_macs
@@ -78,6 +78,7 @@ class GammaGroupLasso(GammaPenalty):
         example_inputs: A tensor, a tuple of positional or a mapping of keyword arguments, to follow channels with.
         gain: 1/(1-momentum) for SGD, so that λ pulls as hard as a term in the gradient.
         coupling: As for `bnprune.prune`.
+        outputs: As for `bnprune.prune`.
 
     Raises:
         ConfigError: λ is negative or not a number.
@@ -93,9 +94,10 @@ class GammaGroupLasso(GammaPenalty):
         *,
         gain: float = 1.0,
         coupling: Coupling = "shared",
+        outputs: Outputs | None = None,
     ) -> None:
         super().__init__(model, strength, gain=gain)
-        self.groups = Groups(gamma_units(model, trace(model, example_inputs, coupling=coupling)))
+        self.groups = Groups(gamma_units(model, trace(model, example_inputs, coupling=coupling, outputs=outputs)))
 
     def pull(self, gammas: torch.Tensor) -> torch.Tensor:
         """Return √|g|·γ / ‖γ_g‖₂, and 0 if the norm is 0."""
@@ -116,6 +118,7 @@ class GammaMacWeighted(GammaPenalty):
         example_inputs: A tensor, a tuple of positional or a mapping of keyword arguments, to count MACs with.
         decoupled: Leave gradients alone; shrink after the step, as adaptive optimizers need it.
         coupling: As for `bnprune.prune`.
+        outputs: As for `bnprune.prune`.
 
     Raises:
         ConfigError: λ is negative or not a number.
@@ -131,10 +134,11 @@ class GammaMacWeighted(GammaPenalty):
         *,
         decoupled: bool = False,
         coupling: Coupling = "shared",
+        outputs: Outputs | None = None,
     ) -> None:
         super().__init__(model, strength, gain=1.0 if decoupled else None)
         # exact: MACs that depend on data are those of the example inputs.
-        graph = trace(model, example_inputs, exact=True, coupling=coupling)
+        graph = trace(model, example_inputs, exact=True, coupling=coupling, outputs=outputs)
         units = gamma_units(model, graph)
         shares = unit_macs(graph) / np.maximum(graph.gamma_count, 1)
         macs = np.where(units != NO_CHANNEL, shares[units], 0.0)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from bnprune.channels.graph import ChannelGraph
-from bnprune.channels.trace_network import Coupling, trace
+from bnprune.channels.trace_network import Coupling, Outputs, trace
 from bnprune.channels.union_find import NO_CHANNEL, Ids
 from bnprune.config import tables
 from bnprune.config.schema import OptimisationConfig, PruneConfig, SparsityConfig
@@ -54,6 +54,7 @@ class PenaltySetting:
     """1/(1-momentum) for SGD, which amplifies a term in the gradient by it; 1 for decoupled penalties."""
     example_inputs: Any
     coupling: Coupling
+    outputs: Outputs | None = None
 
 
 def l1(setting: PenaltySetting) -> GammaPenalty:
@@ -76,7 +77,12 @@ def polarization(setting: PenaltySetting) -> GammaPenalty:
 def group_lasso(setting: PenaltySetting) -> GammaPenalty:
     """Make a group lasso over coupled channels."""
     return GammaGroupLasso(
-        setting.model, setting.strength, setting.example_inputs, gain=setting.gain, coupling=setting.coupling
+        setting.model,
+        setting.strength,
+        setting.example_inputs,
+        gain=setting.gain,
+        coupling=setting.coupling,
+        outputs=setting.outputs,
     )
 
 
@@ -88,6 +94,7 @@ def mac_weighted_l1(setting: PenaltySetting) -> GammaPenalty:
         setting.example_inputs,
         decoupled=not setting.sgd,
         coupling=setting.coupling,
+        outputs=setting.outputs,
     )
 
 
@@ -117,6 +124,7 @@ def make_penalty(
     if sparsity is None or sparsity.penalty == "none":
         return None, None
     coupling: Coupling = prune.coupling if prune else "shared"
+    outputs = prune.outputs if prune else None
     sgd = config.optimizer == "sgd"
     gain = 1 / (1 - config.momentum) if sgd else 1.0
     start = mean_gamma(require_scale_factors(model))
@@ -124,10 +132,11 @@ def make_penalty(
     limit = _strongest(config)
     solved = min((sparsity.travel or _TRAVEL) * start / travel.reach, limit)
     strength = solved if sparsity.lambda_ == "auto" else sparsity.lambda_
-    setting = PenaltySetting(model, strength, sparsity, sgd, gain, example_inputs, coupling)
+    setting = PenaltySetting(model, strength, sparsity, sgd, gain, example_inputs, coupling, outputs)
     penalty: GammaPenalty = PENALTIES[sparsity.penalty](setting)
     if _is_steered(sparsity, prune):
-        units, share = _steering_target(model, trace(model, example_inputs, coupling=coupling), sparsity, prune)
+        graph = trace(model, example_inputs, coupling=coupling, outputs=outputs)
+        units, share = _steering_target(model, graph, sparsity, prune)
         penalty.gain = gain  # a pull in the gradients would continue in the momentum after λ has changed
         penalty.lambda_at = Steered(
             share, Groups(units), travel, sparsity.epsilon, usual=strength, limit=_STEERED_LIMIT * limit
