@@ -26,7 +26,7 @@ from bnprune.pruning.draft_plan import DraftPlan, ScoredNetwork
 from bnprune.pruning.dry_run import DryRun, dry_run
 from bnprune.pruning.plan import PruningPlan, make_plan
 from bnprune.pruning.request import Request, TargetKind
-from bnprune.pruning.scores import CRITERIA, require_finite, with_streams
+from bnprune.pruning.scores import CRITERIA, gamma_values, require_finite, with_streams
 from bnprune.pruning.select import by_cost, by_ratio
 from bnprune.pruning.surgery import copy_weights, named_tensors, require_values, slim_on_meta
 
@@ -39,7 +39,9 @@ def score_network(model: nn.Module, example_inputs: Any, request: Request, gates
     tensors = dict(named_tensors(model))
     require_finite(graph, tensors)
     scores = with_streams(graph, CRITERIA[request.criterion](graph, tensors, request.reduce))
-    return ScoredNetwork(graph, scores, request, parameter_count(model), time.perf_counter() - started, gates or {})
+    gammas = {name: gamma_values(tensors[name]) for name in graph.gammas}
+    seconds = time.perf_counter() - started
+    return ScoredNetwork(graph, scores, request, parameter_count(model), seconds, gates or {}, gammas)
 
 
 def _trace(model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None) -> ChannelGraph:

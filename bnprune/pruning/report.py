@@ -85,7 +85,7 @@ def make_report(
             for layer in graph.layers
         ),
         refusals=plan.refusals,
-        notes=(*graph.notes, *draft.notes),
+        notes=plan.notes,
         seconds=dict(seconds),
     )
 
