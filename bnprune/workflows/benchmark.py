@@ -42,6 +42,7 @@ def benchmark(
     model: str | None = None,
     model_arguments: Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
+    pretrained: bool = False,
     input_shape: Sequence[int] | None = None,
     trust: bool = False,
     dense: bool = False,
@@ -65,6 +66,7 @@ def benchmark(
         model: A name or `package.module:factory`, in place of `source` or to rebuild checkpoints.
         model_arguments: Keyword arguments of `model`.
         weights: File with the weights of `model`.
+        pretrained: Load the weights that torchvision or timm publish for `model`.
         input_shape: Shape of one input, without the batch.
         trust: Run the code and use the paths that the files name.
         dense: Compare with the dense network that `source` was cut from.
@@ -83,7 +85,7 @@ def benchmark(
         ForwardError: A network does not run.
     """
     names = parse_backends(backends)
-    given = _Given(model, model_arguments, weights, input_shape, trust)
+    given = _Given(model, model_arguments, weights, pretrained, input_shape, trust)
     networks = _open_networks(source, other, given, dense=dense)
     setting = Setting(networks[0].shape, dtype, channels_last, choose_device(device))
     batches = tuple(dict.fromkeys((1, batch)))
@@ -119,6 +121,7 @@ class _Given:
     model: str | None
     arguments: Mapping[str, Any] | None
     weights: str | Path | None
+    pretrained: bool
     shape: Sequence[int] | None
     trust: bool
 
@@ -129,6 +132,7 @@ class _Given:
             model=self.model,
             arguments=self.arguments,
             weights=self.weights,
+            pretrained=self.pretrained,
             shape=self.shape,
             trust=self.trust,
         )
@@ -168,9 +172,9 @@ def _open_networks(
         if dense:
             networks.insert(0, _dense(opened))
     else:
-        if given.weights is not None:
+        if given.weights is not None or given.pretrained:
             message = "a checkpoint has its own weights; only a network given by its name takes others."
-            raise ConfigError(message, argument="weights")
+            raise ConfigError(message, argument="pretrained" if given.pretrained else "weights")
         paths = [Path(path) for path in (source, other) if path is not None]
         networks = [_measured(given.rebuild(path), path) for path in paths]
     if len({network.shape for network in networks}) > 1:
