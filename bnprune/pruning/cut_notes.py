@@ -15,17 +15,19 @@ from bnprune.pruning.scores import Scores
 ScaleFactors = Mapping[str, NDArray[np.float64]]
 """|γ| of each BatchNorm, by name of the tensor; shapes as in `ChannelGraph.gamma_units`."""
 
-LIVE_SHARE = 0.1
-"""Ratio of the removed |γ| to the kept ones, each as root mean square, from which on removed channels count as in use.
+LIVE_SHARE = 0.01
+"""Share of the sum of γ² over the prunable channels that, if removed, counts as channels still in use.
 
-|γ| is the standard deviation of what a channel's BatchNorm writes, so that γ² is its variance: 0.1 means that a removed
-channel has, on average, 1% of the variance of a kept one. The root mean square, unlike the median, also grows if a few
-of many removed channels are in use; unlike the removed share of Σγ², it does not depend on how many are removed.
+|γ| is the standard deviation of what a channel's BatchNorm writes, so that γ² is its variance. A ratio of medians would
+not notice that a few of many removed channels are in use; the sum of γ² does. Validation accuracy of VGG-11 on digits
+after the cut, compensated and recalibrated:
 
-    trained with an L1 penalty, removed 1e-4, kept 0.3                0.0003
-    the same, but a tenth of the removed channels have 0.15           0.16
-    trained without a penalty, γ uniform in [0.2, 1], ratio 0.3       0.44
-    not trained, γ = 1                                                1
+    trained with an L1 penalty (70% of γ near zero)     ratio 0.70   share 0.0000   accuracy 100.0% of 100.0%
+                                                        ratio 0.72   share 0.0020   accuracy 100.0%
+                                                        ratio 0.75   share 0.0105   accuracy  96.5%
+                                                        ratio 0.80   share 0.0313   accuracy  49.0%
+    trained without a penalty                           ratio 0.10   share 0.0780   accuracy  90.2% of 98.6%
+                                                        ratio 0.30   share 0.2562   accuracy  85.3%
 """
 _TIED_SHARE = 0.02
 """Share of the prunable units from which on equal scores at the threshold are noted ..."""
@@ -55,15 +57,15 @@ def notes_on_cut(
     if gone.any() and (equal := note_on_equal_gammas(graph, gammas, candidates.prunable)):
         yield equal
         return
-    if (share := _rms(gone) / max(_rms(kept), 1e-300)) <= LIVE_SHARE:
+    share = _removed_share(gone, kept)
+    if share <= LIVE_SHARE:
         return
-    if gone.size and kept.any():
-        yield Note(
-            "cut.live_channels",
-            "warning",
-            f"the removed channels are still in use: their |γ| is {share:.2f} times that of the kept ones (root mean "
-            "square). Expect a fall in accuracy. Train with a sparsity penalty before pruning, or fine-tune afterwards",
-        )
+    yield Note(
+        "cut.live_channels",
+        "warning",
+        f"the removed channels are still in use: they have {share:.1%} of the sum of γ² of all prunable channels. "
+        "Expect a fall in accuracy. Train with a sparsity penalty before pruning, or fine-tune afterwards",
+    )
     yield from _note_on_ties(scores, candidates, removed)
 
 
@@ -104,10 +106,13 @@ def _values(graph: ChannelGraph, gammas: ScaleFactors, units: Mask) -> NDArray[n
     return np.concatenate([*parts, np.zeros(0)])
 
 
-def _rms(values: NDArray[np.float64]) -> float:
-    """Root mean square; scaled by the largest value, so that squares of tiny values are not zero."""
-    largest = float(values.max(initial=0.0))
-    return largest * float(np.sqrt(np.mean(np.square(values / largest)))) if largest else 0.0
+def _removed_share(gone: NDArray[np.float64], kept: NDArray[np.float64]) -> float:
+    """Return the share of the sum of γ² that is removed; 0 if all are zero."""
+    largest = max(gone.max(initial=0.0), kept.max(initial=0.0))
+    if not largest:
+        return 0.0
+    removed, left = (float(np.square(values / largest).sum()) for values in (gone, kept))  # squares may not underflow
+    return removed / (removed + left)
 
 
 # -- layers that never ran ---------------------------------------------------------------------------------------------
