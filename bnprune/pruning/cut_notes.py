@@ -149,7 +149,7 @@ def _outermost(names: Iterable[str], others: Iterable[str]) -> list[str]:
     Example: of "layer4.0.bn1", "layer4.0.bn2" and the others ["bn1", "layer3.0.bn1"], it is "layer4".
     """
     mixed = {prefix for other in others for prefix in _prefixes(other)}
-    return list(dict.fromkeys(next(p for p in _prefixes(name) if p not in mixed) for name in names))
+    return list(dict.fromkeys(next((p for p in _prefixes(name) if p not in mixed), name) for name in names))
 
 
 def _prefixes(name: str) -> Iterator[str]:
