@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from urllib.error import URLError
+
 import pytest
 import torch
 
@@ -13,3 +16,17 @@ torch.set_num_threads(1)
 def _same_start() -> None:
     """No test depends on the random numbers another one has drawn."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of torchvision's files in an empty cache; a download fails as without a network."""
+
+    def no_network(url: str, *_: object, **__: object) -> None:
+        raise URLError(f"no route to {url}")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    folder = tmp_path / "torch/hub/checkpoints"
+    folder.mkdir(parents=True)
+    return folder

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from bnprune.cli.options import InputShape, Json, Model, ModelArguments, SourcePath, Trust, Weights, option
+from bnprune.cli.options import InputShape, Json, Model, ModelArguments, Pretrained, SourcePath, Trust, Weights, option
 
 _RUNNING = "Running"
 
@@ -85,6 +85,7 @@ def benchmark(
     model: Model = None,
     model_arg: ModelArguments = None,
     weights: Weights = None,
+    pretrained: Pretrained = False,
     input: InputShape = None,
     trust: Trust = False,
     dense: Dense = False,
@@ -115,6 +116,7 @@ def benchmark(
             model=model,
             model_arguments=parse_arguments(model_arg),
             weights=weights,
+            pretrained=pretrained,
             input_shape=parse_shape(input),
             trust=trust,
             dense=dense,

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import typer
 
-from bnprune.cli.options import DataConfig, Json, Model, ModelArguments, Overrides, SourcePath, Trust, Weights
+from bnprune.cli.options import (
+    DataConfig,
+    Json,
+    Model,
+    ModelArguments,
+    Overrides,
+    Pretrained,
+    SourcePath,
+    Trust,
+    Weights,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -18,6 +28,7 @@ def evaluate(
     model: Model = None,
     model_arg: ModelArguments = None,
     weights: Weights = None,
+    pretrained: Pretrained = False,
     config: DataConfig = None,
     trust: Trust = False,
     json: Json = False,
@@ -34,6 +45,7 @@ def evaluate(
         model=model,
         model_arguments=parse_arguments(model_arg),
         weights=weights,
+        pretrained=pretrained,
         recipe=config,
         trust=trust,
     )

@@ -45,6 +45,14 @@ Weights = Annotated[
     Path | None,
     option(_INPUT, "--weights", "FILE", "Weights of --model: .safetensors, or .pt with a state dict."),
 ]
+Pretrained = Annotated[
+    bool,
+    typer.Option(
+        "--pretrained",
+        help="Load the published weights of --model torchvision/NAME or timm/NAME; downloads them if they are missing.",
+        rich_help_panel=_INPUT,
+    ),
+]
 Trust = Annotated[
     bool,
     typer.Option(

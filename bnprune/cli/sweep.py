@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from bnprune.cli.options import DataConfig, Json, Model, ModelArguments, Overrides, SourcePath, Trust, Weights, option
+from bnprune.cli.options import (
+    DataConfig,
+    Json,
+    Model,
+    ModelArguments,
+    Overrides,
+    Pretrained,
+    SourcePath,
+    Trust,
+    Weights,
+    option,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +32,7 @@ def sweep(
     model: Model = None,
     model_arg: ModelArguments = None,
     weights: Weights = None,
+    pretrained: Pretrained = False,
     config: DataConfig = None,
     trust: Trust = False,
     by: Annotated[
@@ -60,6 +72,7 @@ def sweep(
         model=model,
         model_arguments=parse_arguments(model_arg),
         weights=weights,
+        pretrained=pretrained,
         recipe=config,
         trust=trust,
         by=by,

@@ -55,6 +55,8 @@ class ModelConfig(Section):
     """Keyword arguments of the network's constructor or factory."""
     weights: Annotated[FilePath | None, UserOnly(needed=False)] = None
     """File of initial weights: `.safetensors`, or `.pt` with a state dict."""
+    pretrained: Annotated[Switch, UserOnly(needed=False)] = False
+    """Start from the weights that torchvision or timm publish; they are downloaded if they are not in the cache."""
     gamma_init: Positive | None = None
     """Initial value of every BatchNorm scale factor γ (the paper: 0.5). Default: γ is left as it is."""
 
@@ -62,6 +64,8 @@ class ModelConfig(Section):
     def _one_source(self) -> Self:
         if (self.name is None) == (self.factory is None):
             raise ValueError("give either 'name' or 'factory'")
+        if self.pretrained and self.weights is not None:
+            raise ValueError("give either 'weights' or 'pretrained'")
         return self
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from torch import nn
 
@@ -15,7 +15,8 @@ from bnprune.channels.op_context import Count
 from bnprune.channels.union_find import Refusal
 from bnprune.errors import PruningError
 from bnprune.notes import Note
-from bnprune.pruning.candidates import Candidates, Mask, own_ratios
+from bnprune.pruning.candidates import Candidates, Constraints, Mask, own_ratios
+from bnprune.pruning.cut_notes import ScaleFactors, note_on_equal_gammas, notes_on_cut, notes_on_idle_norms
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.request import Request, TargetKind
 from bnprune.pruning.scores import Scores
@@ -23,8 +24,8 @@ from bnprune.pruning.select import refusals, require_prunable, shortfall
 
 _NOTABLE_SHARE = 0.02
 """Share of the BatchNorm channels from which on the advice to use gates is given."""
-_NOTABLE_UNDERSHOOT = 0.015
-"""Distance below a cost target, as a share of the whole cost, from which on a note explains it."""
+_NOTABLE_DISTANCE = 0.015
+"""Distance from a target, as a share of the whole, from which on a note explains it; of a cost, distance below it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,13 @@ class ScoredNetwork:
     """BatchNorm channels that are prunable as far as the probe shows."""
     heads: HeadSites = field(default_factory=dict)
     """Modules in which attention heads have other units than by default."""
+    gammas: ScaleFactors = field(default_factory=dict)
+    """|γ| of each BatchNorm, by name of the tensor."""
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """Remarks on the trace."""
+        return (*self.graph.notes, *notes_on_idle_norms(self.graph))
 
     def cost_of(self, kind: TargetKind) -> int:
         """MACs or parameters of the network as it is."""
@@ -103,8 +111,8 @@ class DraftPlan:
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """Remarks about how the request was met."""
-        notes = list(self.advice)
+        """Remarks on the trace, on how the request was met, and on the channels that were chosen."""
+        notes = [*self.scored.notes, *self.advice]
         if self.scored.required_gates:
             text = "grouped convolutions tie all streams to one that must stay: gates behind them take these apart"
             notes.append(Note("gates.required", "note", text))
@@ -112,7 +120,9 @@ class DraftPlan:
             count = f"{self.found_late} BatchNorm channels"
             text = f"{count} must stay only at the widths of this selection: other targets may prune them"
             notes.append(Note("prunable.found_late", "note", text))
-        return (*notes, *self._notes_on_target(), *self._notes_on_layer_ratios(), *self.size_notes)
+        scored = self.scored
+        on_cut = notes_on_cut(scored.graph, scored.gammas, scored.scores, self.candidates, self.removed)
+        return (*notes, *self._notes_on_target(), *self._notes_on_layer_ratios(), *self.size_notes, *on_cut)
 
     @property
     def advice(self) -> tuple[Note, ...]:
@@ -123,16 +133,37 @@ class DraftPlan:
         text = f"{count} stay with a stream that must stay: coupling 'gates' may let them go"
         return (Note("gates.may_help", "note", text),)
 
+    @property
+    def notes_on_network(self) -> tuple[Note, ...]:
+        """Remarks that hold for every cut of the network."""
+        note = note_on_equal_gammas(self.scored.graph, self.scored.gammas, self.candidates.prunable)
+        return (note,) if note else ()
+
     def _notes_on_target(self) -> list[Note]:
         kind, requested, realised = self.target.kind, self.target.requested, self.target.realised
-        by_layer_ratios = bool(self._own_ratios()) and self._is_minimal
-        reason = "layer_ratios alone take that much" if by_layer_ratios else "channels go in sets"
-        if kind in ("macs", "params"):
-            explained = requested - realised > _NOTABLE_UNDERSHOOT
+        if kind == "ratio":
+            is_explained = abs(requested - realised) > _NOTABLE_DISTANCE and self._is_off_by_a_channel
         else:
-            explained = kind == "ratio" and by_layer_ratios and realised - requested > _NOTABLE_UNDERSHOOT
-        text = f"{kind} {realised:.3f} instead of {requested:g}: {reason}"
-        return [Note("target.not_met", "note", text)] if explained else []
+            is_explained = kind != "latency_ms" and requested - realised > _NOTABLE_DISTANCE
+        text = f"{kind} {realised:.3f} instead of {requested:g}: {self._reason_for_distance}"
+        return [Note("target.not_met", "note", text)] if is_explained else []
+
+    @property
+    def _is_off_by_a_channel(self) -> bool:
+        return abs(self.target.requested - self.ratio) * self.channels[0] >= 1
+
+    @property
+    def _reason_for_distance(self) -> str:
+        """Why the target and the value that was reached differ."""
+        too_few_removed = self.target.kind == "ratio" and self.ratio < self.target.requested
+        if self._own_ratios() and self._is_minimal and not too_few_removed:
+            return "layer_ratios alone take that much"
+        constraints = self.scored.request.constraints
+        if too_few_removed and self.removed[self.candidates.order].all():
+            return _limits(constraints)
+        if constraints.round_to > 1:
+            return f"widths stay multiples of {constraints.round_to}"
+        return "channels go in sets"
 
     def _notes_on_layer_ratios(self) -> list[Note]:
         return [
@@ -190,6 +221,13 @@ class DraftPlan:
         return self.cost_of(kind) / max(self.scored.cost_of(kind), 1)
 
 
+def _limits(constraints: Constraints) -> str:
+    """Name the constraints because of which no further channel can be removed; `exclude` limits what is prunable."""
+    limits = [item for item in fields(constraints) if item.name != "exclude"]
+    names = [item.name for item in limits if getattr(constraints, item.name) != item.default]
+    return f"limited by {' and '.join(names)}" if names else "every layer keeps one channel"
+
+
 def require_cut(draft: DraftPlan) -> None:
     """Refuse a draft that leaves the network as it is.
 
@@ -209,7 +247,7 @@ def require_cut(draft: DraftPlan) -> None:
 
 
 def describe_plan(draft: DraftPlan) -> PruningPlan:
-    """Return the draft's plan with the request, the values reached, and the refusals."""
+    """Return the draft's plan with the request, the values reached, the refusals and the notes."""
     scored, request = draft.scored, draft.scored.request
     before, after = draft.channels
     reason = f"fewer of its channels can go than fill a portion that keeps multiples of {request.round_to}"
@@ -226,4 +264,5 @@ def describe_plan(draft: DraftPlan) -> PruningPlan:
             "channels": {"before": before, "after": after},
         },
         refusals=(*floors, *portions, *draft.refusals),
+        notes=draft.notes,
     )

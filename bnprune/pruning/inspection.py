@@ -110,7 +110,7 @@ def inspect(
         prunable=int(graph.gamma_count[prunable].sum()),
         params=parameter_count(model),
         macs=graph.traces["eval"].macs,
-        notes=(*graph.notes, *draft.advice),
+        notes=(*scored.notes, *draft.advice, *draft.notes_on_network),
     )
 
 

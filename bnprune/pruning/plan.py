@@ -20,6 +20,7 @@ from bnprune.channels.union_find import Refusal
 from bnprune.config.bounded_reading import items, parse_json, require_shallow, table, whole, words
 from bnprune.config.prune_options import path_problem
 from bnprune.errors import CheckpointError, quoted, shortened
+from bnprune.notes import Note
 from bnprune.pruning import bias_folding as folding
 from bnprune.pruning.bias_folding import Fold
 from bnprune.pruning.candidates import Mask
@@ -69,6 +70,8 @@ class PruningPlan:
     requested: Mapping[str, Any] = field(default_factory=dict)
     realised: Mapping[str, Any] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
+    notes: tuple[Note, ...] = field(default=(), compare=False)
+    """Remarks on the cut, for people; not part of the JSON."""
     version: str | None = field(default=__version__, compare=False)
     """Version of bnprune that made the plan; None if the plan was read from a file without it."""
 

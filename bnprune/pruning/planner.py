@@ -31,7 +31,7 @@ from bnprune.pruning.dry_run import DryRun, dry_run
 from bnprune.pruning.plan import PruningPlan, make_plan
 from bnprune.pruning.probe import probe
 from bnprune.pruning.request import Request, TargetKind
-from bnprune.pruning.scores import CRITERIA, require_finite, with_streams
+from bnprune.pruning.scores import CRITERIA, gamma_values, require_finite, with_streams
 from bnprune.pruning.select import by_cost, by_ratio
 from bnprune.pruning.settled_sizes import settle_sizes
 from bnprune.pruning.surgery import copy_weights, named_tensors, require_values, slim_on_meta
@@ -68,7 +68,9 @@ def _probed(
     tensors = dict(named_tensors(model))
     require_finite(graph, tensors)
     scores = with_streams(graph, CRITERIA[request.criterion](graph, tensors, request.reduce))
-    scored = ScoredNetwork(graph, scores, request, parameter_count(model), 0.0, gates or {}, heads=heads)
+    gammas = {name: gamma_values(tensors[name]) for name in graph.gammas}
+    params = parameter_count(model)
+    scored = ScoredNetwork(graph, scores, request, params, 0.0, gates or {}, heads=heads, gammas=gammas)
     findings, prunable = _Planner(model, as_inputs(example_inputs), scored).probe()
     seconds = time.perf_counter() - started
     return replace(scored, findings=findings, probed_channels=prunable, seconds=seconds)

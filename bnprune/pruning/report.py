@@ -91,7 +91,7 @@ def make_report(
             for layer in graph.layers
         ),
         refusals=plan.refusals,
-        notes=(*graph.notes, *draft.notes, *(verification.notes if verification else ())),
+        notes=(*plan.notes, *(verification.notes if verification else ())),
         seconds=dict(seconds),
     )
 

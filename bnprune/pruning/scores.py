@@ -29,7 +29,7 @@ def gamma(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scor
 
     With "max", a channel of a residual stream counts as important if one of the layers that write it needs it.
     """
-    values = [(units, _gamma_values(tensors[name])) for name, units in graph.gamma_units.items()]
+    values = [(units, gamma_values(tensors[name])) for name, units in graph.gamma_units.items()]
     return reduce_by_unit(graph, values, reduce)
 
 
@@ -57,7 +57,7 @@ def uniform(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Sc
     """Score a unit by the rank of its |γ| within its layer: every layer loses the same share (uniform width)."""
     values = []
     for name, units in graph.gamma_units.items():
-        gammas = _gamma_values(tensors[name])
+        gammas = gamma_values(tensors[name])
         place = np.empty(len(gammas))
         place[np.argsort(gammas, kind="stable")] = (np.arange(len(gammas)) + 0.5) / len(gammas)
         values.append((units, place))
@@ -103,7 +103,8 @@ def _filters(
     return np.where(graph.gamma_count > 0, scores, np.inf)
 
 
-def _gamma_values(tensor: torch.Tensor) -> NDArray[np.float64]:
+def gamma_values(tensor: torch.Tensor) -> NDArray[np.float64]:
+    """Return |γ| of one BatchNorm, shape (C,)."""
     values: NDArray[np.float64] = tensor.detach().abs().double().cpu().numpy()
     return values
 

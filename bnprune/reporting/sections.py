@@ -104,8 +104,8 @@ def proof(run: RunData) -> str:
     error, cut = max(errors, key=lambda pair: pair[0])
     compared = "" if cut.outputs is None else f", compared at the outputs that count ({escape(cut.outputs)})"
     return (
-        f'<p class="proof"><span>✓</span> Verified: in {escape(cut.dtype or "float64")}, the slim network computes the same as '
-        f"the original one with the removed channels set to zero (relative error {error:.1e}{compared}).</p>"
+        f'<p class="proof"><span>✓</span> Verified: in {escape(cut.dtype or "float64")}, the slim network computes the '
+        f"same as the original one with the removed channels set to zero (relative error {error:.1e}{compared}).</p>"
     )
 
 

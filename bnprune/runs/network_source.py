@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,10 @@ from bnprune.config.overrides import overridden_keys
 from bnprune.config.recipe import amend_data
 from bnprune.config.schema import PipelineConfig
 from bnprune.errors import CheckpointError, ConfigError, about, quoted
+from bnprune.models.pretrained import build_pretrained, has_random_weights
 from bnprune.models.zoo import ModelSpec, build
+from bnprune.notes import Note
+from bnprune.pruning.cut_notes import ON_SCALE_FACTORS
 from bnprune.runs.checkpoint import Header, load_checkpoint, read_header
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.trust import require_arguments, require_recipe
@@ -31,6 +34,15 @@ class NetworkSource:
     header: Header
     label: str
     """Name of the network in messages: the path, or the model's name."""
+    notes: tuple[Note, ...] = ()
+    """Remarks on its weights."""
+
+    def notes_with(self, others: Iterable[Note]) -> list[str]:
+        """Return the remarks on this network, and the others that they do not explain.
+
+        Random weights explain all that could be said about the scale factors.
+        """
+        return [*self.notes, *(note for note in others if not self.notes or note.code not in ON_SCALE_FACTORS)]
 
     @property
     def inputs(self) -> torch.Tensor:
@@ -76,6 +88,7 @@ def open_source(
     model: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
+    pretrained: bool = False,
     shape: Sequence[int] | None = None,
     recipe: ModelSpec | None = None,
     trust: bool = False,
@@ -88,21 +101,26 @@ def open_source(
             user's own.
         arguments: Keyword arguments of the model.
         weights: File with the initial weights of `model`.
+        pretrained: Load the weights that torchvision or timm publish for `model`.
         shape: Shape of one input, without the batch.
         recipe: The model of a recipe, to rebuild such a checkpoint if `model` is not given.
         trust: Let the file name code, paths and downloads.
 
     Raises:
         ConfigError: No source or contradictory ones, an unknown model, or a shape out of range.
-        CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
+        CheckpointError: A file is missing, damaged, or not a bnprune checkpoint, or the published weights cannot be
+            loaded.
     """
     input_shape = None if shape is None else checked_shape(shape)
     if source is None and model is None:
         message = "no network given. Name a run directory or checkpoint, or a model and the shape of its input."
         raise ConfigError(message, remedy={"model": "NAME", "input_shape": "3,224,224"})
-    if source is not None and weights is not None:
+    if source is not None and (weights is not None or pretrained):
         message = "a checkpoint has its own weights; only a network given by its name takes others."
-        raise ConfigError(message, argument="weights")
+        raise ConfigError(message, argument="pretrained" if pretrained else "weights")
+    if weights is not None and pretrained:
+        message = f"gives the network other weights than '{weights}'. Give one of them."
+        raise ConfigError(message, argument="pretrained")
     if model is None and arguments:
         raise ConfigError(
             "a checkpoint has the arguments of its network; only a network given by its name takes others.",
@@ -112,17 +130,30 @@ def open_source(
     if source is not None:
         return _from_file(Path(source), spec, recipe, input_shape, trust=trust)
     assert spec is not None
-    return _from_model(spec, None if weights is None else Path(weights), input_shape)
+    return _from_model(spec, None if weights is None else Path(weights), input_shape, pretrained=pretrained)
 
 
-def _from_model(spec: ModelSpec, weights: Path | None, shape: tuple[int, ...] | None) -> NetworkSource:
+def _from_model(
+    spec: ModelSpec, weights: Path | None, shape: tuple[int, ...] | None, *, pretrained: bool
+) -> NetworkSource:
     with about("model"):
-        network = build(spec, where="")
+        network = (build_pretrained if pretrained else build)(spec, where="")
     if weights is not None:
         state = read_weights(weights)
         with about("weights"):
             fit_state(network, state, f"'{weights}'")
-    return NetworkSource(network, Header(spec, input_shape=shape), spec.label)
+    is_random = weights is None and not pretrained and has_random_weights(spec)
+    notes = (_random_weights(spec),) if is_random else ()
+    return NetworkSource(network, Header(spec, input_shape=shape), spec.label, notes)
+
+
+def _random_weights(spec: ModelSpec) -> Note:
+    return Note(
+        "weights.random",
+        "warning",
+        f"the weights of {spec.label} are random, because none were given: nothing tells which channels matter, and "
+        "the result is good for sizes and speed only",
+    )
 
 
 def _from_file(

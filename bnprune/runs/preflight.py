@@ -12,6 +12,7 @@ from torch import nn
 from bnprune.config.schema import ModelConfig, PipelineConfig, PruneConfig, TrainConfig
 from bnprune.data import Splits, load_data
 from bnprune.errors import ConfigError, first_line
+from bnprune.models.pretrained import build_pretrained
 from bnprune.models.zoo import ModelSpec, build, set_gamma
 from bnprune.pruning.draft_plan import require_cut
 from bnprune.pruning.pruner import draft
@@ -159,11 +160,11 @@ def initial(config: PipelineConfig) -> Network:
 
     Raises:
         ConfigError: There is no such network.
-        CheckpointError: Its weights cannot be read, or do not fit.
+        CheckpointError: Its weights cannot be read or downloaded, or do not fit.
     """
     torch.manual_seed(config.seed)
     spec = spec_of(config)
-    model = build(spec)
+    model = (build_pretrained if config.model.pretrained else build)(spec)
     if config.model.weights is not None:
         fit_state(model, read_weights(config.model.weights), f"model.weights: '{config.model.weights}'")
     if config.model.gamma_init is not None:

@@ -43,6 +43,7 @@ def benchmark(
     model: str | None = None,
     model_arguments: Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
+    pretrained: bool = False,
     input_shape: Sequence[int] | None = None,
     trust: bool = False,
     dense: bool = False,
@@ -66,6 +67,7 @@ def benchmark(
         model: A name or `package.module:factory`, in place of `source` or to rebuild checkpoints.
         model_arguments: Keyword arguments of `model`.
         weights: File with the weights of `model`.
+        pretrained: Load the weights that torchvision or timm publish for `model`.
         input_shape: Shape of one input, without the batch.
         trust: Run the code and use the paths that the files name.
         dense: Compare with the dense network that `source` was pruned from.
@@ -84,7 +86,7 @@ def benchmark(
         ForwardError: A network does not run.
     """
     names = parse_backends(backends)
-    given = _NetworkArguments(model, model_arguments, weights, input_shape, trust)
+    given = _NetworkArguments(model, model_arguments, weights, pretrained, input_shape, trust)
     networks = _open_networks(source, other, given, dense=dense)
     setting = Setting(networks[0].shape, dtype, channels_last, choose_device(device))
     batches = tuple(dict.fromkeys((1, batch)))
@@ -110,6 +112,7 @@ class _NetworkArguments:
     model: str | None
     arguments: Mapping[str, Any] | None
     weights: str | Path | None
+    pretrained: bool
     shape: Sequence[int] | None
     trust: bool
 
@@ -120,6 +123,7 @@ class _NetworkArguments:
             model=self.model,
             arguments=self.arguments,
             weights=self.weights,
+            pretrained=self.pretrained,
             shape=self.shape,
             trust=self.trust,
         )
@@ -159,9 +163,9 @@ def _open_networks(
         if dense:
             networks.insert(0, _dense(opened))
     else:
-        if given.weights is not None:
+        if given.weights is not None or given.pretrained:
             message = "a checkpoint has its own weights; only a network given by its name takes others."
-            raise ConfigError(message, argument="weights")
+            raise ConfigError(message, argument="pretrained" if given.pretrained else "weights")
         paths = [Path(path) for path in (source, other) if path is not None]
         networks = [_measured(given.rebuild(path), path) for path in paths]
     if len({network.shape for network in networks}) > 1:

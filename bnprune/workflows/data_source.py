@@ -35,6 +35,7 @@ def open_with_data(
     model: str | None,
     model_arguments: Mapping[str, Any] | None,
     weights: str | Path | None,
+    pretrained: bool,
     recipe: str | Path | None,
     trust: bool,
 ) -> NetworkWithData:
@@ -45,7 +46,9 @@ def open_with_data(
         CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
     """
     refuse_other_model(overrides)
-    network = open_source(source, model=model, arguments=model_arguments, weights=weights, trust=trust)
+    network = open_source(
+        source, model=model, arguments=model_arguments, weights=weights, pretrained=pretrained, trust=trust
+    )
     if recipe is not None:
         config = load_recipe(Path(recipe), overrides)
     elif network.header.config is None:

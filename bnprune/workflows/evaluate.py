@@ -19,6 +19,7 @@ def evaluate(
     model: str | None = None,
     model_arguments: Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
+    pretrained: bool = False,
     recipe: str | Path | None = None,
     trust: bool = False,
 ) -> EvaluateResult:
@@ -30,6 +31,7 @@ def evaluate(
         model: A name or `package.module:factory`, in place of `source` or to rebuild it.
         model_arguments: Keyword arguments of `model`.
         weights: File with the weights of `model`.
+        pretrained: Load the weights that torchvision or timm publish for `model`.
         recipe: Recipe that names the data; default: the one in the checkpoint.
         trust: Run the code and use the paths that the files name.
 
@@ -43,6 +45,7 @@ def evaluate(
         model=model,
         model_arguments=model_arguments,
         weights=weights,
+        pretrained=pretrained,
         recipe=recipe,
         trust=trust,
     )

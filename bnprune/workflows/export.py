@@ -27,6 +27,7 @@ def export(
     model: str | None = None,
     model_arguments: Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
+    pretrained: bool = False,
     input_shape: Sequence[int] | None = None,
     recipe: str | Path | None = None,
     trust: bool = False,
@@ -46,6 +47,7 @@ def export(
         model: A name or `package.module:factory`, in place of `source` or to rebuild it.
         model_arguments: Keyword arguments of `model`.
         weights: File with the weights of `model`.
+        pretrained: Load the weights that torchvision or timm publish for `model`.
         input_shape: Shape of one input, without the batch.
         recipe: Recipe that names the data to compare on; default: the one in the checkpoint.
         trust: Run the code and use the paths that the files name.
@@ -67,7 +69,13 @@ def export(
     for file in paths_of(options, path):
         require_output(file, force=force, sources=given, recipe=None if recipe is None else Path(recipe))
     network = open_source(
-        source, model=model, arguments=model_arguments, weights=weights, shape=input_shape, trust=trust
+        source,
+        model=model,
+        arguments=model_arguments,
+        weights=weights,
+        pretrained=pretrained,
+        shape=input_shape,
+        trust=trust,
     )
     shape = tuple(network.inputs.shape[1:])
     if batch is not None:

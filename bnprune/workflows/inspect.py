@@ -19,6 +19,7 @@ def inspect(
     model: str | None = None,
     model_arguments: Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
+    pretrained: bool = False,
     input_shape: Sequence[int] | None = None,
     trust: bool = False,
     exclude: Sequence[str] = (),
@@ -34,6 +35,7 @@ def inspect(
         model: A name or `package.module:factory`, in place of `source` or to rebuild it.
         model_arguments: Keyword arguments of `model`.
         weights: File with the weights of `model`.
+        pretrained: Load the weights that torchvision or timm publish for `model`.
         input_shape: Shape of one input, without the batch.
         trust: Run the code and use the paths that the files name.
         exclude: Layers not to prune, as for `bnprune.prune`.
@@ -46,7 +48,13 @@ def inspect(
         CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
     """
     network = open_source(
-        source, model=model, arguments=model_arguments, weights=weights, shape=input_shape, trust=trust
+        source,
+        model=model,
+        arguments=model_arguments,
+        weights=weights,
+        pretrained=pretrained,
+        shape=input_shape,
+        trust=trust,
     )
     found = inspect_model(network.model, network.inputs, exclude=exclude, coupling=coupling, outputs=outputs)
     shape = network.header.input_shape
@@ -58,5 +66,5 @@ def inspect(
         macs=found.macs,
         layers=[InspectedLayer(**asdict(layer)) for layer in found.layers],
         refusals=[RefusedSite(site=r.site, reason=r.reason, fix=r.fix) for r in found.refusals],
-        notes=list(found.notes),
+        notes=network.notes_with(found.notes),
     )

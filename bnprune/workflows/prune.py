@@ -33,6 +33,7 @@ def prune(
     model: str | None = None,
     model_arguments: Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
+    pretrained: bool = False,
     input_shape: Sequence[int] | None = None,
     trust: bool = False,
     plan: str | Path | None = None,
@@ -52,6 +53,7 @@ def prune(
         model: A name or `package.module:factory`, in place of `source` or to rebuild it.
         model_arguments: Keyword arguments of `model`.
         weights: File with the weights of `model`.
+        pretrained: Load the weights that torchvision or timm publish for `model`.
         input_shape: Shape of one input, without the batch.
         trust: Run the code and use the paths that the files name.
         plan: File with a plan to replay, in place of a request.
@@ -72,19 +74,25 @@ def prune(
         inputs = (_path(source), _path(weights), _path(plan))
         require_output(target, force=force, sources=inputs)
     network = open_source(
-        source, model=model, arguments=model_arguments, weights=weights, shape=input_shape, trust=trust
+        source,
+        model=model,
+        arguments=model_arguments,
+        weights=weights,
+        pretrained=pretrained,
+        shape=input_shape,
+        trust=trust,
     )
     replayed = None if plan is None else _read_plan(Path(plan), network.model)
     if dry_run:
         report, planned = _foreseen(network, request, replayed)
-        return _result(report, (), out=None, plan=planned)
+        return _result(network, report, (), out=None, plan=planned)
     if replayed is not None:
         result = replay(replayed, network.model, network.inputs)
     else:
         result = prune_as_requested(network.model, network.inputs, _required(request))
     done = _compensated(network, result, display) if compensated else ()
     _save(target, network, result)
-    return _result(result.report, done, out=target)
+    return _result(network, result.report, done, out=target)
 
 
 def _path(path: str | Path | None) -> Path | None:
@@ -138,11 +146,16 @@ def _save(path: Path, network: NetworkSource, result: PruningResult) -> None:
 
 
 def _result(
-    report: Report, compensation: Sequence[Compensation], *, out: Path | None, plan: PruningPlan | None = None
+    network: NetworkSource,
+    report: Report,
+    compensation: Sequence[Compensation],
+    *,
+    out: Path | None,
+    plan: PruningPlan | None = None,
 ) -> PruneResult:
     pruned = pruned_of(report)
     return PruneResult(
-        **cut_figures(report),
+        **cut_figures(report) | {"notes": network.notes_with(report.notes)},
         channels=pruned.channels,
         params=pruned.params,
         macs=pruned.macs,

@@ -6,9 +6,9 @@ What a run writes into its directory is defined in `bnprune.runs.results`, and l
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
 
 from bnprune.runs.results import (
     Change,
@@ -75,6 +75,15 @@ __all__ = [
 ]
 
 
+def _as_given(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    check(value)
+    return value
+
+
+Remark = Annotated[str, WrapValidator(_as_given)]
+"""A text; a `bnprune.notes.Note` keeps its code and its level, which the JSON leaves out."""
+
+
 class CompensationOutcome(Document):
     """The compensation of one layer that lost inputs; see `bnprune.Compensation`."""
 
@@ -101,7 +110,7 @@ class PruneResult(Document):
     verification: ProofOutcome
     layers: list[LayerChange]
     refusals: list[RefusedSite]
-    notes: list[str]
+    notes: list[Remark]
     seconds: dict[str, float]
     """Of every step, and "total"."""
     compensation: list[CompensationOutcome]
@@ -142,7 +151,7 @@ class InspectResult(Document):
     macs: int
     layers: list[InspectedLayer]
     refusals: list[RefusedSite]
-    notes: list[str]
+    notes: list[Remark]
 
 
 class SplitScore(Document):
@@ -175,6 +184,8 @@ class SweepResult(Document):
     recommended: SweepPoint | None
     reason: str
     """The reason if no point is recommended; otherwise empty."""
+    notes: list[Remark]
+    """Remarks on the network, such as that its weights are random."""
 
 
 class ExportResult(ExportFigures):

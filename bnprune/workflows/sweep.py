@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from bnprune.config.schema import PruneConfig
 from bnprune.errors import ConfigError, PruningError
+from bnprune.pruning.inspection import inspect
 from bnprune.recovery.sweep import Point, recommend
 from bnprune.recovery.sweep import sweep as sweep_model
 from bnprune.runs.passes import request_of
@@ -26,6 +27,7 @@ def sweep(
     model: str | None = None,
     model_arguments: Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
+    pretrained: bool = False,
     recipe: str | Path | None = None,
     trust: bool = False,
     by: Literal["ratio", "macs"] = "ratio",
@@ -42,6 +44,7 @@ def sweep(
         model: A name or `package.module:factory`, in place of `source` or to rebuild it.
         model_arguments: Keyword arguments of `model`.
         weights: File with the weights of `model`.
+        pretrained: Load the weights that torchvision or timm publish for `model`.
         recipe: Recipe that names the data; default: the one in the checkpoint.
         trust: Run the code and use the paths that the files name.
         by: Vary the share of the channels to remove ("ratio") or the share of the MACs to keep ("macs").
@@ -60,6 +63,7 @@ def sweep(
         model=model,
         model_arguments=model_arguments,
         weights=weights,
+        pretrained=pretrained,
         recipe=recipe,
         trust=trust,
     )
@@ -75,7 +79,11 @@ def sweep(
         by=by,
         values=values,
     )
-    return _result(points, by, config.tolerance if tolerance is None else tolerance)
+    found = inspect(
+        opened.source.model, opened.splits.example, exclude=config.exclude, coupling=config.coupling
+    )  # every cut is evaluated: what matters besides is about the network
+    notes = opened.source.notes_with(found.notes)
+    return _result(points, by, config.tolerance if tolerance is None else tolerance, notes)
 
 
 def _require_values(values: Sequence[float], tolerance: float | None) -> None:
@@ -95,7 +103,7 @@ def _sparse(source: str | Path | None) -> str | Path | None:
     return trained if trained is not None and trained.exists() else source
 
 
-def _result(points: Sequence[Point], by: Literal["ratio", "macs"], tolerance: float) -> SweepResult:
+def _result(points: Sequence[Point], by: Literal["ratio", "macs"], tolerance: float, notes: list[str]) -> SweepResult:
     best, reason = None, ""
     try:
         best = recommend(points, tolerance)
@@ -107,6 +115,7 @@ def _result(points: Sequence[Point], by: Literal["ratio", "macs"], tolerance: fl
         points=[_point(point) for point in points],
         recommended=None if best is None else _point(best),
         reason=reason,
+        notes=notes,
     )
 
 

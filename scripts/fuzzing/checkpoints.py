@@ -93,6 +93,7 @@ _CODE_ATTACKS: tuple[tuple[Mapping[str, Any], str], ...] = (
     ({"config.data": {"factory": "canary:touch"}}, "evaluate export sweep finetune"),
     ({"config.data": {"name": "mnist", "root": f"{OUTSIDE}/data", "download": True}}, "evaluate export sweep finetune"),
     ({"config.data": {"name": "imagefolder", "root": OUTSIDE}}, "evaluate export sweep finetune"),
+    ({"config.model": {"name": "torchvision/resnet18", "pretrained": True}}, "load " + " ".join(ON_FILE)),
     ({"config.data.root": f"{OUTSIDE}/data"}, "evaluate finetune"),
     ({"config.finetune.distill": {"teacher": f"{OUTSIDE}/secret.safetensors"}}, "finetune evaluate"),
     ({"config.model.weights": f"{OUTSIDE}/secret.safetensors"}, "finetune evaluate load"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -195,7 +197,28 @@ def test_ratios_that_cannot_be_had_are_noted() -> None:
     assert any("layer_ratios: 0.0: 0.500 of it went, asked 0.9" in note for note in capped.notes)
     alone = bnprune.prune(randomized(stack(16, 16)), X, ratio=0.1, layer_ratios={"0": 0.75}).report
     assert alone.ratio_realised == 0.375
-    assert alone.notes == ("ratio 0.375 instead of 0.1: layer_ratios alone take that much",)
+    assert alone.notes[0] == "ratio 0.375 instead of 0.1: layer_ratios alone take that much"
+
+
+@pytest.mark.parametrize(
+    ("constraints", "reason"),
+    [
+        ({"min_channels": 8}, "ratio 0.500 instead of 0.9: limited by min_channels"),
+        ({"cap": 0.25, "min_channels": 2}, "ratio 0.250 instead of 0.9: limited by min_channels and cap"),
+        ({"round_to": 8}, "ratio 0.500 instead of 0.9: limited by round_to"),
+        ({"layer_ratios": {"0": 0.25}, "exclude": ["1"]}, "ratio 0.250 instead of 0.9: limited by layer_ratios"),
+        ({}, None),
+    ],
+)
+def test_a_ratio_that_constraints_forbid_is_noted(constraints: dict[str, Any], reason: str | None) -> None:
+    plan = bnprune.plan(randomized(stack(16, 16)), X, ratio=0.9, **constraints)
+    assert [note for note in plan.notes if note.code == "target.not_met"] == ([reason] if reason else [])
+
+
+def test_a_ratio_between_two_multiples_is_noted() -> None:
+    report = bnprune.prune(randomized(stack(16, 16)), X, ratio=0.35, round_to=8).report
+    [note] = [note for note in report.notes if note.code == "target.not_met"]
+    assert note == f"ratio {report.ratio_realised:.3f} instead of 0.35: widths stay multiples of 8"
 
 
 def test_a_latency_is_met_when_measured_again() -> None:

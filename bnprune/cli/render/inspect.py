@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bnprune.cli.render.console import print_text, stdout
+from bnprune.cli.render.console import stdout
+from bnprune.cli.render.notes import show_notes
 from bnprune.cli.render.refusals import show_refusals
 from bnprune.cli.render.tables import bar, show_rows
 from bnprune.reporting.number_format import count
@@ -32,5 +33,4 @@ def show_inspect(result: InspectResult) -> None:
         f"{count(result.params)} parameters, {count(result.macs)} MACs"
     )
     show_refusals(console, result.refusals)
-    for note in result.notes:
-        print_text(console, f"note: {note}")
+    show_notes(console, result.notes)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bnprune.cli.render.console import print_text, stdout
+from bnprune.cli.render.notes import show_notes
 from bnprune.cli.render.refusals import show_refusals
 from bnprune.cli.render.tables import bar, show_rows
 from bnprune.cli.verbosity import VERBOSITY
@@ -26,8 +27,7 @@ def show_prune(result: PruneResult) -> None:
     if line := _target(result.target):
         console.print(line)
     show_refusals(console, result.refusals)
-    for note in result.notes:
-        print_text(console, f"note: {note}")
+    show_notes(console, result.notes)
     proof = result.verification
     if proof.max_relative_error is not None:
         error = f"{proof.max_relative_error:.1e} in {proof.dtype}"

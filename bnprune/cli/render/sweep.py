@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bnprune.cli.render.console import print_text, stdout
+from bnprune.cli.render.notes import show_notes
 from bnprune.cli.render.tables import show_rows
 from bnprune.errors import about
 from bnprune.reporting.charts import sweep_chart
@@ -21,6 +22,7 @@ def show_sweep(result: SweepResult) -> None:
     show_rows(columns, [_row(index, point, result) for index, point in enumerate(result.points)])
     console, best = stdout(), result.recommended
     print_text(console, "\n" + draw(sweep_chart(result.points, best)))
+    show_notes(console, result.notes)
     if best is None:
         print_text(console, f"\n{result.reason}")
         return
