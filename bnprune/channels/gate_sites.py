@@ -47,14 +47,17 @@ class Producer:
     """True for a depthwise or grouped convolution."""
     zero: bool
     """True if removed channels are zero in it."""
+    record: int
+    """Position of the call in the trace."""
 
     @classmethod
-    def of(cls, spec: OpSpec, args: Sequence[object], zeros: Sequence[bool]) -> Producer:
-        """Describe an operator call, given which of its operands are zero for removed channels."""
+    def of(cls, spec: OpSpec, args: Sequence[object], zeros: Sequence[bool], record: int) -> Producer:
+        """Describe an operator call at a position, given which of its operands are zero for removed channels."""
         return cls(
             gate="write" if spec.kind in ("convolution", "linear") else "read",
             grouped=spec.kind == "convolution" and args[_GROUPS] != 1,
             zero=spec.gives_zero(zeros, args),
+            record=record,
         )
 
 

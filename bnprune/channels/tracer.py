@@ -24,7 +24,7 @@ from torch import nn
 from bnprune.channels.control_flow import Decisions, ForcedBranch
 from bnprune.channels.forward_pass import forward_error
 from bnprune.channels.gate_sites import GateKind, Gates, Producer, useful_gates
-from bnprune.channels.graph import ChannelGraph, EarlierPass, GatedNorm, Layer, Record, Trace
+from bnprune.channels.graph import ChannelGraph, EarlierPass, GatedNorm, Layer, Operand, Record, Trace
 from bnprune.channels.labels import NONE, Label, Labels, along, varying
 from bnprune.channels.meta_kernels import run_kernel
 from bnprune.channels.modules import module_stack, modules_by_name, temporary_mode
@@ -239,9 +239,13 @@ class Tracer(OperatorMode):
         ref, producer = self._producers.get(id(tensor), (None, None))
         return producer if ref is not None and ref() is tensor else None
 
+    def _source_of(self, tensor: torch.Tensor) -> int | str | None:
+        producer = self._producer_of(tensor)
+        return self.findings.names.get(id(tensor)) if producer is None else producer.record
+
     def _producer(self, spec: OpSpec, args: tuple[Any, ...], entering: Sequence[torch.Tensor]) -> Producer:
         zeros = [self.findings.is_zero(operand, self._producer_of(operand)) for operand in entering]
-        return Producer.of(spec, args, zeros)
+        return Producer.of(spec, args, zeros, len(self._records))
 
     def _remember(self, tensor: torch.Tensor, labels: Labels) -> None:
         self._labels[id(tensor)] = weakref.ref(tensor), labels
@@ -266,7 +270,7 @@ class Tracer(OperatorMode):
                 labels_out = spec.labels(call, *args, **kwargs)
         except Exception as error:
             raise TraceError(f"{site or 'the network'}: the rule of {func.name()} failed: {error}") from error
-        inputs = tuple(self._all_labels(entering))
+        entered = tuple(Operand(self._source_of(operand), self._labels_of(operand)) for operand in entering)
         per_output = labels_out if isinstance(labels_out, list) else [labels_out]
         outputs = []
         producer = self._producer(spec, args, entering)
@@ -282,11 +286,12 @@ class Tracer(OperatorMode):
                 op=func.name(),
                 site=site,
                 numbers=numbers_in(func, args, kwargs),
-                inputs=inputs,
+                operands=entered,
                 outputs=tuple(outputs),
                 listed=isinstance(output, list | tuple),
                 macs=macs,
                 kind=spec.kind,
+                zero=producer.zero,
             )
         )
 

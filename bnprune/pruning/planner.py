@@ -24,6 +24,7 @@ from bnprune.pruning.candidates import Candidates, Mask, excluded_layers, find_c
 from bnprune.pruning.cost_model import CostModel
 from bnprune.pruning.draft_plan import DraftPlan, ScoredNetwork
 from bnprune.pruning.dry_run import DryRun, dry_run
+from bnprune.pruning.output_deviation import with_deviations
 from bnprune.pruning.plan import PruningPlan, make_plan
 from bnprune.pruning.request import Request, TargetKind
 from bnprune.pruning.scores import CRITERIA, require_finite, with_streams
@@ -38,6 +39,7 @@ def score_network(model: nn.Module, example_inputs: Any, request: Request, gates
     graph = _trace(model, example_inputs, request, gates)
     tensors = dict(named_tensors(model))
     require_finite(graph, tensors)
+    graph = with_deviations(graph, tensors)
     scores = with_streams(graph, CRITERIA[request.criterion](graph, tensors, request.reduce))
     return ScoredNetwork(graph, scores, request, parameter_count(model), time.perf_counter() - started, gates or {})
 

@@ -27,10 +27,16 @@ Criterion = Callable[[ChannelGraph, Tensors, Reduce], Scores]
 def gamma(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
     """Score a unit by the |γ| of the BatchNorm channels in it (Liu et al., ICCV 2017, section 3).
 
-    With "max", a channel of a residual stream counts as important if one of the layers that write it needs it.
+    Layers that write its channels without a BatchNorm count with γ̂ (`bnprune.pruning.output_deviation`). With "max", a
+    channel of a residual stream counts as important if one of the layers that write it needs it.
     """
-    values = [(units, _gamma_values(tensors[name])) for name, units in graph.gamma_units.items()]
-    return reduce_by_unit(graph, values, reduce)
+    return reduce_by_unit(graph, deviations(graph, tensors), reduce)
+
+
+def deviations(graph: ChannelGraph, tensors: Tensors) -> list[tuple[Ids, NDArray[np.float64]]]:
+    """Return, per layer, the units it writes and the standard deviations of its channels: |γ|, or γ̂."""
+    norms = [(units, _gamma_values(tensors[name])) for name, units in graph.gamma_units.items()]
+    return [*norms, *((written.units, written.values) for written in graph.deviations)]
 
 
 def gamma_per_mac(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
@@ -54,12 +60,11 @@ def unit_macs(graph: ChannelGraph) -> Scores:
 
 
 def uniform(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
-    """Score a unit by the rank of its |γ| within its layer: every layer loses the same share (uniform width)."""
+    """Score a unit by the rank of its |γ| (or γ̂) within its layer: every layer loses the same share (uniform width)."""
     values = []
-    for name, units in graph.gamma_units.items():
-        gammas = _gamma_values(tensors[name])
-        place = np.empty(len(gammas))
-        place[np.argsort(gammas, kind="stable")] = (np.arange(len(gammas)) + 0.5) / len(gammas)
+    for units, numbers in deviations(graph, tensors):
+        place = np.empty(len(numbers))
+        place[np.argsort(numbers, kind="stable")] = (np.arange(len(numbers)) + 0.5) / len(numbers)
         values.append((units, place))
     return reduce_by_unit(graph, values, reduce)
 
