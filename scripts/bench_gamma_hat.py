@@ -4,8 +4,8 @@
 
 Each network gets |γ| drawn uniformly from [0.2, 1] and trained-like weights elsewhere: the filters of a layer differ in
 norm (lognormal, σ = 0.5), and running statistics are those of the inputs, which are smooth random images. The change is
-the norm of the difference between the outputs of the dense and the slim network on other images, relative to the
-standard deviation of the dense one's.
+the norm of the difference between the outputs of the dense and the slim network on other images, relative to
+the norm of the dense one's.
 """
 
 from __future__ import annotations
@@ -79,15 +79,19 @@ def change(model: nn.Module, x: torch.Tensor, ratio: float, criterion: str) -> t
     seconds = time.perf_counter() - started
     with torch.no_grad():
         before, after = model(x), slim(x)
-    return float((after - before).norm() / (before - before.mean(0)).norm()), seconds
+    return float((after - before).norm() / before.norm()), seconds
 
 
-def builders(names: list[str], *, with_timm: bool) -> dict[str, Callable[[], nn.Module]]:
+def builders(names: list[str], size: int, *, with_timm: bool) -> dict[str, Callable[[], nn.Module]]:
     found: dict[str, Callable[[], nn.Module]] = {name: make for name, make in STREAMS.items() if not names or name in names}
     if with_timm:
         import timm
 
-        found |= {name: (lambda name=name: timm.create_model(name, drop_path_rate=0.0)) for name in names or TIMM}  # type: ignore[misc]
+        def maker(name: str) -> Callable[[], nn.Module]:
+            options = {"img_size": size} if name.startswith("coatnet") else {}
+            return lambda: timm.create_model(name, **options)
+
+        found |= {name: maker(name) for name in names or TIMM}
     return found
 
 
@@ -100,7 +104,7 @@ def main() -> None:
     parser.add_argument("--timm", action="store_true", help="networks of timm as well")
     args: Any = parser.parse_args()
     print(f"{'network':24} {'γ alone':>8} {'with γ̂':>8}  better in  seconds")
-    for name, make in builders(args.names, with_timm=args.timm).items():
+    for name, make in builders(args.names, args.input, with_timm=args.timm).items():
         pairs, took = [], []
         for seed in range(args.seeds):
             torch.manual_seed(seed)

@@ -113,13 +113,15 @@ def star() -> nn.Module:
 
     def forward(net: Net, x: torch.Tensor) -> torch.Tensor:
         x = net.stem(x)
-        for body in net.blocks:
+        for number, body in enumerate(net.blocks):
             y = body["first"](x)
             x = x + body["last"](body["back"](F.relu6(body["left"](y)) * body["right"](y)))
+            x = net.down(x) if number == 1 else x
         return net.head(net.norm(x))
 
-    blocks = nn.ModuleList(block(16) for _ in range(3))
-    return Net(forward, stem=conv_bn(3, 16), blocks=blocks, norm=nn.BatchNorm2d(16), head=head(16))
+    down = nn.Sequential(conv(16, 24, 3, 2), nn.BatchNorm2d(24))
+    blocks, norm = nn.ModuleList([block(16), block(16), block(24)]), nn.BatchNorm2d(24)
+    return Net(forward, stem=conv_bn(3, 16), blocks=blocks, down=down, norm=norm, head=head(24))
 
 
 def inverted_bottlenecks() -> nn.Module:

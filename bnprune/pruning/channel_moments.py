@@ -46,15 +46,16 @@ def of_layer(ids: torch.Tensor, x: Moments | None, weight: torch.Tensor, bias: t
         weight: Shape (Co, Ci / groups, K...).
         bias: Shape (Co,).
     """
-    taps = weight.detach().double().cpu().flatten(2) if weight.dim() > 2 else weight.detach().double().cpu()[..., None]
+    taps = weight.detach().cpu() if weight.dim() > 2 else weight.detach().cpu()[..., None]
+    taps = (taps if taps.dtype == torch.float64 else taps.float()).flatten(2)
     width = taps.shape[1]
     if x is None or len(x.ids) % width or taps.shape[0] % (len(x.ids) // width):
         mean, variance = standard(ids)[1:]
-        return Moments(ids, mean, taps.square().sum((1, 2)) * variance)
+        return Moments(ids, mean, taps.square().sum((1, 2)).double() * variance)
     groups = len(x.ids) // width
     by_group = taps.unflatten(0, (groups, -1))  # (groups, Co / groups, Ci / groups, K)
-    mean = (by_group.sum(3) @ x.mean.view(groups, width, 1)).flatten()
-    variance = (by_group.square().sum(3) @ x.variance.view(groups, width, 1)).flatten()
+    mean = (by_group.sum(3).double() @ x.mean.view(groups, width, 1)).flatten()
+    variance = (by_group.square().sum(3).double() @ x.variance.view(groups, width, 1)).flatten()
     return Moments(ids, mean if bias is None else mean + bias.detach().double().cpu(), variance)
 
 

@@ -141,15 +141,20 @@ class _Writes:
     # -- operators ---------------------------------------------------------------------------------------------------
 
     def _layer(self, record: Record, weight: str | None) -> _Signal:
+        """Follow a convolution or linear layer.
+
+        A depthwise convolution works on each channel alone, so that a BatchNorm behind it cancels the scale of what it
+        reads, too.
+        """
         inputs = [s for s in map(self._activation, record.operands) if s is not None]
-        for signal in inputs:
-            self._read(signal)
         ids = _ids(record)
+        passing = self._read_others(inputs, ids)
         moments = self._output_of_layer(record, ids, weight, inputs[0].moments if inputs else None)
         measured = self.measured.get(record.site)
         if measured is not None and measured.shape == ids.shape:
             moments = moments._replace(variance=measured.detach().double().cpu().square())
-        return _Signal(_labels(record), moments, (record.site,))
+        writes = frozenset[int]().union(*(self._added(signal).writes for signal in passing))
+        return _Signal(_labels(record), moments, (record.site,), writes)
 
     def _output_of_layer(self, record: Record, ids: torch.Tensor, weight: str | None, x: Moments | None) -> Moments:
         """Estimate the output of a layer; its weight is turned so that the outputs come first."""
@@ -178,10 +183,7 @@ class _Writes:
         inputs = [signal for signal in map(self._signal, record.operands) if signal is not None]
         active = [signal for signal in inputs if not signal.is_parameter]
         labels, ids = _labels(record), _ids(record)
-        passing = [signal for signal in active if self._passes(signal, ids)]
-        for signal in active:
-            if not any(signal is other for other in passing):
-                self._read(signal)
+        passing = self._read_others(active, ids)
         if not ids.numel():
             return None
         if not active:
@@ -228,6 +230,16 @@ class _Writes:
         return Moments(ids, mean, variance)
 
     # -- reading and adding ------------------------------------------------------------------------------------------
+
+    def _read_others(self, signals: Sequence[_Signal], ids: torch.Tensor) -> list[_Signal]:
+        """Return those of an operator's inputs whose channels are in its output; the others end here, and count."""
+        passing = []
+        for signal in signals:
+            if self._passes(signal, ids):
+                passing.append(signal)
+            else:
+                self._read(signal)
+        return passing
 
     def _passes(self, signal: _Signal, ids: torch.Tensor) -> bool:
         """Return True if some of a tensor's channels are in the output of an operator."""
