@@ -1,6 +1,6 @@
 """What γ̂ saves: how much a cut changes the output, with the layers without a BatchNorm ranked by γ̂, and without.
 
-    python scripts/bench_gamma_hat.py [--ratio 0.3] [--seeds 5] [--input 64] [--timm] [NAME ...]
+    PYTHONPATH=. python scripts/bench_gamma_hat.py [--ratio 0.3] [--seeds 5] [--input 16] [--width 3] [--timm] [NAME ...]
 
 Each network gets |γ| drawn uniformly from [0.2, 1] and trained-like weights elsewhere: the filters of a layer differ in
 norm (lognormal, σ = 0.5), and running statistics are those of the inputs, which are smooth random images. The change is
@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,12 +28,11 @@ from bnprune.config.tables import CRITERIA
 from bnprune.pruning import scores
 from tests.streams import STREAMS
 
-TIMM = ["inception_resnet_v2", "starnet_s1", "coatnet_bn_0_rw_224", "coatnet_nano_rw_224", "resnetv2_50", "resnetv2_34d",
-        "levit_128s", "levit_conv_128s", "efficientformer_l1", "mobilevit_xxs", "botnet26t_256", "repvit_m1"]  # fmt: skip
+TIMM = ["starnet_s1", "coatnet_nano_rw_224", "coatnet_bn_0_rw_224", "inception_resnet_v2"]
 
 
 def gamma_only(graph: ChannelGraph, tensors: scores.Tensors, reduce: scores.Reduce = "max") -> scores.Scores:
-    """|γ| without γ̂: the ranking of version 0.2."""
+    """|γ| alone, without γ̂."""
     return scores.gamma(replace(graph, deviations=()), tensors, reduce)
 
 
@@ -42,7 +42,9 @@ CRITERIA["gamma-only"] = gamma_only
 def images(count: int, size: int, seed: int) -> torch.Tensor:
     """Draw smooth random images, standardised."""
     generator = torch.Generator().manual_seed(seed)
-    scales = [torch.randn(count, 3, max(size // step, 2), max(size // step, 2), generator=generator) for step in (8, 4, 1)]
+    scales = [
+        torch.randn(count, 3, max(size // step, 2), max(size // step, 2), generator=generator) for step in (8, 4, 1)
+    ]
     mixed = sum(F.interpolate(noise, (size, size), mode="bilinear") for noise in scales)
     return mixed / mixed.std()
 
@@ -82,17 +84,18 @@ def change(model: nn.Module, x: torch.Tensor, ratio: float, criterion: str) -> t
     return float((after - before).norm() / before.norm()), seconds
 
 
-def builders(names: list[str], size: int, *, with_timm: bool) -> dict[str, Callable[[], nn.Module]]:
-    found: dict[str, Callable[[], nn.Module]] = {name: make for name, make in STREAMS.items() if not names or name in names}
-    if with_timm:
+def builders(names: list[str], width: int, size: int, *, with_timm: bool) -> dict[str, Callable[[], nn.Module]]:
+    """Return the functions that build the networks asked for, by name."""
+
+    def of_timm(name: str) -> Callable[[], nn.Module]:
         import timm
 
-        def maker(name: str) -> Callable[[], nn.Module]:
-            options = {"img_size": size} if name.startswith("coatnet") else {}
-            return lambda: timm.create_model(name, **options)
+        options = {"img_size": size} if name.startswith("coatnet") else {}
+        return lambda: timm.create_model(name, **options)
 
-        found |= {name: maker(name) for name in names or TIMM}
-    return found
+    if with_timm:
+        return {name: of_timm(name) for name in names or TIMM}
+    return {name: partial(make, width) for name, make in STREAMS.items() if not names or name in names}
 
 
 def main() -> None:
@@ -101,15 +104,16 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.3)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--input", type=int, default=16)
-    parser.add_argument("--timm", action="store_true", help="networks of timm as well")
+    parser.add_argument("--width", type=int, default=3, help="times the width of the networks in tests/streams.py")
+    parser.add_argument("--timm", action="store_true", help="networks of timm instead")
     args: Any = parser.parse_args()
     print(f"{'network':24} {'γ alone':>8} {'with γ̂':>8}  better in  seconds")
-    for name, make in builders(args.names, args.input, with_timm=args.timm).items():
+    for name, make in builders(args.names, args.width, args.input, with_timm=args.timm).items():
         pairs, took = [], []
         for seed in range(args.seeds):
             torch.manual_seed(seed)
-            model = trained_like(make(), seed, images(8, args.input, seed))
-            x = images(8, args.input, seed + 1000)
+            model = trained_like(make(), seed, images(16, args.input, seed))
+            x = images(16, args.input, seed + 1000)
             results = [change(model, x, args.ratio, criterion) for criterion in ("gamma-only", "gamma")]
             pairs.append([figure for figure, _ in results])
             took.append([seconds for _, seconds in results])

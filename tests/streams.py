@@ -13,24 +13,29 @@ def conv(channels: int, out: int, kernel: int = 3, stride: int = 1, groups: int 
     return nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups)
 
 
-def preactivation() -> nn.Module:
-    """Pre-activation blocks of plain convolutions, without a last BatchNorm: the head reads the stream itself."""
+def preactivated(channels: int, out: int, stride: int = 1) -> nn.Sequential:
+    """The body of a pre-activation block: its last convolution is plain."""
+    first = (nn.BatchNorm2d(channels), nn.ReLU(), conv(channels, out, 3, stride))
+    return nn.Sequential(*first, nn.BatchNorm2d(out), nn.ReLU(), conv(out, out))
 
-    def block(width: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.BatchNorm2d(width), nn.ReLU(), conv(width, width), nn.BatchNorm2d(width), nn.ReLU(), conv(width, width)
-        )
+
+def preactivation(k: int = 1) -> nn.Module:
+    """A pre-activation network whose shortcut convolution and head read the stream without a BatchNorm."""
 
     def forward(net: Net, x: torch.Tensor) -> torch.Tensor:
         x = net.stem(x)
-        for body in net.blocks:
-            x = x + body(x)
-        return net.head(x)
+        x = x + net.first(x)
+        x = x + net.second(x)
+        x = net.shortcut(x) + net.third(x)
+        return net.head(x + net.fourth(x))
 
-    return Net(forward, stem=conv(3, 24), blocks=nn.ModuleList(block(24) for _ in range(3)), head=head(24))
+    narrow, wide = 16 * k, 24 * k
+    stages = {"first": preactivated(narrow, narrow), "second": preactivated(narrow, narrow)}
+    stages |= {"third": preactivated(narrow, wide, 2), "fourth": preactivated(wide, wide)}
+    return Net(forward, stem=conv(3, narrow), **stages, shortcut=conv(narrow, wide, 1, 2), head=head(wide))
 
 
-def shortcuts() -> nn.Module:
+def shortcuts(k: int = 1) -> nn.Module:
     """Residual units whose shortcut is a plain convolution with a stride (MONAI's UNet)."""
 
     def unit(channels: int, out: int, stride: int) -> nn.ModuleDict:
@@ -45,17 +50,12 @@ def shortcuts() -> nn.Module:
         x = torch.cat([F.interpolate(skips[1], scale_factor=2), skips[0]], 1)
         return net.out(net.up(x))
 
-    down = nn.ModuleList([unit(3, 16, 1), unit(16, 24, 2)])
-    return Net(forward, down=down, up=conv_bn(40, 16), out=conv(16, 3, 1))
+    down = nn.ModuleList([unit(3, 16 * k, 1), unit(16 * k, 24 * k, 2)])
+    return Net(forward, down=down, up=conv_bn(40 * k, 16 * k), out=conv(16 * k, 3, 1))
 
 
-def skip_added() -> nn.Module:
+def skip_added(k: int = 1) -> nn.Module:
     """An encoder and decoder of pre-activation blocks, with plain convolutions between levels (MONAI's SegResNet)."""
-
-    def block(width: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.BatchNorm2d(width), nn.ReLU(), conv(width, width), nn.BatchNorm2d(width), nn.ReLU(), conv(width, width)
-        )
 
     def forward(net: Net, x: torch.Tensor) -> torch.Tensor:
         x = net.stem(x)
@@ -66,11 +66,22 @@ def skip_added() -> nn.Module:
         x = x + net.block3(x)
         return net.out(x)
 
-    blocks = {"block1": block(16), "block2": block(24), "block3": block(16)}
-    return Net(forward, stem=conv(3, 16), down=conv(16, 24, 3, 2), up=conv(24, 16, 1), out=conv(16, 3, 1), **blocks)
+    blocks = {
+        "block1": preactivated(16 * k, 16 * k),
+        "block2": preactivated(24 * k, 24 * k),
+        "block3": preactivated(16 * k, 16 * k),
+    }
+    return Net(
+        forward,
+        stem=conv(3, 16 * k),
+        down=conv(16 * k, 24 * k, 3, 2),
+        up=conv(24 * k, 16 * k, 1),
+        out=conv(16 * k, 3, 1),
+        **blocks,
+    )
 
 
-def scaled_branches() -> nn.Module:
+def scaled_branches(k: int = 1) -> nn.Module:
     """Branches that end in a plain convolution and are scaled before they are added (Inception-ResNet)."""
 
     def forward(net: Net, x: torch.Tensor) -> torch.Tensor:
@@ -81,12 +92,15 @@ def scaled_branches() -> nn.Module:
         return net.head(x)
 
     blocks = nn.ModuleList(
-        nn.ModuleDict({"left": conv_bn(24, 8, 1), "right": conv_bn(24, 12), "last": conv(20, 24, 1)}) for _ in range(3)
+        nn.ModuleDict(
+            {"left": conv_bn(24 * k, 8 * k, 1), "right": conv_bn(24 * k, 12 * k), "last": conv(20 * k, 24 * k, 1)}
+        )
+        for _ in range(3)
     )
-    return Net(forward, stem=conv_bn(3, 24), blocks=blocks, head=head(24))
+    return Net(forward, stem=conv_bn(3, 24 * k), blocks=blocks, head=head(24 * k))
 
 
-def value_projection() -> nn.Module:
+def value_projection(k: int = 1) -> nn.Module:
     """Attention over positions; a depthwise convolution and a BatchNorm add a position encoding to the values."""
 
     def forward(net: Net, x: torch.Tensor) -> torch.Tensor:
@@ -96,13 +110,13 @@ def value_projection() -> nn.Module:
         attended = (v.flatten(2) @ weights.transpose(1, 2)).view(v.shape)
         return net.head(x + net.project(attended + net.encode(v)))
 
-    encode = nn.Sequential(conv(24, 24, 3, 1, 24), nn.BatchNorm2d(24))
-    projections = {"q": conv(16, 16, 1), "k": conv(16, 16, 1), "v": conv(16, 24, 1)}
-    last = nn.Sequential(conv(24, 16, 1), nn.BatchNorm2d(16))
-    return Net(forward, stem=conv_bn(3, 16), **projections, encode=encode, project=last, head=head(16))
+    encode = nn.Sequential(conv(24 * k, 24 * k, 3, 1, 24 * k), nn.BatchNorm2d(24 * k))
+    projections = {"q": conv(16 * k, 16 * k, 1), "k": conv(16 * k, 16 * k, 1), "v": conv(16 * k, 24 * k, 1)}
+    last = nn.Sequential(conv(24 * k, 16 * k, 1), nn.BatchNorm2d(16 * k))
+    return Net(forward, stem=conv_bn(3, 16 * k), **projections, encode=encode, project=last, head=head(16 * k))
 
 
-def star() -> nn.Module:
+def star(k: int = 1) -> nn.Module:
     """Blocks with a product of two plain convolutions and a plain depthwise one at the end (StarNet)."""
 
     def block(width: int) -> nn.ModuleDict:
@@ -119,12 +133,12 @@ def star() -> nn.Module:
             x = net.down(x) if number == 1 else x
         return net.head(net.norm(x))
 
-    down = nn.Sequential(conv(16, 24, 3, 2), nn.BatchNorm2d(24))
-    blocks, norm = nn.ModuleList([block(16), block(16), block(24)]), nn.BatchNorm2d(24)
-    return Net(forward, stem=conv_bn(3, 16), blocks=blocks, down=down, norm=norm, head=head(24))
+    down = nn.Sequential(conv(16 * k, 24 * k, 3, 2), nn.BatchNorm2d(24 * k))
+    blocks, norm = nn.ModuleList([block(16 * k), block(16 * k), block(24 * k)]), nn.BatchNorm2d(24 * k)
+    return Net(forward, stem=conv_bn(3, 16 * k), blocks=blocks, down=down, norm=norm, head=head(24 * k))
 
 
-def inverted_bottlenecks() -> nn.Module:
+def inverted_bottlenecks(k: int = 1) -> nn.Module:
     """Pre-activation inverted bottlenecks with a plain last convolution and a pooled plain shortcut (CoAtNet)."""
 
     def block(width: int, out: int, stride: int) -> nn.ModuleDict:
@@ -144,8 +158,8 @@ def inverted_bottlenecks() -> nn.Module:
             x = body["shortcut"](x) + body["body"](x)
         return net.head(x)
 
-    blocks = nn.ModuleList([block(16, 16, 1), block(16, 24, 2), block(24, 24, 1)])
-    return Net(forward, stem=nn.Sequential(conv_bn(3, 12), conv(12, 16)), blocks=blocks, head=head(24))
+    blocks = nn.ModuleList([block(16 * k, 16 * k, 1), block(16 * k, 24 * k, 2), block(24 * k, 24 * k, 1)])
+    return Net(forward, stem=nn.Sequential(conv_bn(3, 12 * k), conv(12 * k, 16 * k)), blocks=blocks, head=head(24 * k))
 
 
 STREAMS = {

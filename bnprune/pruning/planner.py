@@ -24,24 +24,44 @@ from bnprune.pruning.candidates import Candidates, Mask, excluded_layers, find_c
 from bnprune.pruning.cost_model import CostModel
 from bnprune.pruning.draft_plan import DraftPlan, ScoredNetwork
 from bnprune.pruning.dry_run import DryRun, dry_run
-from bnprune.pruning.output_deviation import with_deviations
+from bnprune.pruning.output_deviation import Measured, with_deviations
 from bnprune.pruning.plan import PruningPlan, make_plan
 from bnprune.pruning.request import Request, TargetKind
-from bnprune.pruning.scores import CRITERIA, require_finite, with_streams
+from bnprune.pruning.scores import CRITERIA, Scores, require_finite, with_streams
 from bnprune.pruning.select import by_cost, by_ratio
 from bnprune.pruning.surgery import copy_weights, named_tensors, require_values, slim_on_meta
 
 
-def score_network(model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None = None) -> ScoredNetwork:
-    """Trace and score a network; `gates` are there in any case. Errors as for `prune`."""
+def score_network(
+    model: nn.Module,
+    example_inputs: Any,
+    request: Request,
+    gates: Gates | None = None,
+    measured: Measured | None = None,
+) -> ScoredNetwork:
+    """Trace and score a network; `gates` are there in any case. Errors as for `prune`.
+
+    Args:
+        model: As for `prune`.
+        example_inputs: As for `prune`.
+        request: As for `prune`.
+        gates: BatchNorms with a gate.
+        measured: Standard deviations of layers' outputs (`measure_output_deviation`); estimated for other layers.
+    """
     started = time.perf_counter()
     require_values(model, example_inputs)
     graph = _trace(model, example_inputs, request, gates)
     tensors = dict(named_tensors(model))
     require_finite(graph, tensors)
-    graph = with_deviations(graph, tensors)
-    scores = with_streams(graph, CRITERIA[request.criterion](graph, tensors, request.reduce))
-    return ScoredNetwork(graph, scores, request, parameter_count(model), time.perf_counter() - started, gates or {})
+    graph = with_deviations(graph, tensors, measured)
+
+    def scored(graph: ChannelGraph) -> Scores:
+        return with_streams(graph, CRITERIA[request.criterion](graph, tensors, request.reduce))
+
+    scores = scored(graph)
+    by_gamma = scored(replace(graph, deviations=())) if graph.deviations else scores
+    seconds = time.perf_counter() - started
+    return ScoredNetwork(graph, scores, by_gamma, request, parameter_count(model), seconds, gates or {})
 
 
 def _trace(model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None) -> ChannelGraph:

@@ -27,16 +27,22 @@ Criterion = Callable[[ChannelGraph, Tensors, Reduce], Scores]
 def gamma(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
     """Score a unit by the |γ| of the BatchNorm channels in it (Liu et al., ICCV 2017, section 3).
 
-    Layers that write its channels without a BatchNorm count with γ̂ (`bnprune.pruning.output_deviation`). With "max", a
-    channel of a residual stream counts as important if one of the layers that write it needs it.
+    With "max", a channel of a residual stream counts as important if one of the layers that write it needs it. Layers
+    that write it without a BatchNorm count with γ̂ (`bnprune.pruning.output_deviation`): what layers add to a stream is
+    independent, so that variances add up, and the score is sqrt(|γ|² + Σ γ̂²).
     """
-    return reduce_by_unit(graph, deviations(graph, tensors), reduce)
+    values = [(units, _gamma_values(tensors[name])) for name, units in graph.gamma_units.items()]
+    scores, variance = reduce_by_unit(graph, values, reduce), _written_variance(graph)
+    ranked_alone = np.isinf(scores) & (variance > 0)  # a stream whose BatchNorms all have gates
+    return np.hypot(np.where(ranked_alone, 0, scores), np.sqrt(variance))
 
 
-def deviations(graph: ChannelGraph, tensors: Tensors) -> list[tuple[Ids, NDArray[np.float64]]]:
-    """Return, per layer, the units it writes and the standard deviations of its channels: |γ|, or γ̂."""
-    norms = [(units, _gamma_values(tensors[name])) for name, units in graph.gamma_units.items()]
-    return [*norms, *((written.units, written.values) for written in graph.deviations)]
+def _written_variance(graph: ChannelGraph) -> Scores:
+    """Return Σ γ̂² over the layers without a BatchNorm that write each unit, shape (units,)."""
+    variance = np.zeros(graph.unit_count)
+    for written in graph.deviations:
+        variance[written.units] += written.values**2
+    return variance
 
 
 def gamma_per_mac(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
@@ -60,9 +66,10 @@ def unit_macs(graph: ChannelGraph) -> Scores:
 
 
 def uniform(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
-    """Score a unit by the rank of its |γ| (or γ̂) within its layer: every layer loses the same share (uniform width)."""
+    """Score a unit by the rank of its |γ|, or γ̂, within its layer: every layer loses the same share (uniform width)."""
     values = []
-    for units, numbers in deviations(graph, tensors):
+    norms = [(units, _gamma_values(tensors[name])) for name, units in graph.gamma_units.items()]
+    for units, numbers in (*norms, *((written.units, written.values) for written in graph.deviations)):
         place = np.empty(len(numbers))
         place[np.argsort(numbers, kind="stable")] = (np.arange(len(numbers)) + 0.5) / len(numbers)
         values.append((units, place))

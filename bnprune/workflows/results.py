@@ -30,6 +30,7 @@ from bnprune.runs.results import (
     StageResult,
     SweepPoint,
     TargetOutcome,
+    WrittenDeviation,
 )
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "TargetOutcome",
     "TimeRatio",
     "ValidateResult",
+    "WrittenDeviation",
 ]
 
 
@@ -100,6 +102,8 @@ class PruneResult(Document):
     macs: Change
     verification: ProofOutcome
     layers: list[LayerChange]
+    written: list[WrittenDeviation]
+    """Layers without a BatchNorm that write ranked channels."""
     refusals: list[RefusedSite]
     notes: list[str]
     seconds: dict[str, float]
@@ -127,6 +131,7 @@ class InspectedLayer(Document):
     prunable: int
     units: int
     gamma_median: float | None
+    deviation_median: float | None
     reason: str
 
 
