@@ -32,17 +32,26 @@ def gamma(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scor
     independent, so that variances add up, and the score is sqrt(|γ|² + Σ γ̂²).
     """
     values = [(units, _gamma_values(tensors[name])) for name, units in graph.gamma_units.items()]
-    scores, variance = reduce_by_unit(graph, values, reduce), _written_variance(graph)
-    ranked_alone = np.isinf(scores) & (variance > 0)  # a stream whose BatchNorms all have gates
-    return np.hypot(np.where(ranked_alone, 0, scores), np.sqrt(variance))
+    scores, written = reduce_by_unit(graph, values, reduce), _written(graph, tensors)
+    ranked_alone = np.isinf(scores) & (written > 0)  # a stream whose BatchNorms all have gates
+    return np.hypot(np.where(ranked_alone, 0, scores), written)
 
 
-def _written_variance(graph: ChannelGraph) -> Scores:
-    """Return Σ γ̂² over the layers without a BatchNorm that write each unit, shape (units,)."""
-    variance = np.zeros(graph.unit_count)
+def _written(graph: ChannelGraph, tensors: Tensors) -> Scores:
+    """Return sqrt(Σ γ̂²) over the layers without a BatchNorm that write each unit, shape (units,).
+
+    The scale of a whole stream has no meaning: the BatchNorms behind its readers cancel it. So a stream that is larger
+    than the γ of the network (root mean square) is scaled down to them; else nothing of it would ever be removed.
+    """
+    variance, factor = np.zeros(graph.unit_count), np.ones(graph.unit_count)
     for written in graph.deviations:
         variance[written.units] += written.values**2
-    return variance
+    squares = np.concatenate([np.zeros(1), *(_gamma_values(tensors[name]) ** 2 for name in graph.gamma_units)])
+    usual = squares.sum() / max(len(squares) - 1, 1) or 1.0
+    for written in graph.deviations:
+        units = written.units
+        factor[units] = np.minimum(factor[units], usual / max(variance[units].mean(), usual, 1e-300))
+    return np.sqrt(variance * factor)
 
 
 def gamma_per_mac(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
