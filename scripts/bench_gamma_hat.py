@@ -1,6 +1,6 @@
 """What γ̂ saves: how much a cut changes the output, with the layers without a BatchNorm ranked by γ̂, and without.
 
-    PYTHONPATH=. python scripts/bench_gamma_hat.py [--ratio 0.3] [--seeds 5] [--input 16] [--width 3] [--timm] [NAME]
+    PYTHONPATH=. python scripts/bench_gamma_hat.py [--ratio 0.3] [--seeds 15] [--input 16] [--width 3] [--timm] [NAME]
 
 Each network gets |γ| drawn uniformly from [0.2, 1] and trained-like weights elsewhere: the filters of a layer differ in
 norm (lognormal, σ = 0.5), and running statistics are those of the inputs, which are smooth random images. The change is
@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--ratio", type=float, default=0.3)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=15)
     parser.add_argument("--input", type=int, default=16)
     parser.add_argument("--width", type=int, default=3, help="times the width of the networks in tests/streams.py")
     parser.add_argument("--timm", action="store_true", help="networks of timm instead")
