@@ -49,17 +49,28 @@ class Producer:
     """True if removed channels are zero in it."""
     constant: bool
     """True if it is made of constants only, such as `x.new_zeros(...)`."""
+    record: int
+    """Position of the call in the trace."""
 
     @classmethod
     def of(
-        cls, spec: OpSpec, args: Sequence[object], zeros: Sequence[bool], constants: Sequence[bool] = ()
+        cls, spec: OpSpec, args: Sequence[object], zeros: Sequence[bool], constants: Sequence[bool], record: int
     ) -> Producer:
-        """Describe an operator call, given which of its operands are zero for removed channels, and which constant."""
+        """Describe an operator call.
+
+        Args:
+            spec: The operator.
+            args: Its positional arguments.
+            zeros: True for each operand that is zero for removed channels.
+            constants: True for each operand that is constant.
+            record: Position of the call in the trace.
+        """
         return cls(
             gate="write" if spec.kind in ("convolution", "linear") else "read",
             grouped=spec.kind == "convolution" and args[_GROUPS] != 1,
             zero=spec.gives_zero(zeros, args),
             constant=spec.kind in ("allocation", "constant") or (bool(constants) and all(constants)),
+            record=record,
         )
 
 

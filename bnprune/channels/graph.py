@@ -21,6 +21,14 @@ from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
 from bnprune.notes import Note
 
 
+class Operand(NamedTuple):
+    """A tensor that enters an operator call."""
+
+    source: int | str | None
+    """Position of the record that made it; name of a parameter or buffer; None for inputs and constants."""
+    labels: Labels
+
+
 class Record(NamedTuple):
     """One operator call of the trace, to be compared with the same call in the slim network."""
 
@@ -28,13 +36,20 @@ class Record(NamedTuple):
     site: str
     numbers: tuple[float, ...]
     """Numeric arguments of an elementwise operator; they must not depend on a width."""
-    inputs: Labels
+    operands: tuple[Operand, ...]
     outputs: tuple[tuple[tuple[int, ...], Labels], ...]
     """Shape and labels of each output tensor."""
     listed: bool
     """True if the operator returns a list or tuple."""
     macs: int
     kind: OpKind | None
+    zero: bool
+    """True if removed channels are zero in the output."""
+
+    @property
+    def inputs(self) -> Labels:
+        """Labels of all operands."""
+        return tuple(label for operand in self.operands for label in operand.labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +116,17 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerDeviation:
+    """Standard deviation of each channel that a layer without a BatchNorm writes (γ̂)."""
+
+    layer: str
+    units: Ids
+    """Units of the channels, each once; shape (units written,)."""
+    values: NDArray[np.float64]
+    """Standard deviations, same shape. For several channels of one unit, the largest."""
+
+
+@dataclass(frozen=True, slots=True)
 class GatedNorm:
     """A BatchNorm that may lose channels which the stream keeps; it always loses those that the stream loses."""
 
@@ -142,6 +168,9 @@ class ChannelGraph:
     notes: tuple[Note, ...] = field(default=())
     gates: tuple[GatedNorm, ...] = field(default=())
     """BatchNorms with a gate; none with coupling "shared"."""
+    deviations: tuple[LayerDeviation, ...] = field(default=())
+    """Layers without a BatchNorm that write channels which other layers share with a BatchNorm: estimated from the
+    weights, or measured (`bnprune.pruning.output_deviation`). A trace alone leaves this empty."""
 
     @property
     def unit_count(self) -> int:

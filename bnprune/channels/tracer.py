@@ -24,7 +24,7 @@ from torch import nn
 from bnprune.channels.control_flow import Decisions, ForcedBranch
 from bnprune.channels.forward_pass import forward_error
 from bnprune.channels.gate_sites import GateKind, Gates, Producer, useful_gates
-from bnprune.channels.graph import ChannelGraph, EarlierPass, GatedNorm, Layer, Record, Trace
+from bnprune.channels.graph import ChannelGraph, EarlierPass, GatedNorm, Layer, Operand, Record, Trace
 from bnprune.channels.head_units import HeadSites, head_counts, tie_widths
 from bnprune.channels.labels import NONE, Label, Labels, along, varying
 from bnprune.channels.meta_kernels import run_kernel
@@ -241,10 +241,14 @@ class Tracer(OperatorMode):
         ref, producer = self._producers.get(id(tensor), (None, None))
         return producer if ref is not None and ref() is tensor else None
 
+    def _source_of(self, tensor: torch.Tensor) -> int | str | None:
+        producer = self._producer_of(tensor)
+        return self.findings.names.get(id(tensor)) if producer is None else producer.record
+
     def _producer(self, spec: OpSpec, args: tuple[Any, ...], entering: Sequence[torch.Tensor]) -> Producer:
         zeros = [self.findings.is_zero(operand, self._producer_of(operand)) for operand in entering]
         constants = [made is not None and made.constant for made in map(self._producer_of, entering)]
-        return Producer.of(spec, args, zeros, constants)
+        return Producer.of(spec, args, zeros, constants, len(self._records))
 
     def _remember(self, tensor: torch.Tensor, labels: Labels) -> None:
         self._labels[id(tensor)] = weakref.ref(tensor), labels
@@ -270,7 +274,7 @@ class Tracer(OperatorMode):
                 labels_out = spec.labels(call, *args, **kwargs)
         except Exception as error:
             raise TraceError(f"{site or 'the network'}: the rule of {func.name()} failed: {error}") from error
-        inputs = tuple(self._all_labels(entering))
+        entered = tuple(Operand(self._source_of(operand), self._labels_of(operand)) for operand in entering)
         per_output = labels_out if isinstance(labels_out, list) else [labels_out]
         outputs = []
         producer = self._producer(spec, args, entering)
@@ -286,11 +290,12 @@ class Tracer(OperatorMode):
                 op=func.name(),
                 site=site,
                 numbers=numbers_in(func, args, kwargs),
-                inputs=inputs,
+                operands=entered,
                 outputs=tuple(outputs),
                 listed=isinstance(output, list | tuple),
                 macs=macs,
                 kind=spec.kind,
+                zero=producer.zero,
             )
         )
 

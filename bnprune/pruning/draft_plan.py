@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
+import numpy as np
 from torch import nn
 
 from bnprune.channels.gate_sites import Gates
@@ -37,6 +38,19 @@ class Target:
     realised: float
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenDeviation:
+    """The standard deviation γ̂ of what a layer without a BatchNorm writes into channels that others rank by γ."""
+
+    layer: str
+    units: int
+    """Units that it writes."""
+    median: float
+    """Median γ̂ of their channels."""
+    kept: int
+    """Units that stay, and that by γ alone would have been removed before others."""
+
+
 @dataclass(frozen=True)
 class DryRunFindings:
     """What dry runs have found: code that depends on a width."""
@@ -57,6 +71,8 @@ class ScoredNetwork:
 
     graph: ChannelGraph
     scores: Scores
+    scores_by_gamma: Scores
+    """Scores without γ̂, the deviations of layers without a BatchNorm; the same object if there are none."""
     request: Request
     params: int
     seconds: float
@@ -122,7 +138,8 @@ class DraftPlan:
             notes.append(Note("prunable.found_late", "note", text))
         scored = self.scored
         on_cut = notes_on_cut(scored.graph, scored.gammas, scored.scores, self.candidates, self.removed)
-        return (*notes, *self._notes_on_target(), *self._notes_on_layer_ratios(), *self.size_notes, *on_cut)
+        further = (*self._notes_on_target(), *self._notes_on_layer_ratios(), *self._notes_on_deviations())
+        return (*notes, *further, *self.size_notes, *on_cut)
 
     @property
     def advice(self) -> tuple[Note, ...]:
@@ -175,6 +192,35 @@ class DraftPlan:
             for name, (asked, realised, width) in self._own_ratios().items()
             if abs(asked - realised) * width >= 1
         ]
+
+    def _notes_on_deviations(self) -> list[Note]:
+        decided = {written.layer: written.kept for written in self.written if written.kept}
+        if not decided:
+            return []
+        first = ", ".join([*decided][:3]) + (f" and {len(decided) - 3} more" if len(decided) > 3 else "")
+        text = (
+            f"{int(self._kept_by_deviation().sum())} units stay although their γ are small: layers without a BatchNorm "
+            f"write them, which are ranked by the standard deviation of their outputs ({first})"
+        )
+        return [Note("deviation.decided", "note", text)]
+
+    def _kept_by_deviation(self) -> Mask:
+        """Return True for units that stay, but would have been removed before others by γ alone; shape (units,)."""
+        by_gamma, removed = self.scored.scores_by_gamma, self.removed
+        if by_gamma is self.scored.scores or not removed.any():
+            return np.zeros_like(removed)
+        stays = self.candidates.prunable & ~removed & (self.scored.scores > by_gamma)
+        kept: Mask = stays & (by_gamma < by_gamma[removed].max())
+        return kept
+
+    @property
+    def written(self) -> tuple[WrittenDeviation, ...]:
+        """γ̂ of the layers without a BatchNorm that write ranked channels, in the order of the network."""
+        kept = self._kept_by_deviation()
+        return tuple(
+            WrittenDeviation(d.layer, len(d.units), float(np.median(d.values)), int(kept[d.units].sum()))
+            for d in self.scored.graph.deviations
+        )
 
     @property
     def _is_minimal(self) -> bool:

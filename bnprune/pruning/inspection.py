@@ -40,6 +40,8 @@ class LayerInspection:
     """Sets of channels that can only be removed together; fewer than `width` for grouped layers."""
     gamma_median: float | None
     """Median |γ|; None for layers without scale factors of their own."""
+    deviation_median: float | None
+    """Median γ̂, the standard deviation of its output, of layers without a BatchNorm that write prunable channels."""
     reason: str
     """Why channels stay; empty if all can be removed."""
 
@@ -86,6 +88,7 @@ def inspect(
     draft = plan_cut(model, example_inputs, scored)
     graph, prunable = scored.graph, draft.candidates.prunable
     tensors = dict(named_tensors(model))
+    written = {deviation.layer: deviation.median for deviation in draft.written}
     layers = []
     for layer in graph.layers:
         units = graph.units(layer.ids)
@@ -100,6 +103,7 @@ def inspect(
                 prunable=int(prunable[units].sum()),
                 units=len(np.unique(units)),
                 gamma_median=median,
+                deviation_median=written.get(layer.name),
                 reason=_reason(draft, int(staying[0])) if len(staying) else "",
             )
         )

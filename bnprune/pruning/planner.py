@@ -28,10 +28,11 @@ from bnprune.pruning.candidates import Candidates, Constraints, Mask, excluded_l
 from bnprune.pruning.cost_model import CostModel
 from bnprune.pruning.draft_plan import DraftPlan, DryRunFindings, ScoredNetwork
 from bnprune.pruning.dry_run import DryRun, dry_run
+from bnprune.pruning.output_deviation import Measured, with_deviations
 from bnprune.pruning.plan import PruningPlan, make_plan
 from bnprune.pruning.probe import probe
 from bnprune.pruning.request import Request, TargetKind
-from bnprune.pruning.scores import CRITERIA, gamma_values, require_finite, with_streams
+from bnprune.pruning.scores import CRITERIA, Scores, gamma_values, require_finite, with_streams
 from bnprune.pruning.select import by_cost, by_ratio
 from bnprune.pruning.settled_sizes import settle_sizes
 from bnprune.pruning.surgery import copy_weights, named_tensors, require_values, slim_on_meta
@@ -43,6 +44,7 @@ def score_network(
     request: Request,
     gates: Gates | None = None,
     heads: HeadSites | None = None,
+    measured: Measured | None = None,
 ) -> ScoredNetwork:
     """Trace, score and probe a network. Errors as for `prune`.
 
@@ -54,29 +56,50 @@ def score_network(
         request: The criterion and the constraints.
         gates: Gates that are there in any case.
         heads: Units of attention heads, as in `trace`; found by probes if not given.
+        measured: Standard deviations of layers' outputs (`measure_output_deviation`); estimated for other layers.
     """
-    scored = _probed(model, example_inputs, request, gates, heads or {})
-    return scored if heads is not None else _with_head_units(model, example_inputs, scored)
+    scored = _probed(model, example_inputs, request, gates, heads or {}, measured)
+    return scored if heads is not None else _with_head_units(model, example_inputs, scored, measured)
 
 
 def _probed(
-    model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None, heads: HeadSites
+    model: nn.Module,
+    example_inputs: Any,
+    request: Request,
+    gates: Gates | None,
+    heads: HeadSites,
+    measured: Measured | None,
 ) -> ScoredNetwork:
     started = time.perf_counter()
     require_values(model, example_inputs)
     graph = _trace(model, example_inputs, request, gates, heads)
     tensors = dict(named_tensors(model))
     require_finite(graph, tensors)
-    scores = with_streams(graph, CRITERIA[request.criterion](graph, tensors, request.reduce))
-    gammas = {name: gamma_values(tensors[name]) for name in graph.gammas}
-    params = parameter_count(model)
-    scored = ScoredNetwork(graph, scores, request, params, 0.0, gates or {}, heads=heads, gammas=gammas)
-    findings, prunable = _Planner(model, as_inputs(example_inputs), scored).probe()
+    graph = with_deviations(graph, tensors, measured)
+
+    def scored(graph: ChannelGraph) -> Scores:
+        return with_streams(graph, CRITERIA[request.criterion](graph, tensors, request.reduce))
+
+    scores = scored(graph)
+    network = ScoredNetwork(
+        graph,
+        scores,
+        scores_by_gamma=scored(replace(graph, deviations=())) if graph.deviations else scores,
+        request=request,
+        params=parameter_count(model),
+        seconds=0.0,
+        required_gates=gates or {},
+        heads=heads,
+        gammas={name: gamma_values(tensors[name]) for name in graph.gammas},
+    )
+    findings, prunable = _Planner(model, as_inputs(example_inputs), network).probe()
     seconds = time.perf_counter() - started
-    return replace(scored, findings=findings, probed_channels=prunable, seconds=seconds)
+    return replace(network, findings=findings, probed_channels=prunable, seconds=seconds)
 
 
-def _with_head_units(model: nn.Module, example_inputs: Any, scored: ScoredNetwork) -> ScoredNetwork:
+def _with_head_units(
+    model: nn.Module, example_inputs: Any, scored: ScoredNetwork, measured: Measured | None
+) -> ScoredNetwork:
     """Return the network with other units for the attention heads of modules whose code keeps channels.
 
     An alternative is taken if more BatchNorm channels are prunable with it.
@@ -88,7 +111,7 @@ def _with_head_units(model: nn.Module, example_inputs: Any, scored: ScoredNetwor
         if not changed:
             break
         heads = {**scored.heads, **dict.fromkeys(changed, units)}
-        other = _probed(model, example_inputs, scored.request, scored.required_gates, heads)
+        other = _probed(model, example_inputs, scored.request, scored.required_gates, heads, measured)
         if other.findings.complete and other.probed_channels > scored.probed_channels:
             scored = replace(other, seconds=scored.seconds + other.seconds)
     return scored

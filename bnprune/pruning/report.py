@@ -16,7 +16,7 @@ from bnprune.channels.union_find import Refusal
 from bnprune.errors import CheckpointError, first_line
 from bnprune.notes import Note
 from bnprune.pruning.cost import Cost, cost
-from bnprune.pruning.draft_plan import DraftPlan, Target
+from bnprune.pruning.draft_plan import DraftPlan, Target, WrittenDeviation
 from bnprune.pruning.gates import gated_name
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.request import TARGETS, TargetKind
@@ -57,6 +57,8 @@ class Report:
     refusals: tuple[Refusal, ...]
     notes: tuple[Note, ...]
     """Remarks for people; each is a string with a `code` and a `level`."""
+    written: tuple[WrittenDeviation, ...]
+    """Layers without a BatchNorm that write ranked channels, with γ̂; empty for a plan made earlier."""
     seconds: dict[str, float]
     """Wall-clock seconds of "trace", "select" (with dry run), "surgery" and "verify"."""
 
@@ -92,6 +94,7 @@ def make_report(
         ),
         refusals=plan.refusals,
         notes=(*plan.notes, *(verification.notes if verification else ())),
+        written=draft.written,
         seconds=dict(seconds),
     )
 
@@ -147,6 +150,7 @@ def foresee(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> Report:
         ),
         refusals=plan.refusals,
         notes=() if plan.requested.get("outputs") is None else (note_on(plan.requested["outputs"]),),
+        written=(),
         seconds={},
     )
 

@@ -27,10 +27,31 @@ Criterion = Callable[[ChannelGraph, Tensors, Reduce], Scores]
 def gamma(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
     """Score a unit by the |γ| of the BatchNorm channels in it (Liu et al., ICCV 2017, section 3).
 
-    With "max", a channel of a residual stream counts as important if one of the layers that write it needs it.
+    With "max", a channel of a residual stream counts as important if one of the layers that write it needs it. Layers
+    that write it without a BatchNorm count with γ̂ (`bnprune.pruning.output_deviation`): what layers add to a stream is
+    independent, so that variances add up, and the score is sqrt(|γ|² + Σ γ̂²).
     """
     values = [(units, gamma_values(tensors[name])) for name, units in graph.gamma_units.items()]
-    return reduce_by_unit(graph, values, reduce)
+    scores, written = reduce_by_unit(graph, values, reduce), _written(graph, tensors)
+    ranked_alone = np.isinf(scores) & (written > 0)  # a stream whose BatchNorms all have gates
+    return np.hypot(np.where(ranked_alone, 0, scores), written)
+
+
+def _written(graph: ChannelGraph, tensors: Tensors) -> Scores:
+    """Return sqrt(Σ γ̂²) over the layers without a BatchNorm that write each unit, shape (units,).
+
+    The scale of a whole stream has no meaning: the BatchNorms behind its readers cancel it. So a stream that is larger
+    than the γ of the network (root mean square) is scaled down to them; else nothing of it would ever be removed.
+    """
+    variance, factor = np.zeros(graph.unit_count), np.ones(graph.unit_count)
+    for written in graph.deviations:
+        variance[written.units] += written.values**2
+    squares = np.concatenate([np.zeros(1), *(gamma_values(tensors[name]) ** 2 for name in graph.gamma_units)])
+    usual = squares.sum() / max(len(squares) - 1, 1) or 1.0
+    for written in graph.deviations:
+        units = written.units
+        factor[units] = np.minimum(factor[units], usual / max(variance[units].mean(), usual, 1e-300))
+    return np.sqrt(variance * factor)
 
 
 def gamma_per_mac(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
@@ -54,12 +75,12 @@ def unit_macs(graph: ChannelGraph) -> Scores:
 
 
 def uniform(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
-    """Score a unit by the rank of its |γ| within its layer: every layer loses the same share (uniform width)."""
+    """Score a unit by the rank of its |γ|, or γ̂, within its layer: every layer loses the same share (uniform width)."""
     values = []
-    for name, units in graph.gamma_units.items():
-        gammas = gamma_values(tensors[name])
-        place = np.empty(len(gammas))
-        place[np.argsort(gammas, kind="stable")] = (np.arange(len(gammas)) + 0.5) / len(gammas)
+    norms = [(units, gamma_values(tensors[name])) for name, units in graph.gamma_units.items()]
+    for units, numbers in (*norms, *((written.units, written.values) for written in graph.deviations)):
+        place = np.empty(len(numbers))
+        place[np.argsort(numbers, kind="stable")] = (np.arange(len(numbers)) + 0.5) / len(numbers)
         values.append((units, place))
     return reduce_by_unit(graph, values, reduce)
 

@@ -68,6 +68,15 @@ class LayerChange(Document):
     after: Count
 
 
+class WrittenDeviation(Document):
+    """The standard deviation γ̂ of what a layer without a BatchNorm writes; see `bnprune.pruning.draft_plan`."""
+
+    layer: str
+    units: int
+    median: float
+    kept: int
+
+
 class RefusedSite(Document):
     """Why channels of one layer were not pruned."""
 
@@ -180,6 +189,7 @@ class StageResult(Document):
     verification: ProofOutcome | None = None
     pruned: Pruned | None = None
     layers: list[LayerChange] | None = None
+    written: list[WrittenDeviation] | None = None
     refusals: list[RefusedSite] | None = None
     notes: list[str] | None = None
     steps_seconds: dict[str, float] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from bnprune.pruning.report import Report
@@ -20,6 +21,7 @@ from bnprune.runs.results import (
     RecoveryOutcome,
     RefusedSite,
     TargetOutcome,
+    WrittenDeviation,
 )
 
 
@@ -34,6 +36,7 @@ def cut_figures(report: Report) -> dict[str, Any]:
             LayerChange(name=layer.name, kind=layer.kind, before=layer.before, after=layer.after)
             for layer in report.layers
         ],
+        "written": [WrittenDeviation(**asdict(written)) for written in report.written],
         "refusals": [RefusedSite(site=r.site, reason=r.reason, fix=r.fix) for r in report.refusals],
         "notes": list(report.notes),
     }

@@ -30,6 +30,7 @@ from bnprune.runs.results import (
     StageResult,
     SweepPoint,
     TargetOutcome,
+    WrittenDeviation,
 )
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "TargetOutcome",
     "TimeRatio",
     "ValidateResult",
+    "WrittenDeviation",
 ]
 
 
@@ -109,6 +111,8 @@ class PruneResult(Document):
     macs: Change
     verification: ProofOutcome
     layers: list[LayerChange]
+    written: list[WrittenDeviation]
+    """Layers without a BatchNorm that write ranked channels."""
     refusals: list[RefusedSite]
     notes: list[Remark]
     seconds: dict[str, float]
@@ -136,6 +140,7 @@ class InspectedLayer(Document):
     prunable: int
     units: int
     gamma_median: float | None
+    deviation_median: float | None
     reason: str
 
 

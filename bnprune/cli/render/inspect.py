@@ -14,14 +14,15 @@ def show_inspect(result: InspectResult) -> None:
     """Print every layer with its prunable channels, and the reasons for the others."""
     longest = max((layer.width for layer in result.layers), default=1)
     show_rows(
-        ["layer", "kind", "width", "prunable", "|γ| median", ""],
+        ["layer", "kind", "width", "prunable", "|γ| median", "γ̂ median", ""],
         [
             (
                 layer.name,
                 layer.kind,
                 str(layer.width),
                 str(layer.prunable),
-                "" if layer.gamma_median is None else f"{layer.gamma_median:.2g}",
+                _short(layer.gamma_median),
+                _short(layer.deviation_median),
                 bar(layer.prunable, layer.width, longest),
             )
             for layer in result.layers
@@ -34,3 +35,7 @@ def show_inspect(result: InspectResult) -> None:
     )
     show_refusals(console, result.refusals)
     show_notes(console, result.notes)
+
+
+def _short(median: float | None) -> str:
+    return "" if median is None else f"{median:.2g}"
