@@ -51,17 +51,18 @@ def prune_one(name: str, build: Build, ratio: float) -> Fields:
         model, inputs = usable(build)
     except Exception as error:  # noqa: BLE001 - whatever goes wrong before pruning is not pruning's fault
         return {"status": "unusable", "reason": reason_of(error)}
-    total = channels(model)
-    if not total:
-        return {"status": "unusable", "reason": "no BatchNorm with scale factors"}
     started = time.perf_counter()
     path = outputs_of(name)
     options = {} if path is None else {"outputs": path}
     try:
         report = bnprune.prune(model, inputs, ratio=ratio, **options).report
+    except bnprune.PruningError as error:
+        status = "unusable" if not channels(model) else "refused"
+        return {"status": status, "reason": reason_of(error), "seconds": time.perf_counter() - started}
     except Exception as error:  # noqa: BLE001 - whatever goes wrong is the result
         failed = {"status": status_of(error), "reason": reason_of(error), "seconds": time.perf_counter() - started}
         return {**failed, "trace": traceback.format_exc()[-2000:]} if failed["status"] == "failed" else failed
+    total = max(channels(model), report.channels_before)
     share = (report.channels_before - report.channels_after) / total
     return {
         "status": "proven" if share >= LITTLE * ratio / RATIO else "little",
