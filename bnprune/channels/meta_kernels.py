@@ -15,9 +15,15 @@ from bnprune.channels.torch_internals import OpOverload
 def run_kernel(
     func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], draws: OwnGenerators, *, meta: bool
 ) -> Any:
-    """Run an operator; with `meta`, tensors of other devices are moved to the meta device if it fails on them."""
+    """Run an operator; with `meta`, tensors of other devices are moved to the meta device if it fails on them.
+
+    A copy of a meta tensor stays on the meta device, whatever device is asked for: `x.type_as(self.anchors)`, say, with
+    anchors that an earlier forward pass has left on the CPU.
+    """
     if not meta:
         return draws.run(func, args, kwargs)
+    if kwargs.get("device") and any(tensor.is_meta for tensor in operands(args, {})):
+        kwargs = {**kwargs, "device": torch.device("meta")}
     output = _run_own_kernel(func, args, kwargs)
     if output is not None:
         return output

@@ -193,26 +193,38 @@ class _TraceComparison(OperatorMode):
         site = self._gated.get(self.stack[-1], self.stack[-1])
         kind = spec_of(func).kind
         queue = self._expected[site, kind if kind == "view" else func.name()]
-        record = queue.popleft() if queue else None
+        record = queue[0] if queue else None
         try:
             output = self._run(func, args, kwargs)
         except Exception as error:
             if record is None:
                 raise
+            queue.popleft()
             self._add_mismatch(record, f"relies on a fixed size: {first_line(error)}")
             output = self._zeros_as_recorded(record, args)
             self._remember(record, output)
             return output
         self.macs += macs_of(func, args, kwargs, output)
-        if record is not None:
+        if record is not None and _same_rank(record, output):
+            queue.popleft()
             self._matched.append(record)
             if site not in self._gates:  # between a BatchNorm and its gate, widths differ from the trace
                 output = self._compare(record, func, args, kwargs, output)
             self._remember(record, output)
-        elif torch.Tag.pointwise in func.tags and site not in self._gates and self._matched and not self.graph.real:
+        elif torch.Tag.pointwise in func.tags and site not in self._gates and self._is_extra(args, kwargs):
             self.other_code = True
             self._add_mismatch(self._matched[-1], f"is followed by {func.name()}, which the original does not call")
         return output if self._forced is None else self._forced.invert(output)
+
+    def _is_extra(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """True if an operator that the original does not call reads the result of one that it calls.
+
+        Others compute constants, such as anchors that an earlier forward pass of the original has left in a cache.
+        """
+        if not self._matched or self.graph.real:
+            return False
+        found = (self._producers.get(id(tensor)) for tensor in operands(args, kwargs))
+        return any(entry is not None and entry[0]() is not None for entry in found)
 
     def _remember(self, record: Record, output: Any) -> None:
         for tensor in operands((output,), {}):
@@ -220,8 +232,6 @@ class _TraceComparison(OperatorMode):
 
     def _run(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator and repeat its recorded decision, if it has one; without values, there are no others."""
-        if self.lacks_values and kwargs.get("device") and any(tensor.is_meta for tensor in operands(args, {})):
-            kwargs = {**kwargs, "device": _META}
         if func in self._no_meta_kernel and self._replay.matches(func, args, kwargs):
             return self._replay.next_output()
         try:
@@ -390,6 +400,12 @@ class _TraceComparison(OperatorMode):
             if self.kept or self.new_sizes:
                 break
             self._keep(record, f"comes before {site or 'forward()'}, where {what}")
+
+
+def _same_rank(record: Record, output: Any) -> bool:
+    """True if outputs have as many dimensions as recorded: a width changes sizes, so that others are another call's."""
+    recorded = [len(shape) for shape, _ in record.outputs]
+    return [tensor.dim() for tensor in operands((output,), {})][: len(recorded)] == recorded or record.listed
 
 
 def _module_of(error: Exception) -> nn.Module | None:
