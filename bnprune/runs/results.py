@@ -111,6 +111,9 @@ class SweepPoint(Document):
     params: Amount
     plain: Share
     accuracy: Share
+    lower: float | None = None
+    """Lower confidence bound of the accuracy, compared with the first point on the same images; None if unknown."""
+    upper: float | None = None
 
 
 class NotCompensated(Document):
