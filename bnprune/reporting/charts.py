@@ -252,13 +252,13 @@ def sweep_chart(
     legend: list[Legend] = [("dot", "recovered", 0), ("small", "without recovery", GREY)]
     if bars:
         legend.append(("bar", "95% confidence", 0))
-    if best is not None:
-        series.append(Series(label, ((min(best.macs, 1.0), best.accuracy),), 1, "ring"))
-        legend.append(("ring", label, 1))
     if tolerance is not None:
         allowed = points[0].accuracy - tolerance
         series.insert(0, Series("allowed loss", ((0.0, allowed), (1.04, allowed)), 1, "level"))
         legend.append(("level", "allowed loss", 1))
+    if best is not None:
+        series.append(Series(label, ((min(best.macs, 1.0), best.accuracy),), 1, "ring"))
+        legend.append(("ring", label, 1))
     shown = [accuracy for _, accuracy in (*recovered, *plain, *bars)]
     axis = _near(points, tolerance) if near and tolerance is not None else _accuracy_axis(shown)
     return Chart(

@@ -21,8 +21,9 @@ from bnprune.pruning.latency import latencies
 from bnprune.pruning.pruner import PruningResult, prune_as_requested
 from bnprune.pruning.report import Report
 from bnprune.pruning.request import Request
+from bnprune.recovery.choice import choose, doubt
 from bnprune.recovery.recover import recover
-from bnprune.recovery.sweep import Point, choose, doubt, sweep
+from bnprune.recovery.sweep import Point, sweep
 from bnprune.runs.checkpoint import Header, load_weights, save_checkpoint
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.display import Display
@@ -229,9 +230,9 @@ def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> StageResul
 
 
 def _swept(run: Run, model: nn.Module, request: Request, config: PruneConfig) -> tuple[list[Point], float]:
-    """Return the points of a sweep, and the ratio for `ratio: auto`: the recommended one, or else the likely one.
+    """Return the points of a sweep, and the ratio for `ratio: auto`: the recommended one, or else the measured one.
 
-    Fine-tuning follows, so that a ratio whose loss is only likely to be within the tolerance is better than none.
+    Fine-tuning follows, so that a ratio whose loss may be larger than the tolerance is better than none.
 
     Raises:
         PruningError: Even the smallest ratio loses more than the tolerance.
@@ -244,9 +245,9 @@ def _swept(run: Run, model: nn.Module, request: Request, config: PruneConfig) ->
             f"no cut keeps validation accuracy within {tolerance:.1%} of {start:.2%}: "
             "train with more sparsity, allow more loss (tolerance), or give a ratio and fine-tune."
         )
-    if choice.recommended is None:
-        chosen = f"Ratio {choice.best.asked:g} is the largest whose measured loss is within {tolerance:.1%}."
-        run.display.note(Note("sweep.unsure", "note", f"note: {doubt(swept, tolerance)} {chosen}"))
+    if choice.measured is not None and choice.measured != choice.recommended:
+        text = f"the largest ratio whose measured loss is within {tolerance:.1%} is {choice.measured.asked:g}, but "
+        run.display.note(Note("sweep.unsure", "note", f"note: {text}{doubt(swept, tolerance, choice)}"))
     return swept.points, choice.best.asked
 
 

@@ -180,7 +180,7 @@ class SweepResult(Document):
     """The largest cut whose true loss is within the tolerance with that confidence."""
     reason: str
     """The reason if no point is recommended; otherwise empty."""
-    likely: SweepPoint | None
+    measured: SweepPoint | None
     """The largest cut whose measured loss is within the tolerance; its true loss may be larger."""
     knee: SweepPoint | None
     """The last cut before accuracy falls steeply."""

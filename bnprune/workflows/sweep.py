@@ -11,8 +11,9 @@ from bnprune.config.prune_options import prune_options
 from bnprune.config.schema import PruneConfig
 from bnprune.errors import ConfigError
 from bnprune.pruning.request import Request
+from bnprune.recovery.choice import choose, doubt
 from bnprune.recovery.paired import CONFIDENCE
-from bnprune.recovery.sweep import Point, choose, doubt
+from bnprune.recovery.sweep import Point
 from bnprune.recovery.sweep import sweep as sweep_model
 from bnprune.runs.passes import request_of
 from bnprune.training.evaluate import paired_score
@@ -39,7 +40,7 @@ def sweep(
 
     Nothing is fine-tuned or written; accuracies are of validation images. Every slim network is compared with the one
     before pruning image by image, and the recommendation holds with 95% confidence: see
-    `bnprune.recovery.sweep.choose`.
+    `bnprune.recovery.choice.choose`.
 
     Args:
         source: A run directory (its sparse-trained network) or a checkpoint.
@@ -91,8 +92,8 @@ def sweep(
         confidence=CONFIDENCE,
         points=[_point(point) for point in swept.points],
         recommended=_named(choice.recommended),
-        reason="" if choice.recommended else doubt(swept, allowed),
-        likely=_named(choice.likely),
+        reason="" if choice.recommended else doubt(swept, allowed, choice),
+        measured=_named(choice.measured),
         knee=_named(choice.knee),
         source=None if network is None else str(network),
         input=list(opened.splits.shape),

@@ -34,7 +34,7 @@ def show_sweep(result: SweepResult, command: Callable[[SweepPoint], str]) -> Non
         "95% confidence",
     ]
     show_rows(columns, [_row(index, point, result) for index, point in enumerate(result.points)])
-    console, best = stdout(), result.recommended or result.likely
+    console, best = stdout(), result.recommended or result.measured
     print_text(console, f"\n{draw(_chart(result, near=True))}\n")
     print_text(console, f"{result.images} validation images; the allowed loss is {result.tolerance:.1%}.")
     for line in _findings(result):
@@ -47,14 +47,14 @@ def show_sweep(result: SweepResult, command: Callable[[SweepPoint], str]) -> Non
 
 def _findings(result: SweepResult) -> Iterator[str]:
     """Yield a line for each cut that the sweep names."""
-    recommended, likely, knee = result.recommended, result.likely, result.knee
+    recommended, measured, knee = result.recommended, result.measured, result.knee
     if recommended is None:
         yield f"Nothing is recommended: {result.reason}"
     else:
         yield f"recommended: {_described(recommended, result)}"
-    if likely is not None and likely != recommended:
-        yield f"likely within the allowed loss, but not certain: {_described(likely, result)}"
-    if recommended is None and likely is None:
+    if measured is not None and measured != recommended:
+        yield f"within the allowed loss on these images, but not for certain: {_described(measured, result)}"
+    if recommended is None and measured is None:
         yield f"No cut keeps the measured loss within {result.tolerance:.1%}."
     yield f"knee: {_described(knee, result)}" if knee is not None else "knee: none; accuracy does not fall steeply"
 
@@ -72,8 +72,8 @@ def _described(point: SweepPoint, result: SweepResult) -> str:
 
 
 def _chart(result: SweepResult, *, near: bool = False) -> Chart:
-    label = "recommended" if result.recommended else "likely"
-    best = result.recommended or result.likely
+    label = "recommended" if result.recommended else "measured"
+    best = result.recommended or result.measured
     return sweep_chart(result.points, best, result.tolerance, label=label, near=near)
 
 
@@ -104,7 +104,7 @@ def save_plot(path: Path | None, result: SweepResult) -> None:
 
 
 def _row(index: int, point: SweepPoint, result: SweepResult) -> tuple[str, ...]:
-    mark = " <" if point == (result.recommended or result.likely) else ""
+    mark = " <" if point == (result.recommended or result.measured) else ""
     return (
         (f"{result.by} {point.asked:g}" if index else "not pruned") + mark,
         f"{point.ratio:.1%}",
