@@ -129,10 +129,23 @@ def test_ratio_auto(trained: Path, here: Path) -> None:
     asked = [point["asked"] for point in cut["sweep"]]
     assert asked[0] == 0
     assert cut["target"]["requested"] in asked[1:]
-    fits = [point["accuracy"] >= cut["sweep"][0]["accuracy"] - 0.5 for point in cut["sweep"]]
+    fits = [point["lower"] >= cut["sweep"][0]["accuracy"] - 0.5 for point in cut["sweep"]]
     assert cut["target"]["requested"] == asked[fits.index(False) - 1 if False in fits else -1]
     validation = cut["recovery"]["validation"]
     assert validation[cut["recovery"]["chosen"]] == max(validation.values()) == cut["validation_accuracy"]
+
+
+def test_ratio_auto_with_too_few_images_to_be_sure(here: Path) -> None:
+    """143 images cannot show that a loss is at most 0.2%; the ratio is that of the largest measured cut."""
+    mlp = Path(__file__).parents[2] / "configs" / "digits-mlp.yaml"
+    options = ("prune.ratio=auto", "prune.tolerance=0.002", "prune.recalibrate=0", "finetune.epochs=1")
+    ended = done("run", mlp, *options, "--out", here / "auto")
+    cut = json.loads((here / "auto" / "result.json").read_text())["stages"]["prune"]
+    start, *points = cut["sweep"]
+    assert cut["target"]["requested"] == max(
+        point["asked"] for point in points if point["accuracy"] >= start["accuracy"] - 0.002
+    )
+    assert f"{cut['target']['requested']:g}, but a loss of at most 0.2% cannot be shown" in ended.stderr + ended.stdout
 
 
 def test_passes_together_do_what_was_asked(trained: Path, here: Path) -> None:
