@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from bnprune.recovery.paired import CONFIDENCE, samples_needed
 from bnprune.recovery.sweep import Point, Sweep
 
+_ROUNDING = 1e-9
+"""Differences of accuracy that are rounding errors."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -49,21 +52,26 @@ def choose(points: Sequence[Point], tolerance: float) -> Choice:
 
 
 def find_knee(points: Sequence[Point]) -> Point | None:
-    """Return the cut that is furthest above the straight line from the first point to the last one.
+    """Return the cut that is furthest above the straight line between the ends of the curve.
 
-    This is the knee of the curve of accuracy over the share of MACs that is removed (Satopää et al. 2011, "Finding a
-    'Kneedle' in a Haystack"). There is none if no cut is significantly worse than the network before pruning, or if
-    every cut is on the line or below it. Of equal cuts, the largest.
+    The curve is accuracy over the share of MACs that is removed, from the network before pruning to the first cut that
+    loses half of the accuracy, or else to the last cut. This is the knee of Satopää et al. (2011), "Finding a 'Kneedle'
+    in a Haystack". There is none if no cut is significantly worse than the network before pruning, or if every cut is
+    on the line or below it. Of equal cuts, the largest.
     """
-    start, last = points[0], points[-1]
-    if all(_high(point) >= start.accuracy for point in points[1:]) or last.macs >= start.macs:
+    start = points[0]
+    half = start.accuracy - abs(start.accuracy) / 2
+    ends = [number for number, point in enumerate(points) if point.accuracy <= half]
+    curve = points[: ends[0] + 1] if ends else points
+    removed = start.macs - curve[-1].macs
+    if all(_high(point) >= start.accuracy for point in curve[1:]) or removed <= 0:
         return None
-    slope = (start.accuracy - last.accuracy) / (start.macs - last.macs)
-    heights = [point.accuracy - start.accuracy + slope * (start.macs - point.macs) for point in points]
+    slope = (start.accuracy - curve[-1].accuracy) / removed
+    heights = [point.accuracy - start.accuracy + slope * (start.macs - point.macs) for point in curve]
     highest = max(heights)
-    if highest <= 1e-9:
+    if highest <= _ROUNDING:
         return None
-    return next(point for point, height in zip(points[::-1], heights[::-1], strict=True) if height >= highest - 1e-9)
+    return next(p for p, height in zip(curve[::-1], heights[::-1], strict=True) if height >= highest - _ROUNDING)
 
 
 def _low(point: Point) -> float:

@@ -91,6 +91,10 @@ def _marked(stage: Stage, most: int) -> Series:
     return Series(stage.title, (_place(stage, most),), colour_of(stage.name), mark, (hint,))
 
 
+def _percent(value: float) -> str:
+    return percent(value, 1)
+
+
 def _whole_percent(value: float) -> str:
     return f"{value:.0%}"
 
@@ -291,7 +295,7 @@ def _near(points: Sequence[Point | SweepPoint], tolerance: float) -> Axis:
     low = min([allowed - tolerance, *(low for low, _ in open_ends), high - 0.02])
     margin = 0.08 * (high - low)
     limit = 1.005 if start <= 1 else math.inf
-    return Axis("accuracy", low - margin, min(high + margin, limit), _whole_percent if high - low > 0.08 else percent)
+    return Axis("accuracy", low - margin, min(high + margin, limit), _whole_percent if high - low > 0.08 else _percent)
 
 
 # -- layers ----------------------------------------------------------------------------------------------------------

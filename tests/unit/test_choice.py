@@ -58,6 +58,9 @@ def test_the_knee_is_the_last_cut_before_the_fall() -> None:
     assert find_knee(flat) is None  # nothing falls
     at_once = [START, point(0.1, 0.3, 0.28, 0.32), point(0.5, 0.15, 0.13, 0.17), point(0.9, 0.1, 0.09, 0.11)]
     assert find_knee(at_once) is None
+    losses = {0.05: 0.692, 0.1: 0.568, 0.2: 0.4975, 0.3: 0.464, 0.4: 0.361, 0.5: 0.288}  # falls from the first cut on
+    points = [point(0, 0.7245, 0.7245, 0.7245), *(point(r, a, a - 0.02, a + 0.02) for r, a in losses.items())]
+    assert asked(find_knee(points)) == 0.05
     noise = [START, point(0.4, 0.91, 0.89, 0.93), point(0.8, 0.895, 0.88, 0.91)]
     assert find_knee(noise) is None
 

@@ -92,5 +92,24 @@ def test_a_sweep_knows_only_the_task(scored: bool) -> None:
     assert (swept.images, swept.candidates) == (len(SPLITS.validation), 1)
 
 
+def test_bounds_allow_for_the_choice_of_the_best_network() -> None:
+    """Recovery tries four networks on the same images: each bound may be wrong with a probability of 5%/4."""
+    model, scores = network(), list[Score]()
+
+    def score(model: nn.Module) -> Score:
+        scores.append(evaluate(model, SPLITS.validation, CPU))
+        return scores[-1]
+
+    config = PruneConfig(recalibrate=1)
+    swept = sweep(model, SPLITS, CPU, Request(ratio=0.5), config, 64, score=score, values=[0.25])
+    start, *tried = scores
+    best = max(tried, key=lambda found: (found.value, -found.loss))
+    bounds = loss_bounds(start, best, 0.05 / 4)
+    assert bounds is not None
+    assert swept.candidates == len(tried) == 4
+    assert swept.points[1].lower == pytest.approx(max(start.value - bounds.upper, 0))
+    assert swept.points[1].upper == pytest.approx(start.value - bounds.lower)
+
+
 def test_scores_are_equal_if_their_values_are() -> None:
     assert Score(0.1, 0.9, 10, torch.ones(10)) == Score(0.1, 0.9, 10, None)

@@ -17,6 +17,12 @@ from bnprune.runs.outputs import require_output
 from bnprune.workflows.results import SweepPoint, SweepResult
 
 
+_COLUMNS = (
+    *("", "channels removed", "MACs left", "parameters left"),
+    *("without recovery", "recovered", "95% confidence"),
+)
+
+
 def show_sweep(result: SweepResult, command: Callable[[SweepPoint], str]) -> None:
     """Print every pruned network that was tried, a chart, the cuts to choose from, and the command for the best one.
 
@@ -24,17 +30,8 @@ def show_sweep(result: SweepResult, command: Callable[[SweepPoint], str]) -> Non
         result: The sweep.
         command: Returns the command that makes a cut.
     """
-    columns = [
-        "",
-        "channels removed",
-        "MACs left",
-        "parameters left",
-        "without recovery",
-        "recovered",
-        "95% confidence",
-    ]
-    show_rows(columns, [_row(index, point, result) for index, point in enumerate(result.points)])
-    console, best = stdout(), result.recommended or result.measured
+    show_rows(_COLUMNS, [_row(index, point, result) for index, point in enumerate(result.points)])
+    console, best = stdout(), result.recommended or result.measured or result.knee
     print_text(console, f"\n{draw(_chart(result, near=True))}\n")
     print_text(console, f"{result.images} validation images; the allowed loss is {result.tolerance:.1%}.")
     for line in _findings(result):
@@ -55,7 +52,7 @@ def _findings(result: SweepResult) -> Iterator[str]:
     if measured is not None and measured != recommended:
         yield f"within the allowed loss on these images, but not for certain: {_described(measured, result)}"
     if recommended is None and measured is None:
-        yield f"No cut keeps the measured loss within {result.tolerance:.1%}."
+        yield f"No cut keeps the measured loss within {result.tolerance:.1%}. Allow more, or fine-tune after pruning."
     yield f"knee: {_described(knee, result)}" if knee is not None else "knee: none; accuracy does not fall steeply"
 
 
