@@ -16,11 +16,7 @@ from bnprune.reporting.text import draw
 from bnprune.runs.outputs import require_output
 from bnprune.workflows.results import SweepPoint, SweepResult
 
-
-_COLUMNS = (
-    *("", "channels removed", "MACs left", "parameters left"),
-    *("without recovery", "recovered", "95% confidence"),
-)
+_COLUMNS = ("", "channels removed", "MACs left", "parameters left", "without recovery", "recovered", "95% confidence")
 
 
 def show_sweep(result: SweepResult, command: Callable[[SweepPoint], str]) -> None:
