@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -46,7 +47,7 @@ def sweep(
             None,
             "--tolerance",
             "F",
-            "Largest loss of validation accuracy, as a share of all images.  \\[default: prune.tolerance]",
+            "Largest loss of accuracy, as a share of all images.  \\[default: prune.tolerance]",
         ),
     ] = None,
     plot: Annotated[
@@ -56,11 +57,14 @@ def sweep(
 ) -> None:
     """Find out how far a trained network can be pruned.
 
-    Each pruned network is compensated, recalibrated and evaluated on validation images; none is fine-tuned or written.
+    Each pruned network is compensated, recalibrated and compared with the network before pruning on the same validation
+    images; none is fine-tuned or written. The largest cut whose true loss is within the tolerance with 95% confidence
+    is recommended.
     SOURCE is a run directory (its sparse-trained network) or a checkpoint.
     """
     from bnprune.cli.arguments import parse_arguments, parse_shares
     from bnprune.cli.render.output import output
+    from bnprune.cli.render.prune_command import prune_command
     from bnprune.cli.render.sweep import require_plot, save_plot, show_sweep
     from bnprune.workflows import sweep as workflow
 
@@ -79,5 +83,6 @@ def sweep(
         values=values,
         tolerance=tolerance,
     )
-    output(result, show_sweep, as_json=json)
+    command = partial(prune_command, result, model=model, model_arg=model_arg, weights=weights, trust=trust)
+    output(result, lambda shown: show_sweep(shown, command), as_json=json)
     save_plot(plot, result)  # after the output, so that a full disk does not lose it

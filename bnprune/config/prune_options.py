@@ -211,8 +211,8 @@ class PruneOptions:
             "--ratio",
             "R",
             recipe_words={
-                "auto": "the largest ratio that loses at most `tolerance` of validation accuracy, found by trying "
-                "(see `bnprune sweep`)"
+                "auto": "the largest ratio that loses at most `tolerance` of accuracy, if possible with "
+                "95% confidence, found by trying (see `bnprune sweep`)"
             },
             default_text=f"{DEFAULT_RATIO}, if no other target is given",
             **_TO_REMOVE,

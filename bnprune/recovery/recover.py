@@ -6,7 +6,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -25,30 +25,33 @@ class Score(Protocol):
     """A measure of a network by which networks are compared."""
 
     @property
-    def top1(self) -> float:
-        """Accuracy; higher is better."""
+    def value(self) -> float:
+        """The main value of the task; larger is better."""
         ...
 
     @property
     def loss(self) -> float:
-        """Lower is better; it decides between networks of equal accuracy."""
+        """Lower is better; it decides between networks of equal value."""
         ...
 
 
+S = TypeVar("S", bound=Score)
+
+
 @dataclass(frozen=True)
-class Recovery:
+class Recovery(Generic[S]):
     """The networks that were tried after a cut, and their scores."""
 
     networks: dict[str, nn.Module]
     """"plain" and, as far as they were tried, "compensated", "recalibrated" and with "both"."""
-    scores: dict[str, Score]
+    scores: dict[str, S]
     """Of each network."""
     compensation: tuple[Compensation, ...]
 
     @property
     def chosen(self) -> str:
         """The name of the network with the best score."""
-        return max(self.scores, key=lambda name: (self.scores[name].top1, -self.scores[name].loss))
+        return max(self.scores, key=lambda name: (self.scores[name].value, -self.scores[name].loss))
 
     @property
     def model(self) -> nn.Module:
@@ -63,11 +66,11 @@ def recover(
     splits: Splits,
     device: torch.device,
     *,
-    score: Callable[[nn.Module], Score],
+    score: Callable[[nn.Module], S],
     compensated: bool = True,
     batches: int = 100,
     batch_size: int = 128,
-) -> Recovery:
+) -> Recovery[S]:
     """Compensate and recalibrate copies of a slim network, and keep the best.
 
     The network as it is takes part, so that the result is never worse by the score.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
@@ -19,10 +18,15 @@ from bnprune.pruning.plan import Cut
 from bnprune.pruning.planner import plan_cut, score_network
 from bnprune.pruning.pruner import PruningResult, carry_out
 from bnprune.pruning.request import Request
-from bnprune.recovery.recover import Score, recover
+from bnprune.recovery.paired import CONFIDENCE, Sampled, loss_bounds
+from bnprune.recovery.recover import Recovery, Score, recover
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
+
+
+class PairedScore(Score, Sampled, Protocol):
+    """A score that can be compared with that of another network on the same samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +42,26 @@ class Point:
     params: float
     """Share of the parameters that is left."""
     plain: float
-    """Validation accuracy right after the cut."""
+    """Validation accuracy (the main value of the task) right after the cut."""
     accuracy: float
     """Validation accuracy after compensation and recalibration, as far as they help."""
+    lower: float | None = None
+    """The accuracy of the network before the cut minus the upper confidence bound of the loss; None if unknown. An
+    accuracy stays in [0, 1]."""
+    upper: float | None = None
+    """The same with the lower confidence bound of the loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """The networks that were tried, and the samples on which they were compared."""
+
+    points: list[Point]
+    """The network as it is, then one point per cut, the smallest cut first."""
+    images: int
+    """Validation images."""
+    candidates: int
+    """Largest number of networks among which the best one was chosen after a cut."""
 
 
 def sweep(
@@ -51,11 +72,15 @@ def sweep(
     config: PruneConfig,
     batch_size: int,
     *,
-    score: Callable[[nn.Module], Score],
+    score: Callable[[nn.Module], PairedScore],
     by: Literal["ratio", "macs"] = "ratio",
     values: Sequence[float] = (),
-) -> list[Point]:
-    """Cut copies of a trained network by increasing amounts; recover and evaluate each.
+) -> Sweep:
+    """Cut copies of a trained network by increasing amounts; recover each, and compare it with the network as it is.
+
+    The bounds of each point hold with 95% confidence for the network that does best of those that recovery tries: with
+    m of them, each bound is computed for an error of 5%/m (Bonferroni), because the best one was chosen on the same
+    images.
 
     Args:
         model: The trained network; left as it was.
@@ -64,19 +89,19 @@ def sweep(
         request: Constraints and criterion; its target is replaced by each of the values.
         config: The ways of recovery to try after each cut.
         batch_size: Images per batch.
-        score: Evaluates a network on `device`, as for `bnprune.recovery.recover.recover`.
+        score: Evaluates a network on `device`, for example `bnprune.training.evaluate.paired_score`.
         by: The target to vary: the share of channels to remove, or the share of MACs to keep.
         values: Values to try; default: `RATIOS` or `SHARES`. Values that cannot be reached are left out.
 
     Returns:
-        A point for the network as it is, and one per cut, the smallest cut first.
+        A point for the network as it is, and one per cut.
 
     Raises:
         PruningError: Nothing can be cut.
     """
     example = splits.example
-    start = score(copy.deepcopy(model).to(device)).top1
-    points = [Point(0.0 if by == "ratio" else 1.0, 0.0, 1.0, 1.0, start, start)]
+    start = score(copy.deepcopy(model).to(device))
+    points, candidates = [_start(start.value, by)], 1
     tried = sorted(values or (RATIOS if by == "ratio" else SHARES), reverse=by == "macs")
     scored = score_network(model, example, request)
     before: tuple[Cut, ...] = ()
@@ -92,23 +117,28 @@ def sweep(
             continue
         before = draft.plan.cuts
         result = carry_out(draft, model, example, proof=False)
-        points.append(_point(value, model, result, splits, device, config, batch_size, score))
+        recovery = _recovered(model, result, splits, device, config, batch_size, score)
+        points.append(_point(value, result, recovery, start))
+        candidates = max(candidates, len(recovery.scores))
     if len(points) == 1 and reason is not None:
         raise reason
-    return points
+    return Sweep(points, start.count, candidates)
 
 
-def _point(
-    asked: float,
+def _start(value: float, by: Literal["ratio", "macs"]) -> Point:
+    return Point(0.0 if by == "ratio" else 1.0, 0.0, 1.0, 1.0, value, value, value, value)
+
+
+def _recovered(
     model: nn.Module,
     cut: PruningResult,
     splits: Splits,
     device: torch.device,
     config: PruneConfig,
     batch_size: int,
-    score: Callable[[nn.Module], Score],
-) -> Point:
-    recovery = recover(
+    score: Callable[[nn.Module], PairedScore],
+) -> Recovery[PairedScore]:
+    return recover(
         model,
         cut.model,
         cut.plan,
@@ -119,31 +149,28 @@ def _point(
         batches=config.recalibrate,
         batch_size=batch_size,
     )
-    report = cut.report
+
+
+def _point(asked: float, cut: PruningResult, recovery: Recovery[PairedScore], start: PairedScore) -> Point:
+    report, best = cut.report, recovery.scores[recovery.chosen]
+    lower, upper = _bounds(start, best, (1 - CONFIDENCE) / len(recovery.scores))
     return Point(
         asked=asked,
         ratio=report.ratio_realised,
         macs=report.macs_after / max(report.macs_before, 1),
         params=report.params_after / report.params_before,
-        plain=recovery.scores["plain"].top1,
-        accuracy=recovery.scores[recovery.chosen].top1,
+        plain=recovery.scores["plain"].value,
+        accuracy=best.value,
+        lower=lower,
+        upper=upper,
     )
 
 
-def recommend(points: Sequence[Point], tolerance: float) -> Point:
-    """Return the largest cut before the first one that loses more than `tolerance` of validation accuracy.
-
-    Raises:
-        PruningError: Even the smallest cut loses more.
-    """
-    start, best = points[0].accuracy, points[0]
-    for point in points[1:]:
-        if point.accuracy < start - tolerance - math.ulp(1.0):
-            break
-        best = point
-    if best is points[0]:
-        raise PruningError(
-            f"no cut keeps validation accuracy within {tolerance:.1%} of {start:.2%}: "
-            "train with more sparsity, allow more loss (tolerance), or give a ratio and fine-tune."
-        )
-    return best
+def _bounds(start: PairedScore, after: PairedScore, error: float) -> tuple[float | None, float | None]:
+    loss = loss_bounds(start, after, error)
+    if loss is None:
+        return None, None
+    lower, upper = start.value - loss.upper, start.value - loss.lower
+    if start.samples is not None and start.samples.dtype == torch.bool:
+        return max(lower, 0.0), min(upper, 1.0)
+    return lower, upper

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -13,6 +15,8 @@ from bnprune.reporting.number_format import percent
 from bnprune.reporting.run_data import Curve, Gammas, RunData, Stage
 from bnprune.runs.results import SweepPoint
 from bnprune.runs.stages import kind_of
+
+Points = tuple[tuple[float, float], ...]
 
 _BINS = 40
 _HIGHEST = 1e9
@@ -85,6 +89,10 @@ def _marked(stage: Stage, most: int) -> Series:
     hint = f"{stage.title}: {percent(stage.figures.accuracy or 0)} at {share} of the MACs"
     mark: Mark = "ring" if kind_of(stage.name) in ("baseline", "prune") else "dot"
     return Series(stage.title, (_place(stage, most),), colour_of(stage.name), mark, (hint,))
+
+
+def _percent(value: float) -> str:
+    return percent(value, 1)
 
 
 def _whole_percent(value: float) -> str:
@@ -219,32 +227,75 @@ def _epoch_axis(curves: Sequence[Curve]) -> Axis:
 # -- sweeps ----------------------------------------------------------------------------------------------------------
 
 
-def sweep_chart(points: Sequence[Point | SweepPoint], best: Point | SweepPoint | None) -> Chart:
-    """Validation accuracy over the MACs left, right after pruning and after recovery.
+def sweep_chart(
+    points: Sequence[Point | SweepPoint],
+    best: Point | SweepPoint | None,
+    tolerance: float | None = None,
+    *,
+    label: str = "recommended",
+    near: bool = False,
+) -> Chart:
+    """Validation accuracy over the MACs left, right after pruning and after recovery, with error bars.
 
     Args:
         points: The network before pruning, then each ratio that was tried.
         best: The point that is recommended, if any.
+        tolerance: The loss that is allowed; draws a line.
+        label: The name of `best`.
+        near: Show only accuracies near the line, where the decision falls.
     """
-    recovered = tuple((min(point.macs, 1.0), point.accuracy) for point in points)
-    plain = tuple((min(point.macs, 1.0), point.plain) for point in points)
+    recovered, plain = _over_macs(points, "accuracy"), _over_macs(points, "plain")
+    bars = _error_bars(points[1:])
     series = [
         Series("without recovery", plain, GREY, "dashes"),
         Series("without recovery", plain, GREY, "small"),
+        Series("95% confidence", bars, 0, "bar"),
         Series("recovered", recovered, 0),
         Series("recovered", recovered, 0, "dot"),
     ]
     legend: list[Legend] = [("dot", "recovered", 0), ("small", "without recovery", GREY)]
+    if bars:
+        legend.append(("bar", "95% confidence", 0))
+    if tolerance is not None:
+        allowed = points[0].accuracy - tolerance
+        series.insert(0, Series("allowed loss", ((0.0, allowed), (1.04, allowed)), 1, "level"))
+        legend.append(("level", "allowed loss", 1))
     if best is not None:
-        series.append(Series("recommended", ((min(best.macs, 1.0), best.accuracy),), 1, "ring"))
-        legend.append(("ring", "recommended", 1))
+        series.append(Series(label, ((min(best.macs, 1.0), best.accuracy),), 1, "ring"))
+        legend.append(("ring", label, 1))
+    shown = [accuracy for _, accuracy in (*recovered, *plain, *bars)]
+    axis = _near(points, tolerance) if near and tolerance is not None else _accuracy_axis(shown)
     return Chart(
         "Accuracy against MACs",
         tuple(series),
         Axis("MACs left", 0.0, 1.04, _whole_percent),
-        replace(_accuracy_axis([value for _, value in (*recovered, *plain)]), label="validation accuracy"),
+        replace(axis, label="validation accuracy"),
         tuple(legend),
     )
+
+
+def _over_macs(points: Sequence[Point | SweepPoint], key: Literal["accuracy", "plain"]) -> Points:
+    return tuple((min(point.macs, 1.0), getattr(point, key)) for point in points)
+
+
+def _error_bars(points: Sequence[Point | SweepPoint]) -> Points:
+    ends = [(min(point.macs, 1.0), end) for point in points for end in (point.lower, point.upper) if end is not None]
+    return tuple(ends)
+
+
+def _near(points: Sequence[Point | SweepPoint], tolerance: float) -> Axis:
+    """Return an axis around the line of the allowed loss: as far below it as accuracies go above it, or twice that.
+
+    Its length is set by the tolerance and by the error bars of the points that are not below the line for certain.
+    """
+    start, allowed = points[0].accuracy, points[0].accuracy - tolerance
+    ends = [(point.lower, point.upper) for point in points[1:] if point.lower is not None and point.upper is not None]
+    open_ends = [(low, high) for low, high in ends if high >= allowed]
+    high = max([start, *(high for _, high in open_ends)])
+    low = min([allowed - tolerance, *(low for low, _ in open_ends), high - 0.02])
+    margin = 0.08 * (high - low)
+    limit = 1.005 if start <= 1 else math.inf
+    return Axis("accuracy", low - margin, min(high + margin, limit), _whole_percent if high - low > 0.08 else _percent)
 
 
 # -- layers ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-Mark = Literal["line", "dashes", "dot", "ring", "small", "box"]
+Mark = Literal["line", "dashes", "dot", "ring", "small", "box", "bar", "level"]
+"""`bar`: error bars; each pair of points are the ends of one. `level`: a horizontal line."""
 GREY, PALE = -1, -2
 """Colours besides those of series, which are numbered from 0."""
 Legend = tuple[Mark | None, str, int]

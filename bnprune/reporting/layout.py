@@ -106,6 +106,10 @@ def _series(series: Series, chart: Chart) -> list[Shape]:
     points = tuple((_x(chart.x, x), _y(chart.y, y)) for x, y in series.points)
     if series.mark == "line" or series.mark == "dashes":
         return [Line(series.mark, points, series.colour, series.label)] if points else []
+    if series.mark == "level":
+        return [Line("dashes", points, series.colour, series.label)]
+    if series.mark == "bar":
+        return [Line("line", ends, series.colour, series.label) for ends in zip(points[::2], points[1::2], strict=True)]
     hints = series.names or (series.label,) * len(points)
     radius, filled = _RADIUS[series.mark], series.mark != "ring"
     return [Circle(x, y, radius, filled, series.colour, hint) for (x, y), hint in zip(points, hints, strict=True)]
@@ -206,6 +210,8 @@ def _legend_rows(figure: Figure) -> list[list[Legend]]:
 def _icon(mark: str, x: float, y: float, colour: int) -> Shape:
     if mark == "line" or mark == "dashes":
         return Line("line" if mark == "line" else "dashes", ((x, y), (x + 14, y)), colour)
+    if mark == "bar" or mark == "level":
+        return _icon("line" if mark == "bar" else "dashes", x, y, colour)
     if mark == "box":
         return Box(x + 3, y - 4.5, 9, 9, colour)
     return Circle(x + 7, y, min(_RADIUS[mark], 5.0), mark != "ring", colour)

@@ -21,8 +21,9 @@ from bnprune.pruning.latency import latencies
 from bnprune.pruning.pruner import PruningResult, prune_as_requested
 from bnprune.pruning.report import Report
 from bnprune.pruning.request import Request
+from bnprune.recovery.choice import choose, doubt
 from bnprune.recovery.recover import recover
-from bnprune.recovery.sweep import recommend, sweep
+from bnprune.recovery.sweep import Point, sweep
 from bnprune.runs.checkpoint import Header, load_weights, save_checkpoint
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.display import Display
@@ -40,7 +41,7 @@ from bnprune.runs.tensorboard_log import open_tensorboard_log
 from bnprune.runs.training_log import TrainingLog
 from bnprune.runs.training_stage import StageRequest, send_stage, set_up, settings_of
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
-from bnprune.training.evaluate import evaluate, validation_score
+from bnprune.training.evaluate import evaluate, paired_score, validation_score
 from bnprune.training.loop import train
 from bnprune.training.penalties.table import advice, shortfall
 from bnprune.training.state import require_processes
@@ -195,9 +196,8 @@ def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> StageResul
     try:
         request = request_of(config, pass_of(stage), *([earlier[0], earlier[-1]] if earlier else []))
         if config.ratio == "auto":
-            score = validation_score(run.splits, run.device)
-            points = sweep(model, run.splits, run.device, request, config, run.config.data.batch_size, score=score)
-            request = request.aimed("ratio", recommend(points, config.tolerance).asked)
+            points, ratio = _swept(run, model, request, config)
+            request = request.aimed("ratio", ratio)
             extra["sweep"] = [SweepPoint(**asdict(point)) for point in points]
         run.display.begin(stage, 0, describe_request(request))
         outcome = _pruned(run, model, request)
@@ -219,14 +219,36 @@ def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> StageResul
         batch_size=run.config.data.batch_size,
     )
     extra["recovery"] = recovery_outcome(recovery)
-    tried = ", ".join(f"{name} {score.top1:.2%}" for name, score in recovery.scores.items())
+    tried = ", ".join(f"{name} {score.value:.2%}" for name, score in recovery.scores.items())
     run.display.note(f"  validation accuracy after pruning: {tried}; kept: {recovery.chosen}")
     before = [figures.validation_accuracy for figures in stages.values()][-1:]
-    left = recovery.scores[recovery.chosen].top1
+    left = recovery.scores[recovery.chosen].value
     if before and before[0] is not None and (problem := collapse(before[0], left, run.splits.classes)):
         run.display.note(Note(problem.code, problem.level, f"{problem} after pruning. {_LESS}"))
     slim = Header(header.spec, (*header.plans, outcome.plan))
     return _conclude(run, recovery.model, slim, stage, _cut_result(outcome.report) | extra)
+
+
+def _swept(run: Run, model: nn.Module, request: Request, config: PruneConfig) -> tuple[list[Point], float]:
+    """Return the points of a sweep, and the ratio for `ratio: auto`: the recommended one, or else the measured one.
+
+    Fine-tuning follows, so that a ratio whose loss may be larger than the tolerance is better than none.
+
+    Raises:
+        PruningError: Even the smallest ratio loses more than the tolerance.
+    """
+    score, tolerance = paired_score(run.splits, run.device), config.tolerance
+    swept = sweep(model, run.splits, run.device, request, config, run.config.data.batch_size, score=score)
+    choice, start = choose(swept.points, tolerance), swept.points[0].accuracy
+    if choice.best is None:
+        raise PruningError(
+            f"no cut keeps validation accuracy within {tolerance:.1%} of {start:.2%}: "
+            "train with more sparsity, allow more loss (tolerance), or give a ratio and fine-tune."
+        )
+    if choice.measured is not None and choice.measured != choice.recommended:
+        text = f"the largest ratio whose measured loss is within {tolerance:.1%} is {choice.measured.asked:g}, but "
+        run.display.note(Note("sweep.unsure", "note", f"note: {text}{doubt(swept, tolerance, choice)}"))
+    return swept.points, choice.best.asked
 
 
 _LESS = "Prune less (prune.ratio: auto finds a ratio), train with more sparsity, or fine-tune longer."
@@ -270,8 +292,8 @@ def _conclude(run: Run, model: nn.Module, header: Header, stage: str, extra: Map
     test = evaluate(model, run.splits.test, run.device)
     counted = cost(model, run.splits.example)
     figures: dict[str, Any] = {
-        "accuracy": test.top1,
-        "validation_accuracy": validation.top1,
+        "accuracy": test.value,
+        "validation_accuracy": validation.value,
         "loss": test.loss,
         "channels": counted.channels,
         "params": counted.params,

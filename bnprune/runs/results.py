@@ -12,6 +12,7 @@ from bnprune.runs.files import plain
 Count = Annotated[int, Field(ge=0, le=10**18)]
 Amount = Annotated[float, Field(ge=0, le=1e18)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Bound = Annotated[float, Field(ge=-1e18, le=1e18)]
 """The bounds exclude values that only a damaged file can have."""
 
 
@@ -126,6 +127,9 @@ class SweepPoint(Document):
     params: Amount
     plain: Share
     accuracy: Share
+    lower: Bound | None = None
+    """Lower confidence bound of the accuracy, compared with the first point on the same images; None if unknown."""
+    upper: Bound | None = None
 
 
 class NotCompensated(Document):

@@ -185,12 +185,27 @@ class SweepResult(Document):
     by: Literal["ratio", "macs"]
     tolerance: float
     """Loss of validation accuracy that is allowed."""
+    images: int
+    """Validation images on which the networks were compared."""
+    confidence: float
+    """Confidence of each bound of a point, and of the recommendation."""
     points: list[SweepPoint]
     recommended: SweepPoint | None
+    """The largest cut whose true loss is within the tolerance with that confidence."""
     reason: str
     """The reason if no point is recommended; otherwise empty."""
     notes: list[Remark]
     """Remarks on the network, such as that its weights are random."""
+    measured: SweepPoint | None
+    """The largest cut whose measured loss is within the tolerance; its true loss may be larger."""
+    knee: SweepPoint | None
+    """The last cut before accuracy falls steeply."""
+    source: str | None
+    """The checkpoint that was pruned; None if the network was given by its name."""
+    input: list[int]
+    """Shape of one input, without the batch."""
+    constraints: dict[str, Any]
+    """The constraints of pruning that differ from their defaults."""
 
 
 class ExportResult(ExportFigures):

@@ -7,13 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from bnprune.config.prune_options import prune_options
 from bnprune.config.schema import PruneConfig
-from bnprune.errors import ConfigError, PruningError
+from bnprune.errors import ConfigError
 from bnprune.pruning.inspection import inspect
-from bnprune.recovery.sweep import Point, recommend
+from bnprune.pruning.request import Request
+from bnprune.recovery.choice import choose, doubt
+from bnprune.recovery.paired import CONFIDENCE
+from bnprune.recovery.sweep import Point
 from bnprune.recovery.sweep import sweep as sweep_model
 from bnprune.runs.passes import request_of
-from bnprune.training.evaluate import validation_score
+from bnprune.training.evaluate import paired_score
 from bnprune.workflows.data_source import open_with_data
 from bnprune.workflows.results import SweepPoint, SweepResult
 
@@ -36,7 +40,9 @@ def sweep(
 ) -> SweepResult:
     """Prune a trained network to several targets, recover and evaluate each slim network, and recommend one.
 
-    Nothing is fine-tuned or written; accuracies are of validation images.
+    Nothing is fine-tuned or written; accuracies are of validation images. Every slim network is compared with the one
+    before pruning image by image, and the recommendation holds with 95% confidence: see
+    `bnprune.recovery.choice.choose`.
 
     Args:
         source: A run directory (its sparse-trained network) or a checkpoint.
@@ -57,8 +63,9 @@ def sweep(
         CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
     """
     _require_values(values, tolerance)
+    network = _sparse(source)
     opened = open_with_data(
-        _sparse(source),
+        network,
         overrides,
         model=model,
         model_arguments=model_arguments,
@@ -68,22 +75,43 @@ def sweep(
         trust=trust,
     )
     config = opened.config.prune or PruneConfig()
-    points = sweep_model(
+    request = request_of(config)
+    swept = sweep_model(
         opened.source.model,
         opened.splits,
         opened.device,
-        request_of(config),
+        request,
         config,
         opened.config.data.batch_size,
-        score=validation_score(opened.splits, opened.device),
+        score=paired_score(opened.splits, opened.device),
         by=by,
         values=values,
     )
     found = inspect(
-        opened.source.model, opened.splits.example, exclude=config.exclude, coupling=config.coupling
+        opened.source.model,
+        opened.splits.example,
+        exclude=config.exclude,
+        coupling=config.coupling,
+        outputs=config.outputs,
     )  # every cut is evaluated: what matters besides is about the network
     notes = opened.source.notes_with(found.notes)
-    return _result(points, by, config.tolerance if tolerance is None else tolerance, notes)
+    allowed = config.tolerance if tolerance is None else tolerance
+    choice = choose(swept.points, allowed)
+    return SweepResult(
+        by=by,
+        tolerance=allowed,
+        images=swept.images,
+        confidence=CONFIDENCE,
+        points=[_point(point) for point in swept.points],
+        recommended=_named(choice.recommended),
+        reason="" if choice.recommended else doubt(swept, allowed, choice),
+        measured=_named(choice.measured),
+        knee=_named(choice.knee),
+        source=None if network is None else str(network),
+        input=list(opened.splits.shape),
+        constraints=_constraints(request),
+        notes=notes,
+    )
 
 
 def _require_values(values: Sequence[float], tolerance: float | None) -> None:
@@ -103,20 +131,13 @@ def _sparse(source: str | Path | None) -> str | Path | None:
     return trained if trained is not None and trained.exists() else source
 
 
-def _result(points: Sequence[Point], by: Literal["ratio", "macs"], tolerance: float, notes: list[str]) -> SweepResult:
-    best, reason = None, ""
-    try:
-        best = recommend(points, tolerance)
-    except PruningError as error:
-        reason = str(error)
-    return SweepResult(
-        by=by,
-        tolerance=tolerance,
-        points=[_point(point) for point in points],
-        recommended=None if best is None else _point(best),
-        reason=reason,
-        notes=notes,
-    )
+def _constraints(request: Request) -> dict[str, Any]:
+    found = {name: (getattr(request, name), option) for name, option in prune_options().items() if not option.is_target}
+    return {name: value for name, (value, option) in found.items() if value and value != option.default}
+
+
+def _named(point: Point | None) -> SweepPoint | None:
+    return None if point is None else _point(point)
 
 
 def _point(point: Point) -> SweepPoint:

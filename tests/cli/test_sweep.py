@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ from bnprune.config.schema import DataConfig, PruneConfig
 from bnprune.data import load_data
 from bnprune.errors import PruningError
 from bnprune.recovery.recover import recover
-from bnprune.recovery.sweep import Point, recommend
 from bnprune.runs.passes import request_of
 from bnprune.runs.results import Change, Pruned
 from bnprune.training.evaluate import evaluate, validation_score
@@ -54,12 +54,39 @@ def test_a_sweep_tries_and_recommends(trained: Path, here: Path) -> None:
     assert points[0]["plain"] == evaluate(plain, DIGITS.validation, CPU).top1
     assert points[0]["params"] == pytest.approx(count(plain) / count(dense))
     assert found["recommended"] == points[1]
+    assert (found["images"], found["confidence"]) == (len(DIGITS.validation), 0.95)
+    assert all(0 <= point["lower"] <= point["accuracy"] <= point["upper"] <= 1 for point in points)
     text = done("sweep", trained, "--at", "0.5", "--by", "macs", "--tolerance", "0.9", "--plot", here / "s.svg").stdout
     assert "recommended: macs 0.5" in text
     assert "● recovered" in text
     assert "<svg" in (here / "s.svg").read_text()
     share = float(text.split("macs 0.5 <")[1].split()[1].rstrip("%"))
     assert share <= 50
+
+
+def test_a_sweep_ends_with_the_command_that_makes_the_cut(trained: Path, here: Path) -> None:
+    source = trained / "checkpoints" / "train.safetensors"
+    found = document("sweep", trained, "prune.cap=0.9", "prune.round_to=4", "--at", "0.3", "--tolerance", "0.9")
+    text = done("sweep", trained, "prune.cap=0.9", "prune.round_to=4", "--at", "0.3", "--tolerance", "0.9").stdout
+    command = text.strip().splitlines()[-1]
+    assert command == f"bnprune prune {source} --ratio 0.3 --cap 0.9 --round-to 4 --out slim.safetensors"
+    cut = document(*shlex.split(command)[1:-1], here / "slim.safetensors")
+    before, after = (cut["params"][name] for name in ("before", "after"))
+    assert after / before == pytest.approx(found["recommended"]["params"])
+    assert found["constraints"] == {"cap": 0.9, "round_to": 4}
+
+
+def test_too_few_images_recommend_nothing_but_name_a_cut(trained: Path) -> None:
+    """Of 143 images, one is 0.7%: that a loss is at most 1% cannot be shown, whatever is measured."""
+    arguments = ("sweep", trained, "prune.recalibrate=0", "prune.compensate=false", "--at", "0.02")
+    found = document(*arguments)
+    assert found["recommended"] is None
+    assert found["reason"].endswith(f"on {len(DIGITS.validation)} images: even for equal answers, 361 are needed.")
+    assert found["measured"] == found["points"][1]
+    text = done(*arguments).stdout
+    assert "Nothing is recommended: a loss of at most 1.0% cannot be shown with 95% confidence" in text
+    assert "within the allowed loss on these images, but not for certain: ratio 0.02:" in text
+    assert "--ratio 0.02 --out" in text.splitlines()[-1]
 
 
 def test_a_sweep_starts_from_what_is_not_cut_yet(trained: Path) -> None:
@@ -73,18 +100,6 @@ def test_bad_options_of_sweep(trained: Path) -> None:
     assert "--at: must be between 0 and 1" in refusal(2, "sweep", trained, "--at", "0.5,2")
     assert "must end in .png or .svg" in refusal(2, "sweep", trained, "--plot", "s.gif")
     assert "--tolerance" in refusal(2, "sweep", trained, "--tolerance", "2")
-
-
-def point(asked: float, accuracy: float) -> Point:
-    return Point(asked, asked, 1 - asked, 1 - asked, 0.1, accuracy)
-
-
-def test_the_knee_comes_before_the_first_fall() -> None:
-    points = [point(0, 0.9), point(0.3, 0.91), point(0.5, 0.895), point(0.7, 0.8), point(0.9, 0.9)]
-    assert recommend(points, 0.01).asked == 0.5
-    assert recommend(points, 0.1).asked == 0.9
-    with pytest.raises(PruningError, match="no cut keeps validation accuracy within"):
-        recommend([point(0, 0.9), point(0.3, 0.5)], 0.01)
 
 
 def test_recovery_keeps_what_does_best(trained: Path) -> None:
@@ -114,10 +129,23 @@ def test_ratio_auto(trained: Path, here: Path) -> None:
     asked = [point["asked"] for point in cut["sweep"]]
     assert asked[0] == 0
     assert cut["target"]["requested"] in asked[1:]
-    fits = [point["accuracy"] >= cut["sweep"][0]["accuracy"] - 0.5 for point in cut["sweep"]]
+    fits = [point["lower"] >= cut["sweep"][0]["accuracy"] - 0.5 for point in cut["sweep"]]
     assert cut["target"]["requested"] == asked[fits.index(False) - 1 if False in fits else -1]
     validation = cut["recovery"]["validation"]
     assert validation[cut["recovery"]["chosen"]] == max(validation.values()) == cut["validation_accuracy"]
+
+
+def test_ratio_auto_with_too_few_images_to_be_sure(here: Path) -> None:
+    """143 images cannot show that a loss is at most 0.2%; the ratio is that of the largest measured cut."""
+    mlp = Path(__file__).parents[2] / "configs" / "digits-mlp.yaml"
+    options = ("prune.ratio=auto", "prune.tolerance=0.002", "prune.recalibrate=0", "finetune.epochs=1")
+    ended = done("run", mlp, *options, "--out", here / "auto")
+    cut = json.loads((here / "auto" / "result.json").read_text())["stages"]["prune"]
+    start, *points = cut["sweep"]
+    assert cut["target"]["requested"] == max(
+        point["asked"] for point in points if point["accuracy"] >= start["accuracy"] - 0.002
+    )
+    assert f"{cut['target']['requested']:g}, but a loss of at most 0.2% cannot be shown" in ended.stderr + ended.stdout
 
 
 def test_passes_together_do_what_was_asked(trained: Path, here: Path) -> None:

@@ -116,3 +116,35 @@ def test_a_sweep_in_a_terminal_shows_every_point_where_it_belongs() -> None:
     assert marks["●"][0][0] < row < marks["●"][1][0]
     assert lines[-1].strip() == "MACs left;  ● recovered  · without recovery  ◆ recommended"
     assert max(map(len, lines)) <= 80
+
+
+def test_a_sweep_near_the_decision_shows_error_bars_and_the_allowed_loss() -> None:
+    points = [
+        Point(0.0, 0.0, 1.0, 1.0, 0.9, 0.9, 0.9, 0.9),
+        Point(0.5, 0.5, 0.5, 0.5, 0.5, 0.895, 0.88, 0.91),
+        Point(0.7, 0.7, 0.3, 0.3, 0.3, 0.3, 0.28, 0.32),
+    ]
+    lines = draw(sweep_chart(points, points[1], 0.01, near=True)).splitlines()
+    plotted = [line.partition("┤")[2] for line in lines if "┤" in line]
+    column = round(60 * 0.5 / 1.04)
+    bar = [row for row, line in enumerate(plotted) if len(line) > column and line[column] in "│◆"]
+    allowed = [row for row, line in enumerate(plotted) if "┄" in line]
+    assert bar == list(range(bar[0], bar[-1] + 1))
+    assert len(bar) > 6  # the decision takes half of the rows: without `near`, one
+    assert len(allowed) == 1
+    assert bar[0] < allowed[0] < bar[-1]
+    assert plotted[-1][round(60 * 0.3 / 1.04)] == "↓"
+    assert "↓ below 88%" in " ".join(lines[-2:]) or "↓ below 87" in " ".join(lines[-2:])
+    assert max(map(len, lines)) <= 80
+
+
+def test_error_bars_are_vertical_lines_of_a_picture() -> None:
+    points = [Point(0.0, 0.0, 1.0, 1.0, 0.9, 0.9, 0.9, 0.9), Point(0.5, 0.5, 0.5, 0.5, 0.5, 0.8, 0.7, 0.85)]
+    chart = sweep_chart(points, None, 0.01)
+    [bars] = [series for series in chart.series if series.mark == "bar"]
+    assert bars.points == ((0.5, 0.7), (0.5, 0.85))
+    drawn = [shape for shape in plot(chart) if isinstance(shape, Line) and shape.hint == "95% confidence"]
+    assert len(drawn) == 1
+    (left, low), (right, high) = drawn[0].points
+    assert left == right
+    assert low > high  # y grows downwards

@@ -2,35 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from bnprune.cli.render.console import print_text, stdout
 from bnprune.cli.render.notes import show_notes
+from bnprune.cli.render.prune_command import without_flag
 from bnprune.cli.render.tables import show_rows
 from bnprune.errors import about
 from bnprune.reporting.charts import sweep_chart
+from bnprune.reporting.figures import Chart
 from bnprune.reporting.pictures import require_picture, save_picture
 from bnprune.reporting.text import draw
 from bnprune.runs.outputs import require_output
 from bnprune.workflows.results import SweepPoint, SweepResult
 
+_COLUMNS = ("", "channels removed", "MACs left", "parameters left", "without recovery", "recovered", "95% confidence")
 
-def show_sweep(result: SweepResult) -> None:
-    """Print every pruned network that was tried, a chart, and the recommendation."""
-    columns = ["", "channels removed", "MACs left", "parameters left", "without recovery", "recovered"]
-    show_rows(columns, [_row(index, point, result) for index, point in enumerate(result.points)])
-    console, best = stdout(), result.recommended
-    print_text(console, "\n" + draw(sweep_chart(result.points, best)))
+
+def show_sweep(result: SweepResult, command: Callable[[SweepPoint], str]) -> None:
+    """Print every pruned network that was tried, a chart, the cuts to choose from, and the command for the best one.
+
+    Args:
+        result: The sweep.
+        command: Returns the command that makes a cut.
+    """
+    show_rows(_COLUMNS, [_row(index, point, result) for index, point in enumerate(result.points)])
+    console, best = stdout(), result.recommended or result.measured or result.knee
+    print_text(console, f"\n{draw(_chart(result, near=True))}\n")
     show_notes(console, result.notes)
-    if best is None:
-        print_text(console, f"\n{result.reason}")
-        return
-    print_text(
-        console,
-        f"\nrecommended: {result.by} {best.asked:g}: {best.macs:.1%} of the MACs left, validation accuracy "
-        f"{best.accuracy:.2%} ({result.points[0].accuracy:.2%} before pruning; allowed loss {result.tolerance:.1%})",
+    print_text(console, f"{result.images} validation images; the allowed loss is {result.tolerance:.1%}.")
+    for line in _findings(result):
+        print_text(console, line)
+    if best is not None:
+        print_text(console, f"\n{command(best)}")
+        if missing := without_flag(result):
+            print_text(console, f"(without {', '.join(missing)}, for which there is no flag)")
+
+
+def _findings(result: SweepResult) -> Iterator[str]:
+    """Yield a line for each cut that the sweep names."""
+    recommended, measured, knee = result.recommended, result.measured, result.knee
+    if recommended is None:
+        yield f"Nothing is recommended: {result.reason}"
+    else:
+        yield f"recommended: {_described(recommended, result)}"
+    if measured is not None and measured != recommended:
+        yield f"within the allowed loss on these images, but not for certain: {_described(measured, result)}"
+    if recommended is None and measured is None:
+        yield f"No cut keeps the measured loss within {result.tolerance:.1%}. Allow more, or fine-tune after pruning."
+    yield f"knee: {_described(knee, result)}" if knee is not None else "knee: none; accuracy does not fall steeply"
+
+
+def _described(point: SweepPoint, result: SweepResult) -> str:
+    """Return a cut with its loss, such as "ratio 0.7: 8.0% of the MACs left, validation accuracy 99.30% ..."."""
+    start = result.points[0].accuracy
+    text = (
+        f"{result.by} {point.asked:g}: {point.macs:.1%} of the MACs left, validation accuracy {point.accuracy:.2%} "
+        f"({start:.2%} before pruning)"
     )
+    if point.lower is None:
+        return text
+    return f"{text}; true loss at most {max(start - point.lower, 0.0):.2%} with {result.confidence:.0%} confidence"
+
+
+def _chart(result: SweepResult, *, near: bool = False) -> Chart:
+    label = "recommended" if result.recommended else "measured"
+    best = result.recommended or result.measured
+    return sweep_chart(result.points, best, result.tolerance, label=label, near=near)
 
 
 def require_plot(path: Path | None, *, sources: Iterable[Path | None], recipe: Path | None) -> None:
@@ -56,11 +95,11 @@ def save_plot(path: Path | None, result: SweepResult) -> None:
     if path is None:
         return
     with about("plot"):
-        save_picture(path, [sweep_chart(result.points, result.recommended)])
+        save_picture(path, [_chart(result)])
 
 
 def _row(index: int, point: SweepPoint, result: SweepResult) -> tuple[str, ...]:
-    mark = " <" if point == result.recommended else ""
+    mark = " <" if point == (result.recommended or result.measured) else ""
     return (
         (f"{result.by} {point.asked:g}" if index else "not pruned") + mark,
         f"{point.ratio:.1%}",
@@ -68,4 +107,5 @@ def _row(index: int, point: SweepPoint, result: SweepResult) -> tuple[str, ...]:
         f"{point.params:.1%}",
         f"{point.plain:.2%}" if index else "",
         f"{point.accuracy:.2%}",
+        f"{point.lower:.2%} to {point.upper:.2%}" if index and point.lower is not None else "",
     )
