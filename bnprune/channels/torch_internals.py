@@ -27,6 +27,11 @@ Convolution = nn.modules.conv._ConvNd
 """Base class of all convolutions, transposed ones included."""
 
 
+def convolution_padding(layer: nn.Module) -> tuple[list[int], str]:
+    """Return the padding of a convolution as `torch.nn.functional.pad` takes it, and its mode; "same" is resolved."""
+    return layer._reversed_padding_repeated_twice, layer.padding_mode  # type: ignore[return-value]
+
+
 # -- dispatch modes ----------------------------------------------------------------------------------------------------
 # `TorchDispatchMode.__enter__` also sets flags of the whole process, which overlapping threads leave wrong:
 # torch.compile then compiles nothing any more. The stack of modes itself belongs to the thread.

@@ -1,0 +1,212 @@
+"""Reconstruction: layers that read a cut are refitted to their old output, from a few hundred images without labels.
+
+Much of what a removed channel carried can be told from the channels that stay. A linear regression finds the weights
+with which a layer comes nearest to its dense output on the images (He et al., "Channel Pruning", ICCV 2017, section
+3.1; GRAIL, arXiv 2602.23795). All inputs are those of the dense network, so that one pass over the images is enough.
+
+Two alternatives were measured on a ResNet-20 trained on CIFAR-10 without a penalty, with uniform widths (accuracy in
+percent after recalibration; dense 72.7):
+
+    MACs left                                            0.7     0.5     0.3
+    recalibrated only                                    61.7    49.2    28.0
+    one matrix for all positions of a kernel (GRAIL)     66.0    58.3    37.4
+    this: a regression on the windows of the kernel      67.5    62.0    47.9
+    the same, then again on inputs of the slim network   69.2    65.1    40.8
+
+The last is better for small cuts and worse for large ones: errors of early layers then enter the regression.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnprune.channels.modules import temporary_mode
+from bnprune.channels.operator_mode import preserve_thread_state
+from bnprune.channels.pytrees import Inputs, as_inputs, map_tensors, tensors
+from bnprune.channels.torch_internals import BatchNorm
+from bnprune.pruning.bias_folding import sole_norms
+from bnprune.pruning.gates import gated_name
+from bnprune.pruning.plan import PruningPlan
+from bnprune.recovery.consumers import Consumer, find_consumers
+from bnprune.recovery.moments import Fit, Moments, fit
+
+
+@dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """The result for one layer that lost input channels."""
+
+    site: str
+    """Name of the layer."""
+    channels: int
+    """Input channels it lost."""
+    lost_before: float | None = None
+    """Share of the variance of its output that the plain cut loses; more than 1 is possible. None if not measured."""
+    lost_after: float | None = None
+    """The same for the refitted layer."""
+    reason: str = ""
+    """Why the layer was not refitted; empty if it was."""
+
+
+@preserve_thread_state
+def reconstruct(model: nn.Module, slim: nn.Module, plan: PruningPlan, batches: Iterable[Any]) -> nn.Module:
+    """Refit the layers of the slim network that lost inputs to their outputs in the dense network, in place.
+
+    The statistics of BatchNorms behind these layers change: `bnprune.recalibrate` them afterwards. If the outputs get
+    no nearer to those of the dense network, with these statistics or with new ones, the slim network stays as it was.
+
+    Args:
+        model: The dense network; left as it was.
+        slim: The network that `plan` made of it.
+        plan: The cut.
+        batches: Inputs of the network (a tensor, or a mapping of keyword arguments), or (inputs, ...) pairs as a
+            DataLoader yields them, on the device of the networks. A few hundred images are enough.
+
+    Returns:
+        The slim network.
+
+    Raises:
+        ValueError: There are no batches.
+    """
+    reconstruct_layers(model, slim, plan, batches)
+    return slim
+
+
+def reconstruct_layers(
+    model: nn.Module, slim: nn.Module, plan: PruningPlan, batches: Iterable[Any]
+) -> tuple[Reconstruction, ...]:
+    """As `reconstruct`; return the result for each layer that lost inputs."""
+    images = [as_inputs(batch[0] if isinstance(batch, tuple | list) else batch) for batch in batches]
+    if not images:
+        raise ValueError("reconstruct: got no batches")
+    consumers, skipped = find_consumers(model, plan)
+    norms, gated = sole_norms(model, images[0]), {gate.at for gate in plan.gates}
+    results = [Reconstruction(site, 0, reason=reason) for site, reason in skipped.items()]
+    moments = _measure(model, images, consumers)
+    before = copy.deepcopy(slim.state_dict())
+    for consumer in consumers:
+        norm = norms.get(consumer.site)
+        done = _refit(slim, consumer, moments.get(consumer.key), None if norm is None else gated_name(norm, gated))
+        results.append(done)
+    if not _is_nearer(model, slim, before, images[-1]):
+        slim.load_state_dict(before)
+        return tuple(Reconstruction(r.site, r.channels, reason="the network came no nearer") for r in results)
+    return tuple(results)
+
+
+def _measure(model: nn.Module, images: Sequence[Inputs], consumers: Sequence[Consumer]) -> dict[int, Moments]:
+    """Sum moments over the images, by weight: those of layers that share a weight, and of all calls, add up."""
+    sums: dict[int, Moments] = {}
+    weights = {consumer.site: consumer.importance() for consumer in consumers}
+
+    def add(consumer: Consumer, x: torch.Tensor, y: torch.Tensor) -> None:
+        predicted, known = (part if part.dtype == torch.float64 else part.float() for part in consumer.samples(x, y))
+        moments = Moments.of(predicted, known, weights[consumer.site])
+        if consumer.key in sums:
+            sums[consumer.key].add(moments)
+        else:
+            sums[consumer.key] = moments
+
+    with temporary_mode(model, training=False), _watched(consumers, add):
+        for args, kwargs in images:
+            model(*args, **kwargs)
+    return sums
+
+
+@contextmanager
+def _watched(consumers: Sequence[Consumer], function: Any) -> Iterator[None]:
+    """Call a function with the consumer, its input and its output, whenever one runs."""
+    handles = []
+    for consumer in consumers:
+
+        def call(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: torch.Tensor, consumer: Consumer = consumer
+        ) -> None:
+            function(consumer, (args[0] if args else kwargs["input"]).detach(), y.detach())
+
+        handles.append(consumer.layer.register_forward_hook(call, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _refit(slim: nn.Module, consumer: Consumer, moments: Moments | None, norm: str | None) -> Reconstruction:
+    """Refit one layer of the slim network."""
+    if moments is None:
+        return Reconstruction(consumer.site, consumer.removed, reason="it did not run as a module")
+    layer: Any = slim.get_submodule(consumer.site)
+    mean = None if norm is None else getattr(slim.get_submodule(norm), "running_mean", None)
+    importance = consumer.importance()
+    fitted = fit(moments, importance, centred=layer.bias is not None or mean is not None)
+    if fitted is None:
+        return Reconstruction(consumer.site, consumer.removed, reason="its inputs are constant")
+    _write(layer, mean, consumer, fitted)
+    plain = _plain(consumer)
+    return Reconstruction(
+        consumer.site,
+        consumer.removed,
+        lost_before=moments.lost(plain.matrix, plain.offset, importance),
+        lost_after=moments.lost(fitted.matrix, fitted.offset, importance),
+    )
+
+
+def _plain(consumer: Consumer) -> Fit:
+    """Return the map that the plain cut amounts to."""
+    matrix = consumer.plain()
+    offset = consumer.bias() if consumer.direct else torch.zeros(matrix.shape[:2], dtype=matrix.dtype)
+    return Fit(matrix, offset.to(matrix), 0.0)
+
+
+def _write(layer: Any, mean: torch.Tensor | None, consumer: Consumer, fitted: Fit) -> None:
+    """Give a slim layer its new weight and bias; without a bias, the next BatchNorm's running mean takes it up.
+
+    BatchNorm subtracts its running mean: a layer without the bias b, and a mean without it, make the same.
+    """
+    weight, bias = consumer.refitted(fitted.matrix, fitted.offset, layer.weight)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if layer.bias is not None:
+            layer.bias.copy_(bias)
+        elif mean is not None:
+            mean -= bias.to(mean)
+
+
+def _is_nearer(model: nn.Module, slim: nn.Module, before: Mapping[str, torch.Tensor], images: Inputs) -> bool:
+    """True if the slim network is nearer to the dense one than before, as it is or with the statistics of the batch.
+
+    New weights shift the inputs of BatchNorms: without new statistics, a better fit can look worse.
+    """
+    expected = _outputs(model, images)
+    old = copy.deepcopy(slim)
+    old.load_state_dict(before)
+    if _distance(expected, _outputs(slim, images)) < _distance(expected, _outputs(old, images)):
+        return True
+    pair = (copy.deepcopy(slim), old)
+    for network in pair:
+        for norm in (module for module in network.modules() if isinstance(module, BatchNorm)):
+            norm.running_mean = norm.running_var = None  # normalizes with the statistics of the batch
+    new, reference = (_distance(expected, _outputs(network, images)) for network in pair)
+    return new < reference
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
+    args, kwargs = map_tensors(torch.Tensor.clone, inputs)
+    with temporary_mode(model, training=False):
+        return [tensor for tensor in tensors(model(*args, **kwargs)) if tensor.is_floating_point()]
+
+
+def _distance(expected: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> float:
+    """Return the mean square difference over the mean square, summed over outputs of equal shape."""
+    return sum(
+        float((a.double() - b.double()).square().mean() / a.double().square().mean().clamp(min=1e-30))
+        for a, b in zip(expected, got, strict=False)
+        if a.shape == b.shape and a.numel()
+    )
