@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from bnprune.pruning.verify import Verification
     from bnprune.recovery.compensate import Compensation, compensate
     from bnprune.recovery.recalibrate import recalibrate
+    from bnprune.recovery.reconstruct import reconstruct
     from bnprune.runs.checkpoint import load, save
     from bnprune.training.penalties.gamma import GammaL1, GammaPolarization, GammaProximal
     from bnprune.training.penalties.structured import GammaGroupLasso, GammaMacWeighted
@@ -74,6 +75,7 @@ _NAMES_BY_MODULE = {
     "bnprune.pruning.verify": ("Verification",),
     "bnprune.runs.checkpoint": ("load", "save"),
     "bnprune.recovery.recalibrate": ("recalibrate",),
+    "bnprune.recovery.reconstruct": ("reconstruct",),
     "bnprune.training.penalties.gamma": ("GammaL1", "GammaPolarization", "GammaProximal"),
     "bnprune.training.penalties.structured": ("GammaGroupLasso", "GammaMacWeighted"),
     "bnprune.workflows.benchmark": ("benchmark",),
@@ -119,6 +121,7 @@ __all__ = [
     "plan",
     "prune",
     "recalibrate",
+    "reconstruct",
     "rule",
     "run",
     "save",

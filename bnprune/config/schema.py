@@ -269,6 +269,9 @@ class PruneConfig(_PruneKeys):  # type: ignore[misc]
     compensate: Switch = True
     """Try to add the constant output of removed channels to the biases of the next layers; kept if validation accuracy
     improves."""
+    reconstruct: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 512
+    """Training images, without their labels, with which to try to refit the layers that lost inputs; kept if validation
+    accuracy improves. 0: do not try."""
     recalibrate: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 100
     """Batches with which to try to re-estimate the BatchNorm statistics after pruning; kept if validation accuracy
     improves. 0: do not try."""

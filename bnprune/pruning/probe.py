@@ -17,8 +17,10 @@ from bnprune.channels.op_context import Count
 from bnprune.channels.union_find import Ids
 from bnprune.pruning.candidates import Mask
 
-_SHARES = (0.25, 0.35, 0.45)
-"""Shares of a layer's channels that stay, in turn: layers of one width get different ones, for code that compares."""
+_SHARE = 0.3
+"""Share of a layer's channels that stays, roughly."""
+_WIDTHS = 3
+"""Number of widths that layers of equal width get in turn, for code that compares them: q, k and v of an attention."""
 _TILT = 0.2
 """Share of the channels by which the start of a layer keeps more than its end: code that takes half of the width is
 right only if both halves keep equally many."""
@@ -37,7 +39,7 @@ def probe(graph: ChannelGraph, prunable: Mask, sizes: Sequence[Count] = ()) -> M
         sizes: Attributes that hold widths; none becomes zero.
     """
     removed, seen = prunable.copy(), ~prunable
-    shares = cycle(_SHARES)
+    turns = cycle(range(_WIDTHS))
     for layer in graph.layers:
         units = graph.units(layer.ids)
         first = np.unique(units, return_index=True)[1]
@@ -45,7 +47,7 @@ def probe(graph: ChannelGraph, prunable: Mask, sizes: Sequence[Count] = ()) -> M
         own = own[~seen[own]]
         if own.size:
             seen[own] = True
-            removed[_staying(own, next(shares))] = False
+            removed[_staying(own, next(turns))] = False
     for ids in (*(layer.ids for layer in graph.layers), *(size.ids for size in sizes)):
         units = graph.units(ids)
         if removed[units].all():
@@ -53,14 +55,18 @@ def probe(graph: ChannelGraph, prunable: Mask, sizes: Sequence[Count] = ()) -> M
     return _without_orphans(graph, removed)
 
 
-def _staying(units: Ids, share: float) -> Ids:
-    """Return an odd number of a layer's units, with small gaps between them.
+def _staying(units: Ids, turn: int) -> Ids:
+    """Return an odd number of a layer's units, another one in each turn, with small gaps between them.
+
+    Of 8 units, 3, 5 or 7 stay; of 64, it is 19, 21 or 23.
 
     The multiples of the golden ratio, modulo 1, are spread evenly over [0, 1): among any 5 neighbours, one is small.
     """
     index = np.arange(len(units))
     order = np.argsort(index * _GOLDEN_RATIO % 1 + _TILT * index / len(units))
-    return units[order[: int(share * len(units)) | 1]]
+    fewest = int(_SHARE * len(units)) | 1
+    counts = list(range(fewest, len(units), 2))[:_WIDTHS] or [1]
+    return units[order[: counts[turn % len(counts)]]]
 
 
 def _without_orphans(graph: ChannelGraph, removed: Mask) -> Mask:

@@ -1,4 +1,4 @@
-"""Recovering accuracy after a cut without training: compensation, recalibration, both or neither, whichever is best."""
+"""Recovering accuracy after a cut without training: the best of several repairs, or none if none helps."""
 
 from __future__ import annotations
 
@@ -16,9 +16,18 @@ from bnprune.data.splits import Split, Splits
 from bnprune.pruning.plan import PruningPlan
 from bnprune.recovery.compensate import Compensation, compensate
 from bnprune.recovery.recalibrate import recalibrate
+from bnprune.recovery.reconstruct import reconstruct
 
 _IMAGES = 512
 """Images over which compensation averages activations."""
+
+
+_RECALIBRATED = {
+    "recalibrated": "plain",
+    "both": "compensated",
+    "reconstructed and recalibrated": "reconstructed",
+}
+"""The networks with new BatchNorm statistics, and those that they start from; "both" is compensated as well."""
 
 
 class Score(Protocol):
@@ -43,7 +52,8 @@ class Recovery(Generic[S]):
     """The networks that were tried after a cut, and their scores."""
 
     networks: dict[str, nn.Module]
-    """"plain" and, as far as they were tried, "compensated", "recalibrated" and with "both"."""
+    """"plain", "compensated" and "reconstructed", and the same with new BatchNorm statistics: "recalibrated", "both"
+    (compensated and recalibrated), "reconstructed and recalibrated"; as far as they were tried."""
     scores: dict[str, S]
     """Of each network."""
     compensation: tuple[Compensation, ...]
@@ -68,10 +78,11 @@ def recover(
     *,
     score: Callable[[nn.Module], S],
     compensated: bool = True,
+    reconstruct_images: int = 512,
     batches: int = 100,
     batch_size: int = 128,
 ) -> Recovery[S]:
-    """Compensate and recalibrate copies of a slim network, and keep the best.
+    """Compensate, reconstruct and recalibrate copies of a slim network, and keep the best.
 
     The network as it is takes part, so that the result is never worse by the score.
 
@@ -84,21 +95,28 @@ def recover(
         score: Evaluates a network on `device`, for example on the validation split
             (`bnprune.training.evaluate.validation_score`).
         compensated: True to try `bnprune.recovery.compensate` with data.
+        reconstruct_images: Images for `bnprune.reconstruct`; 0 not to try it.
         batches: Batches to recalibrate BatchNorms with (`bnprune.recalibrate`); 0 not to try it.
         batch_size: Images per batch.
     """
     networks = {"plain": copy.deepcopy(slim).to(device)}
     compensation: tuple[Compensation, ...] = ()
+
+    def images(count: int) -> Iterator[torch.Tensor]:
+        return itertools.islice(_images(splits.train, device, batch_size), count)
+
+    if compensated or reconstruct_images:
+        dense = copy.deepcopy(dense).to(device)
     if compensated:
         networks["compensated"] = copy.deepcopy(networks["plain"])
-        images = itertools.islice(_images(splits.train, device, batch_size), max(1, _IMAGES // batch_size))
-        compensation = compensate(
-            copy.deepcopy(dense).to(device), networks["compensated"], plan, splits.example.to(device), batches=images
-        )
-    for name, start in (("recalibrated", "plain"), ("both", "compensated")):
+        some = images(max(1, _IMAGES // batch_size))
+        compensation = compensate(dense, networks["compensated"], plan, splits.example.to(device), batches=some)
+    if reconstruct_images:
+        some = images(max(1, reconstruct_images // batch_size))
+        networks["reconstructed"] = reconstruct(dense, copy.deepcopy(networks["plain"]), plan, some)
+    for name, start in _RECALIBRATED.items():
         if batches and start in networks and _has_statistics(slim):
-            images = itertools.islice(_images(splits.train, device, batch_size), batches)
-            networks[name] = recalibrate(copy.deepcopy(networks[start]), images)
+            networks[name] = recalibrate(copy.deepcopy(networks[start]), images(batches))
     scores = {name: score(network) for name, network in networks.items()}
     return Recovery(networks, scores, compensation)
 

@@ -146,6 +146,7 @@ def _recovered(
         device,
         score=score,
         compensated=config.compensate,
+        reconstruct_images=config.reconstruct,
         batches=config.recalibrate,
         batch_size=batch_size,
     )

@@ -215,6 +215,7 @@ def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> StageResul
         run.device,
         score=validation_score(run.splits, run.device),
         compensated=config.compensate,
+        reconstruct_images=config.reconstruct,
         batches=config.recalibrate,
         batch_size=run.config.data.batch_size,
     )
