@@ -218,8 +218,8 @@ class PruneOptions:
         default=1,
         metadata=about("count", "Smallest number of channels that a layer keeps.", "--min-channels", "N", ge=1),
     )
-    cap: float = field(
-        default=1.0,
+    cap: float | None = field(
+        default=None,
         metadata=about(
             "number",
             "Largest share of its channels that a layer may lose in one pass.",
@@ -227,6 +227,7 @@ class PruneOptions:
             "F",
             gt=0,
             le=1,
+            default_text="1; less for criteria that would strip whole layers of an ordinary network",
             example="0.5 keeps half of every layer.",
         ),
     )
@@ -289,6 +290,17 @@ class PruneOptions:
     fold_bias: bool = field(
         default=False,
         metadata=about("switch", "Fold biases that the next BatchNorm cancels into its running mean.", "--fold-bias"),
+    )
+    calibrate_images: int = field(
+        default=512,
+        metadata=about(
+            "count",
+            "Number of images to measure activations with, if there is data; 0: use no data.",
+            "--calibrate-images",
+            "N",
+            ge=0,
+            le=10**6,
+        ),
     )
 
 

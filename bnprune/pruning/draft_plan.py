@@ -18,7 +18,7 @@ from bnprune.notes import Note
 from bnprune.pruning.candidates import Candidates, Mask, own_ratios
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.request import Request, TargetKind
-from bnprune.pruning.scores import Scores
+from bnprune.pruning.scores import Scores, Statistics
 from bnprune.pruning.select import refusals, require_prunable, shortfall
 
 _NOTABLE_SHARE = 0.02
@@ -67,6 +67,10 @@ class ScoredNetwork:
     """BatchNorm channels that are prunable as far as the probe shows."""
     heads: HeadSites = field(default_factory=dict)
     """Modules in which attention heads have other units than by default."""
+    statistics: Statistics | None = None
+    """What the criterion has measured on calibration data."""
+    criterion_notes: tuple[Note, ...] = ()
+    """Remarks on the choice of the criterion and its default cap."""
 
     def cost_of(self, kind: TargetKind) -> int:
         """MACs or parameters of the network as it is."""
@@ -112,7 +116,8 @@ class DraftPlan:
             count = f"{self.found_late} BatchNorm channels"
             text = f"{count} must stay only at the widths of this selection: other targets may prune them"
             notes.append(Note("prunable.found_late", "note", text))
-        return (*notes, *self._notes_on_target(), *self._notes_on_layer_ratios(), *self.size_notes)
+        on_request = (*self._notes_on_target(), *self._notes_on_layer_ratios())
+        return (*notes, *on_request, *self.size_notes, *self.scored.criterion_notes)
 
     @property
     def advice(self) -> tuple[Note, ...]:
@@ -157,6 +162,15 @@ class DraftPlan:
         asked = own_ratios(graph, self.scored.request.constraints.layer_ratios)
         layers = {layer.name: graph.units(layer.ids) for layer in graph.layers if layer.name in asked}
         return {name: (asked[name], float(self.removed[units].mean()), len(units)) for name, units in layers.items()}
+
+    @property
+    def falls_short(self) -> bool:
+        """True if the constraints keep it from reaching a ratio."""
+        request = self.scored.request
+        if request.ratio is None:
+            return False
+        arguments = self.scored.graph, self.candidates, self.removed
+        return bool(shortfall(*arguments, request.ratio, request.constraints))
 
     @property
     def channels(self) -> tuple[int, int]:

@@ -23,15 +23,17 @@ from bnprune.channels.pytrees import Inputs, as_inputs, tensors
 from bnprune.channels.trace_network import require_repeatable, trace
 from bnprune.channels.union_find import NO_CHANNEL, Ids
 from bnprune.errors import PruningError, TraceError
+from bnprune.notes import Note
 from bnprune.pruning.bias_folding import find_folds
 from bnprune.pruning.candidates import Candidates, Constraints, Mask, excluded_layers, find_candidates
 from bnprune.pruning.cost_model import CostModel
+from bnprune.pruning.criterion_choice import choose_criterion, default_cap_note, lifted_cap_note
 from bnprune.pruning.draft_plan import DraftPlan, DryRunFindings, ScoredNetwork
 from bnprune.pruning.dry_run import DryRun, dry_run
 from bnprune.pruning.plan import PruningPlan, make_plan
 from bnprune.pruning.probe import probe
 from bnprune.pruning.request import Request, TargetKind
-from bnprune.pruning.scores import CRITERIA, require_finite, with_streams
+from bnprune.pruning.scores import Statistics, require_finite, score_units, with_streams
 from bnprune.pruning.select import by_cost, by_ratio
 from bnprune.pruning.settled_sizes import settle_sizes
 from bnprune.pruning.surgery import copy_weights, named_tensors, require_values, slim_on_meta
@@ -43,6 +45,7 @@ def score_network(
     request: Request,
     gates: Gates | None = None,
     heads: HeadSites | None = None,
+    statistics: Statistics | None = None,
 ) -> ScoredNetwork:
     """Trace, score and probe a network. Errors as for `prune`.
 
@@ -54,21 +57,38 @@ def score_network(
         request: The criterion and the constraints.
         gates: Gates that are there in any case.
         heads: Units of attention heads, as in `trace`; found by probes if not given.
+        statistics: Measured by `scores.measure_statistics`, for criteria that need data.
     """
-    scored = _probed(model, example_inputs, request, gates, heads or {})
+    scored = _probed(model, example_inputs, request, gates, heads or {}, statistics)
     return scored if heads is not None else _with_head_units(model, example_inputs, scored)
 
 
 def _probed(
-    model: nn.Module, example_inputs: Any, request: Request, gates: Gates | None, heads: HeadSites
+    model: nn.Module,
+    example_inputs: Any,
+    request: Request,
+    gates: Gates | None,
+    heads: HeadSites,
+    statistics: Statistics | None,
 ) -> ScoredNetwork:
     started = time.perf_counter()
     require_values(model, example_inputs)
     graph = _trace(model, example_inputs, request, gates, heads)
     tensors = dict(named_tensors(model))
     require_finite(graph, tensors)
-    scores = with_streams(graph, CRITERIA[request.criterion](graph, tensors, request.reduce))
-    scored = ScoredNetwork(graph, scores, request, parameter_count(model), 0.0, gates or {}, heads=heads)
+    request, notes = choose_criterion(request, graph, tensors, statistics)
+    scores = with_streams(graph, score_units(request.criterion, graph, tensors, request.reduce, statistics))
+    scored = ScoredNetwork(
+        graph,
+        scores,
+        request,
+        parameter_count(model),
+        0.0,
+        gates or {},
+        heads=heads,
+        statistics=statistics,
+        criterion_notes=notes,
+    )
     findings, prunable = _Planner(model, as_inputs(example_inputs), scored).probe()
     seconds = time.perf_counter() - started
     return replace(scored, findings=findings, probed_channels=prunable, seconds=seconds)
@@ -86,7 +106,8 @@ def _with_head_units(model: nn.Module, example_inputs: Any, scored: ScoredNetwor
         if not changed:
             break
         heads = {**scored.heads, **dict.fromkeys(changed, units)}
-        other = _probed(model, example_inputs, scored.request, scored.required_gates, heads)
+        other = _probed(model, example_inputs, scored.request, scored.required_gates, heads, scored.statistics)
+        other = replace(other, criterion_notes=scored.criterion_notes)
         if other.findings.complete and other.probed_channels > scored.probed_channels:
             scored = replace(other, seconds=scored.seconds + other.seconds)
     return scored
@@ -111,12 +132,34 @@ def plan_cut(model: nn.Module, example_inputs: Any, scored: ScoredNetwork) -> Dr
     Raises:
         PruningError: The target cannot be reached; the message says how close one can get.
     """
+    if scored.request.default_cap is not None:
+        return _plan_with_default_cap(model, example_inputs, scored)
     started = time.perf_counter()
     planner = _Planner(model, as_inputs(example_inputs), scored)
     draft = _best_draft(planner)
     if not draft.removed.any() and not scored.required_gates:
         planner, draft = _with_separating_gates(planner, example_inputs) or (planner, draft)
     return replace(draft, seconds=time.perf_counter() - started, gate_candidates=planner.count_gate_candidates(draft))
+
+
+def _plan_with_default_cap(model: nn.Module, example_inputs: Any, scored: ScoredNetwork) -> DraftPlan:
+    """Plan with the default cap of the criterion, or without a cap if the target cannot be reached with it."""
+    cap = scored.request.default_cap
+
+    def plan(cap: float | None, note: Note) -> DraftPlan:
+        request = replace(scored.request, cap=cap)
+        notes = (*scored.criterion_notes, note)
+        draft = plan_cut(model, example_inputs, replace(scored, request=request, criterion_notes=notes))
+        return replace(draft, scored=replace(draft.scored, request=scored.request))
+
+    assert cap is not None
+    try:
+        draft = plan(cap, default_cap_note(scored.request.criterion, cap))
+        if not draft.falls_short:
+            return draft
+    except PruningError:
+        pass
+    return plan(1.0, lifted_cap_note(scored.request.criterion))
 
 
 def _with_separating_gates(planner: _Planner, example_inputs: Any) -> tuple[_Planner, DraftPlan] | None:
@@ -128,7 +171,9 @@ def _with_separating_gates(planner: _Planner, example_inputs: Any) -> tuple[_Pla
     """
     draft, gates = None, planner.separating_gates()
     while gates:
-        scored = score_network(planner.model, example_inputs, planner.scored.request, gates, planner.scored.heads)
+        before = planner.scored
+        scored = score_network(planner.model, example_inputs, before.request, gates, before.heads, before.statistics)
+        scored = replace(scored, criterion_notes=before.criterion_notes)
         planner = _Planner(planner.model, planner.inputs, scored)
         draft = _best_draft(planner)
         gates, tried = planner.needed_gates(), gates

@@ -55,7 +55,7 @@ def test_a_recipe_has_the_key_with_the_default_and_the_sentence(option: Option) 
 def test_a_flag_shows_the_sentence_and_the_default(verb: str) -> None:
     shown = {parameter.name: parameter for parameter in typer.main.get_group(app).commands[verb].params}
     flags = [option for option in OPTIONS.values() if option.flag and (verb == "prune" or option.name in shown)]
-    assert len(flags) == (11 if verb == "prune" else 2)
+    assert len(flags) == (12 if verb == "prune" else 2)
     for option in flags:
         assert shown[option.name].opts == [option.flag]
         assert shown[option.name].help.startswith(option.sentence.removesuffix("."))
