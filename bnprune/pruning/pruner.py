@@ -39,6 +39,11 @@ class RepairOutcome(Protocol):
         ...
 
     @property
+    def held_out(self) -> int:
+        """Number of images by which the ways of repair were compared."""
+        ...
+
+    @property
     def distances(self) -> Mapping[str, float]:
         """Distance of the outputs to those of the dense network, for each way of repair."""
         ...
@@ -141,7 +146,7 @@ def prune(
     )
     calibration = _calibration(calibrate, request, loss)
     result = prune_as_requested(model, example_inputs, request, proof=proof, calibration=calibration)
-    return result if calibration is None else repaired(result, model, example_inputs, calibration)
+    return result if calibration is None else _repaired(result, model, example_inputs, calibration)
 
 
 @preserve_thread_state
@@ -249,13 +254,8 @@ def prune_as_requested(
     return carry_out(draft(model, example_inputs, request, calibration), model, example_inputs, proof=proof)
 
 
-def repaired(
-    result: PruningResult, model: nn.Module, example_inputs: Any, calibration: Calibration, *, compensated: bool = True
-) -> PruningResult:
-    """Repair a slim network with calibration data (`bnprune.recovery.repair.repair`)."""
-    repair: RepairOutcome = REPAIR(
-        model, result.model, result.plan, example_inputs, calibration, compensated=compensated
-    )
+def _repaired(result: PruningResult, model: nn.Module, example_inputs: Any, calibration: Calibration) -> PruningResult:
+    repair: RepairOutcome = REPAIR(model, result.model, result.plan, example_inputs, calibration)
     return replace(result, model=repair.model, repair=repair)
 
 

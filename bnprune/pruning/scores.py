@@ -175,6 +175,12 @@ def measure_statistics(model: nn.Module, criterion: str, calibration: Calibratio
     return None
 
 
+def uses_data(criterion: str) -> bool:
+    """Return True if a criterion ranks by calibration data, if there is some."""
+    entry = CRITERIA[criterion]
+    return isinstance(entry, tables.Criterion) and bool(entry.measure)
+
+
 def needs_data(criterion: str) -> bool:
     """Return True if a criterion cannot rank without calibration data."""
     entry = CRITERIA[criterion]
@@ -185,9 +191,8 @@ def score_units(
     criterion: str, graph: ChannelGraph, tensors: Tensors, reduce: Reduce, statistics: Statistics | None
 ) -> Scores:
     """Return the scores of a criterion, given the statistics that it measures."""
-    entry = CRITERIA[criterion]
-    takes_data = isinstance(entry, tables.Criterion) and bool(entry.measure)
-    scores: Scores = entry(graph, tensors, reduce, statistics) if takes_data else entry(graph, tensors, reduce)
+    given = (graph, tensors, reduce, statistics) if uses_data(criterion) else (graph, tensors, reduce)
+    scores: Scores = CRITERIA[criterion](*given)
     return scores
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +38,7 @@ class Repair:
     model: nn.Module
     """The network whose outputs are nearest to those of the dense one."""
     chosen: str
-    """"plain", "recalibrated", or a way of `repair_weights`, with " + recalibrated" if statistics were re-estimated."""
+    """"plain", "compensated", "recalibrated" or "compensated + recalibrated"."""
     distances: dict[str, float]
     """Distance of the outputs to those of the dense network on held-out images, relative to their size, by way."""
     images: int
@@ -82,7 +82,9 @@ def repair(
     notes: list[Note] = []
     if compensated:
         with _noting("compensated", notes):
-            networks["compensated"], compensation = repair_weights(model, slim, plan, example_inputs, fit)
+            changed = copy.deepcopy(slim)
+            compensation = compensate(model, changed, plan, example_inputs, batches=fit)
+            networks["compensated"] = changed
     for name, network in [*networks.items()]:
         if _has_statistics(network):
             with _noting("recalibrated", notes):
@@ -99,14 +101,6 @@ def repair(
         compensation=compensation if chosen.startswith("compensated") else (),
         notes=tuple(notes),
     )
-
-
-def repair_weights(
-    model: nn.Module, slim: nn.Module, plan: PruningPlan, example_inputs: Any, batches: Sequence[Any]
-) -> tuple[nn.Module, tuple[Compensation, ...]]:
-    """Return a copy of the slim network in which the layers that lost inputs are adapted to those that are left."""
-    changed = copy.deepcopy(slim)
-    return changed, compensate(model, changed, plan, example_inputs, batches=batches)
 
 
 @contextmanager
