@@ -79,7 +79,7 @@ def _from_path(network: NetworkSource, given: str | Path, count: int) -> Calibra
 
 
 def _preprocessing(network: NetworkSource) -> tuple[Preprocessing, tuple[Note, ...]]:
-    """Return the preprocessing that the network was trained with; that of ImageNet, and a remark, if it is not known."""
+    """Return the preprocessing of the training data; that of ImageNet, and a remark, if it is not known."""
     shape = tuple(network.inputs.shape[1:])
     if network.header.config is not None:
         try:
