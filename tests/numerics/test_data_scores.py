@@ -46,7 +46,6 @@ READERS: dict[str, Callable[[], nn.Module]] = {
 
 def impulse_energy(reader: nn.Module, channel: int, position: tuple[int, int]) -> float:
     """The sum of squares that one input value of 1 writes, without the bias: the squared norm of its weights."""
-    reader = copy.deepcopy(reader).double()
     x = torch.zeros(1, 8, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         silence = reader(x)
@@ -59,6 +58,7 @@ def test_activation_is_the_deviation_times_the_norm_of_the_weights_that_read_it(
     torch.manual_seed(3)
     first, reader = randomized(conv_bn(3, 8)).eval(), READERS[name]()
     found = scores(nn.Sequential(first, reader), "activation", [IMAGES])["0.1.weight"]
+    reader.double()
     with torch.no_grad():
         read = first.double()(IMAGES.double())
     flat = "flatten" in name
