@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,25 +41,59 @@ def read_variances(model: nn.Module, calibration: Calibration) -> Statistics:
     Raises:
         PruningError: An activation is not finite.
     """
-    sums: dict[str, torch.Tensor] = {}
-    with temporary_mode(model, training=False) as modules, _watched_inputs(modules, sums):
+    moments: dict[str, Moments] = {}
+    with temporary_mode(model, training=False) as modules, _watched_inputs(modules, moments):
         for _ in forward_batches(model, calibration.batches):
             pass
-    return dict(_contributions(name, modules[name], _variances(name, total)) for name, total in sums.items())
+    return dict(_contributions(name, modules[name], measured.variances(name)) for name, measured in moments.items())
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and variance of each channel over the values seen so far, float64 on the CPU."""
+
+    count: int
+    mean: torch.Tensor
+    """Shape (Ci,)."""
+    deviations: torch.Tensor
+    """Sums of squared deviations from the mean, shape (Ci,)."""
+
+    @classmethod
+    def of(cls, channels: torch.Tensor) -> Moments:
+        """Return the moments of values (Ci, values)."""
+        wide = channels if channels.dtype == torch.float64 else channels.float()
+        variance, mean = torch.var_mean(wide, 1, correction=0)
+        count = channels.shape[1]
+        return cls(count, mean.double().cpu(), variance.double().cpu() * count)
+
+    def __add__(self, other: Moments) -> Moments:
+        """Return the moments over both sets of values (Chan, Golub & LeVeque 1983); sums of squares would cancel."""
+        count, apart = self.count + other.count, other.mean - self.mean
+        between = apart.square() * (self.count * other.count / count)
+        return Moments(count, self.mean + apart * (other.count / count), self.deviations + other.deviations + between)
+
+    def variances(self, layer: str) -> torch.Tensor:
+        """Return the variance of each channel, shape (Ci,).
+
+        Raises:
+            PruningError: A value was not finite.
+        """
+        if not self.deviations.isfinite().all():
+            raise PruningError(f"{layer}: not all activations are finite on the calibration data.")
+        return self.deviations / self.count
 
 
 @contextmanager
-def _watched_inputs(modules: Mapping[str, nn.Module], sums: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Add the count, sum and sum of squares of each input channel to `sums`, shape (3, Ci), in every forward pass."""
+def _watched_inputs(modules: Mapping[str, nn.Module], moments: dict[str, Moments]) -> Iterator[None]:
+    """Add up the moments of the inputs of each layer in every forward pass."""
     handles = []
     for name, layer in modules.items():
         if not isinstance(layer, nn.Linear | Convolution):
             continue
 
         def add(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-            channels = _channels_first(layer, args[0] if args else kwargs["input"])
-            total = torch.stack([torch.ones_like(channels).sum(1), channels.sum(1), channels.square().sum(1)]).cpu()
-            sums[name] = sums[name] + total if name in sums else total
+            measured = Moments.of(_channels_first(layer, args[0] if args else kwargs["input"]))
+            moments[name] = moments[name] + measured if name in moments else measured
 
         handles.append(layer.register_forward_pre_hook(add, with_kwargs=True))
     try:
@@ -69,21 +104,12 @@ def _watched_inputs(modules: Mapping[str, nn.Module], sums: dict[str, torch.Tens
 
 
 def _channels_first(layer: nn.Linear | Convolution, x: torch.Tensor) -> torch.Tensor:
-    """Return an input as (Ci, values), float64; an input without a batch dimension is a batch of one."""
+    """Return an input as (Ci, values); an input without a batch dimension is a batch of one."""
     if isinstance(layer, nn.Linear):
-        return x.detach().double().reshape(-1, x.shape[-1]).T
+        return x.detach().reshape(-1, x.shape[-1]).T
     dims = len(layer.kernel_size) + 2
     batched = x if x.dim() == dims else x[None]
-    channels: torch.Tensor = batched.detach().double().transpose(0, 1).flatten(1)
-    return channels
-
-
-def _variances(name: str, total: torch.Tensor) -> torch.Tensor:
-    """Return the variance of each channel, given the count, the sum and the sum of squares (3, Ci)."""
-    if not total.isfinite().all():
-        raise PruningError(f"{name}: not all activations are finite on the calibration data.")
-    count, first, second = total.unbind()
-    return (second / count - (first / count).square()).clamp(min=0)
+    return batched.detach().transpose(0, 1).flatten(1)
 
 
 def _contributions(name: str, layer: Any, variances: torch.Tensor) -> tuple[tuple[str, int], torch.Tensor]:
