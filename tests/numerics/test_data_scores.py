@@ -26,59 +26,52 @@ X = torch.zeros(1, 3, 8, 8)
 IMAGES = noise(24, 3, 8, 8).float()
 
 
-def scores(model: nn.Module, criterion: str, batches: object, **options) -> dict[str, np.ndarray]:
+def scores(model: nn.Module, criterion: str, batches: object, example: torch.Tensor = X) -> dict[str, np.ndarray]:
     """The score of each BatchNorm channel, by name of the scale factors."""
-    statistics = measure_statistics(model, criterion, Calibration.of(batches, **options))
-    scored = score_network(model, X, Request(ratio=0.5, criterion=criterion), statistics=statistics)
+    statistics = measure_statistics(model, criterion, Calibration.of(batches))
+    scored = score_network(model, example, Request(ratio=0.5, criterion=criterion), statistics=statistics)
     return {name: scored.scores[units] for name, units in scored.graph.gamma_units.items()}
 
 
-READERS: dict[str, Callable[[], nn.Module]] = {
-    "convolution": lambda: nn.Conv2d(8, 6, 3, padding=1),
-    "groups of positions": lambda: nn.Conv2d(8, 12, 3, padding=1, groups=2),
-    "whole groups": lambda: nn.Conv2d(8, 12, 3, padding=1, groups=4),
-    "depthwise": lambda: nn.Conv2d(8, 8, 3, padding=1, groups=8),
-    "depthwise with a multiplier": lambda: nn.Conv2d(8, 16, 3, padding=1, groups=8),
-    "transposed": lambda: nn.ConvTranspose2d(8, 6, 3, padding=1),
-    "transposed with groups": lambda: nn.ConvTranspose2d(8, 6, 3, padding=1, groups=2),
-    "linear behind flatten": lambda: nn.Sequential(nn.Flatten(), nn.Linear(8 * 64, 5)),
+READERS: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
+    "convolution": (lambda: nn.Conv2d(8, 6, 3, padding=1), [*range(8)]),
+    "groups, cut by position": (lambda: nn.Conv2d(8, 12, 3, padding=1, groups=2), [0, 1, 2, 3, 0, 1, 2, 3]),
+    "groups, cut as a whole": (lambda: nn.Conv2d(8, 12, 3, padding=1, groups=4), [0, 0, 1, 1, 2, 2, 3, 3]),
+    "depthwise": (lambda: nn.Conv2d(8, 8, 3, padding=1, groups=8), [*range(8)]),
+    "depthwise with a multiplier": (lambda: nn.Conv2d(8, 16, 3, padding=1, groups=8), [*range(8)]),
+    "transposed": (lambda: nn.ConvTranspose2d(8, 6, 3, padding=1), [*range(8)]),
+    "transposed with groups": (lambda: nn.ConvTranspose2d(8, 6, 3, padding=1, groups=2), [0, 1, 2, 3, 0, 1, 2, 3]),
+    "linear behind flatten": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(8 * 16, 5)), [*range(8)]),
 }
+"""Layers that read 8 channels of 4x4, and which of the channels must go together."""
 
 
 def impulse_energies(reader: nn.Module, positions: list[tuple[int, int]]) -> torch.Tensor:
     """The sum of squares that an input value of 1 writes: the squared norm of its weights; (8 channels, positions)."""
-    x = torch.zeros(8, len(positions), 8, 8, 8, dtype=torch.float64)
+    x = torch.zeros(8, len(positions), 8, 4, 4, dtype=torch.float64)
     for channel in range(8):
         for index, (row, column) in enumerate(positions):
             x[channel, index, channel, row, column] = 1
     with torch.no_grad():
-        written = reader(x.flatten(0, 1)) - reader(torch.zeros(1, 8, 8, 8, dtype=torch.float64))
+        written = reader(x.flatten(0, 1)) - reader(torch.zeros(1, 8, 4, 4, dtype=torch.float64))
     return written.square().flatten(1).sum(1).view(8, -1)
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_activation_is_the_deviation_times_the_norm_of_the_weights_that_read_it(name: str) -> None:
-    torch.manual_seed(3)
-    first, reader = randomized(conv_bn(3, 8)).eval(), READERS[name]()
-    found = scores(nn.Sequential(first, reader), "activation", [IMAGES])["0.1.weight"]
+    build, unit_of = READERS[name]
+    first, reader, images = randomized(conv_bn(3, 8)).eval(), build(), IMAGES[..., :4, :4]
+    found = scores(nn.Sequential(first, reader), "activation", [images], images[:1])["0.1.weight"]
     reader.double()
     with torch.no_grad():
-        read = first.double()(IMAGES.double())
-    if "flatten" in name:
-        variances = read.var(0, correction=0).flatten(1)  # every position has weights of its own
-        energies = impulse_energies(reader, [(i, j) for i in range(8) for j in range(8)])
+        read = first.double()(images.double())
+    if "flatten" in name:  # every position has weights of its own
+        variances, positions = read.var(0, correction=0).flatten(1), [(i, j) for i in range(4) for j in range(4)]
     else:
-        variances = read.var((0, 2, 3), correction=0)[:, None]
-        energies = impulse_energies(reader, [(4, 4)])
-    energy = (energies * variances).sum(1).numpy()
-    together = {"groups of positions": 4, "whole groups": 2}.get(name, 8)  # which channels are one unit
-    if name == "groups of positions":
-        energy = np.tile(energy.reshape(2, together).sum(0), 2)
-    if name == "whole groups":
-        energy = np.repeat(energy.reshape(-1, together).sum(1), together)
-    if name == "transposed with groups":
-        energy = np.tile(energy.reshape(2, 4).sum(0), 2)
-    assert found == pytest.approx(np.sqrt(energy), rel=1e-5)
+        variances, positions = read.var((0, 2, 3), correction=0)[:, None], [(1, 1)]
+    energy = (impulse_energies(reader, positions) * variances).sum(1).numpy()
+    together = [sum(e for e, other in zip(energy, unit_of, strict=True) if other == unit) for unit in unit_of]
+    assert found == pytest.approx(np.sqrt(together), rel=1e-5)
 
 
 def test_a_stream_counts_for_the_layer_that_needs_it_most() -> None:
