@@ -295,7 +295,7 @@ class PruneOptions:
         default=512,
         metadata=about(
             "count",
-            "Number of images to measure activations with, if there is data; 0: use no data.",
+            "Largest number of images that are used as calibration data; 0: use no data.",
             "--calibrate-images",
             "N",
             ge=0,

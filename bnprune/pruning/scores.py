@@ -155,8 +155,20 @@ def with_streams(graph: ChannelGraph, scores: Scores) -> Scores:
 # -- criteria by name --------------------------------------------------------------------------------------------------
 
 
+def uses_data(criterion: str) -> bool:
+    """Return True if a criterion ranks by calibration data, if there is some."""
+    entry = CRITERIA[criterion]
+    return isinstance(entry, tables.Criterion) and bool(entry.measure)
+
+
+def needs_data(criterion: str) -> bool:
+    """Return True if a criterion cannot rank without calibration data."""
+    entry = CRITERIA[criterion]
+    return isinstance(entry, tables.Criterion) and bool(entry.measure) and not entry.optional
+
+
 def measure_statistics(model: nn.Module, criterion: str, calibration: Calibration | None) -> Statistics | None:
-    """Measure what a criterion needs to know about the data; None if it needs nothing.
+    """Measure the statistics by which a criterion ranks; None if it uses none, or there is no data and it needs none.
 
     Raises:
         ConfigError: It needs calibration data, and there is none, or not with labels if it needs them.
@@ -173,18 +185,6 @@ def measure_statistics(model: nn.Module, criterion: str, calibration: Calibratio
             remedy={"calibrate": "DIR"},
         )
     return None
-
-
-def uses_data(criterion: str) -> bool:
-    """Return True if a criterion ranks by calibration data, if there is some."""
-    entry = CRITERIA[criterion]
-    return isinstance(entry, tables.Criterion) and bool(entry.measure)
-
-
-def needs_data(criterion: str) -> bool:
-    """Return True if a criterion cannot rank without calibration data."""
-    entry = CRITERIA[criterion]
-    return isinstance(entry, tables.Criterion) and bool(entry.measure) and not entry.optional
 
 
 def score_units(
