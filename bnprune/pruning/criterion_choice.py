@@ -39,12 +39,18 @@ def choose_criterion(
 ) -> tuple[Request, tuple[Note, ...]]:
     """Replace the criterion `auto` by the one it takes for this network, and say why.
 
+    Criteria that measure data have no default cap if a penalty has separated the γ. Test accuracy of ResNet-20 on
+    digits, trained with an L1 penalty (98.1%), cut to 15% of the MACs by `activation` and recalibrated: 97.8% without a
+    cap, 54.6% with it.
+
     Returns:
         The request with the criterion, and remarks on it.
     """
+    separated = _has_separated_gammas(graph, tensors)
+    if separated and request.default_cap is not None and statistics is not None:
+        return replace(request, cap=1.0), ()  # the data shows which channels are dead: a layer may lose all but one
     if request.criterion not in ("auto", "gamma"):
         return request, ()
-    separated = _has_separated_gammas(graph, tensors)
     if request.criterion == "gamma":
         return request, () if separated or not _differ(graph, tensors) else (_ADVICE,)
     name = _choice(separated=separated, has_data=statistics is not None)

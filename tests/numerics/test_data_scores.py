@@ -295,3 +295,13 @@ def test_a_small_deviation_beside_a_large_mean_is_measured() -> None:
     parts = [Moments.of(part) for part in values.split([1000, 3096], 1)]
     together = (parts[0] + parts[1]).variances("layer")
     assert together.numpy() == pytest.approx(values.double().var(1, correction=0).numpy(), rel=1e-3)
+
+
+def test_criteria_with_data_have_no_default_cap_if_a_penalty_has_separated_the_scale_factors() -> None:
+    model = with_gammas(0.0)
+    with torch.no_grad():
+        norms(model)[0].weight[:7] = 1e-6
+    result = bnprune.prune(model, X, ratio=7 / 36, criterion="activation", calibrate=[IMAGES])
+    assert kept(result, "0.1") == 1
+    assert not codes(result) & {"cap.default", "cap.lifted"}
+    assert "cap.default" in codes(bnprune.prune(model, X, ratio=0.5, criterion="l2"))
