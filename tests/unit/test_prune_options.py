@@ -134,3 +134,9 @@ def test_names_that_are_added_to_a_table_are_known_to_recipes(monkeypatch) -> No
     assert ExportConfig(formats=["mine"]).formats == ("mine",)
     with pytest.raises(ValueError, match="'mine' or 'none'"):
         SparsityConfig(penalty="yours")
+
+
+def test_a_recipe_of_version_0_1_spells_out_the_cap_that_is_now_left_to_the_criterion() -> None:
+    assert PruneConfig(cap=1.0) == PruneConfig()
+    assert PruneConfig(cap=1.0, criterion="l2").cap == 1.0  # below which l2 would go by default
+    assert PruneConfig(cap=0.5).cap == 0.5
