@@ -31,6 +31,16 @@ Compensate = Annotated[
         rich_help_panel=PRUNING,
     ),
 ]
+Calibrate = Annotated[
+    str | None,
+    option(
+        PRUNING,
+        "--calibrate",
+        "DIR",
+        "Folder of images, of any structure, or package.module:factory that returns batches: to rank channels by "
+        "activations, and to repair the slim network. Default: training images of the stored recipe.",
+    ),
+]
 PlanFile = Annotated[
     Path | None,
     option(PRUNING, "--plan", "FILE", "Apply a saved plan instead of making one."),
@@ -62,6 +72,7 @@ def prune(
     input: InputShape = None,
     trust: Trust = False,
     asked: dict[str, Any] | None = None,
+    calibrate: Calibrate = None,
     compensate: Compensate = True,
     plan: PlanFile = None,
     dry_run: DryRun = False,
@@ -102,6 +113,7 @@ def prune(
             trust=trust,
             plan=plan,
             compensated=compensate,
+            calibrate=calibrate,
             dry_run=dry_run,
             out=out,
             force=force,

@@ -239,8 +239,8 @@ class PruneOptions:
         default=1,
         metadata=about("count", "Smallest number of channels that a layer keeps.", "--min-channels", "N", ge=1),
     )
-    cap: float = field(
-        default=1.0,
+    cap: float | None = field(
+        default=None,
         metadata=about(
             "number",
             "Largest share of its channels that a layer may lose in one pass.",
@@ -248,6 +248,7 @@ class PruneOptions:
             "F",
             gt=0,
             le=1,
+            default_text="1; less for criteria that would strip whole layers of an ordinary network",
             example="0.5 keeps half of every layer.",
         ),
     )
@@ -319,6 +320,17 @@ class PruneOptions:
             "separated by commas. The others may lose channels, and the proof does not compare them.",
             "--outputs",
             "PATH",
+        ),
+    )
+    calibrate_images: int = field(
+        default=512,
+        metadata=about(
+            "count",
+            "Largest number of images that are used as calibration data; 0: use no data.",
+            "--calibrate-images",
+            "N",
+            ge=0,
+            le=10**6,
         ),
     )
 

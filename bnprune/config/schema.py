@@ -5,6 +5,7 @@ The text under each key is its entry in the reference of README.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -35,7 +36,7 @@ from bnprune.config.field_types import (
     UserOnly,
 )
 from bnprune.config.prune_options import TARGETS, Option, PruneOptions, prune_options
-from bnprune.config.tables import FORMATS, PENALTIES, listed, sentences
+from bnprune.config.tables import CRITERIA, FORMATS, PENALTIES, Criterion, listed, sentences
 
 
 class Section(BaseModel):
@@ -275,6 +276,16 @@ class PruneConfig(_PruneKeys):  # type: ignore[misc]
     recalibrate: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 100
     """Batches with which to try to re-estimate the BatchNorm statistics after pruning; kept if validation accuracy
     improves. 0: do not try."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_needless_cap(cls, data: Any) -> Any:
+        """Leave out `cap: 1`, unless the criterion has a lower default: version 0.1 wrote it into every recipe."""
+        if not isinstance(data, Mapping) or type(data.get("cap")) not in (int, float) or data["cap"] != 1:
+            return data
+        entry = CRITERIA.get(str(data.get("criterion", "gamma")))
+        lower = isinstance(entry, Criterion) and entry.least_width > 0
+        return data if lower else {key: value for key, value in data.items() if key != "cap"}
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:

@@ -18,6 +18,13 @@ from importlib import import_module
 from typing import Any
 
 
+def imported(reference: str) -> Callable[..., Any]:
+    """Import a function of bnprune, given as "module:attribute"."""
+    module, _, attribute = reference.partition(":")
+    function: Callable[..., Any] = getattr(import_module(module), attribute)
+    return function
+
+
 @dataclass(frozen=True)
 class Entry:
     """A function that is imported when it is called."""
@@ -29,8 +36,28 @@ class Entry:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Import the function and call it."""
-        module, _, attribute = self.implementation.partition(":")
-        return getattr(import_module(module), attribute)(*args, **kwargs)
+        return imported(self.implementation)(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Criterion(Entry):
+    """A ranking of channels: a function (graph, tensors, reduce) -> one score per unit.
+
+    A criterion that needs data has two functions: `measure` (model, calibration) -> statistics, and the ranking itself,
+    which takes the statistics as its fourth argument.
+    """
+
+    measure: str = ""
+    """Function that measures the statistics, as "module:attribute"; empty if no data is needed."""
+    optional: bool = False
+    """True if it also ranks without data."""
+    least_width: float = 0.0
+    """Default of `cap`: every layer keeps at least this share of the width that it would have if all layers were pruned
+    alike; 0 for no default."""
+
+    def measured(self, *args: Any) -> Any:
+        """Import the function that measures, and call it."""
+        return imported(self.measure)(*args)
 
 
 @dataclass(frozen=True)
@@ -50,15 +77,42 @@ class ExportFormat(Entry):
 
 
 _SCORES = "bnprune.pruning.scores"
+_DATA_SCORES = "bnprune.pruning.data_scores"
+_LEAST_WIDTH = 0.5
+"""Chosen on an ordinary ResNet-20 (CIFAR-10, no penalty), by validation accuracy after
+recalibration: see the table in `pruning.request.Request.default_cap`."""
 CRITERIA: dict[str, Callable[..., Any]] = {
-    "gamma": Entry("|γ| of the BatchNorm (Liu et al. 2017)", f"{_SCORES}:gamma"),
-    "gamma-per-mac": Entry("|γ| / √MACs of the channel", f"{_SCORES}:gamma_per_mac"),
-    "uniform": Entry("rank of |γ| within its layer, which removes the same share of every layer", f"{_SCORES}:uniform"),
-    "random": Entry("at random, as a baseline", f"{_SCORES}:random"),
-    "l1": Entry("mean |w| of the filters (Li et al. 2017)", f"{_SCORES}:l1"),
-    "l2": Entry("root mean square of the filters", f"{_SCORES}:l2"),
+    "gamma": Criterion("|γ| of the BatchNorm (Liu et al. 2017)", f"{_SCORES}:gamma"),
+    "gamma-per-mac": Criterion("|γ| / √MACs of the channel", f"{_SCORES}:gamma_per_mac"),
+    "uniform": Criterion(
+        "rank of |γ| within its layer, which removes the same share of every layer", f"{_SCORES}:uniform"
+    ),
+    "random": Criterion("at random, as a baseline", f"{_SCORES}:random"),
+    "l1": Criterion("mean |w| of the filters (Li et al. 2017)", f"{_SCORES}:l1", least_width=_LEAST_WIDTH),
+    "l2": Criterion("root mean square of the filters", f"{_SCORES}:l2", least_width=_LEAST_WIDTH),
+    "activation": Criterion(
+        "standard deviation after the activation, times the norm of the weights that read it; needs calibration data",
+        f"{_DATA_SCORES}:activation",
+        measure=f"{_DATA_SCORES}:read_variances",
+        least_width=_LEAST_WIDTH,
+    ),
+    "taylor": Criterion(
+        "change of the loss without γ and β, to first order (Molchanov et al. 2019); needs calibration data and labels",
+        f"{_DATA_SCORES}:taylor",
+        measure=f"{_DATA_SCORES}:gate_gradients",
+        least_width=_LEAST_WIDTH,
+    ),
+    "auto": Criterion(
+        "gamma if a penalty has separated the γ into two groups; else activation, or uniform without calibration data",
+        "bnprune.pruning.criterion_choice:auto",
+        measure=f"{_DATA_SCORES}:read_variances",
+        optional=True,
+    ),
 }
 """Functions (graph, tensors, reduce) -> one score per unit; units with the lowest scores are removed first."""
+
+REPAIR = Entry("repairs a slim network with calibration data", "bnprune.recovery.repair:repair")
+"""`prune` calls it after the proof; it is named here because `pruning` does not import `recovery`."""
 
 _PENALTIES = "bnprune.training.penalties.table"
 PENALTIES: dict[str, Callable[..., Any]] = {

@@ -28,9 +28,10 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Plain raster images, whatever a file is called. Pillow reads more: for EPS, it starts Ghostscript on the file."""
 _MOST_PIXELS = 2**26
 """Of one image, before and after resizing: 8192x8192. A file of a few kilobytes can decode to any number of pixels."""
-_SMALL = 64
+SMALL = 64
+"""Size up to which images are kept in memory, and resized without cropping."""
 # Mean and standard deviation of ImageNet's pixels, the convention for large colour images.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def image_folder(config: DataConfig) -> Splits:
@@ -47,7 +48,7 @@ def image_folder(config: DataConfig) -> Splits:
     size = config.image_size or min(_size(train[0][0]))
     train = _subset(train, config.limit)
     test = _subset(test, config.limit and max(1, config.limit // 5))
-    if config.in_memory if config.in_memory is not None else size <= _SMALL:
+    if config.in_memory if config.in_memory is not None else size <= SMALL:
         require_room(len(train) + len(test), size)
         return in_memory(config, _read_all(train, size), _read_all(test, size), len(classes), flip=True)
     return _streamed(config, train, test, size, len(classes))
@@ -73,13 +74,13 @@ def _classes(train: Path, test: Path) -> list[str]:
 
 
 def _listed(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
-    images = [(path, label) for label, name in enumerate(classes) for path in sorted(_files(folder / name))]
+    images = [(path, label) for label, name in enumerate(classes) for path in sorted(images_below(folder / name))]
     if not images:
         raise DataError(f"data.root: '{folder}' holds no images. Expected {folder.name}/<class>/*.jpg or *.png.")
     return images
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def images_below(folder: Path) -> Iterator[Path]:
     """Yield the images in a folder and those below it; links to folders below it are not followed."""
     waiting = [folder]
     while waiting:
@@ -123,7 +124,7 @@ def _subset(images: list[tuple[Path, int]], limit: int | None) -> list[tuple[Pat
 
 
 def _size(path: Path) -> tuple[int, int]:
-    with _opened(path) as image:
+    with opened(path) as image:
         return image.size
 
 
@@ -137,8 +138,8 @@ def _pixels(path: Path, size: int) -> torch.Tensor:
     from PIL import Image
     from torchvision.transforms.v2.functional import pil_to_tensor
 
-    with _opened(path) as image:
-        picture = _coloured(image)
+    with opened(path) as image:
+        picture = coloured(image)
         if picture.size != (size, size):
             picture = picture.resize((size, size), Image.Resampling.BILINEAR)
         pixels: torch.Tensor = pil_to_tensor(picture)
@@ -146,13 +147,13 @@ def _pixels(path: Path, size: int) -> torch.Tensor:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path) -> Iterator[Image.Image]:
     """Open an image; errors while it is read become a DataError that names the file."""
     from PIL import Image
 
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            _require_few(path, image.size, math.prod(image.size), "")
+            require_few_pixels(path, image.size, math.prod(image.size), "")
             yield image
     except DataError:
         raise
@@ -164,7 +165,18 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         ) from error
 
 
-def _require_few(path: Path, size: tuple[int, int], pixels: int, when: str) -> None:
+def require_few_pixels(path: Path, size: tuple[int, int], pixels: int, when: str) -> None:
+    """Refuse an image of too many pixels.
+
+    Args:
+        path: The file, for the message.
+        size: Its width and height, for the message.
+        pixels: Number of pixels, now or after resizing.
+        when: " once ..." for the message, if they are not those of the file.
+
+    Raises:
+        DataError: There are too many.
+    """
     if pixels > _MOST_PIXELS:
         shape = f"{size[0]}x{size[1]}"
         raise DataError(
@@ -173,7 +185,7 @@ def _require_few(path: Path, size: tuple[int, int], pixels: int, when: str) -> N
         )
 
 
-def _coloured(image: Image.Image) -> Image.Image:
+def coloured(image: Image.Image) -> Image.Image:
     """Return an image as RGB. Pillow would cut values of 16 bits off at 255."""
     from PIL import Image
 
@@ -195,11 +207,11 @@ class _Files(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         path, label = self.images[index]
-        with _opened(path) as image:
+        with opened(path) as image:
             short, long = sorted(image.size)
             resized = self.size**2 * long // short
-            _require_few(path, image.size, resized, f" once the shorter side is resized to {self.size}")
-            picture = _coloured(image)
+            require_few_pixels(path, image.size, resized, f" once the shorter side is resized to {self.size}")
+            picture = coloured(image)
         return self.transform(picture), label
 
 
@@ -208,7 +220,7 @@ def _streamed(
 ) -> Splits:
     from torchvision.transforms import v2
 
-    finish = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(_MEAN, _STD)]
+    finish = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     resized = round(size * 256 / 224)
     plain = v2.Compose([v2.Resize(resized), v2.CenterCrop(size), *finish])
     random = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *finish]) if config.augment else plain

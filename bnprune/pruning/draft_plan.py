@@ -20,7 +20,7 @@ from bnprune.pruning.candidates import Candidates, Constraints, Mask, own_ratios
 from bnprune.pruning.cut_notes import ScaleFactors, note_on_equal_gammas, notes_on_cut, notes_on_idle_norms
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.request import Request, TargetKind
-from bnprune.pruning.scores import Scores
+from bnprune.pruning.scores import Scores, Statistics
 from bnprune.pruning.select import refusals, require_prunable, shortfall
 
 _NOTABLE_SHARE = 0.02
@@ -86,6 +86,10 @@ class ScoredNetwork:
     """Modules in which attention heads have other units than by default."""
     gammas: ScaleFactors = field(default_factory=dict)
     """|γ| of each BatchNorm, by name of the tensor."""
+    statistics: Statistics | None = None
+    """What the criterion has measured on calibration data."""
+    criterion_notes: tuple[Note, ...] = ()
+    """Remarks on the choice of the criterion and its default cap."""
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -139,7 +143,7 @@ class DraftPlan:
         scored = self.scored
         on_cut = notes_on_cut(scored.graph, scored.gammas, scored.scores, self.candidates, self.removed)
         further = (*self._notes_on_target(), *self._notes_on_layer_ratios(), *self._notes_on_deviations())
-        return (*notes, *further, *self.size_notes, *on_cut)
+        return (*notes, *further, *self.size_notes, *on_cut, *scored.criterion_notes)
 
     @property
     def advice(self) -> tuple[Note, ...]:
@@ -234,6 +238,15 @@ class DraftPlan:
         asked = own_ratios(graph, self.scored.request.constraints.layer_ratios)
         layers = {layer.name: graph.units(layer.ids) for layer in graph.layers if layer.name in asked}
         return {name: (asked[name], float(self.removed[units].mean()), len(units)) for name, units in layers.items()}
+
+    @property
+    def falls_short(self) -> bool:
+        """True if the constraints keep it from reaching a ratio."""
+        request = self.scored.request
+        if request.ratio is None:
+            return False
+        arguments = self.scored.graph, self.candidates, self.removed
+        return bool(shortfall(*arguments, request.ratio, request.constraints))
 
     @property
     def channels(self) -> tuple[int, int]:

@@ -39,6 +39,7 @@ def plan_for_target(model: nn.Module, example_inputs: Any, scored: ScoredNetwork
         return plan_cut(model, example_inputs, scored)
     started = time.perf_counter()
     best = _search(model, example_inputs, scored, scored.request.latency_ms)
+    scored = replace(scored, criterion_notes=best.scored.criterion_notes)
     return replace(best, scored=scored, seconds=time.perf_counter() - started)
 
 

@@ -23,16 +23,18 @@ from bnprune.channels.pytrees import Inputs, as_inputs, tensors
 from bnprune.channels.trace_network import require_repeatable, trace
 from bnprune.channels.union_find import NO_CHANNEL, Ids
 from bnprune.errors import PruningError, TraceError
+from bnprune.notes import Note
 from bnprune.pruning.bias_folding import find_folds
 from bnprune.pruning.candidates import Candidates, Constraints, Mask, excluded_layers, find_candidates
 from bnprune.pruning.cost_model import CostModel
+from bnprune.pruning.criterion_choice import choose_criterion, default_cap_note, lifted_cap_note
 from bnprune.pruning.draft_plan import DraftPlan, DryRunFindings, ScoredNetwork
 from bnprune.pruning.dry_run import DryRun, dry_run
 from bnprune.pruning.output_deviation import Measured, with_deviations
 from bnprune.pruning.plan import PruningPlan, make_plan
 from bnprune.pruning.probe import probe
 from bnprune.pruning.request import Request, TargetKind
-from bnprune.pruning.scores import CRITERIA, Scores, gamma_values, require_finite, with_streams
+from bnprune.pruning.scores import Scores, Statistics, gamma_values, require_finite, score_units, with_streams
 from bnprune.pruning.select import by_cost, by_ratio
 from bnprune.pruning.settled_sizes import settle_sizes
 from bnprune.pruning.surgery import copy_weights, named_tensors, require_values, slim_on_meta
@@ -44,6 +46,7 @@ def score_network(
     request: Request,
     gates: Gates | None = None,
     heads: HeadSites | None = None,
+    statistics: Statistics | None = None,
     measured: Measured | None = None,
 ) -> ScoredNetwork:
     """Trace, score and probe a network. Errors as for `prune`.
@@ -56,9 +59,10 @@ def score_network(
         request: The criterion and the constraints.
         gates: Gates that are there in any case.
         heads: Units of attention heads, as in `trace`; found by probes if not given.
+        statistics: Measured by `scores.measure_statistics`, for criteria that need data.
         measured: Standard deviations of layers' outputs (`measure_output_deviation`); estimated for other layers.
     """
-    scored = _probed(model, example_inputs, request, gates, heads or {}, measured)
+    scored = _probed(model, example_inputs, request, gates, heads or {}, statistics, measured)
     return scored if heads is not None else _with_head_units(model, example_inputs, scored, measured)
 
 
@@ -68,6 +72,7 @@ def _probed(
     request: Request,
     gates: Gates | None,
     heads: HeadSites,
+    statistics: Statistics | None,
     measured: Measured | None,
 ) -> ScoredNetwork:
     started = time.perf_counter()
@@ -76,9 +81,10 @@ def _probed(
     tensors = dict(named_tensors(model))
     require_finite(graph, tensors)
     graph = with_deviations(graph, tensors, measured)
+    request, notes = choose_criterion(request, graph, tensors, statistics)
 
     def scored(graph: ChannelGraph) -> Scores:
-        return with_streams(graph, CRITERIA[request.criterion](graph, tensors, request.reduce))
+        return with_streams(graph, score_units(request.criterion, graph, tensors, request.reduce, statistics))
 
     scores = scored(graph)
     network = ScoredNetwork(
@@ -91,6 +97,8 @@ def _probed(
         required_gates=gates or {},
         heads=heads,
         gammas={name: gamma_values(tensors[name]) for name in graph.gammas},
+        statistics=statistics,
+        criterion_notes=notes,
     )
     findings, prunable = _Planner(model, as_inputs(example_inputs), network).probe()
     seconds = time.perf_counter() - started
@@ -111,7 +119,10 @@ def _with_head_units(
         if not changed:
             break
         heads = {**scored.heads, **dict.fromkeys(changed, units)}
-        other = _probed(model, example_inputs, scored.request, scored.required_gates, heads, measured)
+        other = _probed(
+            model, example_inputs, scored.request, scored.required_gates, heads, scored.statistics, measured
+        )
+        other = replace(other, criterion_notes=scored.criterion_notes)
         if other.findings.complete and other.probed_channels > scored.probed_channels:
             scored = replace(other, seconds=scored.seconds + other.seconds)
     return scored
@@ -143,12 +154,34 @@ def plan_cut(model: nn.Module, example_inputs: Any, scored: ScoredNetwork) -> Dr
     Raises:
         PruningError: The target cannot be reached; the message says how close one can get.
     """
+    if scored.request.default_cap is not None:
+        return _plan_with_default_cap(model, example_inputs, scored)
     started = time.perf_counter()
     planner = _Planner(model, as_inputs(example_inputs), scored)
     draft = _best_draft(planner)
     if not draft.removed.any() and not scored.required_gates:
         planner, draft = _with_separating_gates(planner, example_inputs) or (planner, draft)
     return replace(draft, seconds=time.perf_counter() - started, gate_candidates=planner.count_gate_candidates(draft))
+
+
+def _plan_with_default_cap(model: nn.Module, example_inputs: Any, scored: ScoredNetwork) -> DraftPlan:
+    """Plan with the default cap of the criterion, or without a cap if the target cannot be reached with it."""
+    cap = scored.request.default_cap
+
+    def plan(cap: float | None, note: Note) -> DraftPlan:
+        request = replace(scored.request, cap=cap)
+        notes = (*scored.criterion_notes, note)
+        draft = plan_cut(model, example_inputs, replace(scored, request=request, criterion_notes=notes))
+        return replace(draft, scored=replace(draft.scored, request=scored.request))
+
+    assert cap is not None
+    try:
+        draft = plan(cap, default_cap_note(scored.request.criterion, cap))
+        if not draft.falls_short:
+            return draft
+    except PruningError:
+        pass
+    return plan(1.0, lifted_cap_note(scored.request.criterion))
 
 
 def _with_separating_gates(planner: _Planner, example_inputs: Any) -> tuple[_Planner, DraftPlan] | None:
@@ -160,7 +193,9 @@ def _with_separating_gates(planner: _Planner, example_inputs: Any) -> tuple[_Pla
     """
     draft, gates = None, planner.separating_gates()
     while gates:
-        scored = score_network(planner.model, example_inputs, planner.scored.request, gates, planner.scored.heads)
+        before = planner.scored
+        scored = score_network(planner.model, example_inputs, before.request, gates, before.heads, before.statistics)
+        scored = replace(scored, criterion_notes=before.criterion_notes)
         planner = _Planner(planner.model, planner.inputs, scored)
         draft = _best_draft(planner)
         gates, tried = planner.needed_gates(), gates

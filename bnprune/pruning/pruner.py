@@ -3,24 +3,50 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from bnprune.channels.operator_mode import preserve_thread_state
 from bnprune.channels.pytrees import as_inputs
 from bnprune.channels.trace_network import Coupling, Outputs
+from bnprune.config.tables import REPAIR
+from bnprune.pruning.calibration import Calibration, Loss
 from bnprune.pruning.draft_plan import DraftPlan, describe_plan, require_cut
 from bnprune.pruning.latency_search import plan_for_target
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.planner import score_network
 from bnprune.pruning.report import Report, foresee, make_report, recounted
 from bnprune.pruning.request import Request
-from bnprune.pruning.scores import Reduce
+from bnprune.pruning.scores import Reduce, measure_statistics
 from bnprune.pruning.surgery import apply, copy_weights, record_plan, require_bare, require_values
 from bnprune.pruning.verify import Verification, require, verify
+
+
+class RepairOutcome(Protocol):
+    """The result of a repair; see `bnprune.recovery.repair.Repair`."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The repaired network."""
+        ...
+
+    @property
+    def chosen(self) -> str:
+        """The way of repair that was kept."""
+        ...
+
+    @property
+    def held_out(self) -> int:
+        """Number of images by which the ways of repair were compared."""
+        ...
+
+    @property
+    def distances(self) -> Mapping[str, float]:
+        """Distance of the outputs to those of the dense network, for each way of repair."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,6 +56,8 @@ class PruningResult:
     model: nn.Module
     plan: PruningPlan
     report: Report
+    repair: RepairOutcome | None = None
+    """The repair of the slim network after the proof; None without calibration data."""
 
 
 @preserve_thread_state
@@ -42,7 +70,7 @@ def prune(
     params: float | None = None,
     latency_ms: float | None = None,
     min_channels: int = 1,
-    cap: float = 1.0,
+    cap: float | None = None,
     round_to: int = 1,
     exclude: Sequence[str] = (),
     layer_ratios: Mapping[str, float] | None = None,
@@ -51,6 +79,9 @@ def prune(
     coupling: Coupling = "shared",
     fold_bias: bool = False,
     outputs: Outputs | None = None,
+    calibrate_images: int = 512,
+    calibrate: Iterable[Any] | None = None,
+    loss: Loss | None = None,
     proof: bool = True,
 ) -> PruningResult:
     """Prune a network by its BatchNorm scale factors (Liu et al., ICCV 2017).
@@ -67,7 +98,8 @@ def prune(
         latency_ms: Milliseconds a forward pass may take here, with `example_inputs` as the batch and the current number
             of threads.
         min_channels: Channels every layer keeps at least.
-        cap: Largest share of a layer's channels that goes, in (0, 1].
+        cap: Largest share of a layer's channels that goes, in (0, 1]. By default 1, or less for criteria that would
+            strip whole layers of a network that was not trained sparse (`Request.default_cap`); a note then says so.
         round_to: Widths that are a multiple of this stay multiples of it.
         exclude: Layers whose width stays: module names, names of parents, or globs.
         layer_ratios: Fraction that goes of layers with a ratio of their own, by pattern as in `exclude`.
@@ -83,6 +115,12 @@ def prune(
             eval mode and returns parts of it. The others may lose channels, and the proof does not compare them. In
             train mode all outputs keep their channels, except those of eval outputs that do not count and that the
             network itself reads.
+        calibrate_images: Number of images of `calibrate` that are used; 0: none.
+        calibrate: Calibration data: batches of inputs, each a tensor (N, ...), a mapping of keyword arguments, or a
+            pair (inputs, labels). Criteria measure activations on them, and after the proof the slim network is
+            repaired with them (`bnprune.recovery.repair`): of the results, the one whose outputs on held-out images
+            are nearest to those of `model` is returned. They are kept in memory.
+        loss: Loss for criterion "taylor": (outputs, labels) -> scalar; default: cross-entropy.
         proof: Run both networks: prove in float64 (in float32, if the network runs in nothing else) that the slim one
             equals the masked original, and count MACs that depend on data (boxes per image) on the example inputs.
             Without it, a note calls such MACs made up.
@@ -112,8 +150,11 @@ def prune(
         coupling=coupling,
         fold_bias=fold_bias,
         outputs=outputs,
+        calibrate_images=calibrate_images,
     )
-    return prune_as_requested(model, example_inputs, request, proof=proof)
+    calibration = _calibration(calibrate, request, loss)
+    result = prune_as_requested(model, example_inputs, request, proof=proof, calibration=calibration)
+    return result if calibration is None else _repaired(result, model, example_inputs, calibration)
 
 
 @preserve_thread_state
@@ -126,7 +167,7 @@ def plan(
     params: float | None = None,
     latency_ms: float | None = None,
     min_channels: int = 1,
-    cap: float = 1.0,
+    cap: float | None = None,
     round_to: int = 1,
     exclude: Sequence[str] = (),
     layer_ratios: Mapping[str, float] | None = None,
@@ -135,6 +176,9 @@ def plan(
     coupling: Coupling = "shared",
     fold_bias: bool = False,
     outputs: Outputs | None = None,
+    calibrate_images: int = 512,
+    calibrate: Iterable[Any] | None = None,
+    loss: Loss | None = None,
 ) -> PruningPlan:
     """Choose the channels to remove, as `prune` does, without cutting anything.
 
@@ -157,6 +201,9 @@ def plan(
         coupling: As for `prune`.
         fold_bias: As for `prune`.
         outputs: As for `prune`.
+        calibrate_images: As for `prune`.
+        calibrate: As for `prune`, for criteria that need data.
+        loss: As for `prune`.
 
     Raises:
         ConfigError: An argument is out of range, a pattern matches nothing, or the network does not return `outputs`.
@@ -179,26 +226,48 @@ def plan(
         coupling=coupling,
         fold_bias=fold_bias,
         outputs=outputs,
+        calibrate_images=calibrate_images,
     )
-    drafted = draft(model, example_inputs, request)
+    drafted = draft(model, example_inputs, request, _calibration(calibrate, request, loss))
     require_cut(drafted)
     return describe_plan(drafted)
 
 
-def draft(model: nn.Module, example_inputs: Any, request: Request) -> DraftPlan:
+def _calibration(batches: Iterable[Any] | None, request: Request, loss: Loss | None) -> Calibration | None:
+    if batches is None or not request.calibrate_images:
+        return None
+    return Calibration.of(batches, request.calibrate_images, loss)
+
+
+def draft(model: nn.Module, example_inputs: Any, request: Request, calibration: Calibration | None = None) -> DraftPlan:
     """Score the channels and select those to remove: the one composition of these two steps.
 
     Raises:
+        ConfigError: The criterion needs calibration data, and there is none.
         PruningError: The target cannot be reached, or `model` is wrapped (DataParallel, torch.compile).
         TraceError: The analysis fails.
     """
     require_bare(model)
-    return plan_for_target(model, example_inputs, score_network(model, example_inputs, request))
+    statistics = measure_statistics(model, request.criterion, calibration)
+    scored = score_network(model, example_inputs, request, statistics=statistics)
+    return plan_for_target(model, example_inputs, scored)
 
 
-def prune_as_requested(model: nn.Module, example_inputs: Any, request: Request, *, proof: bool = True) -> PruningResult:
-    """Prune a network; `prune` with its keyword arguments as one object. Errors as for `prune`."""
-    return carry_out(draft(model, example_inputs, request), model, example_inputs, proof=proof)
+def prune_as_requested(
+    model: nn.Module,
+    example_inputs: Any,
+    request: Request,
+    *,
+    proof: bool = True,
+    calibration: Calibration | None = None,
+) -> PruningResult:
+    """Prune a network; `prune` with its keyword arguments as one object, and without repair. Errors as for `prune`."""
+    return carry_out(draft(model, example_inputs, request, calibration), model, example_inputs, proof=proof)
+
+
+def _repaired(result: PruningResult, model: nn.Module, example_inputs: Any, calibration: Calibration) -> PruningResult:
+    repair: RepairOutcome = REPAIR(model, result.model, result.plan, example_inputs, calibration)
+    return replace(result, model=repair.model, repair=repair)
 
 
 def _patterns(exclude: Sequence[str]) -> tuple[str, ...]:

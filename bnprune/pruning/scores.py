@@ -12,16 +12,20 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.union_find import Ids
 from bnprune.config import prune_options, tables
-from bnprune.errors import PruningError
+from bnprune.errors import ConfigError, PruningError
+from bnprune.pruning.calibration import Calibration
 
 Scores = NDArray[np.float64]
 Reduce = prune_options.Reduce
 Tensors = Mapping[str, torch.Tensor]
 Criterion = Callable[[ChannelGraph, Tensors, Reduce], Scores]
+Statistics = Mapping[tuple[str, int], torch.Tensor]
+"""A number per channel along a dimension of a tensor, by name and dimension, as in `ChannelGraph.axes`; float64."""
 
 
 def gamma(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
@@ -167,6 +171,50 @@ def with_streams(graph: ChannelGraph, scores: Scores) -> Scores:
     scores[silent] = -np.inf
     must_stay = np.where(graph.free, scores, np.inf)
     np.maximum.at(scores, stream, must_stay[own])
+    return scores
+
+
+# -- criteria by name --------------------------------------------------------------------------------------------------
+
+
+def uses_data(criterion: str) -> bool:
+    """Return True if a criterion ranks by calibration data, if there is some."""
+    entry = CRITERIA[criterion]
+    return isinstance(entry, tables.Criterion) and bool(entry.measure)
+
+
+def needs_data(criterion: str) -> bool:
+    """Return True if a criterion cannot rank without calibration data."""
+    entry = CRITERIA[criterion]
+    return isinstance(entry, tables.Criterion) and bool(entry.measure) and not entry.optional
+
+
+def measure_statistics(model: nn.Module, criterion: str, calibration: Calibration | None) -> Statistics | None:
+    """Measure the statistics by which a criterion ranks; None if it uses none, or there is no data and it needs none.
+
+    Raises:
+        ConfigError: It needs calibration data, and there is none, or not with labels if it needs them.
+    """
+    entry = CRITERIA[criterion]
+    if not isinstance(entry, tables.Criterion) or not entry.measure:
+        return None
+    if calibration is not None:
+        measured: Statistics = entry.measured(model, calibration)
+        return measured
+    if not entry.optional:
+        raise ConfigError(
+            f"criterion: '{criterion}' ranks channels by data, and no calibration data is given. Give some",
+            remedy={"calibrate": "DIR"},
+        )
+    return None
+
+
+def score_units(
+    criterion: str, graph: ChannelGraph, tensors: Tensors, reduce: Reduce, statistics: Statistics | None
+) -> Scores:
+    """Return the scores of a criterion, given the statistics that it measures."""
+    given = (graph, tensors, reduce, statistics) if uses_data(criterion) else (graph, tensors, reduce)
+    scores: Scores = CRITERIA[criterion](*given)
     return scores
 
 

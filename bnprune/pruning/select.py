@@ -153,7 +153,7 @@ def require_prunable(graph: ChannelGraph, candidates: Candidates, advice: Sequen
 
 
 NO_GAMMA = "has no BatchNorm scale factor to rank its channels by"
-_NO_FILTER = "no convolution or linear layer writes its channels, and the criterion ranks filters", "rank by gamma"
+_NOT_RANKED = "the criterion cannot rank its channels, by the layers that write or read them", "rank by gamma"
 
 
 def refusals(
@@ -174,7 +174,7 @@ def refusals(
         ranked_by_nothing = units[unscored[units]]
         if ranked_by_nothing.size:
             no_gamma = not graph.gamma_count[ranked_by_nothing].any()
-            why = Refusal(layer.name, NO_GAMMA, "") if no_gamma else Refusal(layer.name, *_NO_FILTER)
+            why = Refusal(layer.name, NO_GAMMA, "") if no_gamma else Refusal(layer.name, *_NOT_RANKED)
             by_reason.setdefault(why, []).extend(np.unique(ranked_by_nothing).tolist())
     ranked = sorted(by_reason.items(), key=lambda item: -int(graph.gamma_count[item[1]].sum()))
     return [(why, np.array(units)) for why, units in ranked]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bnprune.channels.torch_internals import BatchNorm
+from bnprune.pruning.calibration import inputs_of
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
@@ -20,7 +21,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
 
     Args:
         model: The network; its mode and BatchNorm momenta are restored.
-        batches: Inputs of the network, or (inputs, ...) pairs as a DataLoader yields them, on the model's device.
+        batches: Inputs of the network (a tensor, or a mapping of keyword arguments), or (inputs, ...) pairs as a
+            DataLoader yields them, on the model's device.
 
     Returns:
         The same network.
@@ -55,7 +57,8 @@ def _average(model: nn.Module, norms: Sequence[BatchNorm], batches: Iterable[Any
     count = 0
     with torch.no_grad():
         for batch in batches:
-            model(batch[0] if isinstance(batch, tuple | list) else batch)
+            args, kwargs = inputs_of(batch)
+            model(*args, **kwargs)
             count += 1
     if not count:
         raise ValueError("recalibrate: got no batches")

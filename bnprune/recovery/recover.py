@@ -25,7 +25,7 @@ _IMAGES = 512
 _RECALIBRATED = {
     "recalibrated": "plain",
     "both": "compensated",
-    "reconstructed and recalibrated": "reconstructed",
+    "reconstructed + recalibrated": "reconstructed",
 }
 """The networks with new BatchNorm statistics, and those that they start from; "both" is compensated as well."""
 
@@ -53,7 +53,7 @@ class Recovery(Generic[S]):
 
     networks: dict[str, nn.Module]
     """"plain", "compensated" and "reconstructed", and the same with new BatchNorm statistics: "recalibrated", "both"
-    (compensated and recalibrated), "reconstructed and recalibrated"; as far as they were tried."""
+    (compensated and recalibrated), "reconstructed + recalibrated"; as far as they were tried."""
     scores: dict[str, S]
     """Of each network."""
     compensation: tuple[Compensation, ...]

@@ -18,8 +18,10 @@ from bnprune.pruning.plan import Cut
 from bnprune.pruning.planner import plan_cut, score_network
 from bnprune.pruning.pruner import PruningResult, carry_out
 from bnprune.pruning.request import Request
+from bnprune.pruning.scores import measure_statistics
 from bnprune.recovery.paired import CONFIDENCE, Sampled, loss_bounds
 from bnprune.recovery.recover import Recovery, Score, recover
+from bnprune.recovery.training_images import calibration_for
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)
@@ -103,12 +105,13 @@ def sweep(
     start = score(copy.deepcopy(model).to(device))
     points, candidates = [_start(start.value, by)], 1
     tried = sorted(values or (RATIOS if by == "ratio" else SHARES), reverse=by == "macs")
-    scored = score_network(model, example, request)
+    statistics = measure_statistics(model, request.criterion, calibration_for(splits.train, request))
+    scored = score_network(model, example, request, statistics=statistics)
     before: tuple[Cut, ...] = ()
     reason: PruningError | None = None
     for value in tried:
         try:
-            draft = plan_cut(model, example, replace(scored, request=request.aimed(by, value)))
+            draft = plan_cut(model, example, replace(scored, request=scored.request.aimed(by, value)))
             require_cut(draft)
         except PruningError as error:
             reason = error

@@ -24,6 +24,7 @@ from bnprune.pruning.request import Request
 from bnprune.recovery.choice import choose, doubt
 from bnprune.recovery.recover import recover
 from bnprune.recovery.sweep import Point, sweep
+from bnprune.recovery.training_images import calibration_for
 from bnprune.runs.checkpoint import Header, load_weights, save_checkpoint
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.display import Display
@@ -259,7 +260,8 @@ def _pruned(run: Run, model: nn.Module, request: Request) -> PruningResult:
     """Prune and verify on the CPU; for a latency target, on the device on which the latency is measured."""
     device = run.device if request.latency_ms is not None else torch.device("cpu")
     example = run.splits.example.to(device)
-    return prune_as_requested(model.to(device), example, request)
+    calibration = calibration_for(run.splits.train, request)
+    return prune_as_requested(model.to(device), example, request, calibration=calibration)
 
 
 def _cut_result(report: Report) -> dict[str, Any]:

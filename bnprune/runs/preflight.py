@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from bnprune.models.pretrained import build_pretrained
 from bnprune.models.zoo import ModelSpec, build, set_gamma
 from bnprune.pruning.draft_plan import require_cut
 from bnprune.pruning.pruner import draft
+from bnprune.pruning.scores import needs_data
 from bnprune.runs.checkpoint import Header, load_checkpoint, read_header
 from bnprune.runs.passes import request_of
 from bnprune.runs.stages import kind_of, pass_of
@@ -77,6 +78,8 @@ def _prunable(model: nn.Module, splits: Splits, config: PruneConfig, *, first_pa
         asked.latency_ms is not None or not first_pass
     ):  # solved later; here, check only that some channel can be removed
         asked = asked.aimed("ratio", 0.5)
+    if needs_data(asked.criterion):  # the network may not be trained yet: its activations say nothing
+        asked = replace(asked, criterion="gamma", cap=asked.cap or asked.default_cap)
     drafted = draft(model, splits.example, asked)
     if first_pass:  # a later pass may have nothing to do
         require_cut(drafted)

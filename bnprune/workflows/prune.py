@@ -11,19 +11,25 @@ from torch import nn
 
 from bnprune.config.bounded_reading import DATA_BYTES, read_text
 from bnprune.errors import CheckpointError, ForwardError
+from bnprune.notes import Note
+from bnprune.pruning.calibration import DEFAULT_IMAGES, Calibration
 from bnprune.pruning.draft_plan import describe_plan, require_cut
 from bnprune.pruning.plan import PruningPlan
-from bnprune.pruning.pruner import PruningResult, draft, prune_as_requested, replay
+from bnprune.pruning.pruner import PruningResult, RepairOutcome, draft, prune_as_requested, replay
 from bnprune.pruning.report import Report, foresee, make_report
 from bnprune.pruning.request import Request
+from bnprune.pruning.scores import needs_data, uses_data
 from bnprune.pruning.surgery import require_plan_fits
 from bnprune.recovery.compensate import Compensation, compensate
+from bnprune.recovery.repair import Repair
+from bnprune.recovery.repair import repair as repair_network
 from bnprune.runs.checkpoint import save_checkpoint
 from bnprune.runs.display import NO_DISPLAY, Display
 from bnprune.runs.network_source import NetworkSource, open_source
 from bnprune.runs.outputs import require_output
 from bnprune.runs.summary import cut_figures, pruned_of, seconds_of
-from bnprune.workflows.results import CompensationOutcome, PruneResult
+from bnprune.workflows.calibration_data import CalibrationData, open_calibration
+from bnprune.workflows.results import CalibrationOutcome, CompensationOutcome, PruneResult
 
 
 def prune(
@@ -38,6 +44,7 @@ def prune(
     trust: bool = False,
     plan: str | Path | None = None,
     compensated: bool = True,
+    calibrate: str | Path | None = None,
     dry_run: bool = False,
     out: str | Path = "slim.safetensors",
     force: bool = False,
@@ -58,6 +65,10 @@ def prune(
         trust: Run the code and use the paths that the files name.
         plan: File with a plan to replay, in place of a request.
         compensated: After verification, add the constant output of removed channels to the biases of the next layers.
+        calibrate: Calibration data: a folder of images, of any structure, or "package.module:factory", which returns an
+            iterable of batches as for `bnprune.prune`. By default, the training images of the network's recipe, if they
+            can be opened. Criteria measure activations on them; after the proof, the network is repaired with them
+            (`bnprune.recovery.repair`). The request says how many are used; 0: no data.
         dry_run: Return the plan; prune and write nothing.
         out: The checkpoint to write.
         force: Overwrite an existing file.
@@ -83,16 +94,66 @@ def prune(
         trust=trust,
     )
     replayed = None if plan is None else _read_plan(Path(plan), network.model)
+    data, notes = _calibration(network, request, calibrate, dry_run=dry_run)
+    calibration = None if data is None else data.calibration
     if dry_run:
-        report, planned = _foreseen(network, request, replayed)
-        return _result(network, report, (), out=None, plan=planned)
+        report, planned = _foreseen(network, request, replayed, calibration)
+        return _result(network, _noted(report, notes), (), out=None, plan=planned, calibration=_calibrated(data, None))
     if replayed is not None:
         result = replay(replayed, network.model, network.inputs)
     else:
-        result = prune_as_requested(network.model, network.inputs, _required(request))
-    done = _compensated(network, result, display) if compensated else ()
-    _save(target, network, result)
-    return _result(network, result.report, done, out=target)
+        result = prune_as_requested(network.model, network.inputs, _required(request), calibration=calibration)
+    result, done = _recovered(network, result, calibration, display, compensated=compensated)
+    outcome = _calibrated(data, result.repair)
+    _save(target, network, result, outcome)
+    return _result(network, _noted(result.report, notes), done, out=target, calibration=outcome)
+
+
+def _calibration(
+    network: NetworkSource, request: Request | None, given: str | Path | None, *, dry_run: bool
+) -> tuple[CalibrationData | None, tuple[Note, ...]]:
+    """Open the calibration data; in a dry run, only if the criterion uses it."""
+    criterion = _required(request).criterion if request is not None else None
+    if dry_run and (criterion is None or not uses_data(criterion)):
+        return None, ()
+    count = DEFAULT_IMAGES if request is None else request.calibrate_images
+    return open_calibration(network, given, count, required=criterion is not None and needs_data(criterion))
+
+
+def _noted(report: Report, notes: tuple[Note, ...]) -> Report:
+    return replace(report, notes=(*report.notes, *notes))
+
+
+def _recovered(
+    network: NetworkSource,
+    result: PruningResult,
+    calibration: Calibration | None,
+    display: Display,
+    *,
+    compensated: bool,
+) -> tuple[PruningResult, tuple[Compensation, ...]]:
+    """Repair the slim network with calibration data, or compensate constants if there is none."""
+    if calibration is None:
+        return result, _compensated(network, result, display) if compensated else ()
+    repair: Repair = repair_network(
+        network.model, result.model, result.plan, network.inputs, calibration, compensated=compensated
+    )
+    for note in repair.notes:
+        display.note(note)
+    return replace(result, model=repair.model, repair=repair), repair.compensation
+
+
+def _calibrated(data: CalibrationData | None, repair: RepairOutcome | None) -> CalibrationOutcome | None:
+    if data is None:
+        return None
+    return CalibrationOutcome(
+        source=data.source,
+        images=data.calibration.images,
+        preprocessing=data.preprocessing,
+        chosen=None if repair is None else repair.chosen,
+        held_out=0 if repair is None else repair.held_out,
+        distances={} if repair is None else dict(repair.distances),
+    )
 
 
 def _path(path: str | Path | None) -> Path | None:
@@ -103,11 +164,13 @@ def _required(request: Request | None) -> Request:
     return Request() if request is None else request  # an empty request raises: a target is missing
 
 
-def _foreseen(network: NetworkSource, request: Request | None, plan: PruningPlan | None) -> tuple[Report, PruningPlan]:
+def _foreseen(
+    network: NetworkSource, request: Request | None, plan: PruningPlan | None, calibration: Calibration | None
+) -> tuple[Report, PruningPlan]:
     """Return the report of a plan, made now or replayed, without pruning, and the plan."""
     if plan is not None:
         return foresee(plan, network.model, network.inputs), plan
-    drafted = draft(network.model, network.inputs, _required(request))
+    drafted = draft(network.model, network.inputs, _required(request), calibration)
     require_cut(drafted)
     made = describe_plan(drafted)
     return make_report(drafted, made, None, {}), made
@@ -134,13 +197,16 @@ def _compensated(network: NetworkSource, result: PruningResult, display: Display
         return ()
 
 
-def _save(path: Path, network: NetworkSource, result: PruningResult) -> None:
+def _save(path: Path, network: NetworkSource, result: PruningResult, calibration: CalibrationOutcome | None) -> None:
     header = network.header
+    metrics: dict[str, Any] = {"params": result.report.params_after, "macs": result.report.macs_after}
+    if calibration is not None:
+        metrics["calibration"] = calibration.to_dict()
     pruned = replace(
         header,
         plans=(*header.plans, result.plan),
         stage="prune",
-        metrics={"params": result.report.params_after, "macs": result.report.macs_after},
+        metrics=metrics,
     )
     save_checkpoint(path, result.model, pruned)
 
@@ -152,6 +218,7 @@ def _result(
     *,
     out: Path | None,
     plan: PruningPlan | None = None,
+    calibration: CalibrationOutcome | None = None,
 ) -> PruneResult:
     pruned = pruned_of(report)
     return PruneResult(
@@ -162,5 +229,6 @@ def _result(
         seconds={**seconds_of(report), "total": round(sum(report.seconds.values()), 4)},
         compensation=[CompensationOutcome(**asdict(done)) for done in compensation],
         out=None if out is None else str(out),
+        calibration=calibration,
         plan=None if plan is None else plan.to_dict(),
     )

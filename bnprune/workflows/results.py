@@ -37,6 +37,7 @@ __all__ = [
     "BenchmarkNetwork",
     "BenchmarkResult",
     "BenchmarkTiming",
+    "CalibrationOutcome",
     "Change",
     "CompensationOutcome",
     "DoctorResult",
@@ -57,6 +58,7 @@ __all__ = [
     "NetworkTiming",
     "NotCompensated",
     "ParityOutcome",
+    "PreprocessingUsed",
     "ProofOutcome",
     "PruneResult",
     "Pruned",
@@ -99,6 +101,36 @@ class CompensationOutcome(Document):
     reason: str
 
 
+class PreprocessingUsed(Document):
+    """How image files became inputs of the network."""
+
+    size: list[int]
+    """Height and width."""
+    crop: bool
+    """True if the middle of a larger image was taken; false if images were resized to the size."""
+    mean: list[float]
+    """Per channel, of pixel values between 0 and 1; subtracted."""
+    std: list[float]
+    """Per channel; the difference was divided by it."""
+
+
+class CalibrationOutcome(Document):
+    """Calibration data, and the repair with it; see `bnprune.recovery.repair.Repair`."""
+
+    source: str
+    """"folder", "factory" or "recipe"."""
+    images: int
+    """Images that were used, those held out included."""
+    preprocessing: PreprocessingUsed | None
+    """None if it is not known, because the data is the user's own."""
+    chosen: str | None
+    """The way of repair that was kept; None in a dry run."""
+    held_out: int
+    """Images by which the ways of repair were compared."""
+    distances: dict[str, float | None]
+    """Distance of the outputs to those of the dense network, relative to their size, by way of repair."""
+
+
 class PruneResult(Document):
     """The result of `prune`."""
 
@@ -120,6 +152,8 @@ class PruneResult(Document):
     compensation: list[CompensationOutcome]
     out: str | None
     """The checkpoint that was written; None in a dry run."""
+    calibration: CalibrationOutcome | None = None
+    """None if there was no calibration data."""
     plan: dict[str, Any] | None = None
     """In a dry run, the plan; see `bnprune.PruningPlan.to_dict`."""
 

@@ -24,7 +24,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # fmt: off
 _VALUED = frozenset({
     "--out", "--model", "--model-arg", "--weights", "--input", "--exclude", "--ratio", "--macs", "--params",
-    "--latency", "--plan", "--cap", "--round-to", "--min-channels", "--criterion", "--coupling", "--teacher",
+    "--latency", "--plan", "--cap", "--round-to", "--min-channels", "--criterion", "--calibrate", "--calibrate-images",
+    "--coupling", "--teacher",
     "--config", "--by", "--at", "--tolerance", "--plot", "--plots", "--backend", "--batch", "--threads", "--dtype",
     "--device", "--rounds", "--format",
 })

@@ -38,6 +38,7 @@ def recorded() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "finetune", document("finetune", "run", "--out", "tuned")
     yield "prune", document("prune", *CHAIN)
     yield "prune dry run", document("prune", *CHAIN, "--dry-run", "--min-channels", "7", "--ratio", "0.7")
+    yield "prune calibrated", document("prune", "run", "--ratio", "0.3", "--out", "calibrated.safetensors")
     yield "inspect", document("inspect", *CHAIN)
     yield "evaluate", document("evaluate", "run")
     yield "sweep", document("sweep", "run", "--at", "0.3,0.5", "--tolerance", "0.9")

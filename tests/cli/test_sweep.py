@@ -111,7 +111,9 @@ def test_recovery_keeps_what_does_best(trained: Path) -> None:
     modes = [module.training for module in (*dense.modules(), *result.model.modules())]
     found = recover(dense, result.model, result.plan, splits, CPU, score=validation_score(splits, CPU), batches=5)
     assert found.scores["plain"].top1 == evaluate(result.model, splits.validation, CPU).top1
-    assert set(found.scores) == {"plain", "compensated", "recalibrated", "both"}
+    assert [*found.scores] == [
+        "plain", "compensated", "reconstructed", "recalibrated", "both", "reconstructed + recalibrated",
+    ]  # fmt: skip
     assert found.scores[found.chosen].top1 == max(score.top1 for score in found.scores.values())
     assert evaluate(found.model, splits.validation, CPU).top1 == found.scores[found.chosen].top1
     assert all(torch.equal(tensor, before[name]) for name, tensor in result.model.state_dict().items())

@@ -55,7 +55,7 @@ def test_a_recipe_has_the_key_with_the_default_and_the_sentence(option: Option) 
 def test_a_flag_shows_the_sentence_and_the_default(verb: str) -> None:
     shown = {parameter.name: parameter for parameter in typer.main.get_group(app).commands[verb].params}
     flags = [option for option in OPTIONS.values() if option.flag and (verb == "prune" or option.name in shown)]
-    assert len(flags) == (12 if verb == "prune" else 3)
+    assert len(flags) == (13 if verb == "prune" else 3)
     for option in flags:
         assert shown[option.name].opts == [option.flag]
         assert shown[option.name].help.startswith(option.sentence.removesuffix("."))
@@ -134,3 +134,9 @@ def test_names_that_are_added_to_a_table_are_known_to_recipes(monkeypatch) -> No
     assert ExportConfig(formats=["mine"]).formats == ("mine",)
     with pytest.raises(ValueError, match="'mine' or 'none'"):
         SparsityConfig(penalty="yours")
+
+
+def test_a_recipe_of_version_0_1_spells_out_the_cap_that_is_now_left_to_the_criterion() -> None:
+    assert PruneConfig(cap=1.0) == PruneConfig()
+    assert PruneConfig(cap=1.0, criterion="l2").cap == 1.0  # below which l2 would go by default
+    assert PruneConfig(cap=0.5).cap == 0.5

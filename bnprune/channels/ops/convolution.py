@@ -126,10 +126,15 @@ def _grouped(
     inside = ctx.side(weight, 1)  # positions inside a group, of the other side
     if ids is None:
         ids = torch.zeros(width, dtype=torch.int64, device="cpu")
-    if ci == 1 or groups >= max(ci, co):
+    if prunes_whole_groups(groups, ci, co):
         ctx.freeze([inside], "is a position inside a group that goes as a whole")
         return _by_group(ctx, ids.view(groups, ci), own, transposed, groups, co)
     return _by_position(ctx, ids.view(groups, ci), own, inside, transposed, groups, co)
+
+
+def prunes_whole_groups(groups: int, ci: int, co: int) -> bool:
+    """Return True if a grouped convolution loses whole groups, of `ci` input and `co` output channels each."""
+    return ci == 1 or groups >= max(ci, co)
 
 
 def _by_group(

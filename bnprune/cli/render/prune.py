@@ -14,7 +14,14 @@ from bnprune.cli.render.refusals import show_refusals
 from bnprune.cli.render.tables import bar, show_rows
 from bnprune.cli.verbosity import VERBOSITY
 from bnprune.reporting.number_format import count
-from bnprune.workflows.results import Change, CompensationOutcome, LayerChange, PruneResult, TargetOutcome
+from bnprune.workflows.results import (
+    CalibrationOutcome,
+    Change,
+    CompensationOutcome,
+    LayerChange,
+    PruneResult,
+    TargetOutcome,
+)
 
 
 def show_prune(result: PruneResult) -> None:
@@ -35,9 +42,21 @@ def show_prune(result: PruneResult) -> None:
     steps = {name: seconds for name, seconds in result.seconds.items() if name != "total"}
     if VERBOSITY.verbose and steps:
         console.print("took: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in steps.items()))
+    if result.calibration is not None and result.calibration.chosen is not None:
+        print_text(console, _repair(result.calibration))
     if result.compensation:
         print_text(console, _summary(result.compensation))
     print_text(console, "dry run: nothing was written" if dry_run else f"wrote {result.out}")
+
+
+def _repair(calibration: CalibrationOutcome) -> str:
+    """Return a line with the way of repair that was kept, and the distance of the outputs before and after."""
+    chosen, distances = calibration.chosen or "", calibration.distances
+    before, after = (f"{distances[name] or 0:.3f}" for name in ("plain", chosen))
+    return (
+        f"repaired with {calibration.images} images: {chosen}; distance to the outputs of the dense network "
+        f"{before} -> {after} (to turn it off: --calibrate-images 0)"
+    )
 
 
 _WORDS = {"exact": "exactly", "interior": "except at borders", "none": "not at all"}

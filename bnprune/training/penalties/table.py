@@ -167,7 +167,7 @@ def _steering_target(
     kept = tuple(pattern for pattern, ratio in prune.layer_ratios.items() if not ratio)
     limits = Constraints(
         min_channels=prune.min_channels,
-        cap=prune.cap if prune.passes == 1 else 1.0,  # later passes can remove what the cap keeps in this one
+        cap=(prune.cap or 1.0) if prune.passes == 1 else 1.0,  # later passes can remove what the cap keeps in this one
         exclude=(*prune.exclude, *kept),
         layer_ratios=tuple(prune.layer_ratios.items()),
     )

@@ -1,0 +1,115 @@
+"""Calibration data of a command: a folder of images, a factory of the user's own, or the data of a stored recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bnprune.config.schema import DataConfig
+from bnprune.config.user_code import call_factory
+from bnprune.data import MemorySplit, Splits, load_data
+from bnprune.data.folder import IMAGENET_MEAN, IMAGENET_STD
+from bnprune.data.unlabelled import Preprocessing, unlabelled_images
+from bnprune.errors import BnpruneError, ConfigError, DataError, UntrustedError, about, shortened
+from bnprune.notes import Note
+from bnprune.pruning.calibration import Calibration
+from bnprune.recovery.training_images import training_batches
+from bnprune.runs.network_source import NetworkSource
+from bnprune.workflows.results import PreprocessingUsed
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Calibration data, and what is recorded about it."""
+
+    calibration: Calibration
+    source: str
+    """"folder", "factory" or "recipe"."""
+    preprocessing: PreprocessingUsed | None = None
+    """How image files became inputs; None if they were not read here, or if it is not known."""
+    notes: tuple[Note, ...] = ()
+
+
+def open_calibration(
+    network: NetworkSource, given: str | Path | None, count: int, *, required: bool
+) -> tuple[CalibrationData | None, tuple[Note, ...]]:
+    """Open calibration data.
+
+    Args:
+        network: The network; its stored recipe names data and preprocessing.
+        given: A folder, or "package.module:factory"; None for the data of the recipe.
+        count: Number of images to use; 0 for none.
+        required: True to raise an error if the data of the recipe cannot be opened; otherwise a note says so.
+
+    Returns:
+        The data, None if there is none; and remarks.
+
+    Raises:
+        ConfigError: The factory cannot be called, or the network takes no images.
+        DataError: The data cannot be read.
+        UntrustedError: `required`, and the recipe names code or paths, and the file is not trusted.
+    """
+    if not count:
+        return None, ()
+    if given is not None:
+        with about("calibrate"):
+            data = _from_path(network, given, count)
+        return data, data.notes
+    if network.header.config is None:
+        return None, ()
+    try:
+        return _from_recipe(network, count), ()
+    except BnpruneError as error:
+        if required:
+            raise
+        reason = error.reason if isinstance(error, UntrustedError) else str(error)
+        text = f"no calibration data, because that of the stored recipe cannot be opened: {shortened(reason, 400)}"
+        return None, (Note("calibration.unavailable", "note", text),)
+
+
+def _from_path(network: NetworkSource, given: str | Path, count: int) -> CalibrationData:
+    if ":" in str(given) and not Path(given).exists():
+        batches = call_factory(str(given), {}, "")
+        if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+            raise ConfigError(f"{given} must return an iterable of batches (got {type(batches).__name__}).")
+        return CalibrationData(Calibration.of(batches, count), "factory")
+    preprocessing, notes = _preprocessing(network)
+    batches = unlabelled_images(Path(given), count, preprocessing)
+    return CalibrationData(Calibration.of(batches, count), "folder", _recorded(preprocessing), notes)
+
+
+def _preprocessing(network: NetworkSource) -> tuple[Preprocessing, tuple[Note, ...]]:
+    """Return the preprocessing of the training data; that of ImageNet, and a remark, if it is not known."""
+    shape = tuple(network.inputs.shape[1:])
+    if network.header.config is not None:
+        try:
+            data = network.config(sections=("data",)).data
+            known = _normalisation(data, load_data(data))
+        except BnpruneError:
+            known = None
+        if known is not None:
+            return Preprocessing.of(shape, *known), ()
+    text = "calibration images are normalised with the mean and standard deviation of ImageNet: no others are known"
+    return Preprocessing.of(shape), (Note("calibration.imagenet", "note", text),)
+
+
+def _normalisation(data: DataConfig, splits: Splits) -> tuple[list[float], list[float]] | None:
+    """Return mean and standard deviation of each channel; None if a data set of the user's own has its own ones."""
+    if isinstance(splits.train, MemorySplit):
+        return splits.train.mean.tolist(), splits.train.std.tolist()
+    return (list(IMAGENET_MEAN), list(IMAGENET_STD)) if data.name == "imagefolder" else None
+
+
+def _recorded(used: Preprocessing) -> PreprocessingUsed:
+    return PreprocessingUsed(size=[used.height, used.width], crop=used.crop, mean=list(used.mean), std=list(used.std))
+
+
+def _from_recipe(network: NetworkSource, count: int) -> CalibrationData:
+    config = network.config(sections=("data",)).data
+    splits = load_data(config)
+    shape = network.header.input_shape
+    if shape is not None and tuple(splits.shape) != tuple(shape):
+        raise DataError(f"its images are {tuple(splits.shape)}, and the network takes {tuple(shape)}.")
+    known = _normalisation(config, splits)
+    used = None if known is None else _recorded(Preprocessing.of(splits.shape, *known))
+    return CalibrationData(Calibration.of(training_batches(splits.train, count), count), "recipe", used)
