@@ -13,7 +13,7 @@ of each element (`labels`). For each operator it calls the rule in `ops`, which 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from torch import nn
 from bnprune.channels.control_flow import Decisions, ForcedBranch
 from bnprune.channels.forward_pass import forward_error
 from bnprune.channels.gate_sites import GateKind, Gates, Producer, useful_gates
-from bnprune.channels.graph import ChannelGraph, EarlierPass, GatedNorm, Layer, Operand, Record, Trace
+from bnprune.channels.graph import ChannelGraph, EarlierPass, GatedNorm, Operand, Record, Trace
 from bnprune.channels.head_units import HeadSites, head_counts, tie_widths
 from bnprune.channels.labels import NONE, Label, Labels, along, varying
 from bnprune.channels.meta_kernels import run_kernel
@@ -37,8 +37,9 @@ from bnprune.channels.ops.spec import OpSpec, macs_of, numbers_in
 from bnprune.channels.pytrees import Inputs, map_tensors, operands, tensors
 from bnprune.channels.structural_copy import copy_with_tensors, wrap_like
 from bnprune.channels.surrogate_ops import SurrogateOps
-from bnprune.channels.torch_internals import InstanceNorm, OpOverload, base_of, own_tensors
-from bnprune.channels.union_find import NO_CHANNEL, Ids, Refusal
+from bnprune.channels.torch_internals import OpOverload, base_of
+from bnprune.channels.traced_layers import buffer_gammas, layers_of
+from bnprune.channels.union_find import NO_CHANNEL, Refusal
 from bnprune.channels.view_writes import USE_CAT
 from bnprune.config.prune_options import Outputs
 from bnprune.errors import TraceError
@@ -356,7 +357,7 @@ class Tracer(OperatorMode):
             if chosen.whole:
                 self.findings.counts.extend(head_counts(ids, records, site, self.findings.modules[site]))
         unit_of, frozen = ids.units()
-        layers = tuple(self._layers())
+        layers = tuple(layers_of(self.findings, self.shapes))
         for layer in layers:
             units = unit_of[layer.ids]
             if frozen[units[0]] is None and (units == units[0]).all():
@@ -366,7 +367,7 @@ class Tracer(OperatorMode):
             unit_of=unit_of,
             frozen=tuple(frozen),
             axes=axes,
-            gammas={**self.findings.gammas, **self._buffer_gammas()},
+            gammas={**self.findings.gammas, **buffer_gammas(self.findings.modules, self.shapes)},
             layers=layers,
             counts=self._counts(np.array([why is None for why in frozen])[unit_of]),
             shapes=self.shapes,
@@ -399,31 +400,6 @@ class Tracer(OperatorMode):
             if len(dims) > 1:
                 call.merge(label, [*dims[:-2], dims[-1]] if call.whole_heads else dims[:-1])
 
-    def _buffer_gammas(self) -> dict[str, str]:
-        """Find the scale factors of BatchNorms that call no BatchNorm operator (torchvision's FrozenBatchNorm2d)."""
-        found = {}
-        for name, module in self.findings.modules.items():
-            tensors_of = own_tensors(module)
-            if "running_mean" not in tensors_of or isinstance(module, InstanceNorm):
-                continue
-            statistics = [tensors_of.get(key) for key in ("weight", "running_mean", "running_var")]
-            weight = f"{name}.weight".removeprefix(".")
-            if all(isinstance(s, torch.Tensor) and s.dim() == 1 for s in statistics) and weight in self.shapes:
-                found[weight] = name
-        return found
-
-    def _layers(self) -> Iterator[Layer]:
-        seen: set[str] = set()
-        for work in self.findings.work:
-            if work.layer and work.site not in seen:
-                seen.add(work.site)
-                kind = "linear" if isinstance(self.findings.modules.get(work.site), nn.Linear) else "conv"
-                yield Layer(work.site, kind, _as_ids(work.outputs))
-        for name, module in self.findings.gammas.items():
-            ids = self.findings.axes.get((name, 0))
-            width = self.shapes[name][0]
-            yield Layer(module, "norm", _as_ids(width if ids is None else ids.numpy()))
-
 
 def _original_still_runs(tensor: str) -> TraceError:
     return TraceError(
@@ -436,7 +412,3 @@ def _spans(label: Label, part: torch.Tensor, whole: torch.Tensor) -> bool:
     """True if a view covers its base along all dimensions in which the label varies, in the same layout."""
     same_order = part.stride() == whole.stride()
     return same_order and all(part.shape[dim] == whole.shape[dim] for dim in varying(label))
-
-
-def _as_ids(axis: Ids | int) -> Ids:
-    return np.full(axis, NO_CHANNEL, dtype=np.int64) if isinstance(axis, int) else axis

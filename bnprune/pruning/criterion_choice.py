@@ -52,7 +52,7 @@ def choose_criterion(
     if request.criterion not in ("auto", "gamma"):
         return request, ()
     if request.criterion == "gamma":
-        return request, () if separated or not _differ(graph, tensors) else (_ADVICE,)
+        return request, () if separated or not _differ(graph, tensors) else (NOT_SEPARATED,)
     name = _choice(separated=separated, has_data=statistics is not None)
     return replace(request, criterion=name), (Note("criterion.auto", "note", f"criterion auto: {_REASONS[name]}"),)
 
@@ -62,7 +62,7 @@ _REASONS = {
     "activation": "activation, because the scale factors do not form two groups, and there is calibration data",
     "uniform": "uniform, because the scale factors do not form two groups, and there is no calibration data",
 }
-_ADVICE = Note(
+NOT_SEPARATED = Note(
     "criterion.not_separated",
     "note",
     "the scale factors do not form two groups, as after training with a sparsity penalty: criterion 'activation' (with "

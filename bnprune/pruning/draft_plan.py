@@ -17,6 +17,7 @@ from bnprune.channels.union_find import Refusal
 from bnprune.errors import PruningError
 from bnprune.notes import Note
 from bnprune.pruning.candidates import Candidates, Constraints, Mask, own_ratios
+from bnprune.pruning.criterion_choice import NOT_SEPARATED
 from bnprune.pruning.cut_notes import ScaleFactors, note_on_equal_gammas, notes_on_cut, notes_on_idle_norms
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.request import Request, TargetKind
@@ -141,9 +142,10 @@ class DraftPlan:
             text = f"{count} must stay only at the widths of this selection: other targets may prune them"
             notes.append(Note("prunable.found_late", "note", text))
         scored = self.scored
-        on_cut = notes_on_cut(scored.graph, scored.gammas, scored.scores, self.candidates, self.removed)
+        on_cut = tuple(notes_on_cut(scored.graph, scored.gammas, scored.scores, self.candidates, self.removed))
+        on_criterion = [note for note in scored.criterion_notes if not on_cut or note.code != NOT_SEPARATED.code]
         further = (*self._notes_on_target(), *self._notes_on_layer_ratios(), *self._notes_on_deviations())
-        return (*notes, *further, *self.size_notes, *on_cut, *scored.criterion_notes)
+        return (*notes, *further, *self.size_notes, *on_cut, *on_criterion)
 
     @property
     def advice(self) -> tuple[Note, ...]:

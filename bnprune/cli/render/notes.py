@@ -12,7 +12,7 @@ from bnprune.notes import Note
 _HELP = {
     "weights.random": "--weights FILE, or --pretrained for torchvision/ and timm/",
     "gamma.equal": "bnprune train CONFIG",
-    "cut.live_channels": "bnprune train CONFIG, then bnprune finetune",
+    "cut.live_channels": "bnprune train CONFIG; --criterion activation --calibrate DIR; bnprune finetune",
 }
 """What helps, by code of the note."""
 
