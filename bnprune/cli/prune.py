@@ -34,6 +34,10 @@ PlanFile = Annotated[
     Path | None,
     option(PRUNING, "--plan", "FILE", "Apply a saved plan instead of making one."),
 ]
+ProfileFile = Annotated[
+    Path | None,
+    option(PRUNING, "--profile", "FILE", "Latency profile of `bnprune profile`, for --latency."),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show the plan without pruning; write nothing.", rich_help_panel=PRUNING)
 ]
@@ -62,6 +66,7 @@ def prune(
     asked: dict[str, Any] | None = None,
     compensate: Compensate = True,
     plan: PlanFile = None,
+    profile: ProfileFile = None,
     dry_run: DryRun = False,
     out: OutFile = Path("slim.safetensors"),
     force: Force = False,
@@ -98,6 +103,7 @@ def prune(
             input_shape=parse_shape(input),
             trust=trust,
             plan=plan,
+            profile=profile,
             compensated=compensate,
             dry_run=dry_run,
             out=out,

@@ -89,6 +89,8 @@ class DraftPlan:
     seconds: float = 0.0
     latency_ms: float | None = None
     """Of the slim network, if the target was a latency."""
+    latency_notes: tuple[Note, ...] = ()
+    """Remarks about how that was found."""
     gate_candidates: int = 0
     """BatchNorm channels that stay, but might be removed with gates."""
     found_late: int = 0
@@ -112,7 +114,7 @@ class DraftPlan:
             count = f"{self.found_late} BatchNorm channels"
             text = f"{count} must stay only at the widths of this selection: other targets may prune them"
             notes.append(Note("prunable.found_late", "note", text))
-        return (*notes, *self._notes_on_target(), *self._notes_on_layer_ratios(), *self.size_notes)
+        return (*notes, *self._notes_on_target(), *self._notes_on_layer_ratios(), *self.latency_notes, *self.size_notes)
 
     @property
     def advice(self) -> tuple[Note, ...]:

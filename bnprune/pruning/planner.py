@@ -99,7 +99,13 @@ def _trace(
     return trace(model, example_inputs, exact=exact, coupling=coupling, gates=gates, heads=heads)
 
 
-def plan_cut(model: nn.Module, example_inputs: Any, scored: ScoredNetwork) -> DraftPlan:
+Selection = Callable[[ScoredNetwork, Candidates], Mask]
+"""Chooses the units to remove from candidates."""
+
+
+def plan_cut(
+    model: nn.Module, example_inputs: Any, scored: ScoredNetwork, select: Selection | None = None
+) -> DraftPlan:
     """Return a draft whose slim network runs as expected and meets the target; nothing is cut yet.
 
     If no channel can be removed because grouped convolutions tie all of them to channels that must stay, gates behind
@@ -108,18 +114,26 @@ def plan_cut(model: nn.Module, example_inputs: Any, scored: ScoredNetwork) -> Dr
     If no channel can be pruned at all, none is selected (`DraftPlan.candidates.prunable` is empty). A target in
     milliseconds needs measurements: see `bnprune.pruning.latency_search`.
 
+    Args:
+        model: The network.
+        example_inputs: As for `prune`.
+        scored: Its trace and scores.
+        select: Chooses the units to remove; default: to meet the target of the request.
+
     Raises:
         PruningError: The target cannot be reached; the message says how close one can get.
     """
     started = time.perf_counter()
     planner = _Planner(model, as_inputs(example_inputs), scored)
-    draft = _best_draft(planner)
+    draft = _best_draft(planner, select)
     if not draft.removed.any() and not scored.required_gates:
-        planner, draft = _with_separating_gates(planner, example_inputs) or (planner, draft)
+        planner, draft = _with_separating_gates(planner, example_inputs, select) or (planner, draft)
     return replace(draft, seconds=time.perf_counter() - started, gate_candidates=planner.count_gate_candidates(draft))
 
 
-def _with_separating_gates(planner: _Planner, example_inputs: Any) -> tuple[_Planner, DraftPlan] | None:
+def _with_separating_gates(
+    planner: _Planner, example_inputs: Any, select: Selection | None
+) -> tuple[_Planner, DraftPlan] | None:
     """Plan with gates behind all grouped convolutions, then with the needed ones only; None if gates do not help.
 
     A grouped convolution ties the stream it reads to the one it writes, and so ties channels that must stay to others:
@@ -130,16 +144,18 @@ def _with_separating_gates(planner: _Planner, example_inputs: Any) -> tuple[_Pla
     while gates:
         scored = score_network(planner.model, example_inputs, planner.scored.request, gates, planner.scored.heads)
         planner = _Planner(planner.model, planner.inputs, scored)
-        draft = _best_draft(planner)
+        draft = _best_draft(planner, select)
         gates, tried = planner.needed_gates(), gates
         if gates == tried:
             break
     return (planner, draft) if draft is not None and draft.removed.any() else None
 
 
-def _best_draft(planner: _Planner) -> DraftPlan:
+def _best_draft(planner: _Planner, select: Selection | None) -> DraftPlan:
     kind, share = planner.scored.request.target
-    if kind == "ratio":
+    if select is not None:
+        draft = planner.select_until_it_runs(partial(select, planner.scored))
+    elif kind == "ratio":
         draft = planner.select_until_it_runs(lambda candidates: by_ratio(planner.scored.graph, candidates, share))
     else:
         draft = _meet_cost(planner, kind, share)

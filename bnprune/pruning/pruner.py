@@ -13,7 +13,7 @@ from bnprune.channels.operator_mode import preserve_thread_state
 from bnprune.channels.pytrees import as_inputs
 from bnprune.channels.trace_network import Coupling
 from bnprune.pruning.draft_plan import DraftPlan, describe_plan, require_cut
-from bnprune.pruning.latency_search import plan_for_target
+from bnprune.pruning.latency_search import LatencyKnowledge, plan_for_target
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.planner import score_network
 from bnprune.pruning.report import Report, foresee, make_report, recounted
@@ -174,20 +174,35 @@ def plan(
     return describe_plan(drafted)
 
 
-def draft(model: nn.Module, example_inputs: Any, request: Request) -> DraftPlan:
+def draft(
+    model: nn.Module, example_inputs: Any, request: Request, latency: LatencyKnowledge | None = None
+) -> DraftPlan:
     """Score the channels and select those to remove: the one composition of these two steps.
+
+    Args:
+        model: As for `prune`.
+        example_inputs: As for `prune`.
+        request: The target and the constraints.
+        latency: The latencies of the layers, for a target in milliseconds.
 
     Raises:
         PruningError: The target cannot be reached, or `model` is wrapped (DataParallel, torch.compile).
         TraceError: The analysis fails.
     """
     require_bare(model)
-    return plan_for_target(model, example_inputs, score_network(model, example_inputs, request))
+    return plan_for_target(model, example_inputs, score_network(model, example_inputs, request), latency)
 
 
-def prune_as_requested(model: nn.Module, example_inputs: Any, request: Request, *, proof: bool = True) -> PruningResult:
+def prune_as_requested(
+    model: nn.Module,
+    example_inputs: Any,
+    request: Request,
+    *,
+    proof: bool = True,
+    latency: LatencyKnowledge | None = None,
+) -> PruningResult:
     """Prune a network; `prune` with its keyword arguments as one object. Errors as for `prune`."""
-    return carry_out(draft(model, example_inputs, request), model, example_inputs, proof=proof)
+    return carry_out(draft(model, example_inputs, request, latency), model, example_inputs, proof=proof)
 
 
 def _patterns(exclude: Sequence[str]) -> tuple[str, ...]:

@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from bnprune.config.bounded_reading import DATA_BYTES, read_text
-from bnprune.errors import CheckpointError, ForwardError
+from bnprune.errors import CheckpointError, ConfigError, ForwardError
 from bnprune.pruning.draft_plan import describe_plan, require_cut
+from bnprune.pruning.latency_search import LatencyKnowledge
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.pruner import PruningResult, draft, prune_as_requested, replay
 from bnprune.pruning.report import Report, foresee, make_report
@@ -23,6 +24,7 @@ from bnprune.runs.display import NO_DISPLAY, Display
 from bnprune.runs.network_source import NetworkSource, open_source
 from bnprune.runs.outputs import require_output
 from bnprune.runs.summary import cut_figures, pruned_of, seconds_of
+from bnprune.workflows.profile import read_profile
 from bnprune.workflows.results import CompensationOutcome, PruneResult
 
 
@@ -36,6 +38,7 @@ def prune(
     input_shape: Sequence[int] | None = None,
     trust: bool = False,
     plan: str | Path | None = None,
+    profile: str | Path | None = None,
     compensated: bool = True,
     dry_run: bool = False,
     out: str | Path = "slim.safetensors",
@@ -55,6 +58,7 @@ def prune(
         input_shape: Shape of one input, without the batch.
         trust: Run the code and use the paths that the files name.
         plan: File with a plan to replay, in place of a request.
+        profile: File with a latency profile, for a target in milliseconds; it gives the batch size and the backend.
         compensated: After verification, add the constant output of removed channels to the biases of the next layers.
         dry_run: Return the plan; prune and write nothing.
         out: The checkpoint to write.
@@ -69,19 +73,20 @@ def prune(
     """
     target = Path(out)
     if not dry_run:
-        inputs = (_path(source), _path(weights), _path(plan))
+        inputs = (_path(source), _path(weights), _path(plan), _path(profile))
         require_output(target, force=force, sources=inputs)
     network = open_source(
         source, model=model, arguments=model_arguments, weights=weights, shape=input_shape, trust=trust
     )
+    latency = _latency(network, request, profile, display)
     replayed = None if plan is None else _read_plan(Path(plan), network.model)
     if dry_run:
-        report, planned = _foreseen(network, request, replayed)
+        report, planned = _foreseen(network, request, replayed, latency)
         return _result(report, (), out=None, plan=planned)
     if replayed is not None:
         result = replay(replayed, network.model, network.inputs)
     else:
-        result = prune_as_requested(network.model, network.inputs, _required(request))
+        result = prune_as_requested(network.model, network.inputs, _required(request), latency=latency)
     done = _compensated(network, result, display) if compensated else ()
     _save(target, network, result)
     return _result(result.report, done, out=target)
@@ -95,11 +100,25 @@ def _required(request: Request | None) -> Request:
     return Request() if request is None else request  # an empty request raises: a target is missing
 
 
-def _foreseen(network: NetworkSource, request: Request | None, plan: PruningPlan | None) -> tuple[Report, PruningPlan]:
+def _latency(
+    network: NetworkSource, request: Request | None, profile: str | Path | None, display: Display
+) -> LatencyKnowledge | None:
+    """Read the latency profile; None if there is none."""
+    if profile is None:
+        return None
+    if request is None or request.latency_ms is None:
+        message = "a latency profile serves a target in milliseconds. Give one, or leave the profile out."
+        raise ConfigError(message, argument="profile")
+    return read_profile(Path(profile), network, display)
+
+
+def _foreseen(
+    network: NetworkSource, request: Request | None, plan: PruningPlan | None, latency: LatencyKnowledge | None
+) -> tuple[Report, PruningPlan]:
     """Return the report of a plan, made now or replayed, without pruning, and the plan."""
     if plan is not None:
         return foresee(plan, network.model, network.inputs), plan
-    drafted = draft(network.model, network.inputs, _required(request))
+    drafted = draft(network.model, network.inputs, _required(request), latency)
     require_cut(drafted)
     made = describe_plan(drafted)
     return make_report(drafted, made, None, {}), made
