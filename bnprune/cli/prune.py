@@ -36,7 +36,12 @@ PlanFile = Annotated[
 ]
 ProfileFile = Annotated[
     Path | None,
-    option(PRUNING, "--profile", "FILE", "Latency profile of `bnprune profile`, for --latency."),
+    option(
+        PRUNING,
+        "--profile",
+        "FILE",
+        "Latency profile for --latency (see `bnprune profile`); gives batch size and backend.",
+    ),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show the plan without pruning; write nothing.", rich_help_panel=PRUNING)

@@ -43,7 +43,7 @@ class LatencyModel:
         self._rest_share = _element_shares(graph)
         self._known: dict[tuple[int, int, int], float] = {}
         self._tables = [table.interpolation() for table in profile.tables]
-        layers = sum(self._layer(index, *self.dense_widths[index]) for index in range(len(self._calls)))
+        layers = sum(self._layer(index, *pair) for index, pair in enumerate(self.dense_widths))
         self._rest = max(profile.total_ms - layers, 0.0)
         self._of_unit = self._changes_of_units()
 
