@@ -25,6 +25,7 @@ import json
 import os
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -150,7 +151,7 @@ def measure(name: str, size: int, backend: Backend, batch: int, seconds: float, 
     dense, own, wall = ratios(passes, seconds)
     print(
         f"{name}, {backend}, batch {batch}, {size} x {size}: dense {dense:.1f} ms, "
-        f"layers {layer_ms(profile) / profile.total_ms:.0%}, steps {profile.steps.inputs} and {profile.steps.outputs}, "
+        f"layers {layer_ms(profile) / profile.total_ms:.0%}, steps {steps(profile)}, "
         f"profile {profiled:.0f} s, cuts {searched:.0f} s; slow layers: {slow_layers(model, x, profile)}"
     )
     rows = []
@@ -166,6 +167,15 @@ def measure(name: str, size: int, backend: Backend, batch: int, seconds: float, 
             flush=True,
         )
     return rows
+
+
+def steps(profile: LatencyProfile) -> str:
+    """Return the steps (inputs x outputs) of latency, with the share of the time of the layers that have them."""
+    shares: dict[str, float] = defaultdict(float)
+    for layer in profile.layers:
+        table = profile.tables[layer.table]
+        shares[f"{table.steps.inputs} x {table.steps.outputs}"] += table.ms[-1][-1] / layer_ms(profile)
+    return " ".join(f"{step} ({share:.0%})" for step, share in sorted(shares.items(), key=lambda item: -item[1]))
 
 
 def slow_layers(model: nn.Module, x: torch.Tensor, profile: LatencyProfile) -> str:

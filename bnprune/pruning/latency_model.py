@@ -32,12 +32,12 @@ class LatencyModel:
 
         latency = sum of table(inputs kept, outputs kept) + rest x elements kept / elements
 
-    Widths count up to the next multiple of the profile's steps, at which latency really changes: with steps of 8, a
+    Widths count up to the next multiple at which the latency of a layer really changes: with steps of 8, a
     layer of 57 channels takes as long as one of 64.
     """
 
     def __init__(self, graph: ChannelGraph, profile: LatencyProfile) -> None:
-        self._graph, self._profile = graph, profile
+        self._graph = graph
         work = [work for work in graph.traces["eval"].work if work.layer]
         self._calls = _matched(work, profile)
         self._rest_share = _element_shares(graph)
@@ -50,7 +50,7 @@ class LatencyModel:
     @property
     def longest_step(self) -> int:
         """The most channels that have to go together before latency changes."""
-        return max(self._profile.steps.inputs, self._profile.steps.outputs)
+        return max(max(table.steps.inputs, table.steps.outputs) for _, table in self._placed())
 
     @property
     def dense_widths(self) -> list[tuple[int, int]]:
@@ -91,8 +91,8 @@ class LatencyModel:
 
     def _layer(self, index: int, inputs: int, outputs: int) -> float:
         number, table = self._calls[index][1:]
-        inputs = _up(inputs, self._profile.steps.inputs, table.inputs[-1])
-        outputs = _up(outputs, self._profile.steps.outputs, table.outputs[-1])
+        inputs = _up(inputs, table.steps.inputs, table.inputs[-1])
+        outputs = _up(outputs, table.steps.outputs, table.outputs[-1])
         key = number, inputs, outputs
         if key not in self._known:
             self._known[key] = self._tables[number](inputs, outputs)

@@ -21,6 +21,14 @@ _WIDEST = 1 << 24
 _MOST_THREADS, _MOST_BATCH = 1 << 16, 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The multiples of channels at which the latency of a layer changes; 1 if it changes with every channel."""
+
+    inputs: int = 1
+    outputs: int = 1
+
+
 @dataclass(frozen=True)
 class LatencyTable:
     """Milliseconds of one kind of layer for some of its widths; between them, latency is interpolated."""
@@ -31,6 +39,7 @@ class LatencyTable:
     """Output widths, ascending."""
     ms: tuple[tuple[float, ...], ...]
     """Milliseconds, shape (inputs, outputs)."""
+    steps: Steps = Steps()
 
     def interpolation(self) -> Callable[[int, int], float]:
         """Return a function (inputs, outputs) -> milliseconds, bilinear between the measured widths.
@@ -73,14 +82,6 @@ class ProfiledLayer:
     """Index of its table; layers of the same geometry, widths and input size share one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """The multiples of channels at which latency changes; 1 if it changes with every channel."""
-
-    inputs: int = 1
-    outputs: int = 1
-
-
 @dataclass(frozen=True)
 class LatencyProfile:
     """The latencies of the layers of one network, for one input size, batch size, backend and machine."""
@@ -101,7 +102,6 @@ class LatencyProfile:
     """Of bnprune, torch and, if it is the backend, onnxruntime."""
     total_ms: float
     """Milliseconds of a forward pass of the whole network."""
-    steps: Steps
     layers: tuple[ProfiledLayer, ...]
     tables: tuple[LatencyTable, ...]
 
@@ -143,7 +143,6 @@ def _from_data(data: Mapping[str, Any]) -> LatencyProfile:
         machine={words(key): words(value) for key, value in table(data["machine"]).items()},
         versions={words(key): words(value) for key, value in table(data["versions"]).items()},
         total_ms=_milliseconds(data["total_ms"]),
-        steps=Steps(*(whole(data["steps"][axis], _WIDEST, 1) for axis in ("inputs", "outputs"))),
         layers=tuple(
             ProfiledLayer(words(entry["name"]), whole(entry["table"], len(tables) - 1))
             for entry in map(table, items(data["layers"]))
@@ -157,7 +156,8 @@ def _table_from(entry: Any) -> LatencyTable:
     rows = tuple(tuple(map(_milliseconds, items(row))) for row in items(entry["ms"]))
     if len(rows) != len(inputs) or any(len(row) != len(outputs) for row in rows):
         raise ValueError(f"expected {len(inputs)} x {len(outputs)} latencies in a table")
-    return LatencyTable(inputs, outputs, rows)
+    steps = Steps(*(whole(table(entry["steps"])[axis], _WIDEST, 1) for axis in ("inputs", "outputs")))
+    return LatencyTable(inputs, outputs, rows, steps)
 
 
 def _widths(value: Any) -> tuple[int, ...]:

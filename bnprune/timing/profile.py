@@ -6,6 +6,7 @@ import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,8 +33,8 @@ _ROUNDS: dict[str, int] = {"eager": 3, "onnxruntime": 2}
 """Rounds of measurements; in each, all widths of a layer are measured in turn. The shortest time counts, because other
 programs only add to it."""
 _LONGEST_STEP = 32
-_STEP_LAYERS = 4
-"""Number of layers, those that take longest, in which the steps of latency are looked for."""
+_STEP_LAYERS = 3
+"""Number of layers of each geometry, those that take longest, in which the steps of latency are looked for."""
 _STEP_EVIDENCE = 0.75
 """Share of the way between two multiples that latency has gone in the middle, from which on there is a step."""
 
@@ -77,7 +78,7 @@ def profile_network(
         for call in calls:
             tables.append(_table(call, backend))
             progress(len(tables), len(calls))
-        steps = _steps(calls, tables, backend)
+        tables = _with_steps(calls, tables, backend)
     return LatencyProfile(
         model=type(model).__name__,
         digest=identity(graph.shapes),
@@ -88,7 +89,6 @@ def profile_network(
         machine=machine,
         versions=versions,
         total_ms=network_ms(model, setting, batch, backend, own_time=True),
-        steps=steps,
         layers=tuple(ProfiledLayer(name, calls.index(call)) for name, call in named),
         tables=tuple(tables),
     )
@@ -192,10 +192,14 @@ def _measured(call: LayerCall, widths: Sequence[tuple[int, int]], backend: Backe
 # -- steps -------------------------------------------------------------------------------------------------------------
 
 
-def _steps(calls: Sequence[LayerCall], tables: Sequence[LatencyTable], backend: Backend) -> Steps:
-    """Find the multiples at which latency changes, from the layers that take longest."""
+def _with_steps(calls: Sequence[LayerCall], tables: Sequence[LatencyTable], backend: Backend) -> list[LatencyTable]:
+    """Find the steps of latency, for each geometry of layers: other kernels have other steps."""
     slowest = sorted(zip(calls, tables, strict=True), key=lambda pair: -pair[1].ms[-1][-1])
-    return Steps(*(_step([call for call, _ in slowest], axis, backend) for axis in (0, 1)))
+    alike: dict[Any, list[LayerCall]] = defaultdict(list)
+    for call, _ in slowest:
+        alike[call.kind, call.geometry].append(call)
+    steps = {key: Steps(*(_step(group, axis, backend) for axis in (0, 1))) for key, group in alike.items()}
+    return [replace(entry, steps=steps[call.kind, call.geometry]) for call, entry in zip(calls, tables, strict=True)]
 
 
 def _step(calls: Sequence[LayerCall], axis: int, backend: Backend) -> int:

@@ -115,7 +115,12 @@ def _result(network: NetworkSource, made: LatencyProfile, seconds: float, out: P
     tables = [made.tables[layer.table] for layer in made.layers]
     layers = [
         ProfiledLatency(
-            name=layer.name, inputs=table.inputs[-1], outputs=table.outputs[-1], ms=round(table.ms[-1][-1], 5)
+            name=layer.name,
+            inputs=table.inputs[-1],
+            outputs=table.outputs[-1],
+            ms=round(table.ms[-1][-1], 5),
+            input_step=table.steps.inputs,
+            output_step=table.steps.outputs,
         )
         for layer, table in zip(made.layers, tables, strict=True)
     ]
@@ -128,8 +133,6 @@ def _result(network: NetworkSource, made: LatencyProfile, seconds: float, out: P
         processor=made.machine["processor"],
         total_ms=round(made.total_ms, 4),
         layers_ms=round(sum(table.ms[-1][-1] for table in tables), 4),
-        input_step=made.steps.inputs,
-        output_step=made.steps.outputs,
         layers=layers,
         seconds=round(seconds, 2),
         out=str(out),

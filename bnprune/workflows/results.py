@@ -264,6 +264,10 @@ class ProfiledLatency(Document):
     """Input width; of a grouped convolution, that of one group."""
     outputs: int
     ms: float
+    input_step: int
+    """The multiple of input channels at which latency changes."""
+    output_step: int
+    """The multiple of output channels at which latency changes."""
 
 
 class ProfileResult(Document):
@@ -281,10 +285,6 @@ class ProfileResult(Document):
     """Milliseconds of a forward pass of the whole network."""
     layers_ms: float
     """Milliseconds of all measured layers together."""
-    input_step: int
-    """The multiple of input channels at which latency changes."""
-    output_step: int
-    """The multiple of output channels at which latency changes."""
     layers: list[ProfiledLatency]
     seconds: float
     """Time that the measurements took."""

@@ -30,13 +30,16 @@ from tests.nets import randomized
 from tests.unit.test_select import X, set_gammas, stack, widths
 
 SETTING = Setting((3, 8, 8))
+_EVEN = Steps()
 
 
 def table(inputs: tuple[int, ...], outputs: tuple[int, ...], latency: Any) -> LatencyTable:
     return LatencyTable(inputs, outputs, tuple(tuple(float(latency(i, o)) for o in outputs) for i in inputs))
 
 
-def profile_of(model: nn.Module, latencies: dict[str, Any], *, rest: float = 0.0, **more: Any) -> LatencyProfile:
+def profile_of(
+    model: nn.Module, latencies: dict[str, Any], *, rest: float = 0.0, steps: Steps = _EVEN, **more: Any
+) -> LatencyProfile:
     """Return a profile whose layers take times given as functions (inputs, outputs) -> milliseconds."""
     layers, tables = [], []
     for name, latency in latencies.items():
@@ -44,10 +47,10 @@ def profile_of(model: nn.Module, latencies: dict[str, Any], *, rest: float = 0.0
         outputs, inputs = weight.shape[:2]
         grid = [tuple(sorted({max(size * k // 4, 1) for k in range(1, 5)})) for size in (inputs, outputs)]
         layers.append(ProfiledLayer(name, len(tables)))
-        tables.append(table(*grid, latency))
+        tables.append(replace(table(*grid, latency), steps=steps))
     total = sum(entry.ms[-1][-1] for entry in tables) + rest
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = {"steps": Steps(), "batch": 1, "backend": "eager", "threads": 1, "machine": {}, "versions": {}} | more
+    given = {"batch": 1, "backend": "eager", "threads": 1, "machine": {}, "versions": {}} | more
     return LatencyProfile("Net", identity(shapes), SETTING.shape, total_ms=total, layers=tuple(layers),
                           tables=tuple(tables), **given)  # fmt: skip
 
@@ -294,3 +297,6 @@ def test_steps_are_found(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     call = LayerCall(nn.Conv2d, (1, 128, 8, 8), (), 128, 128, 1, False, True, True)
     assert measuring._step([call], 1, "eager") == step
     assert measuring._step([replace(call, outputs_vary=False)], 1, "eager") == 1
+    other = replace(call, geometry=(("kernel_size", (1, 1)),), outputs_vary=False)
+    tables = measuring._with_steps([other, call], [table((64, 128), (64, 128), lambda i, o: o)] * 2, "eager")
+    assert [entry.steps.outputs for entry in tables] == [1, step]
