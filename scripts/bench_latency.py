@@ -2,6 +2,7 @@
 
     python scripts/bench_latency.py                                     # batch 1 and 8, eager and ONNX Runtime
     python scripts/bench_latency.py --networks resnet18 --batches 1     # a part of it
+    python scripts/bench_latency.py --quick                             # without the search for a latency
 
 torchvision networks with random weights and random scale factors, one thread, `round_to` 8, each cut to half of its
 MACs in three ways: the lowest γ first, uniform width, and the lowest loss per millisecond of a latency profile, which
@@ -125,7 +126,9 @@ def ratios(passes: list[Callable[[], object]], seconds: float) -> tuple[float, l
     return 1e3 * statistics.median(both["thread"][0]), found["thread"], found["wall"]
 
 
-def measure(name: str, size: int, backend: Backend, batch: int, seconds: float, round_to: int) -> list[dict[str, Any]]:
+def measure(
+    name: str, size: int, backend: Backend, batch: int, seconds: float, round_to: int, *, quick: bool
+) -> list[dict[str, Any]]:
     """Print and return the figures of one network in one setting."""
     model, setting = build(name), Setting((3, size, size))
     x = setting.inputs(1)
@@ -133,7 +136,6 @@ def measure(name: str, size: int, backend: Backend, batch: int, seconds: float, 
     profile = profile_network(model, setting, batch, backend, {}, {})
     profiled = time.perf_counter() - started
     measured = partial(network_ms, setting=setting, batch=batch, backend=backend, own_time=True)
-    request = Request(latency_ms=HALF * measured(model), round_to=round_to)
     started = time.perf_counter()
     slim = {
         "γ, half of the MACs": bnprune.prune(model, x, macs=HALF, round_to=round_to, proof=False).model,
@@ -141,10 +143,11 @@ def measure(name: str, size: int, backend: Backend, batch: int, seconds: float, 
             model, x, macs=HALF, round_to=round_to, criterion="uniform", proof=False
         ).model,
         "gain per ms, half of the MACs": cut_by_gain(model, x, profile, round_to),
-        "gain per ms, half of the latency": prune_as_requested(
-            model, x, request, proof=False, latency=LatencyKnowledge(profile, measured)
-        ).model,
     }
+    if not quick:
+        request = Request(latency_ms=HALF * measured(model), round_to=round_to)
+        found = prune_as_requested(model, x, request, proof=False, latency=LatencyKnowledge(profile, measured))
+        slim["gain per ms, half of the latency"] = found.model
     searched = time.perf_counter() - started
     inputs = setting.inputs(batch)
     passes = [forward_pass(network, backend, setting, inputs) for network in (model, *slim.values())]
@@ -204,6 +207,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--round-to", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=8.0, help="of measuring, per clock and setting")
+    parser.add_argument("--quick", action="store_true", help="leave out the search for half of the latency")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON lines")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -213,7 +217,7 @@ def main() -> None:
     for name in args.networks.split(","):
         for batch in map(int, args.batches.split(",")):
             for backend in backends:
-                rows = measure(name, args.size, backend, batch, args.seconds, args.round_to)
+                rows = measure(name, args.size, backend, batch, args.seconds, args.round_to, quick=args.quick)
                 if args.out:
                     with args.out.open("a", encoding="utf-8") as file:
                         file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -26,9 +26,13 @@ from bnprune.pruning.scores import Scores
 def by_gain(graph: ChannelGraph, scores: Scores, candidates: Candidates, latency: LatencyModel) -> Candidates:
     """Return the candidates in the order of loss per millisecond saved; steps that are taken for every target stay.
 
-    The loss of a step is the sum of the squared scores of its units: γ² is the variance that a BatchNorm channel adds
-    to what reads it. Of each group, up to as many steps as fill a step of latency are taken together, if fewer would
-    save less for what they lose. The order depends on no target.
+    The loss of a unit is its squared score (γ² is the variance that a BatchNorm channel adds to what reads it) times the
+    number of its BatchNorm channels, because its saving adds up over all of its layers as well. Without that factor, a
+    channel of a residual stream would be the cheapest loss per millisecond, since it goes in many layers at once, and a
+    network would lose whole streams first.
+
+    Of each group, up to as many steps as fill a step of latency are taken together, if fewer would save less for what
+    they lose. The order depends on no target.
 
     Args:
         graph: The trace.
@@ -56,7 +60,7 @@ class _Greedy:
     def __init__(self, graph: ChannelGraph, scores: Scores, candidates: Candidates, latency: LatencyModel) -> None:
         self._latency = latency
         steps = np.split(candidates.order, candidates.step_ends[:-1]) if candidates.order.size else []
-        loss = np.square(np.maximum(scores, 0.0))
+        loss = np.square(np.maximum(scores, 0.0)) * np.maximum(graph.gamma_count, 1)
         self._groups: dict[int, list[tuple[Ids, float]]] = defaultdict(list)
         kind, _ = interchangeable(graph, 1)
         for units in reversed(steps[candidates.forced_steps :]):  # so that the next step is at the end of the list

@@ -26,7 +26,7 @@ from bnprune.timing import profile as measuring
 from bnprune.timing.backends import Setting
 from bnprune.timing.profile import profile_network
 from bnprune.timing.single_layer import LayerCall
-from tests.nets import randomized
+from tests.nets import Net, conv_bn, head, norms, randomized
 from tests.unit.test_select import X, set_gammas, stack, widths
 
 SETTING = Setting((3, 8, 8))
@@ -165,6 +165,17 @@ def test_a_channel_that_saves_three_times_as_much_stays_if_its_squared_score_is_
         model = set_gammas(stack(16, 16), torch.ones(16), torch.full((16,), gamma))
         made = profile_of(model, {"0.0": lambda i, o: o, "1.0": lambda i, o: 3 * o})
         assert widths(pruned(model, made, 55.2)) == expected
+
+
+def test_a_channel_of_a_stream_counts_as_many_losses_as_it_has_batchnorm_channels() -> None:
+    """With equal γ: a channel of the stream (two BatchNorms) saves 1.5 times as much as one inside of the block."""
+    parts = {"stem": conv_bn(3, 16), "a": conv_bn(16, 16), "b": conv_bn(16, 16), "head": head(16)}
+    model = Net(lambda n, x: n.head((y := n.stem(x)) + n.b(n.a(y))), **parts)
+    for norm in norms(model):
+        nn.init.ones_(norm.weight)
+    made = profile_of(model, {"stem.0": lambda i, o: 1.5 * o, "a.0": lambda i, o: o})
+    after = {layer.name: layer.after for layer in pruned(model, made, 32).report.layers}
+    assert (after["stem.1"], after["b.1"], after["a.1"]) == (16, 16, 8)
 
 
 def test_channels_go_in_portions_of_a_step_although_one_alone_saves_nothing() -> None:
