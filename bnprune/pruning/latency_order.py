@@ -26,10 +26,10 @@ from bnprune.pruning.scores import Scores
 def by_gain(graph: ChannelGraph, scores: Scores, candidates: Candidates, latency: LatencyModel) -> Candidates:
     """Return the candidates in the order of loss per millisecond saved; steps that are taken for every target stay.
 
-    The loss of a unit is its squared score (γ² is the variance that a BatchNorm channel adds to what reads it) times the
-    number of its BatchNorm channels, because its saving adds up over all of its layers as well. Without that factor, a
-    channel of a residual stream would be the cheapest loss per millisecond, since it goes in many layers at once, and a
-    network would lose whole streams first.
+    The loss of a unit is its squared score (γ² is the variance that a BatchNorm channel adds to what reads it) times
+    the number of its BatchNorm channels, because its saving adds up over all of its layers as well. Without that
+    factor, channels of residual streams, which go in many layers at once, would lose least per millisecond, and whole
+    streams would go first.
 
     Of each group, up to as many steps as fill a step of latency are taken together, if fewer would save less for what
     they lose. The order depends on no target.
