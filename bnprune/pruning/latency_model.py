@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from bnprune.channels.graph import ChannelGraph
+from bnprune.channels.graph import ChannelGraph, Record
 from bnprune.channels.op_context import Work
 from bnprune.channels.union_find import NO_CHANNEL, Ids
 from bnprune.errors import PruningError
@@ -27,10 +27,10 @@ class LatencyModel:
     """Latency as a function of the removed units.
 
     It is the sum of the latencies of the layers, read from the tables of the profile at the widths that are kept, and
-    of the rest of the network (normalisation, activations, additions, pooling), which is proportional to the elements
-    that these operators write::
+    of the rest of the network (normalisation, activations, additions, pooling). The time of each operator of the rest
+    is proportional to the channels that it writes::
 
-        latency = sum of table(inputs kept, outputs kept) + rest x elements kept / elements
+        latency = sum of table(inputs kept, outputs kept) + sum of ms x channels kept / channels
 
     Widths count up to the next multiple at which the latency of a layer really changes: with steps of 8, a
     layer of 57 channels takes as long as one of 64.
@@ -40,7 +40,7 @@ class LatencyModel:
         self._graph = graph
         work = [work for work in graph.traces["eval"].work if work.layer]
         self._calls = _matched(work, profile)
-        self._rest_share = _element_shares(graph)
+        self._rest_share = _rest_shares(graph, profile.rest)
         self._known: dict[tuple[int, int, int], float] = {}
         self._tables = [table.interpolation() for table in profile.tables]
         layers = sum(self._layer(index, *pair) for index, pair in enumerate(self.dense_widths))
@@ -62,7 +62,7 @@ class LatencyModel:
         return self.ms_at(self.widths_after(np.flatnonzero(removed)), float(self._rest_share[removed].sum()))
 
     def ms_at(self, widths: list[tuple[int, int]], rest_removed: float) -> float:
-        """Return the milliseconds for given widths of all layer calls, and a removed share of the other elements."""
+        """Return the milliseconds for given widths of all layer calls, and a removed share of the rest."""
         return sum(self._layer(index, *pair) for index, pair in enumerate(widths)) + self._rest * (1 - rest_removed)
 
     def widths_after(self, units: Iterable[int]) -> list[tuple[int, int]]:
@@ -143,17 +143,25 @@ def _size(axis: Ids | int) -> int:
     return axis if isinstance(axis, int) else len(axis)
 
 
-def _element_shares(graph: ChannelGraph) -> Scores:
-    """Return the share of the elements that the operators outside the tables write to each unit, shape (units,)."""
-    share, total = np.zeros(graph.unit_count), 0
-    for record in graph.traces["eval"].records:
-        if record.kind in (*_NO_COST, *_IN_TABLES):
-            continue
-        for shape, labels in record.outputs:
-            elements = math.prod(shape)
-            total += elements
-            for label in labels[:1]:
-                units = graph.units(label.reshape(-1).numpy())
-                np.add.at(share, units, elements / len(units))
+def rest_of(graph: ChannelGraph) -> list[Record]:
+    """Return the operator calls that compute something outside of the layers, in the order of the forward pass."""
+    return [record for record in graph.traces["eval"].records if record.kind not in (*_NO_COST, *_IN_TABLES)]
+
+
+def _rest_shares(graph: ChannelGraph, ms: Sequence[float]) -> Scores:
+    """Return the share of the time of the rest that each unit takes, shape (units,).
+
+    The time of an operator is divided evenly among the channels of its output. If operators were not measured, the
+    elements that they write count instead.
+    """
+    records = rest_of(graph)
+    elements = [float(sum(math.prod(shape) for shape, _ in record.outputs)) for record in records]
+    weights = ms if len(ms) == len(records) else elements
+    share = np.zeros(graph.unit_count)
+    for record, weight in zip(records, weights, strict=True):
+        label = next((labels[0] for _, labels in record.outputs if labels), None)
+        if label is not None:
+            units = graph.units(label.reshape(-1).numpy())
+            np.add.at(share, units, weight / len(units))
     share[NO_CHANNEL] = 0
-    return share / max(total, 1)
+    return share / max(sum(weights), 1e-9)

@@ -31,8 +31,9 @@ def by_gain(graph: ChannelGraph, scores: Scores, candidates: Candidates, latency
     factor, channels of residual streams, which go in many layers at once, would lose least per millisecond, and whole
     streams would go first.
 
-    Of each group, up to as many steps as fill a step of latency are taken together, if fewer would save less for what
-    they lose. The order depends on no target.
+    Of each group, several steps are taken together if fewer would save less for what they lose: as many as fill a step
+    of latency or, since a narrower layer can be slower (in another kernel), as many as lead past such widths. Steps
+    that save nothing, however many are taken, are left out. The order depends on no target.
 
     Args:
         graph: The trace.
@@ -53,8 +54,8 @@ def by_gain(graph: ChannelGraph, scores: Scores, candidates: Candidates, latency
 class _Greedy:
     """Takes portions of steps from the front of groups.
 
-    Savings shrink while a network becomes narrower, so that a loss per millisecond computed earlier is a lower bound:
-    only the group at the front of the queue has to be computed again before it is taken (lazy evaluation).
+    As a rule, savings shrink while a network becomes narrower, so that a loss per millisecond computed earlier is a
+    lower bound: only the group at the front of the queue is computed again before it is taken (lazy evaluation).
     """
 
     def __init__(self, graph: ChannelGraph, scores: Scores, candidates: Candidates, latency: LatencyModel) -> None:
@@ -75,6 +76,8 @@ class _Greedy:
         while queue:
             _, group = heapq.heappop(queue)
             cost, count = self._best(group)
+            if cost == math.inf:
+                continue
             if queue and cost > queue[0][0]:
                 heapq.heappush(queue, (cost, group))
                 continue
@@ -83,19 +86,19 @@ class _Greedy:
                 heapq.heappush(queue, (self._best(group)[0], group))
         return taken
 
-    def _best(self, group: int) -> tuple[tuple[float, float], int]:
-        """Return the smallest loss per millisecond of the next steps, (ratio, loss), and how many steps it takes."""
+    def _best(self, group: int) -> tuple[float, int]:
+        """Return the smallest loss per millisecond of the next steps, and how many steps it takes."""
         waiting = self._groups[group]
-        most = min(math.ceil(self._latency.longest_step / len(waiting[-1][0])), len(waiting))
-        best, best_count = (math.inf, math.inf), most
-        units, loss = np.zeros(0, np.int64), 0.0
-        for count in range(1, most + 1):
-            step, of_step = waiting[-count]
-            units, loss = np.concatenate([units, step]), loss + of_step
+        portion = math.ceil(self._latency.longest_step / len(waiting[-1][0]))
+        best, best_count = math.inf, 0
+        units, loss, taken = np.zeros(0, np.int64), 0.0, 0
+        for count in _counts(portion, len(waiting)):
+            steps = waiting[len(waiting) - count : len(waiting) - taken]
+            units = np.concatenate([units, *(step for step, _ in steps)])
+            loss, taken = loss + sum(of_step for _, of_step in steps), count
             saved = self._latency.saved(self._widths, self._latency.change(units), units)
-            cost = (loss / saved if saved > 0 else math.inf, loss)
-            if cost < best:
-                best, best_count = cost, count
+            if saved > 0 and loss / saved < best:
+                best, best_count = loss / saved, count
         return best, best_count
 
     def _take(self, group: int, count: int) -> Ids:
@@ -104,3 +107,10 @@ class _Greedy:
             inputs, outputs = self._widths[index]
             self._widths[index] = inputs - fewer_in, outputs - fewer_out
         return units
+
+
+def _counts(portion: int, most: int) -> list[int]:
+    """Return the numbers of steps to try: all that fill a step of latency, then twice as many each time, and all."""
+    few = range(1, min(portion, most) + 1)
+    doubled = (portion << exponent for exponent in range(1, most.bit_length()))
+    return [*few, *(count for count in doubled if count < most), *([most] if most > portion else [])]

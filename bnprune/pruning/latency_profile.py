@@ -9,9 +9,6 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bnprune.config.bounded_reading import items, parse_json, require_shape, table, whole, words
 from bnprune.errors import CheckpointError, quoted, shortened
 
@@ -44,13 +41,10 @@ class LatencyTable:
     def interpolation(self) -> Callable[[int, int], float]:
         """Return a function (inputs, outputs) -> milliseconds, bilinear between the measured widths.
 
-        A narrower layer never takes longer in it: if a measurement says so, noise has lengthened the narrower one.
-        Below the smallest measured width the line through the two smallest continues, but not below zero.
+        A narrower layer may take longer, if it runs in another kernel. Below the smallest measured width the line
+        through the two smallest continues, but not below zero.
         """
-        grid: NDArray[np.float64] = np.array(self.ms, dtype=np.float64)
-        for axis in (0, 1):
-            grid = np.flip(np.minimum.accumulate(np.flip(grid, axis), axis), axis)
-        values: list[list[float]] = grid.tolist()
+        values = self.ms
 
         def latency(inputs: int, outputs: int) -> float:
             row, down = _place(self.inputs, inputs)
@@ -104,6 +98,9 @@ class LatencyProfile:
     """Milliseconds of a forward pass of the whole network."""
     layers: tuple[ProfiledLayer, ...]
     tables: tuple[LatencyTable, ...]
+    rest: tuple[float, ...] = ()
+    """Milliseconds of every other operator that computes something, in the order of the forward pass; empty if they
+    were not measured."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the profile as plain data."""
@@ -148,6 +145,7 @@ def _from_data(data: Mapping[str, Any]) -> LatencyProfile:
             for entry in map(table, items(data["layers"]))
         ),
         tables=tables,
+        rest=tuple(map(_milliseconds, items(data["rest"]))),
     )
 
 

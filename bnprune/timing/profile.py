@@ -16,11 +16,14 @@ from bnprune.channels.forward_pass import copy_on
 from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.modules import modules_by_name, temporary_mode
 from bnprune.channels.op_context import Work
+from bnprune.channels.operator_mode import OperatorMode
 from bnprune.channels.pytrees import as_inputs
+from bnprune.channels.torch_internals import OpOverload
 from bnprune.channels.trace_network import trace
 from bnprune.channels.union_find import Ids
 from bnprune.errors import PruningError
 from bnprune.pruning.latency import in_turn, thread_clock
+from bnprune.pruning.latency_model import rest_of
 from bnprune.pruning.latency_profile import LatencyProfile, LatencyTable, ProfiledLayer, Steps
 from bnprune.pruning.plan import identity
 from bnprune.timing.backends import Backend, Setting, forward_pass
@@ -91,6 +94,7 @@ def profile_network(
         total_ms=network_ms(model, setting, batch, backend, own_time=True),
         layers=tuple(ProfiledLayer(name, calls.index(call)) for name, call in named),
         tables=tuple(tables),
+        rest=_rest(model, graph, setting.inputs(batch)) if backend == "eager" else (),
     )
 
 
@@ -159,6 +163,44 @@ def _fits(call: LayerCall, work: Work) -> bool:
     """True if the widths of a module are those of its weight; a module that runs others is not measured."""
     sizes = [axis if isinstance(axis, int) else len(axis) for axis in (work.inputs, work.outputs)]
     return sizes == [call.inputs, call.outputs]
+
+
+# -- the rest ----------------------------------------------------------------------------------------------------------
+
+_REST_ROUNDS = 5
+
+
+class _OperatorTimes(OperatorMode):
+    """Measures every operator of a forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ms: list[tuple[str, float]] = []
+        self._clock = thread_clock(torch.get_num_threads())
+
+    def run_operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator, and record its name and its time."""
+        started = self._clock()
+        output = super().run_operator(func, args, kwargs)
+        self.ms.append((func.name(), 1e3 * (self._clock() - started)))
+        return output
+
+
+def _rest(model: nn.Module, graph: ChannelGraph, inputs: torch.Tensor) -> tuple[float, ...]:
+    """Return the milliseconds of the operators outside of the layers; none if other operators run than in the trace."""
+    copied, rounds = copy_on(model, "cpu"), []
+    args, kwargs = as_inputs(inputs)
+    with torch.no_grad(), temporary_mode(copied, training=False):
+        for _ in range(_REST_ROUNDS):
+            times = _OperatorTimes()
+            with times:
+                copied(*args, **kwargs)
+            rounds.append(times.ms)
+    records = graph.traces["eval"].records
+    if any([name for name, _ in ms] != [record.op for record in records] for ms in rounds):
+        return ()
+    shortest = {id(record): min(ms[index][1] for ms in rounds) for index, record in enumerate(records)}
+    return tuple(shortest[id(record)] for record in rest_of(graph))
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
