@@ -19,6 +19,7 @@ from bnprune.cli import (
     finetune,
     init,
     inspect,
+    profile,
     prune,
     report,
     run,
@@ -105,7 +106,7 @@ def options(
 
 
 _TRAINING = (run, train, prune, finetune)
-_ANALYSIS = (sweep, evaluate, inspect, benchmark, report, export)
+_ANALYSIS = (sweep, evaluate, inspect, profile, benchmark, report, export)
 _SETUP = (validate, init, doctor)
 
 for verb in (*_TRAINING, *_ANALYSIS, *_SETUP):

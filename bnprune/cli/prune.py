@@ -45,6 +45,15 @@ PlanFile = Annotated[
     Path | None,
     option(PRUNING, "--plan", "FILE", "Apply a saved plan instead of making one."),
 ]
+ProfileFile = Annotated[
+    Path | None,
+    option(
+        PRUNING,
+        "--profile",
+        "FILE",
+        "Latency profile for --latency (see `bnprune profile`); gives batch size and backend.",
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show the plan without pruning; write nothing.", rich_help_panel=PRUNING)
 ]
@@ -75,6 +84,7 @@ def prune(
     calibrate: Calibrate = None,
     compensate: Compensate = True,
     plan: PlanFile = None,
+    profile: ProfileFile = None,
     dry_run: DryRun = False,
     out: OutFile = Path("slim.safetensors"),
     force: Force = False,
@@ -112,6 +122,7 @@ def prune(
             input_shape=parse_shape(input),
             trust=trust,
             plan=plan,
+            profile=profile,
             compensated=compensate,
             calibrate=calibrate,
             dry_run=dry_run,

@@ -126,7 +126,7 @@ def _by_layer(graph: ChannelGraph, rank: Ids, prunable: Mask, constraints: Const
     """
     protected, forced = (np.zeros(graph.unit_count, dtype=np.bool_) for _ in range(2))
     wanted = own_ratios(graph, constraints.layer_ratios)
-    _, portion = _interchangeable(graph, constraints.round_to)
+    portion = interchangeable(graph, constraints.round_to)[1] if wanted else np.ones(graph.unit_count, dtype=np.int64)
     for layer in graph.layers:
         units = graph.units(layer.ids)
         floor = max(constraints.min_channels, math.ceil(len(units) * (1 - constraints.cap) - 1e-9))
@@ -161,7 +161,7 @@ def _count_leading(forced: Mask, ends: Ids) -> int:
 def _portions(graph: ChannelGraph, order: Ids, multiple: int) -> tuple[Ids, Ids]:
     """Group units into steps that remove a multiple of channels from every layer.
 
-    Interchangeable units (see `_interchangeable`) go in portions of a fixed size. A portion takes the place of its
+    Interchangeable units (see `interchangeable`) go in portions of a fixed size. A portion takes the place of its
     middle unit in the order, so that widths round to the nearest multiple. Units that do not fill a portion stay.
 
     Example for portions of 2, with units a of one kind and b of another:
@@ -174,7 +174,7 @@ def _portions(graph: ChannelGraph, order: Ids, multiple: int) -> tuple[Ids, Ids]
     """
     if multiple == 1:
         return order, np.arange(1, len(order) + 1)
-    kind, size = _interchangeable(graph, multiple)
+    kind, size = interchangeable(graph, multiple)
     place = np.empty(len(order), dtype=np.int64)
     portion = np.full(len(order), -1, dtype=np.int64)
     start = 0
@@ -202,7 +202,7 @@ def _unfilled(graph: ChannelGraph, free: Ids, order: Ids) -> tuple[str, ...]:
     return tuple(name for name, units in norms if removable[units].any() and not ordered[units].any())
 
 
-def _interchangeable(graph: ChannelGraph, multiple: int) -> tuple[NDArray[np.uint64], Ids]:
+def interchangeable(graph: ChannelGraph, multiple: int) -> tuple[NDArray[np.uint64], Ids]:
     """Return the kind of each unit, and how many units of that kind have to go together; shapes (units,).
 
     Two units are interchangeable if they have equally many channels in every layer: removing one or the other leaves
@@ -218,8 +218,6 @@ def _interchangeable(graph: ChannelGraph, multiple: int) -> tuple[NDArray[np.uin
     """
     kind = np.zeros(graph.unit_count, dtype=np.uint64)
     size = np.ones(graph.unit_count, dtype=np.int64)
-    if multiple == 1:
-        return kind, size
     salts = np.random.default_rng(0).integers(1, 2**62, len(graph.layers), dtype=np.uint64)
     for layer, salt in zip(graph.layers, salts, strict=True):
         if len(layer.ids) % multiple == 0:

@@ -118,6 +118,8 @@ class DraftPlan:
     seconds: float = 0.0
     latency_ms: float | None = None
     """Of the slim network, if the target was a latency."""
+    latency_notes: tuple[Note, ...] = ()
+    """Remarks about how that was found."""
     gate_candidates: int = 0
     """BatchNorm channels that stay, but might be removed with gates."""
     found_late: int = 0
@@ -145,7 +147,7 @@ class DraftPlan:
         on_cut = tuple(notes_on_cut(scored.graph, scored.gammas, scored.scores, self.candidates, self.removed))
         on_criterion = [note for note in scored.criterion_notes if not on_cut or note.code != NOT_SEPARATED.code]
         further = (*self._notes_on_target(), *self._notes_on_layer_ratios(), *self._notes_on_deviations())
-        return (*notes, *further, *self.size_notes, *on_cut, *on_criterion)
+        return (*notes, *further, *self.latency_notes, *self.size_notes, *on_cut, *on_criterion)
 
     @property
     def advice(self) -> tuple[Note, ...]:

@@ -31,19 +31,43 @@ def latencies(models: Sequence[nn.Module], inputs: Inputs, runs: int = 20, warmu
 
 
 def in_turn(
-    passes: Sequence[Callable[[], object]], rounds: int, warmup: int = 0, *, cuda: bool = False
+    passes: Sequence[Callable[[], object]],
+    rounds: int,
+    warmup: int = 0,
+    *,
+    cuda: bool = False,
+    clock: Callable[[], float] | None = None,
 ) -> list[list[float]]:
-    """Return the seconds of every pass, (passes, rounds): in each round all of them run once, one after the other."""
+    """Return the seconds of every pass, (passes, rounds): in each round all of them run once, one after the other.
+
+    Args:
+        passes: Functions that run a network once.
+        rounds: Rounds that are counted.
+        warmup: Rounds before them.
+        cuda: True if the networks run on a GPU.
+        clock: Returns seconds; default: `time.perf_counter`.
+    """
+    clock = clock or time.perf_counter
     times: list[list[float]] = [[] for _ in passes]
     for turn in range(warmup + rounds):
         for run, taken in zip(passes, times, strict=True):
             _wait(cuda)
-            started = time.perf_counter()
+            started = clock()
             run()
             _wait(cuda)
             if turn >= warmup:
-                taken.append(time.perf_counter() - started)
+                taken.append(clock() - started)
     return times
+
+
+_FINE = 1e-6
+"""Seconds. On some systems, the clock of a thread advances in steps of milliseconds."""
+
+
+def thread_clock(threads: int) -> Callable[[], float]:
+    """Return the clock to measure with: with one thread, its own time, which stands still while other programs run."""
+    fine = time.get_clock_info("thread_time").resolution <= _FINE
+    return time.thread_time if threads == 1 and fine else time.perf_counter
 
 
 def _wait(cuda: bool) -> None:

@@ -142,7 +142,13 @@ def _trace(
     )
 
 
-def plan_cut(model: nn.Module, example_inputs: Any, scored: ScoredNetwork) -> DraftPlan:
+Selection = Callable[[ScoredNetwork, Candidates], Mask]
+"""Chooses the units to remove from candidates."""
+
+
+def plan_cut(
+    model: nn.Module, example_inputs: Any, scored: ScoredNetwork, select: Selection | None = None
+) -> DraftPlan:
     """Return a draft whose slim network runs as expected and meets the target; nothing is cut yet.
 
     If no channel can be removed because grouped convolutions tie all of them to channels that must stay, gates behind
@@ -151,27 +157,35 @@ def plan_cut(model: nn.Module, example_inputs: Any, scored: ScoredNetwork) -> Dr
     If no channel can be pruned at all, none is selected (`DraftPlan.candidates.prunable` is empty). A target in
     milliseconds needs measurements: see `bnprune.pruning.latency_search`.
 
+    Args:
+        model: The network.
+        example_inputs: As for `prune`.
+        scored: Its trace and scores.
+        select: Chooses the units to remove; default: to meet the target of the request.
+
     Raises:
         PruningError: The target cannot be reached; the message says how close one can get.
     """
     if scored.request.default_cap is not None:
-        return _plan_with_default_cap(model, example_inputs, scored)
+        return _plan_with_default_cap(model, example_inputs, scored, select)
     started = time.perf_counter()
     planner = _Planner(model, as_inputs(example_inputs), scored)
-    draft = _best_draft(planner)
+    draft = _best_draft(planner, select)
     if not draft.removed.any() and not scored.required_gates:
-        planner, draft = _with_separating_gates(planner, example_inputs) or (planner, draft)
+        planner, draft = _with_separating_gates(planner, example_inputs, select) or (planner, draft)
     return replace(draft, seconds=time.perf_counter() - started, gate_candidates=planner.count_gate_candidates(draft))
 
 
-def _plan_with_default_cap(model: nn.Module, example_inputs: Any, scored: ScoredNetwork) -> DraftPlan:
+def _plan_with_default_cap(
+    model: nn.Module, example_inputs: Any, scored: ScoredNetwork, select: Selection | None
+) -> DraftPlan:
     """Plan with the default cap of the criterion, or without a cap if the target cannot be reached with it."""
     cap = scored.request.default_cap
 
     def plan(cap: float | None, note: Note) -> DraftPlan:
         request = replace(scored.request, cap=cap)
         notes = (*scored.criterion_notes, note)
-        draft = plan_cut(model, example_inputs, replace(scored, request=request, criterion_notes=notes))
+        draft = plan_cut(model, example_inputs, replace(scored, request=request, criterion_notes=notes), select)
         return replace(draft, scored=replace(draft.scored, request=scored.request))
 
     assert cap is not None
@@ -184,7 +198,9 @@ def _plan_with_default_cap(model: nn.Module, example_inputs: Any, scored: Scored
     return plan(1.0, lifted_cap_note(scored.request.criterion))
 
 
-def _with_separating_gates(planner: _Planner, example_inputs: Any) -> tuple[_Planner, DraftPlan] | None:
+def _with_separating_gates(
+    planner: _Planner, example_inputs: Any, select: Selection | None
+) -> tuple[_Planner, DraftPlan] | None:
     """Plan with gates behind all grouped convolutions, then with the needed ones only; None if gates do not help.
 
     A grouped convolution ties the stream it reads to the one it writes, and so ties channels that must stay to others:
@@ -197,16 +213,18 @@ def _with_separating_gates(planner: _Planner, example_inputs: Any) -> tuple[_Pla
         scored = score_network(planner.model, example_inputs, before.request, gates, before.heads, before.statistics)
         scored = replace(scored, criterion_notes=before.criterion_notes)
         planner = _Planner(planner.model, planner.inputs, scored)
-        draft = _best_draft(planner)
+        draft = _best_draft(planner, select)
         gates, tried = planner.needed_gates(), gates
         if gates == tried:
             break
     return (planner, draft) if draft is not None and draft.removed.any() else None
 
 
-def _best_draft(planner: _Planner) -> DraftPlan:
+def _best_draft(planner: _Planner, select: Selection | None) -> DraftPlan:
     kind, share = planner.scored.request.target
-    if kind == "ratio":
+    if select is not None:
+        draft = planner.select_until_it_runs(partial(select, planner.scored))
+    elif kind == "ratio":
         draft = planner.select_until_it_runs(lambda candidates: by_ratio(planner.scored.graph, candidates, share))
     else:
         draft = _meet_cost(planner, kind, share)

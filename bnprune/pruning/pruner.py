@@ -15,7 +15,7 @@ from bnprune.channels.trace_network import Coupling, Outputs
 from bnprune.config.tables import REPAIR
 from bnprune.pruning.calibration import Calibration, Loss
 from bnprune.pruning.draft_plan import DraftPlan, describe_plan, require_cut
-from bnprune.pruning.latency_search import plan_for_target
+from bnprune.pruning.latency_search import LatencyKnowledge, plan_for_target
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.planner import score_network
 from bnprune.pruning.report import Report, foresee, make_report, recounted
@@ -228,7 +228,7 @@ def plan(
         outputs=outputs,
         calibrate_images=calibrate_images,
     )
-    drafted = draft(model, example_inputs, request, _calibration(calibrate, request, loss))
+    drafted = draft(model, example_inputs, request, calibration=_calibration(calibrate, request, loss))
     require_cut(drafted)
     return describe_plan(drafted)
 
@@ -239,8 +239,22 @@ def _calibration(batches: Iterable[Any] | None, request: Request, loss: Loss | N
     return Calibration.of(batches, request.calibrate_images, loss)
 
 
-def draft(model: nn.Module, example_inputs: Any, request: Request, calibration: Calibration | None = None) -> DraftPlan:
+def draft(
+    model: nn.Module,
+    example_inputs: Any,
+    request: Request,
+    *,
+    calibration: Calibration | None = None,
+    latency: LatencyKnowledge | None = None,
+) -> DraftPlan:
     """Score the channels and select those to remove: the one composition of these two steps.
+
+    Args:
+        model: As for `prune`.
+        example_inputs: As for `prune`.
+        request: The target and the constraints.
+        calibration: For criteria that need data.
+        latency: The latencies of the layers, for a target in milliseconds.
 
     Raises:
         ConfigError: The criterion needs calibration data, and there is none.
@@ -250,7 +264,7 @@ def draft(model: nn.Module, example_inputs: Any, request: Request, calibration: 
     require_bare(model)
     statistics = measure_statistics(model, request.criterion, calibration)
     scored = score_network(model, example_inputs, request, statistics=statistics)
-    return plan_for_target(model, example_inputs, scored)
+    return plan_for_target(model, example_inputs, scored, latency)
 
 
 def prune_as_requested(
@@ -260,9 +274,11 @@ def prune_as_requested(
     *,
     proof: bool = True,
     calibration: Calibration | None = None,
+    latency: LatencyKnowledge | None = None,
 ) -> PruningResult:
     """Prune a network; `prune` with its keyword arguments as one object, and without repair. Errors as for `prune`."""
-    return carry_out(draft(model, example_inputs, request, calibration), model, example_inputs, proof=proof)
+    drafted = draft(model, example_inputs, request, calibration=calibration, latency=latency)
+    return carry_out(drafted, model, example_inputs, proof=proof)
 
 
 def _repaired(result: PruningResult, model: nn.Module, example_inputs: Any, calibration: Calibration) -> PruningResult:

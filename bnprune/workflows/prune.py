@@ -10,10 +10,11 @@ from typing import Any
 from torch import nn
 
 from bnprune.config.bounded_reading import DATA_BYTES, read_text
-from bnprune.errors import CheckpointError, ForwardError
+from bnprune.errors import CheckpointError, ConfigError, ForwardError
 from bnprune.notes import Note
 from bnprune.pruning.calibration import DEFAULT_IMAGES, Calibration
 from bnprune.pruning.draft_plan import describe_plan, require_cut
+from bnprune.pruning.latency_search import LatencyKnowledge
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.pruner import PruningResult, RepairOutcome, draft, prune_as_requested, replay
 from bnprune.pruning.report import Report, foresee, make_report
@@ -29,6 +30,7 @@ from bnprune.runs.network_source import NetworkSource, open_source
 from bnprune.runs.outputs import require_output
 from bnprune.runs.summary import cut_figures, pruned_of, seconds_of
 from bnprune.workflows.calibration_data import CalibrationData, open_calibration
+from bnprune.workflows.profile import read_profile
 from bnprune.workflows.results import CalibrationOutcome, CompensationOutcome, PruneResult
 
 
@@ -43,6 +45,7 @@ def prune(
     input_shape: Sequence[int] | None = None,
     trust: bool = False,
     plan: str | Path | None = None,
+    profile: str | Path | None = None,
     compensated: bool = True,
     calibrate: str | Path | None = None,
     dry_run: bool = False,
@@ -64,6 +67,7 @@ def prune(
         input_shape: Shape of one input, without the batch.
         trust: Run the code and use the paths that the files name.
         plan: File with a plan to replay, in place of a request.
+        profile: File with a latency profile, for a target in milliseconds; it gives the batch size and the backend.
         compensated: After verification, add the constant output of removed channels to the biases of the next layers.
         calibrate: Calibration data: a folder of images, of any structure, or "package.module:factory", which returns an
             iterable of batches as for `bnprune.prune`. By default, the training images of the network's recipe, if they
@@ -82,7 +86,7 @@ def prune(
     """
     target = Path(out)
     if not dry_run:
-        inputs = (_path(source), _path(weights), _path(plan))
+        inputs = (_path(source), _path(weights), _path(plan), _path(profile))
         require_output(target, force=force, sources=inputs)
     network = open_source(
         source,
@@ -93,16 +97,19 @@ def prune(
         shape=input_shape,
         trust=trust,
     )
+    latency = _latency(network, request, profile, display)
     replayed = None if plan is None else _read_plan(Path(plan), network.model)
     data, notes = _calibration(network, request, calibrate, dry_run=dry_run)
     calibration = None if data is None else data.calibration
     if dry_run:
-        report, planned = _foreseen(network, request, replayed, calibration)
+        report, planned = _foreseen(network, request, replayed, calibration, latency)
         return _result(network, _noted(report, notes), (), out=None, plan=planned, calibration=_calibrated(data, None))
     if replayed is not None:
         result = replay(replayed, network.model, network.inputs)
     else:
-        result = prune_as_requested(network.model, network.inputs, _required(request), calibration=calibration)
+        result = prune_as_requested(
+            network.model, network.inputs, _required(request), calibration=calibration, latency=latency
+        )
     result, done = _recovered(network, result, calibration, display, compensated=compensated)
     outcome = _calibrated(data, result.repair)
     _save(target, network, result, outcome)
@@ -164,13 +171,29 @@ def _required(request: Request | None) -> Request:
     return Request() if request is None else request  # an empty request raises: a target is missing
 
 
+def _latency(
+    network: NetworkSource, request: Request | None, profile: str | Path | None, display: Display
+) -> LatencyKnowledge | None:
+    """Read the latency profile; None if there is none."""
+    if profile is None:
+        return None
+    if request is None or request.latency_ms is None:
+        message = "a latency profile serves a target in milliseconds. Give one, or leave the profile out."
+        raise ConfigError(message, argument="profile")
+    return read_profile(Path(profile), network, display)
+
+
 def _foreseen(
-    network: NetworkSource, request: Request | None, plan: PruningPlan | None, calibration: Calibration | None
+    network: NetworkSource,
+    request: Request | None,
+    plan: PruningPlan | None,
+    calibration: Calibration | None,
+    latency: LatencyKnowledge | None,
 ) -> tuple[Report, PruningPlan]:
     """Return the report of a plan, made now or replayed, without pruning, and the plan."""
     if plan is not None:
         return foresee(plan, network.model, network.inputs), plan
-    drafted = draft(network.model, network.inputs, _required(request), calibration)
+    drafted = draft(network.model, network.inputs, _required(request), calibration=calibration, latency=latency)
     require_cut(drafted)
     made = describe_plan(drafted)
     return make_report(drafted, made, None, {}), made

@@ -59,6 +59,8 @@ __all__ = [
     "NotCompensated",
     "ParityOutcome",
     "PreprocessingUsed",
+    "ProfileResult",
+    "ProfiledLatency",
     "ProofOutcome",
     "PruneResult",
     "Pruned",
@@ -317,6 +319,42 @@ class BenchmarkResult(Document):
     """Shape of one input, without the batch."""
     networks: list[BenchmarkNetwork]
     timings: list[BenchmarkTiming]
+
+
+class ProfiledLatency(Document):
+    """The latency of one call of a layer at its full width."""
+
+    name: str
+    inputs: int
+    """Input width; of a grouped convolution, that of one group."""
+    outputs: int
+    ms: float
+    input_step: int
+    """The multiple of input channels at which latency changes."""
+    output_step: int
+    """The multiple of output channels at which latency changes."""
+
+
+class ProfileResult(Document):
+    """The result of `profile`."""
+
+    schema_: Literal["bnprune.profile/1"] = Field(default="bnprune.profile/1", alias="schema")
+    model: dict[str, Any]
+    input: list[int]
+    """Shape of one input, without the batch."""
+    backend: str
+    batch: int
+    threads: int
+    processor: str
+    total_ms: float
+    """Milliseconds of a forward pass of the whole network."""
+    layers_ms: float
+    """Milliseconds of all measured layers together."""
+    layers: list[ProfiledLatency]
+    seconds: float
+    """Time that the measurements took."""
+    out: str
+    """The profile that was written."""
 
 
 class ReportResult(Document):

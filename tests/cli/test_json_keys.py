@@ -45,6 +45,7 @@ def recorded() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "sweep without recommendation", document("sweep", "run", "--at", "0.97", "--tolerance", "0")
     yield "export", document("export", "run", "--format", "pt2", "--out", "network.pt2", "--fold-bn")
     yield "export unverified", document("export", "run", "--format", "state-dict", "--no-verify", "--out", "w.pt")
+    yield "profile", document("profile", *CHAIN, "--out", "cpu.json")
     quick = ("--rounds", "2", "--batch", "2", "--device", "cpu")
     yield "benchmark", document("benchmark", "run", *quick)
     yield "benchmark of two", document("benchmark", "run", "--dense", *quick)

@@ -74,7 +74,7 @@ _TARGETS = {
     "ratio": "ratio: requested {:.3g}, removed {:.3f}",
     "macs": "MACs: requested {:.3g}, kept {:.3f}",
     "params": "parameters: requested {:.3g}, kept {:.3f}",
-    "latency_ms": "latency: requested {:.3g} ms, measured {:.3g} ms",
+    "latency_ms": "latency: requested {:.3g} ms, reached {:.3g} ms",
 }
 
 
