@@ -183,8 +183,14 @@ def cell(criterion: str, share: float, beds: Sequence[Bed]) -> dict[str, Any]:
     lost = dense - means["recalibrated"]
     back = (got - means["recalibrated"]) / lost if lost > 0 else None
     return {
-        "criterion": criterion, "macs": share, "accuracy": means, "by_seed": by_seed(correct), "chosen": chosen,
-        "brought_back": back, "difference": float(difference.mean()), "margin": margin,
+        "criterion": criterion,
+        "macs": share,
+        "accuracy": means,
+        "by_seed": by_seed(correct),
+        "chosen": chosen,
+        "brought_back": back,
+        "difference": float(difference.mean()),
+        "margin": margin,
         "significantly_behind": float(difference.mean()) + margin < 0,
     }
 
@@ -250,8 +256,14 @@ def measured(name: str, count: int) -> dict[str, Any]:
     after, passes = error(slim, batches, expected), seconds / dense_s
     met = after < plain and passes <= MOST_PASSES and peak <= MOST_MEMORY
     return {
-        "plain": plain, "reconstructed": after, "passes": passes, "peak_bytes": peak, "seconds": seconds,
-        "layers": len(layers), "refitted": sum(not layer.reason for layer in layers), "met": met,
+        "plain": plain,
+        "reconstructed": after,
+        "passes": passes,
+        "peak_bytes": peak,
+        "seconds": seconds,
+        "layers": len(layers),
+        "refitted": sum(not layer.reason for layer in layers),
+        "met": met,
         "reasons": {layer.site: layer.reason for layer in layers if layer.reason},
     }
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 import bnprune
 from bnprune.recovery.reconstruct import Reconstruction, reconstruct, reconstruct_layers
 from tests.nets import Net, conv_bn, head, noise, outputs, randomized
+from tests.numerics.test_gates import preactivation
 
 SHAPE = (3, 8, 8)
 
@@ -224,27 +225,17 @@ def test_layers_that_lose_outputs_too() -> None:
 
 
 def test_gates() -> None:
-    """Each branch reads its own channels of a stream that keeps all."""
+    """Two layers read one stream, and each keeps its own half; channel i + 4 is a multiple of channel i."""
     torch.manual_seed(0)
-
-    def forward(n: Net, x: torch.Tensor) -> torch.Tensor:
-        x = n.stem(x)
-        return n.head(n.last(x + n.c(n.first(x))))
-
-    producer = Producer()
-    net = Net(
-        forward,
-        stem=producer.conv,
-        first=nn.BatchNorm2d(8),
-        c=nn.Conv2d(8, 8, 3, padding=1),
-        last=nn.BatchNorm2d(8),
-        head=head(8),
-    )
+    model = preactivation().double().eval()
+    factors = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64)
     with torch.no_grad():
-        net.first.weight.copy_(producer.norm.weight)
-    model = net.double().eval()
-    result = bnprune.prune(model, noise(2, *SHAPE), ratio=0.25, coupling="gates")
-    assert result.plan.gates
+        for writer in (model.stem, model.first[3], model.second[3]):
+            writer.weight[4:] = factors[:, None, None, None] * writer.weight[:4]
+        for reader, gone in ((model.second[0], [0, 1, 2, 3]), (model.last, [0, 1, 6, 7])):
+            reader.weight[gone] = 0.1
+    result = bnprune.prune(model, noise(2, *SHAPE), ratio=0.5, exclude=["first", "second.2"], coupling="gates")
+    assert {gate.kind for gate in result.plan.gates} == {"read"}
     fresh = noise(3, *SHAPE, seed=9)
     expected = outputs(model, fresh)
     assert (outputs(result.model, fresh) - expected).abs().max() > 0.01
