@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnprune
+from bnprune.recovery.moments import Moments
 from bnprune.recovery.reconstruct import Reconstruction, reconstruct, reconstruct_layers
 from tests.nets import Net, conv_bn, head, noise, outputs, randomized
 from tests.numerics.test_gates import preactivation
@@ -326,6 +327,35 @@ def test_a_layer_whose_weight_is_used_outside_of_it_is_left_and_named() -> None:
     assert found["c"].reason == "it did not run as a module"
     assert torch.equal(result.model.c.weight, before)
     assert not found["d"].reason
+
+
+def test_multihead_attention_is_left_and_named() -> None:
+    """It reads the weight of its last layer without running the layer."""
+
+    def forward(n: Net, x: torch.Tensor) -> torch.Tensor:
+        tokens = n.stem(x).flatten(2).transpose(1, 2)
+        return n.fc(n.mha(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+
+    torch.manual_seed(0)
+    net = Net(forward, stem=conv_bn(3, 32), mha=nn.MultiheadAttention(32, 2, batch_first=True), fc=nn.Linear(32, 5))
+    model = randomized(net).double().eval()
+    result = bnprune.prune(model, noise(2, *SHAPE), ratio=0.5)
+    before = result.model.mha.out_proj.weight.clone()
+    assert before.shape == (16, 16)
+    found = {layer.site: layer for layer in reconstruct_layers(model, result.model, result.plan, batches())}
+    assert found["mha.out_proj"] == Reconstruction("mha.out_proj", 16, reason="it did not run as a module")
+    assert torch.equal(result.model.mha.out_proj.weight, before)
+    assert "fc" in found
+
+
+def test_single_samples_go_to_the_smaller_half() -> None:
+    """Otherwise one half would have none, and no ridge could be chosen."""
+    x, one = noise(1, 21, 4), torch.eye(4, dtype=torch.float64)[None]
+    sums = Moments.of(x[:, :1], x[:, :1, :2], one)
+    for i in range(1, 21):
+        sums.add(Moments.of(x[:, i : i + 1], x[:, i : i + 1, :2], one, odd_to=sums.smaller))
+    assert sums.count.tolist() == [11, 10]
+    torch.testing.assert_close(sums.x.sum(0), x.sum(1))
 
 
 def test_no_batches() -> None:
