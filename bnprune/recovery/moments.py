@@ -4,9 +4,9 @@ The affine map that predicts x from s best is
 
     x ~ B s + b,    B = Cov(x, s) (Cov(s, s) + ridge * mean variance * I)^-1,    b = E[x] - B E[s]
 
-Of the samples, the first half of each batch and the second are kept apart. The ridge is the one of `RIDGES` with which
-the fit to one half predicts the other half best. If x depends on s linearly, it is a very small one, and the fit is
-exact up to rounding.
+Of the samples, the first half of each batch and the second are kept apart (batches of one sample go to either half in
+turn). The ridge is the one of `RIDGES` with which the fit to one half predicts the other half best. If x depends on s
+linearly, it is a very small one, and the fit is exact up to rounding.
 """
 
 from __future__ import annotations
@@ -35,9 +35,12 @@ class Moments:
     """Sum of x^T M x, with M the importance."""
 
     @classmethod
-    def of(cls, x: torch.Tensor, s: torch.Tensor, importance: torch.Tensor) -> Moments:
-        """Sum over samples; x is (g, n, c), s is (g, n, c'), the importance (g, c, c)."""
-        half = x.shape[1] // 2
+    def of(cls, x: torch.Tensor, s: torch.Tensor, importance: torch.Tensor, *, odd_to: int = 0) -> Moments:
+        """Sum over samples; x is (g, n, c), s is (g, n, c'), the importance (g, c, c).
+
+        If n is odd, half `odd_to` gets the sample more.
+        """
+        half = (x.shape[1] + 1 - odd_to) // 2
         pairs = [(x[:, :half], s[:, :half]), (x[:, half:], s[:, half:])]
         weights = importance.to(x)
         return cls(
@@ -48,6 +51,11 @@ class Moments:
             torch.stack([b.transpose(1, 2) @ b for _, b in pairs]).double(),
             torch.stack([((a @ weights) * a).sum() for a, _ in pairs]).double(),
         )
+
+    @property
+    def smaller(self) -> int:
+        """The half with fewer samples."""
+        return int(self.count[1] < self.count[0])
 
     def add(self, other: Moments) -> None:
         """Add the sums over other samples."""

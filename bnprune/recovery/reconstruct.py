@@ -54,6 +54,9 @@ class Reconstruction:
     """Why the layer was not refitted; empty if it was."""
 
 
+_NO_NEARER = "the outputs of the network came no nearer to those of the dense one"
+
+
 @preserve_thread_state
 def reconstruct(model: nn.Module, slim: nn.Module, plan: PruningPlan, batches: Iterable[Any]) -> nn.Module:
     """Refit the layers of the slim network that lost inputs to their outputs in the dense network, in place.
@@ -85,9 +88,9 @@ def reconstruct_layers(
     images = [as_inputs(batch[0] if isinstance(batch, tuple | list) else batch) for batch in batches]
     if not images:
         raise ValueError("reconstruct: got no batches")
-    consumers, skipped = find_consumers(model, plan)
+    consumers, unfit = find_consumers(model, plan)
     norms, gated = sole_norms(model, images[0]), {gate.at for gate in plan.gates}
-    results = [Reconstruction(site, 0, reason=reason) for site, reason in skipped.items()]
+    results = [Reconstruction(layer.site, layer.removed, reason=layer.reason) for layer in unfit]
     moments = _measure(model, images, consumers)
     before = copy.deepcopy(slim.state_dict())
     for consumer in consumers:
@@ -96,7 +99,7 @@ def reconstruct_layers(
         results.append(done)
     if not _is_nearer(model, slim, before, images[-1]):
         slim.load_state_dict(before)
-        return tuple(Reconstruction(r.site, r.channels, reason="the network came no nearer") for r in results)
+        return tuple(Reconstruction(r.site, r.channels, reason=r.reason or _NO_NEARER) for r in results)
     return tuple(results)
 
 
@@ -107,11 +110,12 @@ def _measure(model: nn.Module, images: Sequence[Inputs], consumers: Sequence[Con
 
     def add(consumer: Consumer, x: torch.Tensor, y: torch.Tensor) -> None:
         predicted, known = (part if part.dtype == torch.float64 else part.float() for part in consumer.samples(x, y))
-        moments = Moments.of(predicted, known, weights[consumer.site])
-        if consumer.key in sums:
-            sums[consumer.key].add(moments)
-        else:
+        earlier = sums.get(consumer.key)
+        moments = Moments.of(predicted, known, weights[consumer.site], odd_to=0 if earlier is None else earlier.smaller)
+        if earlier is None:
             sums[consumer.key] = moments
+        else:
+            earlier.add(moments)
 
     with temporary_mode(model, training=False), _watched(consumers, add):
         for args, kwargs in images:
@@ -161,8 +165,7 @@ def _refit(slim: nn.Module, consumer: Consumer, moments: Moments | None, norm: s
 def _plain(consumer: Consumer) -> Fit:
     """Return the map that the plain cut amounts to."""
     matrix = consumer.plain()
-    offset = consumer.bias() if consumer.direct else torch.zeros(matrix.shape[:2], dtype=matrix.dtype)
-    return Fit(matrix, offset.to(matrix), 0.0)
+    return Fit(matrix, matrix.new_zeros(matrix.shape[:2]), 0.0)
 
 
 def _write(layer: Any, mean: torch.Tensor | None, consumer: Consumer, fitted: Fit) -> None:
@@ -170,13 +173,13 @@ def _write(layer: Any, mean: torch.Tensor | None, consumer: Consumer, fitted: Fi
 
     BatchNorm subtracts its running mean: a layer without the bias b, and a mean without it, make the same.
     """
-    weight, bias = consumer.refitted(fitted.matrix, fitted.offset, layer.weight)
+    weight, change = consumer.refitted(fitted.matrix, fitted.offset, layer.weight)
     with torch.no_grad():
         layer.weight.copy_(weight)
         if layer.bias is not None:
-            layer.bias.copy_(bias)
+            layer.bias.copy_(consumer.bias().flatten() + change)
         elif mean is not None:
-            mean -= bias.to(mean)
+            mean -= change.to(mean)
 
 
 def _is_nearer(model: nn.Module, slim: nn.Module, before: Mapping[str, torch.Tensor], images: Inputs) -> bool:
