@@ -50,7 +50,7 @@ def forward(model: nn.Module, inputs: Inputs, *, device: str, training: bool = F
     Args:
         model: Any network.
         inputs: Positional and keyword arguments.
-        device: Where to run; on "meta" there are shapes only, no memory and no arithmetic.
+        device: Device to run on; on "meta" there are shapes only, no memory and no arithmetic.
         training: True for train mode.
     """
     args, kwargs = map_tensors(lambda tensor: tensor.to(device, copy=True), inputs)
@@ -61,7 +61,7 @@ def forward(model: nn.Module, inputs: Inputs, *, device: str, training: bool = F
 
 @contextmanager
 def raising_forward_errors(inputs: Inputs) -> Iterator[None]:
-    """Turn any error of a network in the `with` block into a ForwardError; errors of memory pass as they are."""
+    """Turn any error of a network in the `with` block into a ForwardError, except out-of-memory errors."""
     try:
         yield
     except Exception as error:
@@ -73,8 +73,8 @@ def raising_forward_errors(inputs: Inputs) -> Iterator[None]:
 def forward_error(error: Exception, module: str, inputs: Inputs) -> ForwardError:
     """Return the error to raise if the forward pass of a network raises one.
 
-    PyTorch's own code raises if shapes do not fit, and then the shape of the input is worth a look. Errors of other
-    code get no such advice.
+    PyTorch's own code raises if shapes do not fit; the message then advises to check the shape of the input. Errors of
+    other code get no such advice.
 
     Args:
         error: The original error.
@@ -92,7 +92,7 @@ def forward_error(error: Exception, module: str, inputs: Inputs) -> ForwardError
 
 
 _QUOTED = 200
-"""Characters of a foreign error message that are quoted."""
+"""Number of characters quoted from an error message of other code."""
 _SHAPE_ERRORS = (RuntimeError, ValueError, IndexError, AssertionError)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from bnprune.channels.gate_sites import GateKind, Gates, GateSite, Operators, separating_gates, useful_gates
 from bnprune.channels.graph import ChannelGraph
-from bnprune.channels.head_units import ALTERNATIVES, HeadSites, split_sites, touching
+from bnprune.channels.head_units import ALTERNATIVES, HeadSites, sites_using, split_sites
 from bnprune.channels.modules import modules_by_name, parameter_count
 from bnprune.channels.op_context import Count
 from bnprune.channels.pytrees import Inputs, as_inputs, tensors
@@ -115,7 +115,7 @@ def _with_head_units(
     sites = split_sites(scored.graph)
     for units in ALTERNATIVES:
         kept = {unit for unit in scored.findings.kept if scored.graph.gamma_count[unit]}
-        changed = touching(scored.graph, sites, kept)
+        changed = sites_using(scored.graph, sites, kept)
         if not changed:
             break
         heads = {**scored.heads, **dict.fromkeys(changed, units)}
