@@ -1,4 +1,4 @@
-"""Notes on a cut: remarks on scale factors that do not tell which channels matter, and on layers that never ran."""
+"""Notes on a cut: remarks on scale factors that do not show which channels matter, and on layers that never ran."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ after the cut, compensated and recalibrated:
                                                         ratio 0.30   share 0.2562   accuracy  85.3%
 """
 _TIED_SHARE = 0.02
-"""Share of the prunable units from which on equal scores at the threshold are noted ..."""
+"""Smallest share of the prunable units with equal scores at the threshold that is worth a note ..."""
 _FEWEST_TIED = 8
-"""... if there are at least so many: a few equal scores occur in small networks."""
+"""... and their smallest number: a few equal scores occur in small networks."""
 _MOST_NAMED = 4
 
 ON_SCALE_FACTORS = frozenset({"gamma.equal", "cut.live_channels", "cut.ties"})
-"""Codes of the notes that say how much the scale factors tell."""
+"""Codes of the notes about the reliability of the scale factors as scores."""
 
 
 def notes_on_cut(
     graph: ChannelGraph, gammas: ScaleFactors, scores: Scores, candidates: Candidates, removed: Mask
 ) -> Iterator[Note]:
-    """Yield a note if the removed channels were chosen by little or nothing, or are still in use.
+    """Yield a note if the scores hardly determine which channels are removed, or if removed channels are in use.
 
     The first of them that applies explains the others: channels with equal γ are in use, and have equal scores.
 
@@ -83,16 +83,16 @@ def note_on_equal_gammas(graph: ChannelGraph, gammas: ScaleFactors, prunable: Ma
         "gamma.equal",
         "warning",
         f"all scale factors are equal (|γ| = {values[0]:.3g}), as in a network that has not been trained: they do not "
-        "tell which channels matter. Train the network first, with a sparsity penalty",
+        "show which channels matter. Train the network first, with a sparsity penalty",
     )
 
 
 def _note_on_ties(scores: Scores, candidates: Candidates, removed: Mask) -> Iterator[Note]:
     """Yield a note if many units have the score of the threshold, of which some are removed and some stay."""
-    could_go = candidates.order[~removed[candidates.order]]
+    staying = candidates.order[~removed[candidates.order]]
     gone = np.flatnonzero(removed & candidates.prunable)
-    tied = np.intersect1d(scores[gone], scores[could_go])
-    went, stayed = (int(np.isin(scores[units], tied).sum()) for units in (gone, could_go))
+    tied = np.intersect1d(scores[gone], scores[staying])
+    went, stayed = (int(np.isin(scores[units], tied).sum()) for units in (gone, staying))
     if went + stayed >= max(_FEWEST_TIED, _TIED_SHARE * candidates.prunable.sum()) and tied.size:
         yield Note(
             "cut.ties",

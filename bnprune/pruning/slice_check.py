@@ -1,7 +1,7 @@
 """The first half of the proof: every tensor of the slim network is the slice of the original that the plan keeps.
 
 The expected slices come from the indices in the plan alone. Nothing here calls the code that cuts, so
-a mistake in surgery cannot hide behind itself.
+a mistake in surgery cannot go unnoticed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bnprune.pruning.surgery import named_tensors
 
 
 def first_wrong_tensor(model: nn.Module, slim: nn.Module, plan: PruningPlan) -> str | None:
-    """Return the name of a tensor of the slim network that is not what the plan says; None if all are right."""
+    """Return the name of a tensor of the slim network that differs from the plan; None if there is none."""
     expected, got = expected_tensors(model, plan), dict(named_tensors(slim))
     if expected.keys() != got.keys():
         return min(expected.keys() ^ got.keys())

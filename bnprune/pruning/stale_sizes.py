@@ -1,6 +1,6 @@
 """Stale sizes: attributes that equal a width before the cut, and that the traced forward pass does not read.
 
-Other code may read them later: another `forward` that an exporter puts in, a branch that is taken in training only.
+Other code may read them later: another `forward` that an exporter substitutes, a branch that runs in training only.
 
     class C2f(nn.Module):
         self.c = 16                                    # after a cut of 32 channels to 12, it has to be 6
@@ -74,7 +74,7 @@ def find_stale_sizes(
         graph: The trace.
         removed: True for units to remove, shape (units,).
         inputs: Shapes of the inputs of the trace.
-        known: (module, attribute) of attributes that surgery takes care of.
+        known: (module, attribute) of attributes that surgery changes already.
     """
     places = _Places(model, graph, removed, inputs)
     found: list[StaleSize] = []
@@ -176,7 +176,7 @@ def _judge(
 
 
 _NEAR, _FAR = 3, 4
-"""Distances that are looked at: for an attribute with one value only, and for others. See `_Places.equal`."""
+"""Numbers of distances that are searched: for an attribute with one value only, and for others. See `_Places.equal`."""
 
 _Key = tuple[str | int, ...]
 

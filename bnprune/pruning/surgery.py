@@ -1,4 +1,4 @@
-"""Surgery: a plan and a network in, a new and smaller network out. The given network is untouched."""
+"""Surgery: makes the slim network from a plan and the dense network, which is left untouched."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _WRAPPERS = {
 
 
 def require_bare(model: Any) -> None:
-    """Refuse what surgery would silently break: a wrapper keeps references to the parameters of the network in it.
+    """Refuse networks that surgery would silently break: a wrapper keeps references to the network's parameters.
 
     Raises:
         PruningError: `model` is not a module, or it wraps one (DDP, torch.compile, TorchScript).
@@ -80,7 +80,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 @preserve_thread_state
 def apply(plan: PruningPlan, model: nn.Module) -> nn.Module:
-    """Return the slim network that a plan makes of a network.
+    """Return the slim network that a plan gives for a network.
 
     Parameters keep their device, dtype, `requires_grad` and memory format. Module attributes (`in_channels`, `groups`,
     ...) are set to the new sizes. Only the slices that stay are copied. Build a new optimizer for the result: an old
@@ -165,7 +165,7 @@ def copy_weights(slim: nn.Module, plan: PruningPlan, model: nn.Module) -> nn.Mod
     for name, tensor in originals.items():
         if name not in folded:
             torch.utils.swap_tensors(tensors[gated_name(name, gated)], wrap_like(tensor, kept_slice(name, tensor)))
-    install(plan.gates, slim, model)  # again: what the gates of a network on the meta device hold has no values
+    install(plan.gates, slim, model)  # again: the buffers of gates on the meta device have no values
     fold(slim, plan.folds, gated, biases)
     return slim
 

@@ -20,7 +20,7 @@ from bnprune.channels.pytrees import Inputs, as_inputs, map_tensors, tensors
 from bnprune.channels.torch_internals import Convolution
 from bnprune.errors import ForwardError, first_line
 from bnprune.pruning.plan import PruningPlan
-from bnprune.pruning.proof_forward import feeds, run
+from bnprune.pruning.proof_forward import run, trial_inputs
 
 _EQUAL = 1e-9
 """Largest difference, relative to the first number or to 1, of two numbers that count as equal."""
@@ -138,7 +138,7 @@ def _different_inputs(inputs: Inputs) -> Iterator[Inputs]:
         low, high = int(tensor.min()), int(tensor.max())
         return torch.randint(low, high + 1 + beyond, tensor.shape, generator=generator, device="cpu").to(tensor)
 
-    *noises, given = feeds(inputs, seed=0)
+    *noises, given = trial_inputs(inputs, seed=0)
     for noise in noises:
         yield map_tensors(lambda tensor: redrawn(tensor, 0), noise)
     if any(not tensor.is_floating_point() for tensor in tensors(inputs)):
