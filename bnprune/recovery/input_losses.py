@@ -1,8 +1,8 @@
 """Measuring the contribution of removed input channels to the outputs of the layers that read them.
 
 A layer is run twice on the same input: as it is, and with its removed channels set to zero. The difference of its
-outputs is what the cut takes away. Without data, this is done on noise, for those channels only that carry the same
-values for different inputs: constants, such as act(β) of a channel with γ = 0.
+outputs is the contribution that the cut removes. Without data, this is done on noise, only for channels that have the
+same values for different inputs: constants, such as act(β) of a channel with γ = 0.
 """
 
 from __future__ import annotations
