@@ -82,12 +82,14 @@ def forward_error(error: Exception, module: str, inputs: Inputs) -> ForwardError
         inputs: Positional and keyword arguments.
     """
     reason = f"{type(error).__name__}: {first_line(error)[:_QUOTED]}"
-    given = ", ".join(f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors(inputs))
-    advice = f"The network has to run in eval mode on the inputs given ({given or 'none with tensors'})."
+    described = ", ".join(
+        f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors(inputs)
+    )
+    advice = f"The network has to run in eval mode on the inputs given ({described or 'none with tensors'})."
     if isinstance(error, NotImplementedError):
         advice = "Give the module whose forward() computes the outputs."
     elif _is_about_shapes(error):
-        advice = f"Check the shape of the input and its type (got {given or 'no tensor'})."
+        advice = f"Check the shape of the input and its type (got {described or 'no tensor'})."
     return ForwardError(f"the forward pass of the network fails in {module or 'forward()'}: {reason}. {advice}")
 
 

@@ -121,10 +121,10 @@ def separating_gates(
     modules: Mapping[str, nn.Module],
     operators: Operators,
 ) -> dict[str, GateKind]:
-    """Choose the BatchNorms behind grouped convolutions whose stream has units that must stay.
+    """Choose the BatchNorms after grouped convolutions whose stream has units that must stay.
 
     A grouped convolution couples the stream it reads with the one it writes, possibly along the whole network; a gate
-    behind it separates the two. The arguments are those of `useful_gates`.
+    after it separates the two. The arguments are those of `useful_gates`.
     """
     eligible = [site for site in _eligible(gate_sites, modules, operators) if site.grouped]
     return {site.site: site.kind for site in eligible if must_stay[unit_of[site.ids]].any()}

@@ -60,11 +60,11 @@ def split_sites(graph: ChannelGraph) -> set[str]:
 
 def sites_using(graph: ChannelGraph, sites: Iterable[str], units: Collection[int]) -> set[str]:
     """Return those modules that read or write a channel of these units."""
-    wanted = np.array(sorted(units), dtype=np.int64)
+    searched = np.array(sorted(units), dtype=np.int64)
     return {
         site
         for site in sites
-        if any(np.isin(graph.units(line), wanted).any() for line in _lines(_records(graph), site))
+        if any(np.isin(graph.units(line), searched).any() for line in _lines(_records(graph), site))
     }
 
 

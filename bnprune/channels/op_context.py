@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from bnprune.channels.ops.spec import OpKind
 
 _ZERO = "use an activation that is zero at zero (ReLU, SiLU, GELU, tanh) on one side"
-_DEFAULT_FIX = "exclude this layer, or move the operator behind the last prunable layer"
+_DEFAULT_FIX = "exclude this layer, or move the operator after the last prunable layer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def _numpy(label: torch.Tensor) -> Ids:
 
 
 class OpContext:
-    """What a rule can read and state about one operator call; see the worked example in `bnprune.channels.op_context`.
+    """One operator call, whose labels a rule reads; `bnprune.channels.op_context` has a worked example.
 
     Attributes:
         op: Name of the operator, such as "aten::add.Tensor".
@@ -162,7 +162,7 @@ class OpContext:
         name = self.facts.names.get(id(tensor))
         if name is not None:
             return self._named_axis(name, tensor, dim)
-        found: torch.Tensor | None = None
+        channels: torch.Tensor | None = None
         for label in self.labels(tensor):
             dims = varying(label)
             if dims and set(dims) <= set(passing):
@@ -171,10 +171,10 @@ class OpContext:
             if rest is None:
                 continue
             ids = rest.reshape(-1)
-            if found is not None:
-                self.unite(found, ids)
-            found = ids
-        return found
+            if channels is not None:
+                self.unite(channels, ids)
+            channels = ids
+        return channels
 
     def side(self, weight: torch.Tensor, dim: int) -> torch.Tensor | None:
         """Return the channel ids along one dimension of a weight.

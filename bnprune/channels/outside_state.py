@@ -135,7 +135,7 @@ def _reached(start: Sequence[Any], cls: type) -> frozenset[Any]:
 
 
 def _function_of(value: Any) -> Any:
-    """Return the function behind a method or a property."""
+    """Return the function that a method or a property wraps."""
     if isinstance(value, staticmethod | classmethod | MethodType):
         return value.__func__
     if isinstance(value, property):

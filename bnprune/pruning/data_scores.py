@@ -115,7 +115,7 @@ def _channels_first(layer: nn.Linear | Convolution, x: torch.Tensor) -> torch.Te
 
 
 def _contributions(name: str, layer: Any, variances: torch.Tensor) -> tuple[tuple[str, int], torch.Tensor]:
-    """Return Var[x_c]·‖W[:, c]‖² along the dimension of the weight that is cut if input channels go."""
+    """Return Var[x_c]·‖W[:, c]‖² along the dimension of the weight that is cut if input channels are removed."""
     weight: torch.Tensor = layer.weight.detach().double().cpu()
     tensor = f"{name}.weight".removeprefix(".")
     if getattr(layer, "transposed", False):  # (Ci, Co/g, K...)

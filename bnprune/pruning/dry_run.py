@@ -350,12 +350,14 @@ class _TraceComparison(OperatorMode):
     def _shrunk(self, record: Record) -> list[Ids]:
         """Return channel ids along every dimension of the operator's tensors that is smaller now, tensors first."""
         labels = [*record.inputs, *(label for _, labels in record.outputs for label in labels)]
-        found = [line for label in labels for _, line in lines(label)]
+        of_labels = [line for label in labels for _, line in lines(label)]
         if record.kind == "slice":  # x[:, bound:] is sized by what it leaves out
-            found += [line[~np.isin(line, taken)] for line in found for taken in found if len(taken) < len(line)]
+            of_labels += [
+                line[~np.isin(line, part)] for line in of_labels for part in of_labels if len(part) < len(line)
+            ]
         counted = [count.ids for count in self.graph.counts if count.module == record.site]
         return [
-            ids for ids in (*found, *counted) if self._count(ids) < len(ids) and len(set(self.graph.units(ids))) > 1
+            ids for ids in (*of_labels, *counted) if self._count(ids) < len(ids) and len(set(self.graph.units(ids))) > 1
         ]
 
     def end_early(self, error: Exception, concerned: Sequence[torch.Tensor]) -> None:

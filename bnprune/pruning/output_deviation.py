@@ -143,7 +143,7 @@ class _Writes:
     def _layer(self, record: Record, weight: str | None) -> _Signal:
         """Follow a convolution or linear layer.
 
-        A depthwise convolution works on each channel alone, so that a BatchNorm behind it cancels the scale of what it
+        A depthwise convolution works on each channel alone, so that a BatchNorm after it cancels the scale of what it
         reads, too.
         """
         inputs = [s for s in map(self._activation, record.operands) if s is not None]
@@ -211,9 +211,9 @@ class _Writes:
             scale, shift = (self._values(name, len(ids)) for name in (*names, None, None)[:2])
             return of_norm(ids, scale, shift)
         arguments = [signal.moments for signal in inputs]
-        found = of_elementwise(op, record.numbers, arguments) if arguments else None
-        if found is not None and len(found.ids) == len(ids):
-            return found._replace(ids=ids)
+        moments = of_elementwise(op, record.numbers, arguments) if arguments else None
+        if moments is not None and len(moments.ids) == len(ids):
+            return moments._replace(ids=ids)
         return self._picked(arguments, ids)
 
     def _picked(self, sources: Sequence[Moments], ids: torch.Tensor) -> Moments:
@@ -224,9 +224,9 @@ class _Writes:
         known = torch.cat([source.ids for source in (*sources, blank)])
         place = torch.full((len(self.graph.unit_of),), -1)
         place[known.flip(0)] = torch.arange(len(known)).flip(0)
-        found = place[ids]
-        mean = torch.cat([source.mean for source in (*sources, blank)])[found]
-        variance = torch.cat([source.variance for source in (*sources, blank)])[found]
+        places = place[ids]
+        mean = torch.cat([source.mean for source in (*sources, blank)])[places]
+        variance = torch.cat([source.variance for source in (*sources, blank)])[places]
         return Moments(ids, mean, variance)
 
     # -- reading and adding ------------------------------------------------------------------------------------------

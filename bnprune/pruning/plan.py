@@ -45,10 +45,10 @@ class Cut:
 
     @property
     def removed(self) -> list[int]:
-        """Indices that go, ascending."""
-        gone = np.ones(self.size, dtype=np.bool_)
-        gone[list(self.keep)] = False
-        indices: list[int] = np.flatnonzero(gone).tolist()
+        """Indices that are removed, ascending."""
+        is_removed = np.ones(self.size, dtype=np.bool_)
+        is_removed[list(self.keep)] = False
+        indices: list[int] = np.flatnonzero(is_removed).tolist()
         return indices
 
 
@@ -66,7 +66,7 @@ class PruningPlan:
     gates: tuple[Gate, ...] = ()
     """BatchNorms that lose channels although the stream they read or write keeps them."""
     folds: tuple[Fold, ...] = ()
-    """Biases that are folded into the running means behind them."""
+    """Biases that are folded into the running means of the BatchNorms after them."""
     requested: Mapping[str, Any] = field(default_factory=dict)
     realised: Mapping[str, Any] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()

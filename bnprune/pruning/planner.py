@@ -353,16 +353,9 @@ class _Planner:
         self._is_repeatable = True
 
     def _dry_run(self, slim: nn.Module, removed: Mask, *, with_values: bool = False) -> DryRun:
-        graph, findings = self.scored.graph, self._findings
+        graph, known = self.scored.graph, self._findings
         return dry_run(
-            slim,
-            graph,
-            removed,
-            self.inputs,
-            findings.kept,
-            findings.sizes,
-            findings.not_sizes,
-            with_values=with_values,
+            slim, graph, removed, self.inputs, known.kept, known.sizes, known.not_sizes, with_values=with_values
         )
 
     def _add_findings(self, trial: DryRun) -> None:

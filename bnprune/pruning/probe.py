@@ -35,7 +35,7 @@ def probe(graph: ChannelGraph, prunable: Mask, sizes: Sequence[Count] = ()) -> M
 
     Args:
         graph: The trace.
-        prunable: True for units that may go, shape (units,).
+        prunable: True for units that may be removed, shape (units,).
         sizes: Attributes that hold widths; none becomes zero.
     """
     removed, seen = prunable.copy(), ~prunable

@@ -118,7 +118,7 @@ def _with_forced_branch(watch: Watch, number: float | None) -> Watch:
 
 
 def _problem_of(masked_run: MaskedRun) -> str:
-    """Return why the outputs, or without any the numbers behind decisions, cannot be compared; empty if they can."""
+    """Return why the outputs, or without any the operands of decisions, cannot be compared; empty if they can."""
     outputs = [tensor for tensor in masked_run.outputs if tensor.numel()] or masked_run.decisions.operands
     if not any(tensor.numel() for tensor in outputs):
         return "its outputs are empty"

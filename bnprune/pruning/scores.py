@@ -213,8 +213,8 @@ def score_units(
     criterion: str, graph: ChannelGraph, tensors: Tensors, reduce: Reduce, statistics: Statistics | None
 ) -> Scores:
     """Return the scores of a criterion, given the statistics that it measures."""
-    given = (graph, tensors, reduce, statistics) if uses_data(criterion) else (graph, tensors, reduce)
-    scores: Scores = CRITERIA[criterion](*given)
+    arguments = (graph, tensors, reduce, statistics) if uses_data(criterion) else (graph, tensors, reduce)
+    scores: Scores = CRITERIA[criterion](*arguments)
     return scores
 
 

@@ -26,7 +26,7 @@ def expected_tensors(model: nn.Module, plan: PruningPlan) -> dict[str, torch.Ten
     """Return the parameters and buffers that the slim network must have, by name.
 
     For each place "conv.weight:1" of a cut, this is `weight[:, keep]`. A folded bias is missing, and the running mean
-    behind it is smaller by that bias. A gate adds its buffers.
+    of the BatchNorm after it is smaller by that bias. A gate adds its buffers.
     """
     named = dict(named_tensors(model))
     names = {id(tensor): name for name, tensor in named.items()}

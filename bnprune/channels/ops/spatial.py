@@ -23,7 +23,7 @@ _BY_SPACE = {
         "upsample_nearest3d", "_upsample_nearest_exact3d", "reflection_pad3d", "replication_pad3d"],
 }  # fmt: skip
 SPACE = {name: space for space, names in _BY_SPACE.items() for name in names}
-"""How many trailing dimensions each operator mixes."""
+"""Number of trailing dimensions that each operator mixes."""
 
 
 def local(ctx: OpContext, x: torch.Tensor, dims: Sequence[int]) -> Labels:
