@@ -1,1 +1,1 @@
-"""Which channels a network has, and which must go together."""
+"""The channels of a network, and which of them must be removed together."""

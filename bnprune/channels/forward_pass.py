@@ -50,7 +50,7 @@ def forward(model: nn.Module, inputs: Inputs, *, device: str, training: bool = F
     Args:
         model: Any network.
         inputs: Positional and keyword arguments.
-        device: Where to run; on "meta" there are shapes only, no memory and no arithmetic.
+        device: Device to run on; on "meta" there are shapes only, no memory and no arithmetic.
         training: True for train mode.
     """
     args, kwargs = map_tensors(lambda tensor: tensor.to(device, copy=True), inputs)
@@ -61,7 +61,7 @@ def forward(model: nn.Module, inputs: Inputs, *, device: str, training: bool = F
 
 @contextmanager
 def raising_forward_errors(inputs: Inputs) -> Iterator[None]:
-    """Turn any error of a network in the `with` block into a ForwardError; errors of memory pass as they are."""
+    """Turn any error of a network in the `with` block into a ForwardError, except out-of-memory errors."""
     try:
         yield
     except Exception as error:
@@ -73,8 +73,8 @@ def raising_forward_errors(inputs: Inputs) -> Iterator[None]:
 def forward_error(error: Exception, module: str, inputs: Inputs) -> ForwardError:
     """Return the error to raise if the forward pass of a network raises one.
 
-    PyTorch's own code raises if shapes do not fit, and then the shape of the input is worth a look. Errors of other
-    code get no such advice.
+    PyTorch's own code raises if shapes do not fit; the message then advises to check the shape of the input. Errors of
+    other code get no such advice.
 
     Args:
         error: The original error.
@@ -82,17 +82,19 @@ def forward_error(error: Exception, module: str, inputs: Inputs) -> ForwardError
         inputs: Positional and keyword arguments.
     """
     reason = f"{type(error).__name__}: {first_line(error)[:_QUOTED]}"
-    given = ", ".join(f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors(inputs))
-    advice = f"The network has to run in eval mode on the inputs given ({given or 'none with tensors'})."
+    described = ", ".join(
+        f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors(inputs)
+    )
+    advice = f"The network has to run in eval mode on the inputs given ({described or 'none with tensors'})."
     if isinstance(error, NotImplementedError):
         advice = "Give the module whose forward() computes the outputs."
     elif _is_about_shapes(error):
-        advice = f"Check the shape of the input and its type (got {given or 'no tensor'})."
+        advice = f"Check the shape of the input and its type (got {described or 'no tensor'})."
     return ForwardError(f"the forward pass of the network fails in {module or 'forward()'}: {reason}. {advice}")
 
 
 _QUOTED = 200
-"""Characters of a foreign error message that are quoted."""
+"""Number of characters quoted from an error message of other code."""
 _SHAPE_ERRORS = (RuntimeError, ValueError, IndexError, AssertionError)
 
 

@@ -48,7 +48,7 @@ class Producer:
     zero: bool
     """True if removed channels are zero in it."""
     constant: bool
-    """True if it is made of constants only, such as `x.new_zeros(...)`."""
+    """True if all its values are constants, as in `x.new_zeros(...)`."""
     record: int
     """Position of the call in the trace."""
 
@@ -106,11 +106,12 @@ def useful_gates(
         modules: Modules of the network by name.
         operators: Kinds of the operators that each BatchNorm calls.
     """
-    eligible = [b for b in _eligible(gate_sites, modules, operators) if not b.grouped]
+    eligible = [site for site in _eligible(gate_sites, modules, operators) if not site.grouped]
     norms_in_unit = np.zeros(len(must_stay), dtype=np.int64)
     for gate_site in eligible:
         norms_in_unit[np.unique(unit_of[gate_site.ids])] += 1
-    return {b.site: b.kind for b in eligible if ((norms_in_unit > 1) | must_stay)[unit_of[b.ids]].any()}
+    decouples = (norms_in_unit > 1) | must_stay
+    return {site.site: site.kind for site in eligible if decouples[unit_of[site.ids]].any()}
 
 
 def separating_gates(
@@ -120,24 +121,24 @@ def separating_gates(
     modules: Mapping[str, nn.Module],
     operators: Operators,
 ) -> dict[str, GateKind]:
-    """Choose the BatchNorms behind grouped convolutions whose stream has units that must stay.
+    """Choose the BatchNorms after grouped convolutions whose stream has units that must stay.
 
     A grouped convolution couples the stream it reads with the one it writes, possibly along the whole network; a gate
-    behind it separates the two. The arguments are those of `useful_gates`.
+    after it separates the two. The arguments are those of `useful_gates`.
     """
-    eligible = [b for b in _eligible(gate_sites, modules, operators) if b.grouped]
-    return {b.site: b.kind for b in eligible if must_stay[unit_of[b.ids]].any()}
+    eligible = [site for site in _eligible(gate_sites, modules, operators) if site.grouped]
+    return {site.site: site.kind for site in eligible if must_stay[unit_of[site.ids]].any()}
 
 
 def _eligible(
     gate_sites: Sequence[GateSite], modules: Mapping[str, nn.Module], operators: Operators
 ) -> Iterator[GateSite]:
-    """Yield those that can have a gate. A BatchNorm that runs more than once belongs to several streams."""
+    """Yield the calls whose BatchNorm can have a gate. One that runs more than once belongs to several streams."""
     calls = Counter(gate_site.site for gate_site in gate_sites)
     for gate_site in gate_sites:
         module = modules.get(gate_site.site)
         is_affine = isinstance(module, BatchNorm) and None not in (module.weight, module.bias)
-        # behind a write gate, the module may do nothing but normalise: no activation inside a subclass
+        # with a write gate, the module may only normalise: an activation in a subclass would change the constants
         kinds = operators[gate_site.site]
         only_normalises = gate_site.kind == "read" or all(kind in ("batch_norm", "allocation") for kind in kinds)
         if calls[gate_site.site] == 1 and is_affine and only_normalises:

@@ -72,21 +72,21 @@ class Trace:
 
     def differs_from(self, other: Trace) -> str | None:
         """Return the module of the first operator call that differs in operator or numbers; None if none does."""
-        for mine, theirs in itertools.zip_longest(self.records, other.records):
-            if mine is None or theirs is None or mine[:3] != theirs[:3]:
-                return str((mine or theirs).site)
+        for first, second in itertools.zip_longest(self.records, other.records):
+            if first is None or second is None or first[:3] != second[:3]:
+                return str((first or second).site)
         return None
 
     def op_kinds_in(self, sites: Collection[str]) -> dict[str, list[OpKind | None]]:
         """Return the kinds of the operators that each of these modules calls, with its children."""
-        found: dict[str, list[OpKind | None]] = {site: [] for site in sites}
+        kinds: dict[str, list[OpKind | None]] = {site: [] for site in sites}
         for record in self.records:
             site = record.site
             while site:
-                if site in found:
-                    found[site].append(record.kind)
+                if site in kinds:
+                    kinds[site].append(record.kind)
                 site = site.rpartition(".")[0]
-        return found
+        return kinds
 
 
 class EarlierPass:
@@ -141,7 +141,7 @@ class GatedNorm:
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """Which channels a network has, which must go together (units), and where they live.
+    """The channels of a network, in units that are removed together, and the tensors that hold them.
 
     A unit is the smallest set of (tensor, dimension, index) slices that can be removed. Units are dense integers;
     unit 0 stands for everything that belongs to no channel.
@@ -170,7 +170,7 @@ class ChannelGraph:
     """BatchNorms with a gate; none with coupling "shared"."""
     deviations: tuple[LayerDeviation, ...] = field(default=())
     """Layers without a BatchNorm that write channels which other layers share with a BatchNorm: estimated from the
-    weights, or measured (`bnprune.pruning.output_deviation`). A trace alone leaves this empty."""
+    weights, or measured (`bnprune.pruning.output_deviation`). `trace` leaves this empty."""
 
     @property
     def unit_count(self) -> int:
@@ -190,12 +190,12 @@ class ChannelGraph:
     @cached_property
     def gamma_units(self) -> dict[str, Ids]:
         """Unit of each channel of each scale factor tensor, by tensor name; NO_CHANNEL for one-channel layers."""
-        found = {}
+        units_of = {}
         for name in self.gammas:
             ids = self.axes.get((name, 0))
             width = self.shapes[name][0]
-            found[name] = self.units(ids) if ids is not None else np.full(width, NO_CHANNEL, dtype=np.int64)
-        return found
+            units_of[name] = self.units(ids) if ids is not None else np.full(width, NO_CHANNEL, dtype=np.int64)
+        return units_of
 
     @cached_property
     def gamma_count(self) -> Ids:

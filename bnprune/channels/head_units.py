@@ -1,14 +1,14 @@
 """Units of dimensions that a view splits in two, as attention does with its heads: C -> (heads, d).
 
 By default the channels at one position of all heads make one unit, so that d shrinks and the number of heads stays.
-Code can rule that out: a scale 1/sqrt(d) that is computed from the width, or `reshape(b, n, c)` with the width c of
-another tensor. The alternatives, for the splits of one module::
+The code may not allow this: a scale 1/sqrt(d) that is computed from the width, or `reshape(b, n, c)` with the width c
+of another tensor. The alternatives, for the splits of one module::
 
     whole          a unit is a head: the number of heads shrinks, d stays, and so does a scale 1/sqrt(d)
     tied: heads    q, k and v shrink by the same channels if they are equally wide
-    tied: all      so do all tensors of the module: `reshape(b, n, c)` stays right if c is the width of its input
+    tied: all      so do all tensors of the module: `reshape(b, n, c)` stays correct if c is the width of its input
 
-Each of them only removes more channels together, so none can make a slim network wrong. The dry run shows which of them
+They only make units larger, so none of them can make a slim network wrong. The dry run shows which of them
 the code accepts.
 """
 
@@ -34,7 +34,7 @@ class HeadUnits:
     whole: bool = False
     """True if a unit is a whole head."""
     tied: Literal["none", "heads", "all"] = "none"
-    """Which tensors of the module shrink by the same channels if they have the same width."""
+    """Tensors of the module that lose the same channels if they are equally wide: none, those of the heads, or all."""
 
 
 ALTERNATIVES = (
@@ -44,7 +44,7 @@ ALTERNATIVES = (
     HeadUnits(whole=True, tied="heads"),
     HeadUnits(whole=True, tied="all"),
 )
-"""The alternatives to the default, in the order in which they are tried: those that tie the least come first."""
+"""The alternatives to the default, in the order of the trials: those that unite the fewest channels come first."""
 
 HeadSites = Mapping[str, HeadUnits]
 """Units by name of the module; modules without an entry have the default."""
@@ -58,13 +58,13 @@ def split_sites(graph: ChannelGraph) -> set[str]:
     return {record.site for record in records if any(_is_split(label) for label in _outputs_of_view(record))}
 
 
-def touching(graph: ChannelGraph, sites: Iterable[str], units: Collection[int]) -> set[str]:
+def sites_using(graph: ChannelGraph, sites: Iterable[str], units: Collection[int]) -> set[str]:
     """Return those modules that read or write a channel of these units."""
-    wanted = np.array(sorted(units), dtype=np.int64)
+    searched = np.array(sorted(units), dtype=np.int64)
     return {
         site
         for site in sites
-        if any(np.isin(graph.units(line), wanted).any() for line in _lines(_records(graph), site))
+        if any(np.isin(graph.units(line), searched).any() for line in _lines(_records(graph), site))
     }
 
 
@@ -82,7 +82,7 @@ def tie_widths(ids: ChannelIds, records: Iterable[Record], site: str, units: Hea
 def head_counts(ids: ChannelIds, records: Iterable[Record], site: str, module: nn.Module) -> Iterator[Count]:
     """Yield the attributes that hold the number of heads, or a width, of a module whose units are whole heads.
 
-    If several attributes have the same value, none is taken: some may mean another number.
+    Of several attributes with the same value, none is returned: some of them may hold another number.
     """
     integers = {name: value for name, value in vars(module).items() if type(value) is int and not name.startswith("_")}
     values = list(integers.values())

@@ -3,7 +3,7 @@
 A label of a tensor of shape (d0, d1, ...) is an int64 tensor of the same rank that broadcasts to that shape: it has
 size 1 along every dimension in which the channel does not change. The output of a convolution, (N, C, H, W), has one
 label of shape (1, C, 1, 1). A tensor with several labels (a weight: output and input channels) loses an element
-when *any* of its labels names a removed channel. A tensor without labels belongs to no channel.
+if *any* of its labels names a removed channel. A tensor without labels belongs to no channel.
 
 Labels are immutable: every function returns a new one.
 """

@@ -38,15 +38,15 @@ def has_hooks(module: nn.Module) -> bool:
 def temporary_mode(model: nn.Module, *, training: bool, norms: bool = True) -> Iterator[dict[str, nn.Module]]:
     """Set a model's mode for the duration of a `with` block, and yield its modules by name.
 
-    Afterwards, the modules have the attributes they had (mode, buffers, caches in containers), so have the variables
-    outside of them that their code reaches (`outside_state`), and the random generators of the process their state. No
-    gradients are computed. Other threads see the model in that mode, so use a
-    copy (`copy_with_tensors`) of a model that belongs to the user.
+    Afterwards, everything has its former value: the attributes of the modules (mode, buffers, caches in containers),
+    the variables outside of them that their code reaches (`outside_state`), and the state of the random generators of
+    the process. No gradients are computed. Other threads see the model in that mode, so use a copy
+    (`copy_with_tensors`) of a model that belongs to the user.
 
     Args:
         model: Any network.
         training: True for train mode.
-        norms: If false, BatchNorms are in eval mode all the same; see `set_mode`.
+        norms: If False, BatchNorms stay in eval mode; see `set_mode`.
     """
     modules = modules_by_name(model)
     outside = OutsideState(modules.values())
@@ -65,7 +65,8 @@ def temporary_mode(model: nn.Module, *, training: bool, norms: bool = True) -> I
 def preserve_rng_state() -> Iterator[None]:
     """Restore the generators of the process (Python's, NumPy's and torch's on the CPU) after the block.
 
-    With several threads they stay as they are: what other threads have drawn meanwhile must not be drawn again.
+    If there are several threads, nothing is restored: the numbers that other threads draw meanwhile must not be drawn
+    again.
     Operators under an `OperatorMode` use generators of its own.
     """
     if threading.active_count() > 1:
@@ -140,7 +141,7 @@ _HOOKS = {name for name, value in vars(nn.Module()).items() if "hook" in name}
 
 def _containers(outer: Iterable[_Container]) -> list[_Saved]:
     """Return containers and all containers inside them, with a copy of their present contents."""
-    found: list[_Saved] = []
+    saved: list[_Saved] = []
     seen: set[int] = set()
     queue = list(outer)
     while queue:
@@ -149,12 +150,12 @@ def _containers(outer: Iterable[_Container]) -> list[_Saved]:
             continue
         seen.add(id(container))
         if isinstance(container, dict):
-            found.append((container, tuple(container), tuple(container.values())))
+            saved.append((container, tuple(container), tuple(container.values())))
             queue.extend([v for k, v in container.items() if isinstance(v, _CONTAINERS) and k not in _HOOKS])
         else:
-            found.append((container, (), tuple(container)))
+            saved.append((container, (), tuple(container)))
             queue.extend([v for v in container if isinstance(v, _CONTAINERS)])
-    return found
+    return saved
 
 
 def _restore(before: Iterable[_Saved]) -> None:
@@ -210,9 +211,9 @@ def module_stack(modules: Mapping[str, nn.Module], in_other_threads: list[str] |
 
 
 def set_mode(model: nn.Module, *, training: bool, norms: bool = True) -> None:
-    """Set train or eval mode without calling user code, which may refuse, freeze or print.
+    """Set train or eval mode without calling user code, which may raise, freeze parameters or print.
 
-    If `norms` is false, BatchNorms are in eval mode all the same: they raise in train mode if there is one value per
+    If `norms` is False, BatchNorms stay in eval mode: in train mode, they raise an error if there is one value per
     channel, as after global pooling of a batch of one.
     """
     _set_mode(modules_by_name(model).values(), training=training, norms=norms)

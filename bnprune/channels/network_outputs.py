@@ -53,9 +53,10 @@ def counted_outputs(output: Any, outputs: Outputs | None) -> list[torch.Tensor]:
 class OutputChannels:
     """Freezes the channels of the outputs that count, forward pass by forward pass.
 
-    `outputs` is about eval mode. In train mode, where a network may return something else (raw tensors for a loss), all
-    tensors count except those with two properties: their channels are those of an eval output that does not count, and
-    the network itself reads them. What nothing reads is computed for the loss. Example with outputs="0"::
+    `outputs` refers to the output in eval mode. In train mode, where a network may return something else (raw tensors
+    for a loss), all tensors count except those with two properties: their channels are those of an eval output that
+    does not count, and the network itself reads them. A tensor that nothing reads is computed for the loss. Example
+    with outputs="0"::
 
         eval     (main, aux, features)      main counts
         train    (main, aux, features)      main and aux count; features, which the heads read, do not
@@ -76,7 +77,7 @@ class OutputChannels:
         """Freeze the channels of the outputs that count, after a forward pass.
 
         Args:
-            output: What it returned.
+            output: The output of the pass.
             labels_of: Returns the labels of a tensor.
             training: True after a pass in train mode.
             forced: True after a pass along a forced branch, where the output may lack the chosen part: then all count.
@@ -132,7 +133,7 @@ def recorded(outputs: Outputs) -> str | dict[str, str]:
 
 def note_on(outputs: Outputs | Mapping[str, str]) -> Note:
     """Return the note that not all outputs count."""
-    text = f"only {described(outputs)} of the output counts: the rest may lose channels, and the proof leaves it out"
+    text = f"only {described(outputs)} of the output counts: other parts may lose channels and are not compared"
     return Note("outputs.named", "note", text)
 
 
@@ -178,10 +179,10 @@ def _item(part: Any, key: str) -> Any:
     if isinstance(part, list | tuple) and index is not None:
         return part[index]
     missing = object()
-    found = missing if isinstance(part, torch.Tensor) or key.startswith("_") else getattr(part, key, missing)
-    if found is missing:
+    value = missing if isinstance(part, torch.Tensor) or key.startswith("_") else getattr(part, key, missing)
+    if value is missing:
         raise LookupError(key)
-    return found
+    return value
 
 
 _MOST_PARTS = 12

@@ -12,7 +12,7 @@ adds channel 2k+1 to channel 2k: (N, 4, H, W) becomes (N, 2, H, W). Its rule::
         ids = ctx.axis(x, 1)                        # channel ids along dimension 1: [11 12 13 14]
         if ids is None:                             # no channel along it can be removed
             return ()
-        ctx.unite(ids[1::2], ids[0::2])             # 11 and 12 go together, 13 and 14 go together
+        ctx.unite(ids[1::2], ids[0::2])             # 11 and 12 are removed together, so are 13 and 14
         return (ids[0::2].reshape(1, -1, 1, 1),)    # one label, (1, 2, 1, 1): [11 13]
 
 The labels, before the rule and after::
@@ -29,7 +29,7 @@ state      `new`, `unite`, `freeze`, `merge`, `bind`, `contract`, `count`, `work
 return     labels of inputs, or `join` (elementwise), `moved` (after reordering elements), `canonical`
 ========== =====================================================================================
 
-`gamma`, `gate_site` and `findings` serve the rules of BatchNorm, and may change.
+`gamma`, `gate_site` and `facts` serve the rules of BatchNorm, and may change.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from bnprune.channels.ops.spec import OpKind
 
 _ZERO = "use an activation that is zero at zero (ReLU, SiLU, GELU, tanh) on one side"
-_DEFAULT_FIX = "exclude this layer, or move the operator behind the last prunable layer"
+_DEFAULT_FIX = "exclude this layer, or move the operator after the last prunable layer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,8 @@ class Count:
 
 
 @dataclass(slots=True)
-class Findings:
-    """All facts that the rules have stated about one network so far."""
+class TraceFacts:
+    """All facts about the channels of one network that the rules have stated so far."""
 
     ids: ChannelIds = field(default_factory=ChannelIds)
     modules: dict[str, nn.Module] = field(default_factory=dict)
@@ -117,24 +117,24 @@ def _numpy(label: torch.Tensor) -> Ids:
 
 
 class OpContext:
-    """What a rule can read and state about one operator call; see the worked example in `bnprune.channels.op_context`.
+    """One operator call, whose labels a rule reads; `bnprune.channels.op_context` has a worked example.
 
     Attributes:
         op: Name of the operator, such as "aten::add.Tensor".
         kind: Its kind ("convolution", "batch_norm", ...), or None.
         site: Name of the module that is running, such as "layer1.0.conv1".
         output: The operator's output; its shape is often needed.
-        findings: All facts stated so far. Internal.
+        facts: All facts stated so far. Internal.
     """
 
-    __slots__ = ("_labels_of", "_producer_of", "findings", "kind", "op", "output", "site")
+    __slots__ = ("_labels_of", "_producer_of", "facts", "kind", "op", "output", "site")
 
     def __init__(
         self,
         op: str,
         site: str,
         output: object,
-        findings: Findings,
+        facts: TraceFacts,
         labels_of: Callable[[torch.Tensor], Labels],
         producer_of: Callable[[torch.Tensor], Producer | None] = lambda _: None,
         kind: OpKind | None = None,
@@ -142,7 +142,7 @@ class OpContext:
         self.op = op
         self.site = site
         self.output = output
-        self.findings = findings
+        self.facts = facts
         self.kind = kind
         self._labels_of = labels_of
         self._producer_of = producer_of
@@ -159,10 +159,10 @@ class OpContext:
         Labels that vary along other dimensions too are merged there. Labels that vary only elsewhere are frozen, unless
         all these dimensions are in `passing`: dimensions along which elements are not mixed, such as the batch's.
         """
-        name = self.findings.names.get(id(tensor))
+        name = self.facts.names.get(id(tensor))
         if name is not None:
             return self._named_axis(name, tensor, dim)
-        found: torch.Tensor | None = None
+        channels: torch.Tensor | None = None
         for label in self.labels(tensor):
             dims = varying(label)
             if dims and set(dims) <= set(passing):
@@ -171,10 +171,10 @@ class OpContext:
             if rest is None:
                 continue
             ids = rest.reshape(-1)
-            if found is not None:
-                self.unite(found, ids)
-            found = ids
-        return found
+            if channels is not None:
+                self.unite(channels, ids)
+            channels = ids
+        return channels
 
     def side(self, weight: torch.Tensor, dim: int) -> torch.Tensor | None:
         """Return the channel ids along one dimension of a weight.
@@ -182,17 +182,17 @@ class OpContext:
         Like `axis`, without freezing the other dimensions: a weight that is computed in `forward` has channels along
         several.
         """
-        if id(weight) in self.findings.names:
+        if id(weight) in self.facts.names:
             return self.axis(weight, dim)
         return self.axis(weight, dim, passing=[other for other in range(weight.dim()) if other != dim])
 
     def named(self, tensor: torch.Tensor) -> str | None:
         """Return the name of a parameter or buffer; None for an activation."""
-        return self.findings.names.get(id(tensor))
+        return self.facts.names.get(id(tensor))
 
     def is_zero(self, tensor: torch.Tensor) -> bool:
         """True if removed channels of a tensor are zero: in weights, layers, and operators that keep zeros."""
-        return self.findings.is_zero(tensor, self._producer_of(tensor))
+        return self.facts.is_zero(tensor, self._producer_of(tensor))
 
     def is_constant(self, tensor: torch.Tensor) -> bool:
         """True if a tensor is made of constants only, such as `x.new_zeros(...)`; not for weights."""
@@ -204,7 +204,7 @@ class OpContext:
 
         Equal sizes count only if they are in a list: a single integer may equal what `chunk` has computed by chance.
         """
-        module = self.findings.modules.get(self.site)
+        module = self.facts.modules.get(self.site)
         values = [] if module is None else list(vars(module).values())
         if any(isinstance(value, list | tuple) and list(value) == list(sizes) for value in values):
             return True
@@ -213,18 +213,18 @@ class OpContext:
 
     def keeps_bound(self, bound: int) -> bool:
         """True if the running module holds this bound of a slice in an integer attribute, which surgery can change."""
-        module = self.findings.modules.get(self.site)
+        module = self.facts.modules.get(self.site)
         values = () if module is None else vars(module).values()
         return any(value == bound for value in values if isinstance(value, int) and not isinstance(value, bool))
 
     def at_seams(self, tensor: torch.Tensor, dim: int, start: int, stop: int) -> bool:
-        """True if a slice begins and ends at the seams of parts that were written one by one (`out[:, :4] = x`)."""
-        return self.findings.writes.at_seams(tensor, dim, start, stop)
+        """True if a slice begins and ends at boundaries of parts that were written one by one (`out[:, :4] = x`)."""
+        return self.facts.writes.at_seams(tensor, dim, start, stop)
 
     @property
     def whole_heads(self) -> bool:
-        """True if attention heads are removed as a whole in the running module: what is left keeps its width."""
-        return self.site in self.findings.whole_heads
+        """True if attention heads are removed as a whole in the running module: those that stay keep their width."""
+        return self.site in self.facts.whole_heads
 
     # -- stating -----------------------------------------------------------------------------------------------------
 
@@ -233,29 +233,29 @@ class OpContext:
         return Refusal(self.site, f"{reason} ({self.op})", fix)
 
     def new(self, count: int) -> torch.Tensor:
-        """Return ids of new channels, shape (count,), for positions that belong to no layer but may go with one."""
-        return self.findings.ids.new(count)
+        """Return ids of new channels, shape (count,), for positions that are removed with other channels, or stay."""
+        return self.facts.ids.new(count)
 
     def unite(self, left: torch.Tensor, right: torch.Tensor) -> None:
-        """State that the channels of two labels go together, element by element; the shapes broadcast.
+        """State that the channels of two labels are removed together, element by element; the shapes broadcast.
 
         A channel that meets NO_CHANNEL (padding, a constant) is frozen.
         """
         if left is not right:
             why = self.refusal("is combined with values that belong to no channel")
-            self.findings.ids.unite(_numpy(left), _numpy(right), why)
+            self.facts.ids.unite(_numpy(left), _numpy(right), why)
 
     def freeze(self, labels: Iterable[torch.Tensor | None], reason: str, fix: str = _DEFAULT_FIX) -> None:
         """State that these channels must stay, with the reason and the fix that the user reads."""
         for label in labels:
             if label is not None:
-                self.findings.ids.freeze(_numpy(label), self.refusal(reason, fix))
+                self.facts.ids.freeze(_numpy(label), self.refusal(reason, fix))
 
     def merge(self, label: Label, dims: Iterable[int], reason: str = "is mixed across channels") -> Label | None:
-        """State that elements along `dims` are mixed: they go all together or not at all.
+        """State that elements along `dims` are mixed: they can only be removed all together.
 
-        Returns the rest, which varies along other dimensions only. If the label varies along no other, its channels are
-        frozen, and the rest is None.
+        Returns the remaining label, which varies along other dimensions only. If the label varies along no other, its
+        channels are frozen, and the result is None.
         """
         if len(varying(label)) > 1:
             label = self.canonical(label)
@@ -274,9 +274,9 @@ class OpContext:
 
     def bind(self, tensor: torch.Tensor, dim: int, ids: torch.Tensor | None) -> None:
         """State that dimension `dim` of a weight follows the channels `ids`; None means it cannot shrink."""
-        name = self.findings.names.get(id(tensor))
-        if name is not None and ids is not None and (name, dim) not in self.findings.axes and tensor.shape[dim] > 1:
-            self.findings.axes[name, dim] = ids
+        name = self.facts.names.get(id(tensor))
+        if name is not None and ids is not None and (name, dim) not in self.facts.axes and tensor.shape[dim] > 1:
+            self.facts.axes[name, dim] = ids
             return
         own = self.side(tensor, dim)
         if own is None or ids is None:
@@ -294,7 +294,7 @@ class OpContext:
     def count(self, attribute: str, ids: torch.Tensor | int | None) -> None:
         """State that an integer attribute of the running module, if it exists, is the number of channels `ids`."""
         if isinstance(ids, torch.Tensor):
-            self.findings.counts.append(Count(self.site, attribute, _numpy(ids)))
+            self.facts.counts.append(Count(self.site, attribute, _numpy(ids)))
 
     def work(
         self,
@@ -305,7 +305,7 @@ class OpContext:
     ) -> None:
         """State the multiply-accumulates of this call: factor x kept inputs x kept outputs; see `Work`."""
         pair = [_numpy(axis) if isinstance(axis, torch.Tensor) else axis for axis in (inputs, outputs)]
-        self.findings.work.append(Work(self.site, factor, pair[0], pair[1], layer))
+        self.facts.work.append(Work(self.site, factor, pair[0], pair[1], layer))
 
     # -- labels to return --------------------------------------------------------------------------------------------
 
@@ -341,12 +341,12 @@ class OpContext:
         """
         label = compact(label)
         if len(varying(label)) > 1:
-            self.findings.views.append((label, self.site))
+            self.facts.views.append((label, self.site))
         return label
 
     def canonical(self, label: Label) -> Label:
         """Return the label with one id for all channels that are united, so that `varying` sees no difference."""
-        return compact(torch.from_numpy(self.findings.ids.find(_numpy(label))))
+        return compact(torch.from_numpy(self.facts.ids.find(_numpy(label))))
 
     # -- internal ----------------------------------------------------------------------------------------------------
 
@@ -354,7 +354,7 @@ class OpContext:
         """State that this parameter holds the scale factors of a BatchNorm."""
         name = self.named(tensor)
         if name is not None:
-            self.findings.gammas.setdefault(name, self.site)
+            self.facts.gammas.setdefault(name, self.site)
 
     def gate_site(self, x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the channel ids of a BatchNorm and of its output, given those of its input `x`; all of shape (C,).
@@ -367,26 +367,26 @@ class OpContext:
         """
         producer = self._producer_of(x)
         if producer is not None:
-            self.findings.gate_sites.append(GateSite(self.site, producer.gate, _numpy(ids), producer.grouped))
-        kind = self.findings.gates.get(self.site)
+            self.facts.gate_sites.append(GateSite(self.site, producer.gate, _numpy(ids), producer.grouped))
+        kind = self.facts.gates.get(self.site)
         own = self.axis(weight, 0) if kind == "read" else ids
         if kind is None or own is None:
             return ids, ids
         out = own if kind == "read" else self._stream(ids)
-        self.findings.implied[self.site] = (ids, own) if kind == "read" else (out, own)
+        self.facts.implied[self.site] = (ids, own) if kind == "read" else (out, own)
         return own, out
 
     def _stream(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the ids of the stream this gate writes to: the same in every trace."""
-        known = self.findings.implied.get(self.site)
-        return self.findings.ids.new(ids.numel()) if known is None else known[0]
+        known = self.facts.implied.get(self.site)
+        return self.facts.ids.new(ids.numel()) if known is None else known[0]
 
     def _named_axis(self, name: str, tensor: torch.Tensor, dim: int) -> torch.Tensor | None:
         if tensor.shape[dim] < 2:
             return None
-        ids = self.findings.axes.get((name, dim))
+        ids = self.facts.axes.get((name, dim))
         if ids is None:
-            ids = self.findings.axes[name, dim] = self.findings.ids.new(tensor.shape[dim])
+            ids = self.facts.axes[name, dim] = self.facts.ids.new(tensor.shape[dim])
         return ids
 
     def _join_overlapping(self, joined: dict[tuple[int, ...], Label], label: Label) -> None:
@@ -396,13 +396,13 @@ class OpContext:
             if not common:
                 joined[varying(other)] = other
                 continue
-            kept = self.merge(other, set(varying(other)) - common)
-            mine = self.merge(label, set(varying(label)) - common)
-            if kept is None or mine is None:
+            other_rest = self.merge(other, set(varying(other)) - common)
+            own_rest = self.merge(label, set(varying(label)) - common)
+            if other_rest is None or own_rest is None:
                 self.freeze([other, label], "is combined across channels")
                 return
-            self.unite(kept, mine)
-            label = self.canonical(mine)
+            self.unite(other_rest, own_rest)
+            label = self.canonical(own_rest)
         if varying(label):
             joined[varying(label)] = label
 
@@ -418,4 +418,4 @@ def constant(ids: ChannelIds, tensor: torch.Tensor, why: Refusal) -> Labels:
     return tuple(labels)
 
 
-__all__ = ["NO_CHANNEL", "Count", "Findings", "OpContext", "Work", "constant"]
+__all__ = ["NO_CHANNEL", "Count", "OpContext", "TraceFacts", "Work", "constant"]

@@ -113,8 +113,8 @@ class OwnGenerators:
         seeded = _with_generator(func)
         if seeded is None:
             return _run_and_restore_rng(device, func, args, kwargs)
-        given = kwargs.get("generator")
-        generator = self._of_device(device) if given is None else self._copy_of(given)
+        own = kwargs.get("generator")
+        generator = self._of_device(device) if own is None else self._copy_of(own)
         return seeded(*args, **{**kwargs, "generator": generator})
 
     def _dropout(self, x: torch.Tensor, p: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,11 +126,11 @@ class OwnGenerators:
             self._by_device[device] = torch.Generator(device).manual_seed(self._seed)
         return self._by_device[device]
 
-    def _copy_of(self, given: torch.Generator) -> torch.Generator:
+    def _copy_of(self, generator: torch.Generator) -> torch.Generator:
         """Return a copy of a generator that the network holds, the same one every time."""
-        if id(given) not in self._copies:
-            self._copies[id(given)] = given, given.clone_state()
-        return self._copies[id(given)][1]
+        if id(generator) not in self._copies:
+            self._copies[id(generator)] = generator, generator.clone_state()
+        return self._copies[id(generator)][1]
 
 
 _DROPOUT = torch.ops.aten.native_dropout.default  # random, and has no overload that takes a generator
@@ -160,9 +160,9 @@ def _with_generator(func: OpOverload) -> OpOverload | None:
 
     "aten::rand" has "aten::rand.generator"; "aten::bernoulli_.float" takes a generator itself.
     """
-    given = argument_types(func)
+    arguments = argument_types(func)
     for overload in overloads_of(func):
         types = argument_types(overload)
-        if types.keys() == {*given, "generator"} and types.items() >= given.items():
+        if types.keys() == {*arguments, "generator"} and types.items() >= arguments.items():
             return overload
     return None

@@ -1,6 +1,6 @@
 """State outside of a network that its forward code reaches: caches of functions, variables of modules and classes.
 
-A forward pass on the meta device or in float64 must leave nothing of it there, and must find nothing of another pass::
+A forward pass on the meta device or in float64 must not leave tensors in it, and must not read those of another pass::
 
     @functools.lru_cache
     def positions(n): ...              cleared before and after the pass: its tensors are computed again on demand
@@ -58,26 +58,26 @@ class _Variable:
 
 
 class OutsideState:
-    """What the forward code of some modules reaches, as it is now.
+    """The caches and variables that the forward code of some modules reaches, with their present values.
 
     Other threads that run the same code meanwhile may see a cache emptied, or lose an entry they add to a dictionary.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        found: set[Any] = set()
+        reached: set[Any] = set()
         modules = list(modules)
         classes: set[Any] = {type(module) for module in modules}
         for cls in classes:
-            found |= _reached_by_class(cls)
+            reached |= _reached_by_class(cls)
         for module in modules:
             for name, value in vars(module).items():
                 if type(value) in _ATOMS or name in _OF_EVERY_MODULE:
                     continue
                 if isinstance(value, FunctionType):
-                    found |= _reached([value], type(module))
-                found.update(_caches_in(value))
-        self._caches = [item for item in found if isinstance(item, Cache)]
-        variables = ((item, item.get()) for item in found if isinstance(item, _Variable))
+                    reached |= _reached([value], type(module))
+                reached.update(_caches_in(value))
+        self._caches = [item for item in reached if isinstance(item, Cache)]
+        variables = ((item, item.get()) for item in reached if isinstance(item, _Variable))
         self._before = [(variable, value) for variable, value in variables if value is not _MISSING]
 
     def clear_caches(self) -> None:
@@ -113,14 +113,14 @@ def _reached(start: Sequence[Any], cls: type) -> frozenset[Any]:
     """Return the caches and variables that functions reach, as methods of a class, through the names they mention."""
     queue: list[Any] = list(start)
     seen: set[int] = set()
-    found: set[Any] = set()
+    reached: set[Any] = set()
     while queue:
         value = _function_of(queue.pop())
         if id(value) in seen or _is_library(getattr(value, "__module__", None)):
             continue
         seen.add(id(value))
         if isinstance(value, Cache):
-            found.add(value)
+            reached.add(value)
             queue.append(value.__wrapped__)
         elif isinstance(value, FunctionType):
             queue += [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
@@ -130,12 +130,12 @@ def _reached(start: Sequence[Any], cls: type) -> frozenset[Any]:
                 if isinstance(_function_of(named), FunctionType | Cache):
                     queue.append(named)
                 elif not isinstance(named, ModuleType | type):
-                    found.add(variable)
-    return frozenset(found)
+                    reached.add(variable)
+    return frozenset(reached)
 
 
 def _function_of(value: Any) -> Any:
-    """Return the function behind a method or a property."""
+    """Return the function that a method or a property wraps."""
     if isinstance(value, staticmethod | classmethod | MethodType):
         return value.__func__
     if isinstance(value, property):

@@ -32,14 +32,14 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> 
 
 
 def operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
-    """Return the tensor arguments of an operator: plain, or in a list, which is all that ATen operators take."""
-    found: list[torch.Tensor] = []
+    """Return the tensor arguments of an operator: plain or in a list; ATen operators take no other containers."""
+    tensor_arguments: list[torch.Tensor] = []
     for arg in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(arg, torch.Tensor):
-            found.append(arg)
+            tensor_arguments.append(arg)
         elif isinstance(arg, _LISTED):
-            found += [item for item in arg if isinstance(item, torch.Tensor)]
-    return found
+            tensor_arguments += [item for item in arg if isinstance(item, torch.Tensor)]
+    return tensor_arguments
 
 
 _LISTED = (list, tuple)

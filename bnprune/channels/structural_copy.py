@@ -37,7 +37,7 @@ def copy_with_tensors(model: nn.Module, tensors: Mapping[int, torch.Tensor]) -> 
 
 
 def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Copy a module as `copy.deepcopy` does, but without a visit to each empty container and number.
+    """Copy a module as `copy.deepcopy` does, but without calling it for each empty container and number.
 
     A module without parameters has 17 of these (hooks, flags). Pruning takes a fifth longer without this.
     """
@@ -86,7 +86,8 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
 def _copy_part_by_part(value: Any, memo: dict[int, Any]) -> Any:
     """Copy a container or view whose items may not be copied whole, or a cache; None for anything else.
 
-    `deepcopy` shares what `functools.lru_cache` returns: the copy of a network would find the tensors of the original.
+    `deepcopy` shares what `functools.lru_cache` returns: the copy of a network would use the cached tensors of the
+    original.
     """
     if type(value) is dict:
         copied: dict[Any, Any] = {}
@@ -148,7 +149,7 @@ def _computed_tensor(model: nn.Module) -> str:
 
 
 def _uncopyable(model: nn.Module) -> str:
-    """Name a module that is copied by code of its own class, and an attribute which that cannot copy; "" if none."""
+    """Name a module that its own class copies, and an attribute that cannot be copied; "" if there is none."""
     for name, module in model.named_modules():
         cls: Any = type(module)
         for attribute, value in () if _has_default_copy(cls) else vars(module).items():

@@ -2,8 +2,8 @@
 
 A surrogate convolution reads one input channel at one kernel position, a surrogate matrix product reads one input
 feature; both are scaled by the square root of the fan-in, so that the variance stays about the same. It is what the
-layer computes if all its other weights are zero. So code that is right for any weights is right for surrogates, which
-never decide anything that the network could not decide, in a fraction of the time.
+layer computes if all its other weights are zero. So code that works for any weights works for surrogates: they lead to
+no branch that the network could not take with other weights, in a fraction of the time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bnprune.channels.torch_internals import OpOverload
 
 
 class EndlessLoopError(Exception):
-    """The code reads values without end: with surrogate values, a loop never reaches its exit condition."""
+    """The code reads values endlessly: with surrogate values, a loop never reaches its exit condition."""
 
 
 class SurrogateOps:

@@ -1,7 +1,7 @@
-"""Every private name of PyTorch that following channels needs, and why no public name will do.
+"""The private names of PyTorch that tracing and surgery need, each with the reason why no public name suffices.
 
 PyTorch may rename these in any release. No other module in `bnprune.channels` and `bnprune.pruning` uses a private name
-of `torch` (`tests/unit/test_torch_internals.py`), so that what breaks is repaired here.
+of `torch` (`tests/unit/test_torch_internals.py`), so that a change in PyTorch needs a change of this module only.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def mode_depth() -> int:
 
 
 # -- operators ---------------------------------------------------------------------------------------------------------
-# Schemas are the only place that says what the arguments of an operator are called.
+# Only the schema of an operator gives the names of its arguments.
 
 
 def is_composite(op: OpOverload) -> bool:
@@ -99,6 +99,10 @@ def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
 def own_buffers(module: nn.Module) -> dict[str, torch.Tensor | None]:
     """Return the buffers of a module itself, without those of its children."""
     return module._buffers
+
+
+TORCH_CONTAINERS = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict))
+"""Attributes in which a module keeps its parameters, buffers, children and hooks."""
 
 
 def own_tensors(module: nn.Module) -> dict[str, torch.Tensor | None]:

@@ -1,4 +1,4 @@
-"""trace(network) -> ChannelGraph: chooses the forward passes to trace, and joins what they show.
+"""trace(network) -> ChannelGraph: chooses the forward passes to trace, and joins their results.
 
 A pass runs on the meta device: no memory, no arithmetic. If the control flow of the network depends on values, it runs
 on real tensors, with cheap values of surrogates (`surrogate_ops`) if they suffice. There are up to four passes::
@@ -33,13 +33,16 @@ from bnprune.errors import ConfigError, TraceError
 from bnprune.notes import Note
 
 DATA_DEPENDENT_MACS = Note(
-    "macs.data_dependent", "note", "MACs depend on data (how many boxes, say): they are those of a made-up forward pass"
+    "macs.data_dependent",
+    "note",
+    "MACs depend on data (on the number of boxes, for example): they were counted on surrogate values",
 )
-"""Note of a trace whose MACs are no more than a guess."""
+"""Note of a trace whose MACs were counted on surrogate values, and may differ from those of the example inputs."""
 
 Outputs = prune_options.Outputs
 Coupling = prune_options.Coupling
-"""How layers that share channels are pruned: "shared": all lose the same; "gates": each its own, behind gates."""
+"""How layers that share channels are pruned: "shared": all lose the same channels; "gates": each loses its own, and
+gates select or fill channels."""
 
 
 @preserve_thread_state
@@ -62,7 +65,8 @@ def trace(
         real: Run on real tensors at once, for networks whose control flow depends on data. By default, they are used
             only if the pass on the meta device fails.
         exact: Compute real values in full, so that MACs that depend on data are those of these inputs. By default,
-            layers compute surrogates (`bnprune.channels.surrogate_ops`), whose values only decide the control flow.
+            layers compute surrogates (`bnprune.channels.surrogate_ops`), whose values are used for the control flow
+            only.
         coupling: "gates" decouples BatchNorms that share a stream of channels (`bnprune.channels.gate_sites`).
         gates: BatchNorms that are decoupled in any case.
         heads: Modules in which attention heads have other units than by default (`bnprune.channels.head_units`).
@@ -80,7 +84,7 @@ def trace(
             return _trace(model, inputs, coupling, values, gates or {}, heads or {}, outputs)
         except (TraceError, ConfigError):
             raise
-        except Exception:  # noqa: BLE001 - the exact values may do; if not, they raise the error that counts
+        except Exception:  # noqa: BLE001 - the exact values may work; if not, their error is the one to report
             pass
     return _trace(model, inputs, coupling, "exact", gates or {}, heads or {}, outputs)
 
@@ -89,12 +93,12 @@ def require_repeatable(before: ChannelGraph, again: ChannelGraph) -> None:
     """Compare two traces of one network on the same inputs.
 
     Raises:
-        TraceError: The second forward pass did something else.
+        TraceError: The second forward pass differs from the first.
     """
     site = before.traces["eval"].differs_from(again.traces["eval"])
     if site is not None:
         raise TraceError(
-            f"{site or 'the network'}: on equal inputs, the forward pass computes with other numbers each time (it "
+            f"{site or 'the network'}: on equal inputs, the forward pass computes with different numbers each time (it "
             "draws from random or numpy, or reads a clock or a counter). Draw with torch, or not in eval mode."
         )
 
@@ -165,7 +169,7 @@ def _forced_branches(tracer: Tracer, inputs: Inputs, normal_pass: Trace) -> dict
                 infinite = isinstance(error.__cause__ or error, OverflowError)  # neither infinity makes an integer
                 if forced.is_stuck or not tracer.unused():
                     break
-        if infinite or not forced.gave_number:
+        if infinite or not forced.replaced_number:
             break
     return traces
 
@@ -173,7 +177,7 @@ def _forced_branches(tracer: Tracer, inputs: Inputs, normal_pass: Trace) -> dict
 def _notes(tracer: Tracer, normal_pass: Trace, values: Values) -> Iterator[Note]:
     unused = sorted({name.rpartition(".")[0] for name in tracer.unused()})
     if unused:
-        text = f"on these inputs the code, which depends on data, never came to: {', '.join(unused)}"
+        text = f"on these inputs the code, which depends on data, did not reach: {', '.join(unused)}"
         yield Note("trace.unused_layers", "note", text)
     if values == "surrogate" and normal_pass.macs_vary:
         yield DATA_DEPENDENT_MACS

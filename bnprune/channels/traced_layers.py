@@ -9,23 +9,23 @@ import torch
 from torch import nn
 
 from bnprune.channels.graph import Layer
-from bnprune.channels.op_context import Findings
+from bnprune.channels.op_context import TraceFacts
 from bnprune.channels.torch_internals import InstanceNorm, own_tensors
 from bnprune.channels.union_find import NO_CHANNEL, Ids
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def layers_of(findings: Findings, shapes: Shapes) -> Iterator[Layer]:
+def layers_of(facts: TraceFacts, shapes: Shapes) -> Iterator[Layer]:
     """Yield the convolutions and linear layers in the order of their calls, then the BatchNorms."""
     seen: set[str] = set()
-    for work in findings.work:
+    for work in facts.work:
         if work.layer and work.site not in seen:
             seen.add(work.site)
-            kind = "linear" if isinstance(findings.modules.get(work.site), nn.Linear) else "conv"
+            kind = "linear" if isinstance(facts.modules.get(work.site), nn.Linear) else "conv"
             yield Layer(work.site, kind, _as_ids(work.outputs))
-    for name, module in findings.gammas.items():
-        ids = findings.axes.get((name, 0))
+    for name, module in facts.gammas.items():
+        ids = facts.axes.get((name, 0))
         yield Layer(module, "norm", _as_ids(shapes[name][0] if ids is None else ids.numpy()))
 
 

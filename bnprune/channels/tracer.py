@@ -30,7 +30,7 @@ from bnprune.channels.labels import NONE, Label, Labels, along, varying
 from bnprune.channels.meta_kernels import run_kernel
 from bnprune.channels.modules import module_stack, modules_by_name, temporary_mode
 from bnprune.channels.network_outputs import OutputChannels
-from bnprune.channels.op_context import Count, Findings, OpContext, constant
+from bnprune.channels.op_context import Count, OpContext, TraceFacts, constant
 from bnprune.channels.operator_mode import OperatorMode, OwnGenerators
 from bnprune.channels.ops import spec_of
 from bnprune.channels.ops.spec import OpSpec, macs_of, numbers_in
@@ -46,8 +46,8 @@ from bnprune.errors import TraceError
 from bnprune.notes import Note
 
 _AS_ONE = (
-    "its channels are tied together and go all or not at all, and a layer keeps at least one",
-    "take apart what ties them: a shuffle, reshape or product across channels",
+    "its channels can only be removed all together, and a layer keeps at least one",
+    "remove the shuffle, reshape or product across channels that couples them",
 )
 Values = Literal["none", "surrogate", "exact"]
 """Values of a forward pass: none (shapes on the meta device), those of surrogates, or those of the network."""
@@ -63,12 +63,12 @@ class Tracer(OperatorMode):
         self._heads = heads
         self.values = values
         self.real = values != "none"
-        self.findings = Findings(gates=gates, whole_heads=frozenset(site for site in heads if heads[site].whole))
-        self._output_channels = OutputChannels(self.findings.ids, outputs)
+        self.facts = TraceFacts(gates=gates, whole_heads=frozenset(site for site in heads if heads[site].whole))
+        self._output_channels = OutputChannels(self.facts.ids, outputs)
         self.aliases: dict[str, str] = {}
         self._originals: dict[int, str] = {}
         self.model = copy_with_tensors(model, self._replacements(model))
-        self.findings.modules = modules_by_name(self.model)
+        self.facts.modules = modules_by_name(self.model)
         self._used: set[str] = set()
         self._labels: dict[int, tuple[weakref.ref[torch.Tensor], Labels]] = {}
         self._producers: dict[int, tuple[weakref.ref[torch.Tensor], Producer]] = {}
@@ -99,7 +99,7 @@ class Tracer(OperatorMode):
             replacements[id(tensor)] = replacement = wrap_like(tensor, replacement)
             if name in parameters:
                 self._parameter_names.add(name)
-            self.findings.names[id(replacement)] = self._originals[id(tensor)] = name
+            self.facts.names[id(replacement)] = self._originals[id(tensor)] = name
             self.shapes[name] = tuple(tensor.shape)
         self._alive = [*replacements.values()]  # so that no other tensor gets the id of one
         return replacements
@@ -135,10 +135,10 @@ class Tracer(OperatorMode):
         surrogate = self.values == "surrogate" if surrogate is None else surrogate
         self._surrogate = SurrogateOps(self.model.parameters()) if surrogate else None
         self._macs_vary, self.generators = False, OwnGenerators()
-        done = len(self.findings.work), len(self.findings.gate_sites)
+        earlier = len(self.facts.work), len(self.facts.gate_sites)
         why = Refusal("input", "is combined with an input of the network", "")
         for tensor in tensors((args, kwargs)):
-            labels = constant(self.findings.ids, tensor, why)
+            labels = constant(self.facts.ids, tensor, why)
             self._remember(tensor, tuple(label for label in labels if varying(label) != (0,)))
         in_other_threads: list[str] = []
         mode = temporary_mode(self.model, training=training, norms=False)
@@ -155,16 +155,15 @@ class Tracer(OperatorMode):
         if in_other_threads:
             raise TraceError(
                 f"{in_other_threads[0]}: the module runs in another thread than the one that called forward(), and "
-                "operators are followed in that one alone. Call the module without a thread (threading, "
-                "concurrent.futures)."
+                "bnprune traces that thread only. Call the module without a thread (threading, concurrent.futures)."
             )
         if not any(True for _ in tensors(output)) and not training and forced is None:
             raise TraceError(
-                f"the forward pass returns no tensor that could be followed (got {type(output).__name__}). "
+                f"the forward pass returns no tensor that can be traced (got {type(output).__name__}). "
                 "Return tensors, also inside lists, dictionaries or objects."
             )
         self._output_channels.freeze(output, self._labels_of, training=training, forced=forced is not None)
-        work, gate_sites = tuple(self.findings.work[done[0] :]), tuple(self.findings.gate_sites[done[1] :])
+        work, gate_sites = tuple(self.facts.work[earlier[0] :]), tuple(self.facts.gate_sites[earlier[1] :])
         return Trace(tuple(self._records), self._decisions, work, gate_sites, self._macs_vary)
 
     def run_operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -219,12 +218,12 @@ class Tracer(OperatorMode):
         known = self._labels.get(key)
         if known is not None and known[0]() is tensor:
             return known[1]
-        name = self.findings.names.get(key)
+        name = self.facts.names.get(key)
         if name is not None:
             labels = self._labels_of_named(name, tensor)
         else:
             why = Refusal(self._stack[-1], "is combined with a constant tensor", "register the tensor as a buffer")
-            labels = constant(self.findings.ids, tensor, why)
+            labels = constant(self.facts.ids, tensor, why)
         self._remember(tensor, labels)
         return labels
 
@@ -232,9 +231,9 @@ class Tracer(OperatorMode):
         labels = []
         for dim, size in enumerate(tensor.shape):
             if size > 1:
-                ids = self.findings.axes.get((name, dim))
+                ids = self.facts.axes.get((name, dim))
                 if ids is None:
-                    ids = self.findings.axes[name, dim] = self.findings.ids.new(size)
+                    ids = self.facts.axes[name, dim] = self.facts.ids.new(size)
                 labels.append(along(ids, dim, tensor.dim()))
         return tuple(labels)
 
@@ -244,10 +243,10 @@ class Tracer(OperatorMode):
 
     def _source_of(self, tensor: torch.Tensor) -> int | str | None:
         producer = self._producer_of(tensor)
-        return self.findings.names.get(id(tensor)) if producer is None else producer.record
+        return self.facts.names.get(id(tensor)) if producer is None else producer.record
 
     def _producer(self, spec: OpSpec, args: tuple[Any, ...], entering: Sequence[torch.Tensor]) -> Producer:
-        zeros = [self.findings.is_zero(operand, self._producer_of(operand)) for operand in entering]
+        zeros = [self.facts.is_zero(operand, self._producer_of(operand)) for operand in entering]
         constants = [made is not None and made.constant for made in map(self._producer_of, entering)]
         return Producer.of(spec, args, zeros, constants, len(self._records))
 
@@ -259,14 +258,14 @@ class Tracer(OperatorMode):
         results = operands((output,), {})
         self._output_channels.note_read(entering)
         for operand in entering:
-            name = self.findings.names.get(id(operand))
+            name = self.facts.names.get(id(operand))
             if name is not None:
                 self._used.add(name)
             elif id(operand) in self._originals:
                 raise _original_still_runs(self._originals[id(operand)])
         site = self._stack[-1]
         spec = spec_of(func)
-        call = OpContext(func.name(), site, output, self.findings, self._labels_of, self._producer_of, spec.kind)
+        call = OpContext(func.name(), site, output, self.facts, self._labels_of, self._producer_of, spec.kind)
         try:
             if torch.Tag.inplace_view in func.tags and len(entering) == 1:  # `x.set_(y)` is not reshaped
                 call.freeze(self._all_labels(entering), "is reshaped in place", "use the operator without underscore")
@@ -307,7 +306,7 @@ class Tracer(OperatorMode):
         """Store the labels of an output.
 
         If an operator writes into a view (`out[:, :4] = x`), the channels that the whole tensor held so far and the
-        new ones go together, or stay.
+        new ones are removed together, or stay.
         """
         base = base_of(result) if mutated else None
         if base is not None:
@@ -321,8 +320,8 @@ class Tracer(OperatorMode):
 
     def _write(self, call: OpContext, base: torch.Tensor, part: torch.Tensor, labels: Labels) -> Labels:
         """Store the labels of a tensor of which a part is overwritten, and return those of the part."""
-        before, whole, writes = self._labels_of(part), self._labels_of(base), self.findings.writes
-        if writes.follows(base) or (call.is_constant(base) and not whole):
+        before, whole, writes = self._labels_of(part), self._labels_of(base), self.facts.writes
+        if writes.has_parts(base) or (call.is_constant(base) and not whole):
             written = writes.write(call, base, whole, part, labels)
             if written is not None:
                 self._remember(base, written)
@@ -331,43 +330,43 @@ class Tracer(OperatorMode):
             return call.join([before, labels], part.dim())
         why = "is written into a part of another tensor"
         call.freeze([*before, *labels, *whole], why, USE_CAT)
-        self._remember(base, constant(self.findings.ids, base, call.refusal(why, USE_CAT)))
+        self._remember(base, constant(self.facts.ids, base, call.refusal(why, USE_CAT)))
         return NONE
 
-    # -- concluding ------------------------------------------------------------------------------------------------
+    # -- results ---------------------------------------------------------------------------------------------------
 
-    def gates(self, passed: Trace) -> dict[str, GateKind]:
+    def gates(self, trace: Trace) -> dict[str, GateKind]:
         """Choose the BatchNorms to decouple, after a first forward pass."""
         self._merge_split_dimensions()
-        unit_of, frozen = self.findings.ids.units()
+        unit_of, frozen = self.facts.ids.units()
         must_stay = np.array([why is not None for why in frozen])
         must_stay[NO_CHANNEL] = False
-        operators = passed.op_kinds_in({gate_site.site for gate_site in passed.gate_sites})
-        return useful_gates(passed.gate_sites, unit_of, must_stay, self.findings.modules, operators)
+        operators = trace.op_kinds_in({gate_site.site for gate_site in trace.gate_sites})
+        return useful_gates(trace.gate_sites, unit_of, must_stay, self.facts.modules, operators)
 
     def graph(self, traces: dict[str, Trace], notes: Sequence[Note]) -> ChannelGraph:
         """Solve the facts that the rules have stated."""
-        ids = self.findings.ids
-        records = [record for passed in traces.values() for record in passed.records]
-        for site, chosen in self._heads.items():
-            if chosen.tied != "none":
-                tie_widths(ids, records, site, chosen)
+        ids = self.facts.ids
+        records = [record for trace in traces.values() for record in trace.records]
+        for site, units in self._heads.items():
+            if units.tied != "none":
+                tie_widths(ids, records, site, units)
         self._merge_split_dimensions()
-        for site, chosen in self._heads.items():
-            if chosen.whole:
-                self.findings.counts.extend(head_counts(ids, records, site, self.findings.modules[site]))
+        for site, units in self._heads.items():
+            if units.whole:
+                self.facts.counts.extend(head_counts(ids, records, site, self.facts.modules[site]))
         unit_of, frozen = ids.units()
-        layers = tuple(layers_of(self.findings, self.shapes))
+        layers = tuple(layers_of(self.facts, self.shapes))
         for layer in layers:
-            units = unit_of[layer.ids]
-            if frozen[units[0]] is None and (units == units[0]).all():
-                frozen[units[0]] = Refusal(layer.name, *_AS_ONE)
-        axes = {key: axis.numpy() for key, axis in self.findings.axes.items()}
+            written = unit_of[layer.ids]
+            if frozen[written[0]] is None and (written == written[0]).all():
+                frozen[written[0]] = Refusal(layer.name, *_AS_ONE)
+        axes = {key: axis.numpy() for key, axis in self.facts.axes.items()}
         return ChannelGraph(
             unit_of=unit_of,
             frozen=tuple(frozen),
             axes=axes,
-            gammas={**self.findings.gammas, **buffer_gammas(self.findings.modules, self.shapes)},
+            gammas={**self.facts.gammas, **buffer_gammas(self.facts.modules, self.shapes)},
             layers=layers,
             counts=self._counts(np.array([why is None for why in frozen])[unit_of]),
             shapes=self.shapes,
@@ -376,8 +375,8 @@ class Tracer(OperatorMode):
             real=self.real,
             notes=tuple(notes),
             gates=tuple(
-                GatedNorm(site, self.findings.gates[site], stream.numpy(), own.numpy())
-                for site, (stream, own) in self.findings.implied.items()
+                GatedNorm(site, self.facts.gates[site], stream.numpy(), own.numpy())
+                for site, (stream, own) in self.facts.implied.items()
             ),
         )
 
@@ -386,16 +385,16 @@ class Tracer(OperatorMode):
 
         `free` is true for channels that may be removed, shape (ids,).
         """
-        last = sorted(self.findings.counts, key=lambda count: bool(free[count.ids].any()))
+        last = sorted(self.facts.counts, key=lambda count: bool(free[count.ids].any()))
         return tuple({(count.module, count.attribute, len(count.ids)): count for count in last}.values())
 
     def _merge_split_dimensions(self) -> None:
         """Remove whole columns of split dimensions: in C -> (g, C/g), all g groups lose the same positions.
 
-        With whole heads as units, remove rows instead: of the g groups, some go, and the others stay as they are.
+        With whole heads as units, remove rows instead: some of the g groups are removed, the others stay as they are.
         """
-        for label, site in self.findings.views:
-            call = OpContext("view", site, None, self.findings, self._labels_of)
+        for label, site in self.facts.views:
+            call = OpContext("view", site, None, self.facts, self._labels_of)
             dims = varying(call.canonical(label))
             if len(dims) > 1:
                 call.merge(label, [*dims[:-2], dims[-1]] if call.whole_heads else dims[:-1])

@@ -6,7 +6,8 @@ The parts of a tensor of constants may be written one by one, as `torch.cat` doe
     out[:, :4] = a                     [1 2 3 4  9 10]    two new channels, for zeros that may never be overwritten
     out[:, 4:] = b                     [1 2 3 4  5 6]
 
-What is read at the seams of such writes (`out[:, 4:]`) is one part, not a slice at a fixed place.
+A slice that begins and ends at the boundaries of such parts (`out[:, 4:]`) is one part, not a slice at fixed
+positions.
 """
 
 from __future__ import annotations
@@ -28,27 +29,27 @@ USE_CAT = "use torch.cat"
 
 @dataclass(slots=True)
 class _Written:
-    """What has been written into one tensor, along one dimension."""
+    """The parts that have been written into one tensor, along one dimension."""
 
     tensor: weakref.ref[torch.Tensor]
     dim: int
     unwritten: torch.Tensor
-    """Channel ids of the constants that were there first, shape (size,)."""
+    """Channel ids of the constants before any write, shape (size,)."""
     seams: set[int] = field(default_factory=set)
 
 
 class ViewWrites:
-    """Follows all writes into views in one forward pass."""
+    """Keeps track of all writes into views in one forward pass."""
 
     def __init__(self) -> None:
         self._written: dict[int, _Written] = {}
 
     def at_seams(self, tensor: torch.Tensor, dim: int, start: int, stop: int) -> bool:
-        """True if a slice of a tensor begins and ends at the seams of parts that were written one by one."""
+        """True if a slice of a tensor begins and ends at the boundaries of parts that were written one by one."""
         known = self._known(tensor)
         return known is not None and known.dim == dim and {start, stop} <= known.seams
 
-    def follows(self, tensor: torch.Tensor) -> bool:
+    def has_parts(self, tensor: torch.Tensor) -> bool:
         """True if something has been written into a part of a tensor."""
         return self._known(tensor) is not None
 

@@ -13,7 +13,7 @@ from bnprune.channels.pytrees import as_inputs
 from bnprune.errors import TraceError, VerificationError, first_line
 from bnprune.exporters.parity import compare, dtype_of
 from bnprune.pruning.bias_folding import sole_norms
-from bnprune.pruning.proof_forward import Setting, feeds, run
+from bnprune.pruning.proof_forward import Setting, run, trial_inputs
 from bnprune.pruning.rounding import TOLERANCE
 
 _NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -80,7 +80,7 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 def _prove(original: nn.Module, folded: nn.Module, example: torch.Tensor) -> None:
     """Compare in float64, before the weights are rounded to the network's own precision."""
     seed = 0
-    [noise], _ = next(feeds(as_inputs(example), seed))
+    [noise], _ = next(trial_inputs(as_inputs(example), seed))
     right, made = (lambda x, net=net: run(net, as_inputs(x), Setting(seed)) for net in (original, folded))
     parity = compare(right, made, [noise], tolerance=TOLERANCE)
     if not parity.passed:

@@ -1,4 +1,4 @@
-"""Which attributes of modules are read: by one forward pass, or by any code that runs after construction."""
+"""Reads of module attributes: those of one forward pass, and those of any code that runs after construction."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def recorded_reads(attributes: Collection[Attribute]) -> Iterator[set[Attribute]
     code behaves as before, in other threads too. One thread at a time can record.
 
     Args:
-        attributes: Attributes that objects hold, and of which the class knows nothing: see `is_recordable`.
+        attributes: Attributes that objects hold and that the class itself does not define: see `is_recordable`.
     """
     reads: set[Attribute] = set()
     with _RECORDING, ExitStack() as undo:
@@ -38,7 +38,7 @@ _RECORDING = threading.RLock()
 
 
 def is_recordable(attribute: Attribute) -> bool:
-    """True if a class has nothing of its own by that name, such as a default or a property."""
+    """True if the class itself does not define the name, for example with a default or a property."""
     cls, name = attribute
     return not hasattr(cls, name)
 
@@ -54,7 +54,7 @@ class _Recorder:
     def __get__(self, module: nn.Module | None, _: type) -> Any:
         name = self.attribute[1]
         if module is None or name not in vars(module):
-            raise AttributeError(name)  # Python then asks `Module.__getattr__`, which knows parameters and children
+            raise AttributeError(name)  # Python then calls `Module.__getattr__`, which finds parameters and children
         if threading.get_ident() == self._thread:
             self._reads.add(self.attribute)
         return vars(module)[name]
@@ -96,28 +96,28 @@ _Methods = dict[str, list[CodeType]]
 
 def _methods(cls: type) -> _Methods:
     """Return the code of all methods and properties of a class, of inherited ones too, without PyTorch's own."""
-    found: _Methods = {}
+    methods: _Methods = {}
     for base in cls.__mro__:
         if not base.__module__.startswith(("builtins", "torch.nn.")):
             for name, value in vars(base).items():
                 parts = (value, *(getattr(value, part, None) for part in ("__func__", "__wrapped__", "fget")))
-                found.setdefault(name, []).extend(part.__code__ for part in parts if isinstance(part, FunctionType))
-    return found
+                methods.setdefault(name, []).extend(part.__code__ for part in parts if isinstance(part, FunctionType))
+    return methods
 
 
-_SERVING = frozenset({"__init__", "__repr__", "__str__", "extra_repr"})
+_CONSTRUCTION = frozenset({"__init__", "__repr__", "__str__", "extra_repr"})
 
 
 def _only_for_construction(methods: _Methods) -> set[str]:
     """Return the methods for construction and printing, with the methods that only these call (`_make_layer`)."""
-    serving = set(_SERVING & methods.keys())
+    construction = set(_CONSTRUCTION & methods.keys())
     while True:
-        others = methods.keys() - serving
+        others = methods.keys() - construction
         called_by_others = set[str]().union(*(_names(methods, {name}, "LOAD_ATTR") - {name} for name in others))
-        more = (_names(methods, serving, "LOAD_ATTR") & others) - called_by_others - {"forward"}
-        if not more:
-            return serving
-        serving |= more
+        further = (_names(methods, construction, "LOAD_ATTR") & others) - called_by_others - {"forward"}
+        if not further:
+            return construction
+        construction |= further
 
 
 def _names(methods: _Methods, of: Collection[str], instruction: str) -> frozenset[str]:

@@ -44,8 +44,9 @@ class _ReaderRecorder(OperatorMode):
         self.pairs: list[tuple[str, str]] = []
         self.read_elsewhere: set[str] = set()
         self.layers: Counter[str] = Counter()
-        """How often each layer and each BatchNorm ran."""
+        """Number of calls of each layer."""
         self.norms: Counter[str] = Counter()
+        """Number of BatchNorm calls in each module."""
         self._output_of: dict[int, tuple[torch.Tensor, str]] = {}
 
     def run_operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -61,7 +62,7 @@ class _ReaderRecorder(OperatorMode):
         self.norms[self.stack[-1]] += kind == "batch_norm"
         if kind in ("convolution", "linear"):
             self.layers[self.stack[-1]] += 1
-            self._output_of[id(output)] = output, self.stack[-1]  # held, so that no other tensor gets its id
+            self._output_of[id(output)] = output, self.stack[-1]  # kept alive, so that no other tensor gets its id
         return output
 
     def leave(self, output: Any) -> None:
@@ -72,7 +73,7 @@ class _ReaderRecorder(OperatorMode):
 
 
 def find_folds(model: nn.Module, inputs: Inputs) -> tuple[Fold, ...]:
-    """Find biases whose sum is read by one BatchNorm only. Errors of the forward pass are passed on."""
+    """Find the biases of layers whose output only one BatchNorm reads. Errors of the forward pass are raised."""
     modules = modules_by_name(model)
     owners = Counter(id(m.bias) for m in modules.values() if isinstance(getattr(m, "bias", None), torch.Tensor))
     folds = []
@@ -89,10 +90,10 @@ def sole_norms(model: nn.Module, inputs: Inputs) -> dict[str, str]:
     Both run exactly once per forward pass, in eval and in train mode.
     """
     passes = [_recorded(model, inputs, training=False)]
-    with suppress(Exception):  # BatchNorm over a single value, missing targets: such a pass shows nothing more
+    with suppress(Exception):  # BatchNorm over a single value, missing targets: the pass in eval mode decides alone
         passes.append(_recorded(model, inputs, training=True))
-    read_elsewhere = {layer for watch in passes for layer in watch.read_elsewhere}
-    pairs = [pair for pair in passes[0].pairs if all(pair in watch.pairs for watch in passes)]
+    read_elsewhere = {layer for recorder in passes for layer in recorder.read_elsewhere}
+    pairs = [pair for pair in passes[0].pairs if all(pair in recorder.pairs for recorder in passes)]
     layers, norms = (Counter(pair[side] for pair in passes[0].pairs) for side in (0, 1))
     ran, modules = passes[0].norms, modules_by_name(model)
     return {
@@ -106,12 +107,12 @@ def sole_norms(model: nn.Module, inputs: Inputs) -> dict[str, str]:
 
 def _recorded(model: nn.Module, inputs: Inputs, *, training: bool) -> _ReaderRecorder:
     def run(device: str) -> _ReaderRecorder:
-        watch, copied = _ReaderRecorder(), copy_on(model, device)
+        recorder, copied = _ReaderRecorder(), copy_on(model, device)
         args, kwargs = map_tensors(lambda tensor: tensor.to(device, copy=True), inputs)
-        with temporary_mode(copied, training=training) as modules, module_stack(modules) as watch.stack, watch:
+        with temporary_mode(copied, training=training) as modules, module_stack(modules) as recorder.stack, recorder:
             output = copied(*args, **kwargs)
-        watch.leave(output)
-        return watch
+        recorder.leave(output)
+        return recorder
 
     return on_meta_or_cpu(run)
 
@@ -148,7 +149,7 @@ def from_data(entries: Any) -> tuple[Fold, ...]:
     """Read folds from plain data.
 
     Raises:
-        ValueError: An entry is no fold.
+        ValueError: An entry is not a fold.
     """
     folds = tuple(Fold(words(entry["bias"]), words(entry["into"])) for entry in items(entries))
     if not all(entry.bias.endswith(".bias") for entry in folds) or len({f.bias for f in folds}) < len(folds):

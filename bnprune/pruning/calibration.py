@@ -1,4 +1,4 @@
-"""Calibration data: a few batches of inputs, perhaps with labels, for criteria and repairs that need data."""
+"""Calibration data: a few batches of inputs, with or without labels, for criteria and repairs that need data."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Calibration:
 
 
 class _Reader:
-    """Iterates over batches; errors of their code become a ConfigError."""
+    """Iterates over batches; an error of the user's iterator becomes a ConfigError."""
 
     def __init__(self, batches: Any) -> None:
         with user_code_errors("reading the calibration data failed"):

@@ -57,9 +57,9 @@ class Candidates:
     step_of_unit: Ids
     """The step that removes each unit, -1 for units that stay; shape (units,)."""
     forced_steps: int
-    """Number of first steps that are taken for every target: those of layers with a ratio of their own."""
+    """Number of first steps that are taken for every target: those that `layer_ratios` require."""
     unfilled: tuple[str, ...]
-    """Layers that lose nothing because their removable channels do not fill a portion of `round_to`."""
+    """Layers that lose nothing, because they have fewer removable channels than a portion for `round_to`."""
     kept: Mapping[int, Refusal]
     """Reasons for units that stay although the graph does not freeze them."""
 
@@ -122,38 +122,38 @@ def ranking(graph: ChannelGraph, scores: Scores) -> Ids:
 def _by_layer(graph: ChannelGraph, rank: Ids, prunable: Mask, constraints: Constraints) -> tuple[Mask, Mask]:
     """Return the units that some layer must keep, and the units that are removed for every target; shapes (units,).
 
-    A unit is protected as soon as one of its layers needs it, since its channels go in all layers or in none.
+    A unit is protected as soon as one of its layers needs it, since its channels are removed in all layers or in none.
     """
     protected, forced = (np.zeros(graph.unit_count, dtype=np.bool_) for _ in range(2))
-    wanted = own_ratios(graph, constraints.layer_ratios)
-    portion = interchangeable(graph, constraints.round_to)[1] if wanted else np.ones(graph.unit_count, dtype=np.int64)
+    ratios = own_ratios(graph, constraints.layer_ratios)
+    portion = interchangeable(graph, constraints.round_to)[1] if ratios else np.ones(graph.unit_count, dtype=np.int64)
     for layer in graph.layers:
         units = graph.units(layer.ids)
         floor = max(constraints.min_channels, math.ceil(len(units) * (1 - constraints.cap) - 1e-9))
         floor = min(floor, len(units))
         protected[units[np.argpartition(rank[units], -floor)[-floor:]]] = True
-        if layer.name in wanted:
-            mine = units[prunable[units]]
-            mine = mine[np.argsort(rank[mine])]
+        if layer.name in ratios:
+            removable = units[prunable[units]]
+            removable = removable[np.argsort(rank[removable])]
             per_unit = np.unique(units, return_counts=True)[1].max()  # channels of this layer
-            each = int(portion[mine].max(initial=1)) * (int(per_unit) if constraints.round_to > 1 else 1)
-            count = each * round(wanted[layer.name] * len(units) / each)
-            forced[mine[:count]] = True
-            protected[mine[count:]] = True
+            each = int(portion[removable].max(initial=1)) * (int(per_unit) if constraints.round_to > 1 else 1)
+            count = each * round(ratios[layer.name] * len(units) / each)
+            forced[removable[:count]] = True
+            protected[removable[count:]] = True
     return protected, forced & ~protected
 
 
 def own_ratios(graph: ChannelGraph, ratios: Sequence[tuple[str, float]]) -> dict[str, float]:
     """Return the ratio of each layer that has one of its own.
 
-    If several patterns match a layer, the last one counts. If the channels of several layers go together, the smallest
-    of their ratios counts.
+    If several patterns match a layer, the last one counts. If the channels of several layers are removed together, the
+    smallest of their ratios counts.
     """
     return {layer.name: ratio for pattern, ratio in ratios for layer in _matching(graph, pattern, "layer_ratios")}
 
 
 def _count_leading(forced: Mask, ends: Ids) -> int:
-    """Count the first steps that remove nothing but units which are removed for every target."""
+    """Count the first steps that only remove units which are removed for every target."""
     leading = int(forced.cumprod().sum())
     return int((ends <= leading).sum())
 
@@ -161,8 +161,8 @@ def _count_leading(forced: Mask, ends: Ids) -> int:
 def _portions(graph: ChannelGraph, order: Ids, multiple: int) -> tuple[Ids, Ids]:
     """Group units into steps that remove a multiple of channels from every layer.
 
-    Interchangeable units (see `interchangeable`) go in portions of a fixed size. A portion takes the place of its
-    middle unit in the order, so that widths round to the nearest multiple. Units that do not fill a portion stay.
+    Interchangeable units (see `interchangeable`) are removed in portions of a fixed size. A portion takes the place of
+    its middle unit in the order, so that widths round to the nearest multiple. Units that do not fill a portion stay.
 
     Example for portions of 2, with units a of one kind and b of another:
 
@@ -193,7 +193,7 @@ def _portions(graph: ChannelGraph, order: Ids, multiple: int) -> tuple[Ids, Ids]
 
 
 def _unfilled(graph: ChannelGraph, free: Ids, order: Ids) -> tuple[str, ...]:
-    """Return the names of BatchNorms of which channels are removable, but do not fill a portion."""
+    """Return the names of BatchNorms with removable channels that do not fill a portion."""
     if len(free) == len(order):
         return ()
     removable, ordered = (np.zeros(graph.unit_count, dtype=np.bool_) for _ in range(2))
@@ -203,18 +203,18 @@ def _unfilled(graph: ChannelGraph, free: Ids, order: Ids) -> tuple[str, ...]:
 
 
 def interchangeable(graph: ChannelGraph, multiple: int) -> tuple[NDArray[np.uint64], Ids]:
-    """Return the kind of each unit, and how many units of that kind have to go together; shapes (units,).
+    """Return the kind of each unit, and how many units of that kind are removed together; shapes (units,).
 
     Two units are interchangeable if they have equally many channels in every layer: removing one or the other leaves
     the same widths. So the kind of a unit is the vector of its channel counts, one number per layer, of which only
     equality matters. It is represented by a hash: the sum of count x salt over the layers, modulo 2^64, where the salt
     of a layer is a fixed random number. Equal vectors have equal hashes. Different vectors have different ones, except
     with a probability of about 2^-62 per pair; then a width would not be rounded. Layers whose width is no multiple
-    do not count.
+    of `multiple` do not count.
 
     Example: unit 0 has one channel in conv1 and one in bn1, unit 1 the same, unit 2 two in a concatenation and one in
-    bn2. The units 0 and 1 have the hash salt(conv1) + salt(bn1). For `round_to` 8 they go in portions of 8; unit 2 has
-    to go in portions of lcm(8 / gcd(8, 2), 8 / gcd(8, 1)) = 8.
+    bn2. The units 0 and 1 have the hash salt(conv1) + salt(bn1). For `round_to` 8 they are removed in portions of 8,
+    and units like 2 in portions of lcm(8 / gcd(8, 2), 8 / gcd(8, 1)) = 8.
     """
     kind = np.zeros(graph.unit_count, dtype=np.uint64)
     size = np.ones(graph.unit_count, dtype=np.int64)

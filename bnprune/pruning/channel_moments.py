@@ -25,7 +25,7 @@ class Moments(NamedTuple):
 
 
 def standard(ids: torch.Tensor) -> Moments:
-    """Return mean 0 and variance 1, for values of which nothing is known."""
+    """Return mean 0 and variance 1, for values without an estimate."""
     return Moments(ids, torch.zeros(len(ids), dtype=torch.float64), torch.ones(len(ids), dtype=torch.float64))
 
 
@@ -63,7 +63,7 @@ Rule = Callable[[Moments, tuple[float, ...]], tuple[torch.Tensor, torch.Tensor]]
 """Returns mean and variance of an operator's output, given those of its one input and the operator's numbers."""
 
 
-def _rectified(x: Moments, _: tuple[float, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def _relu(x: Moments, _: tuple[float, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the moments of max(x, 0) for normal x."""
     deviation = x.variance.sqrt()
     ratio = x.mean / deviation.clamp(min=1e-300)
@@ -74,7 +74,7 @@ def _rectified(x: Moments, _: tuple[float, ...]) -> tuple[torch.Tensor, torch.Te
     return mean, (square - mean.square()).clamp(min=0)
 
 
-def _squashed(x: Moments, _: tuple[float, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def _sigmoid(x: Moments, _: tuple[float, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the moments of sigmoid(x), with its slope at the mean."""
     mean = torch.sigmoid(x.mean)
     return mean, torch.minimum((mean * (1 - mean)).square() * x.variance, mean * (1 - mean))
@@ -99,14 +99,14 @@ def _shifted(x: Moments, numbers: tuple[float, ...]) -> tuple[torch.Tensor, torc
 
 
 _UNARY: dict[str, Rule] = {
-    **dict.fromkeys(("relu", "relu6", "hardtanh", "gelu", "silu", "hardswish", "mish", "clamp_min"), _rectified),
-    **dict.fromkeys(("sigmoid", "hardsigmoid"), _squashed),
+    **dict.fromkeys(("relu", "relu6", "hardtanh", "gelu", "silu", "hardswish", "mish", "clamp_min"), _relu),
+    **dict.fromkeys(("sigmoid", "hardsigmoid"), _sigmoid),
     "tanh": _tanh,
     "mul": _scaled,
     "div": _divided,
     "add": _shifted,
 }
-"""Rules of operators on one tensor; smooth activations count as ReLU, and all others pass on what they read."""
+"""Rules of operators on one tensor; smooth activations are treated as ReLU, and all other operators as the identity."""
 
 
 def base_name(op: str) -> str:

@@ -44,7 +44,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
     )
 
 
-class _Count(OperatorMode):
+class _MacCounter(OperatorMode):
     """Adds up MACs."""
 
     macs = 0
@@ -57,7 +57,7 @@ class _Count(OperatorMode):
 
 
 def _macs(model: nn.Module, inputs: Inputs, device: str) -> int:
-    counter = _Count()
+    counter = _MacCounter()
     with counter:
         forward(model, inputs, device=device)
     return counter.macs

@@ -26,11 +26,11 @@ class CostModel:
         self._axes = {
             name: [graph.axes.get((name, dim), size) for dim, size in enumerate(graph.shapes[name])] for name in owned
         }
-        passed = graph.traces["eval"]
-        self._work = [(work.factor, work.inputs, work.outputs) for work in passed.work]
+        eval_pass = graph.traces["eval"]
+        self._work = [(work.factor, work.inputs, work.outputs) for work in eval_pass.work]
         nothing = np.zeros(graph.unit_count, dtype=np.bool_)
         self._constant = 0
-        self._constant = passed.macs - self.macs(nothing)
+        self._constant = eval_pass.macs - self.macs(nothing)
 
     def macs(self, removed: Mask) -> int:
         """Return the MACs without these units."""

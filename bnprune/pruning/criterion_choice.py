@@ -1,4 +1,4 @@
-"""The choice of a criterion: which one `auto` takes, and advice if γ do not tell which channels matter."""
+"""The choice of a criterion: the one that `auto` takes, and advice if the γ do not show which channels matter."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def is_separated(gammas: NDArray[np.float64]) -> bool:
 def choose_criterion(
     request: Request, graph: ChannelGraph, tensors: Tensors, statistics: Statistics | None
 ) -> tuple[Request, tuple[Note, ...]]:
-    """Replace the criterion `auto` by the one it takes for this network, and say why.
+    """Replace the criterion `auto` by the one it takes for this network, and give the reason.
 
     Criteria that measure data have no default cap if a penalty has separated the γ. Test accuracy of ResNet-20 on
     digits, trained with an L1 penalty (98.1%), cut to 15% of the MACs by `activation` and recalibrated: 97.8% without a
@@ -100,14 +100,18 @@ def _differ(graph: ChannelGraph, tensors: Tensors) -> bool:
 
 
 def default_cap_note(criterion: str, cap: float) -> Note:
-    """Return the remark that a criterion's default cap is in force."""
+    """Return the remark that a criterion's default cap is applied."""
     text = (
-        f"criterion {criterion}: no layer loses more than {cap:.0%} of its channels, because this criterion can strip "
-        "whole layers of a network that was not trained sparse; `cap` changes that"
+        f"criterion {criterion}: no layer loses more than {cap:.0%} of its channels, because this criterion can remove "
+        "almost all channels of layers in a network that was not trained sparse; `cap` changes that"
     )
     return Note("cap.default", "note", text)
 
 
 def lifted_cap_note(criterion: str) -> Note:
     """Return the remark that the target cannot be reached with a criterion's default cap."""
-    return Note("cap.lifted", "note", f"criterion {criterion}: its default cap is lifted, to reach the target")
+    return Note(
+        "cap.lifted",
+        "note",
+        f"criterion {criterion}: its default cap is not applied, because the target cannot be reached with it",
+    )

@@ -1,4 +1,4 @@
-"""Notes on a cut: remarks on scale factors that do not tell which channels matter, and on layers that never ran."""
+"""Notes on a cut: remarks on scale factors that do not show which channels matter, and on layers that never ran."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ after the cut, compensated and recalibrated:
                                                         ratio 0.30   share 0.2562   accuracy  85.3%
 """
 _TIED_SHARE = 0.02
-"""Share of the prunable units from which on equal scores at the threshold are noted ..."""
+"""Smallest share of the prunable units with equal scores at the threshold that is worth a note ..."""
 _FEWEST_TIED = 8
-"""... if there are at least so many: a few equal scores occur in small networks."""
+"""... and their smallest number: a few equal scores occur in small networks."""
 _MOST_NAMED = 4
 
 ON_SCALE_FACTORS = frozenset({"gamma.equal", "cut.live_channels", "cut.ties"})
-"""Codes of the notes that say how much the scale factors tell."""
+"""Codes of the notes about the reliability of the scale factors as scores."""
 
 
 def notes_on_cut(
     graph: ChannelGraph, gammas: ScaleFactors, scores: Scores, candidates: Candidates, removed: Mask
 ) -> Iterator[Note]:
-    """Yield a note if the removed channels were chosen by little or nothing, or are still in use.
+    """Yield a note if the scores hardly determine which channels are removed, or if removed channels are in use.
 
     The first of them that applies explains the others: channels with equal γ are in use, and have equal scores.
 
@@ -53,11 +53,14 @@ def notes_on_cut(
         candidates: The units to choose from.
         removed: True for units that are removed, shape (units,).
     """
-    gone, kept = _values(graph, gammas, removed), _values(graph, gammas, candidates.prunable & ~removed)
-    if gone.any() and (equal := note_on_equal_gammas(graph, gammas, candidates.prunable)):
+    removed_gammas, kept_gammas = (
+        _values(graph, gammas, removed),
+        _values(graph, gammas, candidates.prunable & ~removed),
+    )
+    if removed_gammas.any() and (equal := note_on_equal_gammas(graph, gammas, candidates.prunable)):
         yield equal
         return
-    share = _removed_share(gone, kept)
+    share = _removed_share(removed_gammas, kept_gammas)
     if share <= LIVE_SHARE:
         return
     yield Note(
@@ -83,21 +86,22 @@ def note_on_equal_gammas(graph: ChannelGraph, gammas: ScaleFactors, prunable: Ma
         "gamma.equal",
         "warning",
         f"all scale factors are equal (|γ| = {values[0]:.3g}), as in a network that has not been trained: they do not "
-        "tell which channels matter. Train the network first, with a sparsity penalty",
+        "show which channels matter. Train the network first, with a sparsity penalty",
     )
 
 
 def _note_on_ties(scores: Scores, candidates: Candidates, removed: Mask) -> Iterator[Note]:
     """Yield a note if many units have the score of the threshold, of which some are removed and some stay."""
-    could_go = candidates.order[~removed[candidates.order]]
-    gone = np.flatnonzero(removed & candidates.prunable)
-    tied = np.intersect1d(scores[gone], scores[could_go])
-    went, stayed = (int(np.isin(scores[units], tied).sum()) for units in (gone, could_go))
-    if went + stayed >= max(_FEWEST_TIED, _TIED_SHARE * candidates.prunable.sum()) and tied.size:
+    staying = candidates.order[~removed[candidates.order]]
+    removed_units = np.flatnonzero(removed & candidates.prunable)
+    tied = np.intersect1d(scores[removed_units], scores[staying])
+    removed_ties, kept_ties = (int(np.isin(scores[units], tied).sum()) for units in (removed_units, staying))
+    if removed_ties + kept_ties >= max(_FEWEST_TIED, _TIED_SHARE * candidates.prunable.sum()) and tied.size:
         yield Note(
             "cut.ties",
             "note",
-            f"{went} removed sets of channels have the same score as {stayed} that stay: their position decided",
+            f"{removed_ties} removed sets of channels have the same score as {kept_ties} that stay: their position "
+            "decided",
         )
 
 
@@ -107,13 +111,13 @@ def _values(graph: ChannelGraph, gammas: ScaleFactors, units: Mask) -> NDArray[n
     return np.concatenate([*parts, np.zeros(0)])
 
 
-def _removed_share(gone: NDArray[np.float64], kept: NDArray[np.float64]) -> float:
+def _removed_share(removed: NDArray[np.float64], kept: NDArray[np.float64]) -> float:
     """Return the share of the sum of γ² that is removed; 0 if all are zero."""
-    largest = max(gone.max(initial=0.0), kept.max(initial=0.0))
+    largest = max(removed.max(initial=0.0), kept.max(initial=0.0))
     if not largest:
         return 0.0
-    removed, left = (float(np.square(values / largest).sum()) for values in (gone, kept))  # squares may not underflow
-    return removed / (removed + left)
+    sums = [float(np.square(values / largest).sum()) for values in (removed, kept)]  # squares may not underflow
+    return sums[0] / sum(sums)
 
 
 # -- layers that never ran ---------------------------------------------------------------------------------------------

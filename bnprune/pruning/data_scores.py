@@ -1,4 +1,4 @@
-"""Criteria that need calibration data: what is measured on the dense network, and the scores that follow from it.
+"""Criteria that need calibration data: statistics measured on the dense network, and scores computed from them.
 
 Each criterion has two functions: one measures a statistic per channel in one pass over the batches, the other combines
 the statistics of the channels of a unit. The first depends on the network only, so it runs once, however often the
@@ -41,15 +41,15 @@ def read_variances(model: nn.Module, calibration: Calibration) -> Statistics:
     Raises:
         PruningError: An activation is not finite.
     """
-    moments: dict[str, Moments] = {}
-    with temporary_mode(model, training=False) as modules, _watched_inputs(modules, moments):
+    moments: dict[str, RunningMoments] = {}
+    with temporary_mode(model, training=False) as modules, _measured_inputs(modules, moments):
         for _ in forward_batches(model, calibration.batches):
             pass
     return dict(_contributions(name, modules[name], measured.variances(name)) for name, measured in moments.items())
 
 
 @dataclass(frozen=True)
-class Moments:
+class RunningMoments:
     """Mean and variance of each channel over the values seen so far, float64 on the CPU."""
 
     count: int
@@ -59,18 +59,20 @@ class Moments:
     """Sums of squared deviations from the mean, shape (Ci,)."""
 
     @classmethod
-    def of(cls, channels: torch.Tensor) -> Moments:
+    def of(cls, channels: torch.Tensor) -> RunningMoments:
         """Return the moments of values (Ci, values)."""
         wide = channels if channels.dtype == torch.float64 else channels.float()
         variance, mean = torch.var_mean(wide, 1, correction=0)
         count = channels.shape[1]
         return cls(count, mean.double().cpu(), variance.double().cpu() * count)
 
-    def __add__(self, other: Moments) -> Moments:
-        """Return the moments over both sets of values (Chan, Golub & LeVeque 1983); sums of squares would cancel."""
+    def __add__(self, other: RunningMoments) -> RunningMoments:
+        """Return the moments over both sets of values (Chan, Golub & LeVeque 1983), without loss of precision."""
         count, apart = self.count + other.count, other.mean - self.mean
         between = apart.square() * (self.count * other.count / count)
-        return Moments(count, self.mean + apart * (other.count / count), self.deviations + other.deviations + between)
+        return RunningMoments(
+            count, self.mean + apart * (other.count / count), self.deviations + other.deviations + between
+        )
 
     def variances(self, layer: str) -> torch.Tensor:
         """Return the variance of each channel, shape (Ci,).
@@ -84,7 +86,7 @@ class Moments:
 
 
 @contextmanager
-def _watched_inputs(modules: Mapping[str, nn.Module], moments: dict[str, Moments]) -> Iterator[None]:
+def _measured_inputs(modules: Mapping[str, nn.Module], moments: dict[str, RunningMoments]) -> Iterator[None]:
     """Add up the moments of the inputs of each layer in every forward pass."""
     handles = []
     for name, layer in modules.items():
@@ -92,7 +94,7 @@ def _watched_inputs(modules: Mapping[str, nn.Module], moments: dict[str, Moments
             continue
 
         def add(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-            measured = Moments.of(_channels_first(layer, args[0] if args else kwargs["input"]))
+            measured = RunningMoments.of(_channels_first(layer, args[0] if args else kwargs["input"]))
             moments[name] = moments[name] + measured if name in moments else measured
 
         handles.append(layer.register_forward_pre_hook(add, with_kwargs=True))
@@ -113,7 +115,7 @@ def _channels_first(layer: nn.Linear | Convolution, x: torch.Tensor) -> torch.Te
 
 
 def _contributions(name: str, layer: Any, variances: torch.Tensor) -> tuple[tuple[str, int], torch.Tensor]:
-    """Return Var[x_c]·‖W[:, c]‖² along the dimension of the weight that is cut if input channels go."""
+    """Return Var[x_c]·‖W[:, c]‖² along the dimension of the weight that is cut if input channels are removed."""
     weight: torch.Tensor = layer.weight.detach().double().cpu()
     tensor = f"{name}.weight".removeprefix(".")
     if getattr(layer, "transposed", False):  # (Ci, Co/g, K...)

@@ -25,9 +25,9 @@ from bnprune.pruning.scores import Scores, Statistics
 from bnprune.pruning.select import refusals, require_prunable, shortfall
 
 _NOTABLE_SHARE = 0.02
-"""Share of the BatchNorm channels from which on the advice to use gates is given."""
+"""Smallest share of the BatchNorm channels for which the advice to use gates is given."""
 _NOTABLE_DISTANCE = 0.015
-"""Distance from a target, as a share of the whole, from which on a note explains it; of a cost, distance below it."""
+"""Smallest distance from a target, as a share of the whole, that a note explains; for a cost, the distance below it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class WrittenDeviation:
 
 @dataclass(frozen=True)
 class DryRunFindings:
-    """What dry runs have found: code that depends on a width."""
+    """Results of dry runs: code that depends on a width, and its consequences."""
 
     kept: Mapping[int, Refusal] = field(default_factory=dict)
     """Units that must stay, with reasons."""
@@ -63,7 +63,7 @@ class DryRunFindings:
     not_sizes: frozenset[tuple[str, str]] = frozenset()
     """(module, attribute) of attributes that turned out to hold no width."""
     complete: bool = True
-    """False if a dry run failed for a reason that nothing explains."""
+    """False if a dry run failed for an unknown reason."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,15 @@ class ScoredNetwork:
     required_gates: Gates = field(default_factory=dict)
     """Gates without which no channel could be removed."""
     findings: DryRunFindings = DryRunFindings()
-    """What the probe has found, for every target; see `bnprune.pruning.probe`."""
+    """Results of the probe, which hold for every target; see `bnprune.pruning.probe`."""
     probed_channels: int = 0
-    """BatchNorm channels that are prunable as far as the probe shows."""
+    """BatchNorm channels that are prunable according to the probe."""
     heads: HeadSites = field(default_factory=dict)
     """Modules in which attention heads have other units than by default."""
     gammas: ScaleFactors = field(default_factory=dict)
     """|γ| of each BatchNorm, by name of the tensor."""
     statistics: Statistics | None = None
-    """What the criterion has measured on calibration data."""
+    """Statistics that the criterion has measured on calibration data."""
     criterion_notes: tuple[Note, ...] = ()
     """Remarks on the choice of the criterion and its default cap."""
 
@@ -123,7 +123,7 @@ class DraftPlan:
     gate_candidates: int = 0
     """BatchNorm channels that stay, but might be removed with gates."""
     found_late: int = 0
-    """BatchNorm channels that the probe took for prunable, but that must stay at the widths of this selection."""
+    """BatchNorm channels that are prunable according to the probe, but must stay at the widths of this selection."""
     size_notes: tuple[Note, ...] = ()
     """Attributes that may hold a width, although no operator of the trace depends on them."""
 
@@ -137,7 +137,9 @@ class DraftPlan:
         """Remarks on the trace, on how the request was met, and on the channels that were chosen."""
         notes = [*self.scored.notes, *self.advice]
         if self.scored.required_gates:
-            text = "grouped convolutions tie all streams to one that must stay: gates behind them take these apart"
+            text = (
+                "grouped convolutions couple all streams to one that must stay: gates after them decouple the streams"
+            )
             notes.append(Note("gates.required", "note", text))
         if self.found_late:
             count = f"{self.found_late} BatchNorm channels"
@@ -155,7 +157,7 @@ class DraftPlan:
         if self.gate_candidates <= _NOTABLE_SHARE * self.scored.graph.gamma_count.sum():
             return ()
         count = f"{self.gate_candidates} BatchNorm channels"
-        text = f"{count} stay with a stream that must stay: coupling 'gates' may let them go"
+        text = f"{count} are coupled to a stream that must stay: coupling 'gates' may make them prunable"
         return (Note("gates.may_help", "note", text),)
 
     @property
@@ -182,20 +184,21 @@ class DraftPlan:
         """Why the target and the value that was reached differ."""
         too_few_removed = self.target.kind == "ratio" and self.ratio < self.target.requested
         if self._own_ratios() and self._is_minimal and not too_few_removed:
-            return "layer_ratios alone take that much"
+            return "layer_ratios alone remove that much"
         constraints = self.scored.request.constraints
         if too_few_removed and self.removed[self.candidates.order].all():
             return _limits(constraints)
         if constraints.round_to > 1:
             return f"widths stay multiples of {constraints.round_to}"
-        return "channels go in sets"
+        return "some channels can only be removed together"
 
     def _notes_on_layer_ratios(self) -> list[Note]:
         return [
             Note(
                 "layer_ratios.not_met",
                 "note",
-                f"layer_ratios: {name}: {realised:.3f} of it went, asked {asked:g}: other constraints forbid more",
+                f"layer_ratios: {name}: {realised:.3f} of its channels are removed, not {asked:g}: other constraints "
+                "forbid it",
             )
             for name, (asked, realised, width) in self._own_ratios().items()
             if abs(asked - realised) * width >= 1
@@ -232,12 +235,12 @@ class DraftPlan:
 
     @property
     def _is_minimal(self) -> bool:
-        """True if only channels are removed that go for every target (`layer_ratios`)."""
+        """True if only the channels are removed that `layer_ratios` remove for every target."""
         steps = self.candidates.step_of_unit[self.removed]
         return not (steps >= self.candidates.forced_steps).any()
 
     def _own_ratios(self) -> dict[str, tuple[float, float, int]]:
-        """Return asked ratio, realised ratio and width of the layers with a ratio of their own."""
+        """Return requested ratio, realised ratio and width of the layers with a ratio of their own."""
         graph = self.scored.graph
         asked = own_ratios(graph, self.scored.request.constraints.layer_ratios)
         layers = {layer.name: graph.units(layer.ids) for layer in graph.layers if layer.name in asked}
@@ -285,7 +288,7 @@ class DraftPlan:
 
 
 def _limits(constraints: Constraints) -> str:
-    """Name the constraints because of which no further channel can be removed; `exclude` limits what is prunable."""
+    """Name the constraints that prevent the removal of further channels; not `exclude`, which limits those prunable."""
     limits = [item for item in fields(constraints) if item.name != "exclude"]
     names = [item.name for item in limits if getattr(constraints, item.name) != item.default]
     return f"limited by {' and '.join(names)}" if names else "every layer keeps one channel"
@@ -295,7 +298,7 @@ def require_cut(draft: DraftPlan) -> None:
     """Refuse a draft that leaves the network as it is.
 
     Raises:
-        PruningError: No channel can be pruned, or the ratio is too small for a channel to go.
+        PruningError: No channel can be pruned, or the ratio is too small to remove a channel.
     """
     require_prunable(draft.scored.graph, draft.candidates, draft.advice)
     if not draft.plan.cuts:
@@ -305,7 +308,7 @@ def require_cut(draft: DraftPlan) -> None:
         asked = f"{kind} {value:g}"
         asked += f" of {count} prunable channels is {value * count:.2g}," if kind == "ratio" else " is"
         raise PruningError(
-            f"nothing is removed: {asked} nearer to none than to the fewest that can go together. {more}."
+            f"nothing is removed: {asked} closer to zero than to the smallest number that can be removed. {more}."
         )
 
 
@@ -313,7 +316,7 @@ def describe_plan(draft: DraftPlan) -> PruningPlan:
     """Return the draft's plan with the request, the values reached, the refusals and the notes."""
     scored, request = draft.scored, draft.scored.request
     before, after = draft.channels
-    reason = f"fewer of its channels can go than fill a portion that keeps multiples of {request.round_to}"
+    reason = f"too few of its channels can be removed to keep its width a multiple of {request.round_to}"
     portions = [Refusal(name, reason, "lower round_to") for name in draft.candidates.unfilled]
     floors = []
     if request.ratio is not None:

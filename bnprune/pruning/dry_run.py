@@ -56,7 +56,7 @@ class DryRun:
     kept: dict[int, Refusal]
     """Further units that must stay, with reasons."""
     sizes: tuple[Count, ...]
-    """Attributes that seem to hold a width; changing them may let the channels go."""
+    """Attributes that seem to hold a width; with other values, the channels may be removable."""
 
     mismatches: tuple[tuple[str, str], ...]
     """(module, difference) for every operator whose call or output differs from the trace."""
@@ -99,8 +99,8 @@ def dry_run(
     other_code = False
     macs = {}
     for mode, recorded in graph.traces.items():
-        # What an earlier mode has found does not count as kept: a later one must explain the same mismatch by the same
-        # units, or `end_early` and `end` would walk further back, to units that have nothing to do with it.
+        # Units that an earlier mode has kept do not count as kept here: a later mode must explain the same mismatch by
+        # the same units, or `end_early` and `end` would keep units further back, which have nothing to do with it.
         compare = partial(_TraceComparison, graph, recorded, removed, kept.keys(), with_values=with_values)
         comparison = compare(Attributes(slim, known), FORCED_BRANCHES.get(mode))
         if _run(slim, comparison, mode, inputs, nullcontext()) is not None:
@@ -150,7 +150,7 @@ class _TraceComparison(OperatorMode):
         graph: ChannelGraph,
         recorded: Trace,
         removed: Mask,
-        settled: Collection[int],
+        earlier_kept: Collection[int],
         attributes: Attributes,
         forced: float | None,
         *,
@@ -163,8 +163,8 @@ class _TraceComparison(OperatorMode):
         """True if the trace had values and this run has none."""
         self.removed = removed
         self._stays = ~removed[graph.unit_of]  # by channel id
-        self.settled = settled
-        """Units that stay already."""
+        self.earlier_kept = earlier_kept
+        """Units that earlier dry runs have kept."""
         self.attributes = attributes
         self.new_sizes: dict[tuple[str, str], Count] = {}
         self._found_at: dict[tuple[str, str], tuple[Record, str]] = {}
@@ -192,7 +192,7 @@ class _TraceComparison(OperatorMode):
         """Run an operator and compare it with its record."""
         site = self._gated.get(self.stack[-1], self.stack[-1])
         kind = spec_of(func).kind
-        if kind == "copy":  # made where strides demand it, which a width of 1 changes
+        if kind == "copy":  # made if the strides require it, and a width of 1 changes strides
             return self._run_copy(func, args, kwargs)
         queue = self._expected[site, kind if kind == "view" else func.name()]
         record = queue[0] if queue else None
@@ -232,8 +232,8 @@ class _TraceComparison(OperatorMode):
         """
         if not self._matched or self.graph.real:
             return False
-        found = (self._producers.get(id(tensor)) for tensor in operands(args, kwargs))
-        return any(entry is not None and entry[0]() is not None for entry in found)
+        producers = (self._producers.get(id(tensor)) for tensor in operands(args, kwargs))
+        return any(entry is not None and entry[0]() is not None for entry in producers)
 
     def _remember(self, record: Record, output: Any) -> None:
         for tensor in operands((output,), {}):
@@ -270,7 +270,7 @@ class _TraceComparison(OperatorMode):
         return output
 
     def _shape(self, shape: tuple[int, ...], labels: Iterable[Label]) -> tuple[int, ...] | None:
-        """Return the expected shape after the cut; None if the rest is not a full block."""
+        """Return the expected shape after the cut; None if the kept elements do not form a rectangular block."""
         sizes = list(shape)
         for label in labels:
             if id(label) not in self._sizes:
@@ -294,9 +294,9 @@ class _TraceComparison(OperatorMode):
         return sizes if int(mask.sum()) == int(np.prod(list(sizes.values()), dtype=np.int64)) else None
 
     def _zeros_as_recorded(self, record: Record, args: tuple[Any, ...]) -> Any:
-        like = [*operands(args, {}), torch.empty(0, device="cpu" if self.with_values else _META)]
-        made = [like[0].new_zeros(self._shape(shape, labels) or shape) for shape, labels in record.outputs]
-        return made[0] if len(made) == 1 and not record.listed else made
+        examples = [*operands(args, {}), torch.empty(0, device="cpu" if self.with_values else _META)]
+        zeros = [examples[0].new_zeros(self._shape(shape, labels) or shape) for shape, labels in record.outputs]
+        return zeros[0] if len(zeros) == 1 and not record.listed else zeros
 
     def _add_mismatch(self, record: Record, reason: str) -> None:
         """Record a difference, and change the attribute that holds the size or, without one, keep the channels."""
@@ -333,13 +333,13 @@ class _TraceComparison(OperatorMode):
         )
         entering = self._open_units(record.inputs)
         leaving = self._open_units([label for _, labels in record.outputs for label in labels])
-        for unit in sorted(leaving - entering or entering):  # first those it made itself: padding, a broadcast index
+        for unit in sorted(leaving - entering or entering):  # if there are any, those it made: padding, an index
             self.kept.setdefault(unit, why)
 
     def _open_units(self, labels: Iterable[Label]) -> set[int]:
-        """Return the units among labels that may still go."""
+        """Return the units among labels that may still be removed."""
         units = {unit for label in labels for unit in np.unique(self.graph.units(label.numpy())).tolist()}
-        return {unit for unit in units if self.graph.frozen[unit] is None} - {*self.settled, NO_CHANNEL}
+        return {unit for unit in units if self.graph.frozen[unit] is None} - {*self.earlier_kept, NO_CHANNEL}
 
     def _dims(self, site: str) -> set[int]:
         """Return the sizes before the cut of all tensors that a module makes, and of the channels it reads."""
@@ -350,12 +350,14 @@ class _TraceComparison(OperatorMode):
     def _shrunk(self, record: Record) -> list[Ids]:
         """Return channel ids along every dimension of the operator's tensors that is smaller now, tensors first."""
         labels = [*record.inputs, *(label for _, labels in record.outputs for label in labels)]
-        found = [line for label in labels for _, line in lines(label)]
+        of_labels = [line for label in labels for _, line in lines(label)]
         if record.kind == "slice":  # x[:, bound:] is sized by what it leaves out
-            found += [line[~np.isin(line, taken)] for line in found for taken in found if len(taken) < len(line)]
+            of_labels += [
+                line[~np.isin(line, part)] for line in of_labels for part in of_labels if len(part) < len(line)
+            ]
         counted = [count.ids for count in self.graph.counts if count.module == record.site]
         return [
-            ids for ids in (*found, *counted) if self._count(ids) < len(ids) and len(set(self.graph.units(ids))) > 1
+            ids for ids in (*of_labels, *counted) if self._count(ids) < len(ids) and len(set(self.graph.units(ids))) > 1
         ]
 
     def end_early(self, error: Exception, concerned: Sequence[torch.Tensor]) -> None:
@@ -371,7 +373,7 @@ class _TraceComparison(OperatorMode):
             self._add_mismatch(following, f"is entered by code that relies on a fixed size: {first_line(error)}")
         for record in self._producers_of(concerned) if following is None else ():
             self._add_mismatch(record, f"is followed by code that relies on a fixed size: {first_line(error)}")
-        for record in reversed(self._matched):  # the nearest operator that saw channels that may still go
+        for record in reversed(self._matched):  # the nearest operator with channels that may still be removed
             if self.kept or self.new_sizes:
                 break
             self._add_mismatch(record, f"is followed by code that relies on a fixed size: {first_line(error)}")
@@ -394,8 +396,8 @@ class _TraceComparison(OperatorMode):
     def end(self, *, last_resort: bool) -> None:
         """Keep channels of operators that the slim network has not called.
 
-        With `last_resort`, at least one channel is kept if anything differed, so that the planner comes to an end: if
-        all channels at the first difference stay already, the nearest ones before it.
+        With `last_resort`, at least one channel is kept if anything differed, so that the search of the planner ends:
+        if all channels at the first difference stay already, the nearest ones before it are kept.
         """
         for queue in self._expected.values():
             for record in queue:
@@ -404,15 +406,15 @@ class _TraceComparison(OperatorMode):
                     self._add_mismatch(record, "is not called in the slim network: the code branches on a size")
         if not last_resort or not self.mismatches:
             return
-        site, what = self.mismatches[0]
+        site, difference = self.mismatches[0]
         for record in reversed(self._before_first_mismatch):
             if self.kept or self.new_sizes:
                 break
-            self._keep(record, f"comes before {site or 'forward()'}, where {what}")
+            self._keep(record, f"comes before {site or 'forward()'}, where {difference}")
 
 
 def _same_rank(record: Record, output: Any) -> bool:
-    """True if outputs have as many dimensions as recorded: a width changes sizes, so that others are another call's."""
+    """True if outputs have as many dimensions as recorded; otherwise it is another call: a cut changes sizes only."""
     recorded = [len(shape) for shape, _ in record.outputs]
     return [tensor.dim() for tensor in operands((output,), {})][: len(recorded)] == recorded or record.listed
 

@@ -28,7 +28,7 @@ class ClaimedDevice(TorchFunctionMode):
 
 
 class FailingCall(TorchFunctionMode):
-    """Remembers the tensors that an error is about.
+    """Records the operands of every call that raises an error.
 
     `y.reshape(4, 16, 48)` compares sizes before it calls an operator, and `if y.shape[1] != 48: raise ...` calls none,
     so that a dispatch mode sees nothing of them. A function mode slows down every call and every `y.shape`, and is

@@ -49,10 +49,10 @@ class Gate:
         return WriteGate(norm, order, shift[torch.tensor(self.filled, dtype=torch.int64, device=shift.device)])
 
 
-def _places(wanted: Sequence[int], given: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Return the position of each wanted channel among those given."""
-    place_of = {channel: place for place, channel in enumerate(given)}
-    return torch.tensor([place_of[channel] for channel in wanted], device=device)
+def _places(channels: Sequence[int], among: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Return the position of each channel in `among`."""
+    place_of = {channel: place for place, channel in enumerate(among)}
+    return torch.tensor([place_of[channel] for channel in channels], device=device)
 
 
 class ReadGate(nn.Module):

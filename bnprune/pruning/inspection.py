@@ -21,7 +21,7 @@ from bnprune.pruning.select import NO_GAMMA
 from bnprune.pruning.surgery import named_tensors
 
 _RATIO = 0.5
-"""Ratio of the selection that is tried; what can be pruned does not depend on it."""
+"""Ratio of the selection that is tried; the set of prunable channels does not depend on it."""
 _FIXED = "its width is fixed"
 
 
@@ -35,7 +35,7 @@ class LayerInspection:
     width: int
     """Output channels."""
     prunable: int
-    """Output channels that can be removed (down to the floor)."""
+    """Output channels that can be removed, before `min_channels` is applied."""
     units: int
     """Sets of channels that can only be removed together; fewer than `width` for grouped layers."""
     gamma_median: float | None

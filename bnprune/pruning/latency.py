@@ -1,4 +1,4 @@
-"""Measuring latency: several networks in turn, so that a machine that slows down slows all of them down."""
+"""Measuring latency: several networks in turn, so that a slow phase of the machine affects all of them equally."""
 
 from __future__ import annotations
 

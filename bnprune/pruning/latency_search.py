@@ -61,8 +61,8 @@ def plan_for_target(
     of the two.
 
     Without one, a latency is a function of the share of MACs that is left, unknown but increasing. The search measures
-    the dense network, guesses the share for the limit from a line through two measurements, cuts (without proof),
-    measures, and guesses again.
+    the dense network, estimates the share for the limit from a line through two measurements, cuts (without proof),
+    measures, and estimates again.
 
     Args:
         model: The network.
@@ -71,7 +71,7 @@ def plan_for_target(
         known: The latencies of its layers, for a target in milliseconds.
 
     Raises:
-        PruningError: The target cannot be reached; the message says how close one can get.
+        PruningError: The target cannot be reached; the message gives the closest value that can be reached.
     """
     if scored.request.latency_ms is None:
         return plan_cut(model, example_inputs, scored)
@@ -125,9 +125,9 @@ def _out_of_reach(limit: float, nearest: float, dense: float) -> PruningError:
 def _next_share(measured: list[tuple[float, float]], limit: float) -> float:
     """Return the share of MACs at which a line through the two nearest (share, milliseconds) meets the limit.
 
-    One measurement is above the limit and one below, so that the guess lies between them (regula falsi), whatever the
-    noise. As long as none is below, time is taken to be proportional to MACs, and less is asked for (0.8), because
-    layers take some time whatever their width. Example for a limit of 6 ms:
+    One measurement is above the limit and one below, so that the estimate lies between them (regula falsi), whatever
+    the noise. As long as none is below, time is assumed to be proportional to MACs, and the result is multiplied by
+    0.8, because layers take some time whatever their width. Example for a limit of 6 ms:
 
         measured (1.0, 10 ms)      next 0.8 · 1.0 · 6 / 10 = 0.48
         measured (0.48, 5 ms)      next, for 5.88 ms between 5 and 10 ms: 0.48 + 0.52 · 0.88 / 5 = 0.57

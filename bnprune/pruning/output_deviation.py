@@ -73,7 +73,7 @@ def _read_elsewhere(graph: ChannelGraph) -> set[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Signal:
-    """What is known of a tensor."""
+    """The properties of a tensor that the estimate needs."""
 
     labels: Labels
     """Its labels; of all outputs, if an operator has several."""
@@ -86,7 +86,7 @@ class _Signal:
     """True if removed channels are zero in it."""
     is_parameter: bool = False
     is_gamma: bool = False
-    """True for the scale factors of a BatchNorm that is written out (torchvision's FrozenBatchNorm2d)."""
+    """True for the scale factors of a BatchNorm written as arithmetic (torchvision's FrozenBatchNorm2d)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +120,15 @@ class _Writes:
             for layer in write.layers:
                 units = self.graph.units(write.moments.ids.numpy())
                 np.maximum.at(largest[layer], units, write.moments.variance.sqrt().numpy())
-        found = []
+        deviations = []
         for layer, values in largest.items():
             units = np.flatnonzero((values >= 0) & ranked)
             if units.size:
-                found.append(LayerDeviation(layer, units, values[units]))
-        return tuple(found)
+                deviations.append(LayerDeviation(layer, units, values[units]))
+        return tuple(deviations)
 
     def follow(self, record: Record) -> None:
-        """Take in the next operator call."""
+        """Process the next operator call."""
         weight = self._weight(record) if record.kind in _LAYERS else None
         if record.kind == "convolution" or weight is not None:
             signal: _Signal | None = self._layer(record, weight)
@@ -143,7 +143,7 @@ class _Writes:
     def _layer(self, record: Record, weight: str | None) -> _Signal:
         """Follow a convolution or linear layer.
 
-        A depthwise convolution works on each channel alone, so that a BatchNorm behind it cancels the scale of what it
+        A depthwise convolution works on each channel alone, so that a BatchNorm after it cancels the scale of what it
         reads, too.
         """
         inputs = [s for s in map(self._activation, record.operands) if s is not None]
@@ -211,9 +211,9 @@ class _Writes:
             scale, shift = (self._values(name, len(ids)) for name in (*names, None, None)[:2])
             return of_norm(ids, scale, shift)
         arguments = [signal.moments for signal in inputs]
-        found = of_elementwise(op, record.numbers, arguments) if arguments else None
-        if found is not None and len(found.ids) == len(ids):
-            return found._replace(ids=ids)
+        moments = of_elementwise(op, record.numbers, arguments) if arguments else None
+        if moments is not None and len(moments.ids) == len(ids):
+            return moments._replace(ids=ids)
         return self._picked(arguments, ids)
 
     def _picked(self, sources: Sequence[Moments], ids: torch.Tensor) -> Moments:
@@ -224,15 +224,15 @@ class _Writes:
         known = torch.cat([source.ids for source in (*sources, blank)])
         place = torch.full((len(self.graph.unit_of),), -1)
         place[known.flip(0)] = torch.arange(len(known)).flip(0)
-        found = place[ids]
-        mean = torch.cat([source.mean for source in (*sources, blank)])[found]
-        variance = torch.cat([source.variance for source in (*sources, blank)])[found]
+        places = place[ids]
+        mean = torch.cat([source.mean for source in (*sources, blank)])[places]
+        variance = torch.cat([source.variance for source in (*sources, blank)])[places]
         return Moments(ids, mean, variance)
 
     # -- reading and adding ------------------------------------------------------------------------------------------
 
     def _read_others(self, signals: Sequence[_Signal], ids: torch.Tensor) -> list[_Signal]:
-        """Return those of an operator's inputs whose channels are in its output; the others end here, and count."""
+        """Return those of an operator's inputs whose channels are in its output; the writes of the others count."""
         passing = []
         for signal in signals:
             if self._passes(signal, ids):
@@ -270,7 +270,7 @@ class _Writes:
         return None if signal is None or signal.is_parameter else signal
 
     def _signal(self, operand: Operand) -> _Signal | None:
-        """Return what is known of an operand; None for tensors without channels."""
+        """Return the properties of an operand; None for tensors without channels."""
         if not operand.labels:
             return None
         ids = _flat(operand.labels)
@@ -278,12 +278,12 @@ class _Writes:
             values = self._values(operand.source, len(ids))
             moments = standard(ids) if values is None else Moments(ids, values, torch.zeros_like(values))
             return _Signal(operand.labels, moments, is_parameter=True, is_gamma=operand.source in self.graph.gammas)
-        made = None if operand.source is None else self.signals[operand.source]
-        if made is None:
+        signal = None if operand.source is None else self.signals[operand.source]
+        if signal is None:
             return _Signal(operand.labels, standard(ids))
-        if made.labels is operand.labels:
-            return made
-        return replace(made, labels=operand.labels, moments=self._picked([made.moments], ids))
+        if signal.labels is operand.labels:
+            return signal
+        return replace(signal, labels=operand.labels, moments=self._picked([signal.moments], ids))
 
     def _values(self, name: str | None, width: int) -> torch.Tensor | None:
         """Return a parameter or buffer with one number per channel, float64; None if it has another width."""

@@ -51,9 +51,9 @@ def measure_output_deviation(
         Standard deviations of shape (channels,), float64, by name of the layer.
     """
     modules = modules_by_name(model)
-    wanted = {name: modules[name] for name in layers if isinstance(modules.get(name), nn.Linear | Convolution)}
-    sums = {name: _Sums(layer) for name, layer in wanted.items()}
-    hooks = [layer.register_forward_hook(sums[name].add) for name, layer in wanted.items()]
+    measured = {name: modules[name] for name in layers if isinstance(modules.get(name), nn.Linear | Convolution)}
+    sums = {name: _Sums(layer) for name, layer in measured.items()}
+    hooks = [layer.register_forward_hook(sums[name].add) for name, layer in measured.items()]
     try:
         with temporary_mode(model, training=False), torch.no_grad():
             for batch in batches:
@@ -63,4 +63,4 @@ def measure_output_deviation(
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: found.deviation() for name, found in sums.items() if found.count}
+    return {name: total.deviation() for name, total in sums.items() if total.count}

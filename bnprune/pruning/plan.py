@@ -45,10 +45,10 @@ class Cut:
 
     @property
     def removed(self) -> list[int]:
-        """Indices that go, ascending."""
-        gone = np.ones(self.size, dtype=np.bool_)
-        gone[list(self.keep)] = False
-        indices: list[int] = np.flatnonzero(gone).tolist()
+        """Indices that are removed, ascending."""
+        is_removed = np.ones(self.size, dtype=np.bool_)
+        is_removed[list(self.keep)] = False
+        indices: list[int] = np.flatnonzero(is_removed).tolist()
         return indices
 
 
@@ -66,7 +66,7 @@ class PruningPlan:
     gates: tuple[Gate, ...] = ()
     """BatchNorms that lose channels although the stream they read or write keeps them."""
     folds: tuple[Fold, ...] = ()
-    """Biases that are folded into the running means behind them."""
+    """Biases that are folded into the running means of the BatchNorms after them."""
     requested: Mapping[str, Any] = field(default_factory=dict)
     realised: Mapping[str, Any] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
@@ -144,7 +144,7 @@ class PruningPlan:
 
 
 MOST_PLANS = 32
-"""By which a network has been cut, one after the other; each costs a copy of the network when it is loaded."""
+"""Largest number of plans by which a network may have been cut; each costs a copy of the network when it is loaded."""
 
 
 def read_plans(entries: Any) -> tuple[PruningPlan, ...]:
@@ -159,7 +159,7 @@ def read_plans(entries: Any) -> tuple[PruningPlan, ...]:
 
 
 _WIDEST = 1 << 24
-"""Channels of a layer."""
+"""Largest width of a layer that is accepted."""
 
 
 def _figures_from(value: Any) -> dict[str, Any]:
@@ -286,7 +286,7 @@ def _attributes(
     for count in (*_widths(graph, modules), *graph.counts, *sizes):
         kept = int(stays[count.ids].sum())
         name, _, index = count.attribute.removesuffix("]").partition("[")
-        before = vars(modules[count.module]).get(name)  # an attribute of the class is not surgery's to set
+        before = vars(modules[count.module]).get(name)  # surgery sets no attributes of classes
         if kept == len(count.ids):
             continue
         if not index and before == len(count.ids):

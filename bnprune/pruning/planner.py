@@ -16,7 +16,7 @@ from torch import nn
 
 from bnprune.channels.gate_sites import GateKind, Gates, GateSite, Operators, separating_gates, useful_gates
 from bnprune.channels.graph import ChannelGraph
-from bnprune.channels.head_units import ALTERNATIVES, HeadSites, split_sites, touching
+from bnprune.channels.head_units import ALTERNATIVES, HeadSites, sites_using, split_sites
 from bnprune.channels.modules import modules_by_name, parameter_count
 from bnprune.channels.op_context import Count
 from bnprune.channels.pytrees import Inputs, as_inputs, tensors
@@ -57,7 +57,7 @@ def score_network(
         model: The network.
         example_inputs: As for `prune`.
         request: The criterion and the constraints.
-        gates: Gates that are there in any case.
+        gates: Gates that are set in any case.
         heads: Units of attention heads, as in `trace`; found by probes if not given.
         statistics: Measured by `scores.measure_statistics`, for criteria that need data.
         measured: Standard deviations of layers' outputs (`measure_output_deviation`); estimated for other layers.
@@ -83,14 +83,14 @@ def _probed(
     graph = with_deviations(graph, tensors, measured)
     request, notes = choose_criterion(request, graph, tensors, statistics)
 
-    def scored(graph: ChannelGraph) -> Scores:
+    def score(graph: ChannelGraph) -> Scores:
         return with_streams(graph, score_units(request.criterion, graph, tensors, request.reduce, statistics))
 
-    scores = scored(graph)
+    scores = score(graph)
     network = ScoredNetwork(
         graph,
         scores,
-        scores_by_gamma=scored(replace(graph, deviations=())) if graph.deviations else scores,
+        scores_by_gamma=score(replace(graph, deviations=())) if graph.deviations else scores,
         request=request,
         params=parameter_count(model),
         seconds=0.0,
@@ -115,7 +115,7 @@ def _with_head_units(
     sites = split_sites(scored.graph)
     for units in ALTERNATIVES:
         kept = {unit for unit in scored.findings.kept if scored.graph.gamma_count[unit]}
-        changed = touching(scored.graph, sites, kept)
+        changed = sites_using(scored.graph, sites, kept)
         if not changed:
             break
         heads = {**scored.heads, **dict.fromkeys(changed, units)}
@@ -151,8 +151,8 @@ def plan_cut(
 ) -> DraftPlan:
     """Return a draft whose slim network runs as expected and meets the target; nothing is cut yet.
 
-    If no channel can be removed because grouped convolutions tie all of them to channels that must stay, gates behind
-    these convolutions take the streams apart.
+    If no channel can be removed because grouped convolutions couple all of them to channels that must stay, gates after
+    these convolutions decouple the streams.
 
     If no channel can be pruned at all, none is selected (`DraftPlan.candidates.prunable` is empty). A target in
     milliseconds needs measurements: see `bnprune.pruning.latency_search`.
@@ -164,7 +164,7 @@ def plan_cut(
         select: Chooses the units to remove; default: to meet the target of the request.
 
     Raises:
-        PruningError: The target cannot be reached; the message says how close one can get.
+        PruningError: The target cannot be reached; the message gives the closest value that can be reached.
     """
     if scored.request.default_cap is not None:
         return _plan_with_default_cap(model, example_inputs, scored, select)
@@ -201,9 +201,10 @@ def _plan_with_default_cap(
 def _with_separating_gates(
     planner: _Planner, example_inputs: Any, select: Selection | None
 ) -> tuple[_Planner, DraftPlan] | None:
-    """Plan with gates behind all grouped convolutions, then with the needed ones only; None if gates do not help.
+    """Plan with gates after all grouped convolutions, then with the needed ones only; None if gates do not help.
 
-    A grouped convolution ties the stream it reads to the one it writes, and so ties channels that must stay to others:
+    A grouped convolution couples the stream it reads with the one it writes, and so channels that must stay with
+    others:
 
         stem (must stay) ── depthwise ── depthwise ── ...      without a gate, all of them must stay
     """
@@ -251,7 +252,7 @@ def _meet_cost(planner: _Planner, kind: TargetKind, share: float) -> DraftPlan:
         aim 43.8  estimate 43.5, real 49.7               below the limit, and close
 
     Aims that led to a cost above the limit, and aims that led below it, enclose the right one (`low`, `high`). If the
-    error changes much (a whole block of coupled channels drops out), the corrected aim can lie outside: then the
+    error changes much (a whole block of coupled channels is removed), the corrected aim can lie outside: then the
     interval is bisected instead.
     """
     graph, cost_model = planner.scored.graph, CostModel(planner.scored.graph, planner.model)
@@ -278,8 +279,8 @@ def _meet_cost(planner: _Planner, kind: TargetKind, share: float) -> DraftPlan:
     if best.cost_of(kind) > limit and best.candidates.order.size:
         lowest = math.ceil(1000 * best.cost_of(kind) / whole) / 1000
         raise PruningError(
-            f"{kind} {share:g} cannot be reached: what must stay costs {lowest:.3f} of the network's {kind}. "
-            f"Ask for {kind} {lowest:.3f} or more, or loosen min_channels, cap, round_to or exclude."
+            f"{kind} {share:g} cannot be reached: the channels that must stay cost {lowest:.3f} of the network's "
+            f"{kind}. Ask for {kind} {lowest:.3f} or more, or loosen min_channels, cap, round_to or exclude."
         )
     return best
 
@@ -298,40 +299,40 @@ class _Planner:
         self.model = model
         self.inputs = inputs
         self.scored = scored
-        self._found = scored.findings
+        self._findings = scored.findings
         self._is_repeatable = False
         self._folds = find_folds(model, inputs) if scored.request.fold_bias else ()
 
     def probe(self) -> tuple[DryRunFindings, int]:
         """Find what must stay for every target, in dry runs of a selection that depends on the network only.
 
-        Of the constraints, only `exclude` counts: the others limit how much goes. If a probe fails for a reason that
-        nothing explains, what was found so far stands, and the dry run of the request decides.
+        Of the constraints, only `exclude` counts: the others limit how much is removed. If a probe fails for an unknown
+        reason, the findings so far are kept, and the dry run of the request decides.
 
         Returns:
             The findings, and the number of BatchNorm channels that are prunable with them.
         """
         graph, exclude = self.scored.graph, Constraints(exclude=self.scored.request.exclude)
-        while (removed := probe(graph, self._candidates(exclude).prunable, self._found.sizes)).any():
+        while (removed := probe(graph, self._candidates(exclude).prunable, self._findings.sizes)).any():
             try:
-                *_, trial = self._try(removed, self._found.sizes)
+                *_, trial = self._try(removed, self._findings.sizes)
                 if trial.passed:
                     break
                 self._add_findings(trial)
             except TraceError:
-                self._found = replace(self._found, complete=False)
+                self._findings = replace(self._findings, complete=False)
                 break
-        return self._found, int(graph.gamma_count[self._candidates(exclude).prunable].sum())
+        return self._findings, int(graph.gamma_count[self._candidates(exclude).prunable].sum())
 
     def select_until_it_runs(self, select: Callable[[Candidates], Mask]) -> DraftPlan:
         """Select and try in a dry run until the slim network runs as expected.
 
-        Each failed dry run keeps further channels or changes further attributes, so there is an end.
+        Each failed dry run keeps further channels or changes further attributes, so the loop ends.
         """
         while True:
             candidates = self._candidates(self.scored.request.constraints)
             removed = select(candidates)
-            plan, meta_slim, trial = self._try(removed, self._found.sizes)
+            plan, meta_slim, trial = self._try(removed, self._findings.sizes)
             if trial.passed:
                 plan, meta_slim = self._with_folds(plan, meta_slim)
                 late = self._count_found_late(candidates)
@@ -339,12 +340,12 @@ class _Planner:
             self._add_findings(trial)
 
     def _candidates(self, constraints: Constraints) -> Candidates:
-        scored, found = self.scored, self._found
-        return find_candidates(scored.graph, scored.scores, constraints, found.kept, found.sizes)
+        scored, findings = self.scored, self._findings
+        return find_candidates(scored.graph, scored.scores, constraints, findings.kept, findings.sizes)
 
     def _count_found_late(self, candidates: Candidates) -> int:
-        """Count the BatchNorm channels that the probe took for prunable, but a selection for the request did not."""
-        if self._found.kept.keys() == self.scored.findings.kept.keys():
+        """Count the BatchNorm channels that the probe, but not the requested selection, has shown to be prunable."""
+        if self._findings.kept.keys() == self.scored.findings.kept.keys():
             return 0
         graph, scored = self.scored.graph, self.scored
         before = find_candidates(graph, scored.scores, scored.request.constraints, scored.findings.kept)
@@ -356,13 +357,13 @@ class _Planner:
         plan = make_plan(graph, self.model, removed, sizes)
         slim = slim_on_meta(plan, self.model)
         trial = self._dry_run(slim, removed)
-        if graph.real and not trial.passed:  # it may have failed only for lack of values
+        if graph.real and not trial.passed:  # it may have failed only because there were no values
             slim = copy_weights(slim, plan, self.model)
             trial = self._dry_run(slim, removed, with_values=True)
         return plan, slim, trial
 
     def _require_repeatable(self) -> None:
-        """Refuse a network that runs other code each time, before channels are kept for that reason."""
+        """Refuse a network that runs different code each time, before channels are kept for that reason."""
         scored, (args, kwargs) = self.scored, self.inputs
         require_repeatable(
             scored.graph, _trace(self.model, kwargs or args, scored.request, scored.required_gates, scored.heads)
@@ -370,27 +371,27 @@ class _Planner:
         self._is_repeatable = True
 
     def _dry_run(self, slim: nn.Module, removed: Mask, *, with_values: bool = False) -> DryRun:
-        graph, found = self.scored.graph, self._found
+        graph, known = self.scored.graph, self._findings
         return dry_run(
-            slim, graph, removed, self.inputs, found.kept, found.sizes, found.not_sizes, with_values=with_values
+            slim, graph, removed, self.inputs, known.kept, known.sizes, known.not_sizes, with_values=with_values
         )
 
     def _add_findings(self, trial: DryRun) -> None:
-        """Keep what a failed dry run says must stay; if it says nothing new, undo the changes of attributes.
+        """Add the results of a failed dry run; if there are none, undo the changes of attributes.
 
         Raises:
             TraceError: No attribute was changed either, so that there is nothing left to try.
         """
         if trial.other_code and not self._is_repeatable:
             self._require_repeatable()
-        kept, sizes, not_sizes = self._found.kept, self._found.sizes, self._found.not_sizes
+        kept, sizes, not_sizes = self._findings.kept, self._findings.sizes, self._findings.not_sizes
         if not trial.kept and not trial.sizes:
             if not sizes:
                 site, difference = trial.mismatches[0]
                 raise TraceError(f"{site or 'the network'}: the slim network does not run as expected: {difference}")
             not_sizes |= {(size.module, size.attribute) for size in sizes}
             sizes = ()
-        self._found = DryRunFindings({**kept, **trial.kept}, (*sizes, *trial.sizes), not_sizes)
+        self._findings = DryRunFindings({**kept, **trial.kept}, (*sizes, *trial.sizes), not_sizes)
 
     def with_settled_sizes(self, draft: DraftPlan) -> DraftPlan:
         """Return a draft that changes all attributes that hold widths, and no others."""
@@ -399,7 +400,7 @@ class _Planner:
             return draft
         shapes = [tuple(tensor.shape) for tensor in tensors(self.inputs)]
         sizes, notes = settle_sizes(
-            self.model, graph, removed, shapes, self._found.sizes, lambda sizes: self._try(removed, sizes)[2].passed
+            self.model, graph, removed, shapes, self._findings.sizes, lambda sizes: self._try(removed, sizes)[2].passed
         )
         plan = make_plan(graph, self.model, removed, sizes)
         if plan.attributes != draft.plan.attributes:
@@ -416,11 +417,11 @@ class _Planner:
     # -- gates --
 
     def separating_gates(self) -> dict[str, GateKind]:
-        """Return gates that would take apart the streams in which channels must stay."""
+        """Return gates that would decouple the streams in which channels must stay."""
         return separating_gates(*self._gate_sites())
 
     def needed_gates(self) -> dict[str, GateKind]:
-        """Return the gates of the trace that stand between a stream that must stay and channels that may go."""
+        """Return the gates of the trace that stand between a stream that must stay and channels that may be removed."""
         graph, must_stay = self.scored.graph, self._must_stay()
         stays = {gate.site: [must_stay[graph.units(ids)] for ids in (gate.stream, gate.own)] for gate in graph.gates}
         return {g.site: g.kind for g in graph.gates if stays[g.site][0].any() and not stays[g.site][1].all()}
@@ -440,13 +441,13 @@ class _Planner:
 
     def _gate_sites(self) -> tuple[Sequence[GateSite], Ids, Mask, Mapping[str, nn.Module], Operators]:
         """Return the arguments of `useful_gates` and `separating_gates`."""
-        graph, passed = self.scored.graph, self.scored.graph.traces["eval"]
-        operators = passed.op_kinds_in({gate_site.site for gate_site in passed.gate_sites})
-        return passed.gate_sites, graph.unit_of, self._must_stay(), modules_by_name(self.model), operators
+        graph, eval_pass = self.scored.graph, self.scored.graph.traces["eval"]
+        operators = eval_pass.op_kinds_in({gate_site.site for gate_site in eval_pass.gate_sites})
+        return eval_pass.gate_sites, graph.unit_of, self._must_stay(), modules_by_name(self.model), operators
 
     def _must_stay(self) -> Mask:
-        """Return True for units that must stay, as far as the trace and the dry runs have shown; shape (units,)."""
+        """Return True for units that must stay according to the trace and the dry runs; shape (units,)."""
         must_stay = ~self.scored.graph.free
-        must_stay[[*self._found.kept]] = True
+        must_stay[[*self._findings.kept]] = True
         must_stay[NO_CHANNEL] = False
         return must_stay

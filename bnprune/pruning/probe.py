@@ -1,8 +1,8 @@
 """The probe: a selection that does not depend on the request, to find the channels that must stay for every request.
 
-A dry run finds code that depends on a width only if that width changes. If the dry run of the requested selection were
-the only one, a small ratio that leaves a stream alone would find nothing there, and a larger one would freeze it: 0.5
-would then be half of another set than 0.3.
+A dry run finds code that depends on a width only if that width changes. If only the requested selection were tried, a
+small ratio that removes nothing from a stream would find nothing there, and a larger ratio would freeze the stream: the
+ratios would then refer to different sets of channels.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _GOLDEN_RATIO = (5**0.5 - 1) / 2
 def probe(graph: ChannelGraph, prunable: Mask, sizes: Sequence[Count] = ()) -> Mask:
     """Select more than half of the channels of every layer, so that each keeps an unusual width; shapes (units,).
 
-    Scores do not count. Of 16 channels, 5 may stay, and neither half of them becomes empty: what happens to single
-    channels and empty parts depends on which channels go, and freezes nothing in advance.
+    Scores are ignored. Of 16 channels, 5 may stay, and neither half of them becomes empty: problems with
+    single channels and empty parts depend on the selection, and must freeze nothing in advance.
 
     Args:
         graph: The trace.
-        prunable: True for units that may go, shape (units,).
+        prunable: True for units that may be removed, shape (units,).
         sizes: Attributes that hold widths; none becomes zero.
     """
     removed, seen = prunable.copy(), ~prunable

@@ -1,7 +1,7 @@
-"""Running somebody else's network for a proof: in eval mode and one precision, the same way every time.
+"""Running a network for a proof: in eval mode and one precision, in the same way every time.
 
-A tensor of random real numbers holds one number throughout, so that networks of different widths, which would draw
-different ones, stay comparable; and BatchNorms may use the statistics of the batch.
+Random operators fill their whole output with one random number, so that networks of different widths, which would draw
+different numbers, stay comparable. BatchNorms may use the statistics of the batch.
 """
 
 from __future__ import annotations
@@ -22,40 +22,42 @@ from bnprune.channels.torch_internals import OpOverload, argument_types
 from bnprune.config.prune_options import Outputs
 
 Watch = Callable[[OpOverload, tuple[Any, ...], dict[str, Any], Any], Any]
-"""Sees every operator call and its output, and returns the output to go on with."""
+"""Called with every operator call and its output; returns the output to use instead."""
 
 
-def unwatched(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """Go on with the output of an operator as it is (a `Watch`)."""
+def unchanged(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """Return the output of an operator as it is (a `Watch` without effect)."""
     return output
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How a network is run for a proof."""
+    """The conditions under which a network is run for a proof."""
 
     seed: int = 0
     """Of the random numbers that the network draws."""
     dtype: torch.dtype = torch.float64
-    """float64: everything is computed in float64, whatever types the code names; float32: as the code says."""
+    """float64: everything is computed in float64, whatever types the code names; float32: in those types."""
     batch_statistics: bool = False
     """True if BatchNorms use the statistics of the batch (if it has several values per channel)."""
     outputs: Outputs | None = None
     """The outputs that are compared; None for all."""
 
 
-USUAL = Setting()
+DEFAULT_SETTING = Setting()
 """A proof in float64 that compares all outputs."""
 
 
-def run(model: nn.Module, inputs: Inputs, setting: Setting = USUAL, watch: Watch = unwatched) -> list[torch.Tensor]:
+def run(
+    model: nn.Module, inputs: Inputs, setting: Setting = DEFAULT_SETTING, watch: Watch = unchanged
+) -> list[torch.Tensor]:
     """Run a network in eval mode; return the output tensors that count.
 
     Args:
         model: The network; its type and that of the inputs is `setting.dtype`.
         inputs: Positional and keyword arguments.
         setting: The precision, and what else is fixed.
-        watch: Sees every operator call.
+        watch: Called with every operator call and its output; returns the output to use instead.
 
     Raises:
         ConfigError: The network does not return `setting.outputs`.
@@ -66,7 +68,7 @@ def run(model: nn.Module, inputs: Inputs, setting: Setting = USUAL, watch: Watch
         return [mode.widened(tensor) for tensor in counted_outputs(model(*args, **kwargs), setting.outputs)]
 
 
-def feeds(inputs: Inputs, seed: int, dtype: torch.dtype = torch.float64) -> Iterator[Inputs]:
+def trial_inputs(inputs: Inputs, seed: int, dtype: torch.dtype = torch.float64) -> Iterator[Inputs]:
     """Yield inputs to try, best first: normal noise, uniform noise (images, arguments of a logarithm), those given.
 
     Floating-point numbers are of the type `dtype`. Integers and booleans (tokens, masks) stay as they are.
@@ -97,9 +99,9 @@ _WIDE = {
 class _ProofMode(OperatorMode):
     """Computes everything in float64, whatever the default type and the types that models write down as literals.
 
-    Tensors of lower precision that come in (constants that Python made) are replaced by wide copies of theirs, which
-    also take what is written into them; what an operator makes out of nothing or out of integers is cast. With the
-    dtype float32, all types stay as they are.
+    Tensors of lower precision that come in (constants that Python made) are replaced by float64 copies, which also
+    receive what is written into them; outputs that an operator computes from nothing or from integers are cast. With
+    the dtype float32, all types stay as they are.
     """
 
     def __init__(self, setting: Setting, watch: Watch) -> None:
@@ -108,7 +110,7 @@ class _ProofMode(OperatorMode):
         self.watch = watch
         self._to_wide = _WIDE if setting.dtype == torch.float64 else {}
         self._wide: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._spent = OwnGenerators(setting.seed)
+        self._width_dependent = OwnGenerators(setting.seed)
         self._numbers = torch.Generator().manual_seed(setting.seed)
 
     def run_operator(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -129,17 +131,17 @@ class _ProofMode(OperatorMode):
         return self.watch(func, args, kwargs, output)
 
     def widened(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a tensor, or the wide copy that stands in its place."""
+        """Return a tensor, or the float64 copy that replaces it."""
         if tensor.dtype not in self._to_wide:
             return tensor
         if id(tensor) not in self._wide:
-            self._wide[id(tensor)] = tensor, _cast(tensor)  # held, so that no other tensor gets its id
+            self._wide[id(tensor)] = tensor, _cast(tensor)  # kept alive, so that no other tensor gets its id
         return self._wide[id(tensor)][1]
 
     def _draw(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-        """Return what a random operator would, with one number throughout."""
+        """Return the output of a random operator, filled with one random number."""
         constant_draw = spec_of(func).constant_draw
-        output: torch.Tensor = self._spent.run(func, args, kwargs)  # how far its generator goes depends on the width
+        output: torch.Tensor = self._width_dependent.run(func, args, kwargs)  # the number of draws depends on the width
         number = float(torch.rand((), generator=self._numbers, dtype=torch.float64, device="cpu"))
         assert constant_draw is not None
         return constant_draw(output, number, (*args, *kwargs.values()))

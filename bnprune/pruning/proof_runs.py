@@ -20,7 +20,7 @@ from bnprune.channels.control_flow import FORCED_BRANCHES, Decisions, ForcedBran
 from bnprune.channels.pytrees import Inputs
 from bnprune.channels.torch_internals import OpOverload
 from bnprune.errors import ConfigError, ForwardError, first_line
-from bnprune.pruning.proof_forward import USUAL, Setting, Watch, feeds, run, unwatched
+from bnprune.pruning.proof_forward import DEFAULT_SETTING, Setting, Watch, run, trial_inputs, unchanged
 
 _MOST_NAN = 0.5
 """Largest share of an output that may be NaN for a comparison to mean anything. Infinities may belong to a mask."""
@@ -35,18 +35,18 @@ class MaskedRun:
     """True if the inputs are noise, False if they are those given by the user."""
     setting: Setting
     forced_branch: float | None
-    """The number with which questions about values were answered; None if the network decided by itself."""
+    """The number that replaced every number read by Python code; None if the network decided by itself."""
     outputs: list[torch.Tensor]
     decisions: Decisions
 
     def repeat(
-        self, model: nn.Module, watch: Watch = unwatched
+        self, model: nn.Module, watch: Watch = unchanged
     ) -> tuple[list[torch.Tensor], list[tuple[torch.Tensor, torch.Tensor]]]:
         """Run another network the same way.
 
         Args:
             model: The network.
-            watch: Sees every operator call.
+            watch: Called with every operator call and its output; returns the output to use instead.
 
         Returns:
             Its outputs, and pairs of the numbers that decisions were based on: of the masked network and of this one.
@@ -69,8 +69,8 @@ class Float32Only(ForwardError):
     """The network does not compute in float64: it raises an error there, or code that it calls rounds to float32."""
 
 
-def masked_runs(masked: nn.Module, inputs: Inputs, setting: Setting = USUAL) -> Iterator[MaskedRun]:
-    """Run the masked network on the first inputs that it can process, then along the branches it did not take.
+def masked_runs(masked: nn.Module, inputs: Inputs, setting: Setting = DEFAULT_SETTING) -> Iterator[MaskedRun]:
+    """Run the masked network on the first inputs that it can process, then with its branches inverted.
 
     Raises:
         Float32Only: The network raises an error in float64, whatever the inputs.
@@ -78,16 +78,16 @@ def masked_runs(masked: nn.Module, inputs: Inputs, setting: Setting = USUAL) -> 
         ConfigError: The network does not return the outputs that are to be compared.
     """
     problem, always_raises = "", True
-    *noises, examples = feeds(inputs, setting.seed, setting.dtype)
+    *noises, examples = trial_inputs(inputs, setting.seed, setting.dtype)
     for given in (*noises, examples):
         try:
-            own_way = _masked_run(masked, given, setting, None, on_noise=given is not examples)
+            normal_run = _masked_run(masked, given, setting, None, on_noise=given is not examples)
         except ConfigError:
             raise
         except Exception as error:  # noqa: BLE001 - the code of the network may raise anything
             problem = first_line(error)
             continue
-        problem, always_raises = _problem_of(own_way), False
+        problem, always_raises = _problem_of(normal_run), False
         if not problem:
             break
     else:
@@ -96,10 +96,10 @@ def masked_runs(masked: nn.Module, inputs: Inputs, setting: Setting = USUAL) -> 
             fix = "End torch.set_default_device('meta'), or give the tensors that forward() makes a device."
         kind = Float32Only if always_raises and setting.dtype == torch.float64 else ForwardError
         raise kind(f"the cut cannot be proven: {problem}, on noise and on the inputs given. {fix}")
-    yield own_way
-    for number in FORCED_BRANCHES.values() if own_way.decisions.read_by_python else ():
+    yield normal_run
+    for number in FORCED_BRANCHES.values() if normal_run.decisions.read_by_python else ():
         with suppress(Exception):  # this branch may end in an assertion about the data
-            yield _masked_run(masked, given, setting, number, on_noise=own_way.on_noise)
+            yield _masked_run(masked, given, setting, number, on_noise=normal_run.on_noise)
 
 
 def _masked_run(
@@ -118,7 +118,7 @@ def _with_forced_branch(watch: Watch, number: float | None) -> Watch:
 
 
 def _problem_of(masked_run: MaskedRun) -> str:
-    """Return why the outputs, or without any the numbers behind decisions, cannot be compared; empty if they can."""
+    """Return why the outputs, or without any the operands of decisions, cannot be compared; empty if they can."""
     outputs = [tensor for tensor in masked_run.outputs if tensor.numel()] or masked_run.decisions.operands
     if not any(tensor.numel() for tensor in outputs):
         return "its outputs are empty"
@@ -133,14 +133,14 @@ def _problem_of(masked_run: MaskedRun) -> str:
 _META_OUTPUTS = "its outputs are on the meta device, without values"
 
 
-def largest_error(expected: MaskedRun, slim: nn.Module, watch: Watch = unwatched) -> float:
+def largest_error(expected: MaskedRun, slim: nn.Module, watch: Watch = unchanged) -> float:
     """Run the slim network the same way and return the largest relative difference of outputs and of decisions.
 
     It is infinite if the slim network fails, or if its outputs have other shapes.
     """
     try:
         got, based_on = expected.repeat(slim, watch)
-    except Exception:  # noqa: BLE001 - whatever it raises, the masked network did not
+    except Exception:  # noqa: BLE001 - any error is a difference: the masked network has raised none
         return float("inf")
     pairs = [*zip(expected.outputs, got, strict=False), *based_on]
     if [t.shape for t in expected.outputs] != [t.shape for t in got] or not any(left.numel() for left, _ in pairs):

@@ -18,7 +18,7 @@ from bnprune.pruning.draft_plan import DraftPlan, describe_plan, require_cut
 from bnprune.pruning.latency_search import LatencyKnowledge, plan_for_target
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.planner import score_network
-from bnprune.pruning.report import Report, foresee, make_report, recounted
+from bnprune.pruning.report import Report, make_report, recounted, report_of_plan
 from bnprune.pruning.request import Request
 from bnprune.pruning.scores import Reduce, measure_statistics
 from bnprune.pruning.surgery import apply, copy_weights, record_plan, require_bare, require_values
@@ -35,17 +35,17 @@ class RepairOutcome(Protocol):
 
     @property
     def chosen(self) -> str:
-        """The way of repair that was kept."""
+        """Name of the repair method that was kept."""
         ...
 
     @property
     def held_out(self) -> int:
-        """Number of images by which the ways of repair were compared."""
+        """Number of images on which the repair methods were compared."""
         ...
 
     @property
     def distances(self) -> Mapping[str, float]:
-        """Distance of the outputs to those of the dense network, for each way of repair."""
+        """Distance of the outputs to those of the dense network, for each repair method."""
         ...
 
 
@@ -89,8 +89,8 @@ def prune(
     Args:
         model: Any module that runs a forward pass; it is left untouched.
         example_inputs: A tensor (usually (1, channels, height, width)), a tuple of positional or a mapping of keyword
-            arguments of the forward pass. Shapes matter; values of floating-point tensors only where the network cannot
-            digest noise, which the proof feeds it otherwise.
+            arguments of the forward pass. Shapes matter; values of floating-point tensors only if the network does
+            not run on noise, which the proof uses otherwise.
         ratio: Fraction of the prunable BatchNorm channels to remove, in (0, 1). One target is given: this or one of the
             next three.
         macs: Fraction of the multiply-accumulates to keep at most, in (0, 1).
@@ -98,18 +98,20 @@ def prune(
         latency_ms: Milliseconds a forward pass may take here, with `example_inputs` as the batch and the current number
             of threads.
         min_channels: Channels every layer keeps at least.
-        cap: Largest share of a layer's channels that goes, in (0, 1]. By default 1, or less for criteria that would
-            strip whole layers of a network that was not trained sparse (`Request.default_cap`); a note then says so.
+        cap: Largest share of a layer's channels to remove, in (0, 1]. By default 1, or less for criteria that would
+            remove almost all channels of some layers in a network that was not trained sparse (`Request.default_cap`);
+            a note then says so.
         round_to: Widths that are a multiple of this stay multiples of it.
         exclude: Layers whose width stays: module names, names of parents, or globs.
-        layer_ratios: Fraction that goes of layers with a ratio of their own, by pattern as in `exclude`.
+        layer_ratios: Fraction of the channels to remove in layers with a ratio of their own, by pattern as in
+            `exclude`.
         criterion: Name of the score, see `bnprune.pruning.scores.CRITERIA`.
-        reduce: How the scale factors of channels that must go together become one score: "max", "mean" or "sum".
+        reduce: How the scores of channels that are removed together become one score: "max", "mean" or "sum".
         coupling: "shared": layers that read or write one stream of channels (residual adds, dense concatenations) lose
-            the same ones; gates stand behind grouped convolutions only, where nothing could go without. "gates": each
-            loses its own, behind small modules that pick or fill channels (`bnprune.pruning.gates`); more freedom, for
-            the price of a copy per gate.
-        fold_bias: Whether biases that nothing but a following BatchNorm sees go into its running mean.
+            the same ones; gates are set after grouped convolutions only, if no channel could be removed otherwise.
+            "gates": each loses its own, and small modules select or fill channels (`bnprune.pruning.gates`); more
+            freedom, at the cost of a copy per gate.
+        fold_bias: True to fold the bias of a layer into the running mean of the BatchNorm that alone reads its output.
         outputs: The outputs that count, if not all do: a path of indices, keys and attributes (0, "0.1", "preds.0";
             several in one string are separated by commas), or a function that takes the output of the forward pass in
             eval mode and returns parts of it. The others may lose channels, and the proof does not compare them. In
@@ -123,16 +125,16 @@ def prune(
         loss: Loss for criterion "taylor": (outputs, labels) -> scalar; default: cross-entropy.
         proof: Run both networks: prove in float64 (in float32, if the network runs in nothing else) that the slim one
             equals the masked original, and count MACs that depend on data (boxes per image) on the example inputs.
-            Without it, a note calls such MACs made up.
+            Without it, such MACs are counted on surrogate values, and a note says so.
 
     Returns:
         The slim network, its plan and a report.
 
     Raises:
         ConfigError: An argument is out of range, a pattern matches nothing, or the network does not return `outputs`.
-        PruningError: The network cannot be pruned (no BatchNorm, everything frozen), or not as far as asked.
+        PruningError: The network cannot be pruned (no BatchNorm, everything frozen), or not to the requested target.
         TraceError: The analysis fails.
-        ForwardError: The forward pass fails, or gives nothing finite to compare.
+        ForwardError: The forward pass fails, or its outputs are not finite.
         VerificationError: The proof failed; this is a bug in bnprune worth a report.
     """
     request = Request(
@@ -207,7 +209,7 @@ def plan(
 
     Raises:
         ConfigError: An argument is out of range, a pattern matches nothing, or the network does not return `outputs`.
-        PruningError: The network cannot be pruned, or not as far as requested.
+        PruningError: The network cannot be pruned, or not to the requested target.
         TraceError: The analysis fails.
         ForwardError: The forward pass fails.
     """
@@ -332,11 +334,11 @@ def replay(
     Raises:
         ConfigError: The plan was made with a function for `outputs`, and none is given.
         PruningError: The plan was made for another network.
-        CheckpointError: It is damaged.
+        CheckpointError: The plan is damaged.
         VerificationError: The proof failed.
     """
     require_values(model, example_inputs)
-    report = foresee(plan, model, example_inputs)
+    report = report_of_plan(plan, model, example_inputs)
     started = time.perf_counter()
     slim = apply(plan, model)
     cut = time.perf_counter()

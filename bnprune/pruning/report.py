@@ -49,7 +49,8 @@ class Report:
     params_before: int
     params_after: int
     macs_before: int
-    """Multiply-accumulates for the example input (its batch included). A note says so if they are of made-up data."""
+    """Multiply-accumulates for the example input (its batch included). A note says so if they were counted on surrogate
+    values."""
     macs_after: int
     verification: Verification | None
     """The proof; None without one."""
@@ -100,7 +101,7 @@ def make_report(
 
 
 def recounted(report: Report, model: nn.Module, slim: nn.Module, example_inputs: Any) -> Report:
-    """Replace the MACs of a made-up forward pass by those that both networks take for the example inputs.
+    """Replace MACs that were counted on surrogate values by those of both networks on the example inputs.
 
     Each network takes its own decisions. If one of them fails on these inputs, the report stays as it is.
     """
@@ -115,16 +116,18 @@ def recounted(report: Report, model: nn.Module, slim: nn.Module, example_inputs:
 
 
 _COUNTED = Note(
-    "macs.counted", "note", "MACs depend on data (how many boxes, say): they are those of the example inputs"
+    "macs.counted",
+    "note",
+    "MACs depend on data (on the number of boxes, for example): they are those of the example inputs",
 )
 
 
-def foresee(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> Report:
-    """Report what a plan made earlier does to a network; nothing is cut, and no weight is copied.
+def report_of_plan(plan: PruningPlan, model: nn.Module, example_inputs: Any) -> Report:
+    """Return the report of a plan made earlier; nothing is cut, and no weight is copied.
 
     Raises:
         PruningError: The plan was made for another network.
-        CheckpointError: It is damaged.
+        CheckpointError: The plan is damaged.
     """
     require_bare(model)
     require_plan_fits(plan, model)
@@ -163,7 +166,9 @@ def _cost_of(meta_slim: nn.Module, plan: PruningPlan, model: nn.Module, example_
     try:
         return cost(slim, example_inputs)
     except Exception as error:
-        raise CheckpointError(f"the plan is damaged: what it makes does not run: {first_line(error)}.") from error
+        raise CheckpointError(
+            f"the plan is damaged: the network that it gives does not run: {first_line(error)}."
+        ) from error
 
 
 def _target(plan: PruningPlan) -> Target:
@@ -174,9 +179,9 @@ def _target(plan: PruningPlan) -> Target:
 
 def _widths(model: nn.Module) -> dict[str, tuple[str, int]]:
     """Return kind and output width of every layer that has one, by module name."""
-    found = {}
+    widths = {}
     for name, module in model.named_modules():
         for kind, attribute in (("conv", "out_channels"), ("linear", "out_features"), ("norm", "num_features")):
             if isinstance(getattr(module, attribute, None), int):
-                found[name] = kind, int(getattr(module, attribute))
-    return found
+                widths[name] = kind, int(getattr(module, attribute))
+    return widths

@@ -1,4 +1,4 @@
-"""What is asked for when a network is pruned: the targets and constraints of `config.prune_options`, checked."""
+"""The request to prune a network: the target and constraints of `config.prune_options`, checked."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ class Request(PruneOptions):
     def default_cap(self) -> float | None:
         """The cap of the criterion, if `cap` is not given; None if there is none.
 
-        Scores that are compared across layers can be far smaller in some layers than in others, without meaning that
-        the network needs these less. Every layer therefore keeps a share (`tables.Criterion.least_width`) of the width
-        that it would have if all layers were pruned alike. Example for a share of 0.5: for `ratio` 0.6 this width is
-        0.4, and the cap 1 - 0.5 · 0.4 = 0.8; for `macs` 0.25, it is about √0.25, and the cap 0.75.
+        Scores that are compared across layers can be far smaller in some layers than in others, although the
+        network does not need these less. Every layer therefore keeps a share (`tables.Criterion.least_width`) of the
+        width that it would have if all layers were pruned alike. Example for a share of 0.5: for `ratio` 0.6 this width
+        is 0.4, and the cap 1 - 0.5 · 0.4 = 0.8; for `macs` 0.25, it is about √0.25, and the cap 0.75.
 
         The share 0.5 was chosen on two ordinary ResNet-20 (CIFAR-10 at 16x16), by validation accuracy after
         recalibration at 0.7 / 0.5 / 0.3 of the MACs::

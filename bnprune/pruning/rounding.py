@@ -18,7 +18,7 @@ NOISE_FACTOR = 8.0
 """Tolerance of a float32 proof, as a multiple of the rounding errors of the masked network. The slim network differs by
 at most 1.3 times these errors, measured on 10 networks of torchvision."""
 LARGEST_TOLERANCE = 1e-3
-"""Tolerance of a float32 proof above which it would say nothing; wrong cuts show errors of this size and more."""
+"""Largest tolerance of a float32 proof that still shows something; wrong cuts show errors of this size and more."""
 
 _EPS = torch.finfo(torch.float32).eps
 _SAMPLES = 3
@@ -35,9 +35,8 @@ def tolerance_of(masked_run: MaskedRun, masked: nn.Module) -> float:
     tolerance = NOISE_FACTOR * max(_EPS, rounding_error(masked_run, masked))
     if not tolerance <= LARGEST_TOLERANCE:
         raise ForwardError(
-            f"the cut cannot be proven: the network runs in float32 only, and its rounding errors allow a tolerance of "
-            f"{tolerance:.0e}, in which a wrong cut could hide (at most {LARGEST_TOLERANCE:.0e}). Let its code run in "
-            "float64."
+            "the cut cannot be proven: the network runs in float32 only, and its rounding errors require a tolerance "
+            f"of {tolerance:.0e}; above {LARGEST_TOLERANCE:.0e}, a wrong cut could pass. Let its code run in float64."
         )
     return tolerance
 
@@ -67,7 +66,8 @@ def rounding_error(masked_run: MaskedRun, masked: nn.Module) -> float:
 def rounds_to_float32(masked_run: MaskedRun, masked: nn.Module) -> bool:
     """Return True if an operator of another library makes float32 numbers of float64 ones.
 
-    PyTorch's own operators are computed in float64, whatever types the code names; inside of others nobody sees a cast.
+    PyTorch's own operators are computed in float64, whatever types the code names; casts inside of other operators are
+    not visible.
     """
     rounding: list[OpOverload] = []
 

@@ -44,8 +44,8 @@ def gamma(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scor
 def _written(graph: ChannelGraph, tensors: Tensors) -> Scores:
     """Return sqrt(Σ γ̂²) over the layers without a BatchNorm that write each unit, shape (units,).
 
-    The scale of a whole stream has no meaning: the BatchNorms behind its readers cancel it. So a stream that is larger
-    than the γ of the network (root mean square) is scaled down to them; else nothing of it would ever be removed.
+    The scale of a whole stream has no meaning: the BatchNorms after its readers cancel it. So a stream that is larger
+    than the γ of the network (root mean square) is scaled down to them; otherwise none of it would ever be removed.
     """
     variance, factor = np.zeros(graph.unit_count), np.ones(graph.unit_count)
     for written in graph.deviations:
@@ -90,7 +90,7 @@ def uniform(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Sc
 
 
 def random(graph: ChannelGraph, tensors: Tensors, reduce: Reduce = "max") -> Scores:
-    """Score units at random, the same way every time: the control that any criterion must beat."""
+    """Score units at random, the same way every time: the baseline that any criterion must beat."""
     drawn = np.random.default_rng(0).random(graph.unit_count)
     return np.where(graph.gamma_count > 0, drawn, np.inf)
 
@@ -135,7 +135,7 @@ def gamma_values(tensor: torch.Tensor) -> NDArray[np.float64]:
 
 
 def require_finite(graph: ChannelGraph, tensors: Tensors) -> None:
-    """Refuse a network that has diverged, whatever ranks its channels.
+    """Refuse a network whose training has diverged, whatever the criterion.
 
     Raises:
         PruningError: A scale factor is NaN or infinite.
@@ -161,14 +161,14 @@ def reduce_by_unit(graph: ChannelGraph, values: Iterable[tuple[Ids, NDArray[np.f
 
 
 def with_streams(graph: ChannelGraph, scores: Scores) -> Scores:
-    """Score the channels of gated streams: as high as the best of the BatchNorm channels that go with them.
+    """Score the channels of gated streams: the highest score of the BatchNorm channels that are removed with them.
 
-    So a channel leaves the stream when no gated BatchNorm writes or reads it any more.
+    So a channel of the stream is removed only if no gated BatchNorm writes or reads it any more.
     """
     stream, own = graph.implied
     scores = scores.copy()
-    silent = np.unique(stream[np.isinf(scores[stream])])
-    scores[silent] = -np.inf
+    unscored = np.unique(stream[np.isinf(scores[stream])])
+    scores[unscored] = -np.inf
     must_stay = np.where(graph.free, scores, np.inf)
     np.maximum.at(scores, stream, must_stay[own])
     return scores
@@ -178,7 +178,7 @@ def with_streams(graph: ChannelGraph, scores: Scores) -> Scores:
 
 
 def uses_data(criterion: str) -> bool:
-    """Return True if a criterion ranks by calibration data, if there is some."""
+    """Return True if a criterion uses calibration data, required or not."""
     entry = CRITERIA[criterion]
     return isinstance(entry, tables.Criterion) and bool(entry.measure)
 
@@ -213,8 +213,8 @@ def score_units(
     criterion: str, graph: ChannelGraph, tensors: Tensors, reduce: Reduce, statistics: Statistics | None
 ) -> Scores:
     """Return the scores of a criterion, given the statistics that it measures."""
-    given = (graph, tensors, reduce, statistics) if uses_data(criterion) else (graph, tensors, reduce)
-    scores: Scores = CRITERIA[criterion](*given)
+    arguments = (graph, tensors, reduce, statistics) if uses_data(criterion) else (graph, tensors, reduce)
+    scores: Scores = CRITERIA[criterion](*arguments)
     return scores
 
 

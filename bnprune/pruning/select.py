@@ -98,8 +98,8 @@ def after(graph: ChannelGraph, candidates: Candidates, steps: int) -> Mask:
 def _without_orphans(graph: ChannelGraph, candidates: Candidates, removed: Mask) -> Mask:
     """Keep the channels of a stream that a BatchNorm with a gate still reads or writes, and the rest of their steps.
 
-    In `graph.implied`, `stream[i]` may go only if `own[i]`, the same channel of a BatchNorm with a gate, goes too.
-    Keeping a whole step can make another channel needed, hence the loop.
+    In `graph.implied`, `stream[i]` may be removed only if `own[i]`, the same channel of a BatchNorm with a gate, is,
+    too. Keeping a whole step can make another channel needed, hence the loop.
     """
     stream, own = graph.implied
     while (needed := stream[removed[stream] & ~removed[own]]).size:
@@ -119,7 +119,7 @@ def shortfall(
     reason = "every layer keeps one channel" if floor == 1 else f"every layer keeps {floor} channels if it has them"
     fix = "ask for less" if floor == 1 else "lower min_channels, or ask for less"
     if constraints.cap < 1 or constraints.round_to > 1 or constraints.layer_ratios:
-        reason, fix = "what cap, round_to and layer_ratios allow is gone", "loosen them, or ask for less"
+        reason, fix = "cap, round_to and layer_ratios forbid to remove more", "loosen them, or ask for less"
     return [
         Refusal(layer.name, reason, fix)
         for layer in graph.layers
@@ -128,7 +128,7 @@ def shortfall(
 
 
 def require_prunable(graph: ChannelGraph, candidates: Candidates, advice: Sequence[str] = ()) -> None:
-    """Refuse a network in which nothing can be pruned; the message gives the reasons and what would help.
+    """Refuse a network in which nothing can be pruned; the message gives the reasons and advice.
 
     Raises:
         PruningError: There is no BatchNorm, or all of its channels must stay.
@@ -161,7 +161,7 @@ def refusals(
 ) -> list[tuple[Refusal, NDArray[np.int64]]]:
     """Return the reasons why channels stay, each with its units; the reason for most BatchNorm channels comes first.
 
-    Reported are units with scale factors, and layers without any: the others nobody could have wanted to prune.
+    Only units with scale factors, and layers without any, are reported: the other units cannot be ranked anyway.
     """
     by_reason: dict[Refusal, list[int]] = {}
     for unit in np.flatnonzero(graph.gamma_count).tolist():

@@ -1,7 +1,7 @@
-"""Settle which attributes surgery changes, once the channels to remove are chosen.
+"""The attributes that surgery changes, determined after the channels to remove are chosen.
 
 During the search, a failed dry run changes every attribute that equals the size an operator fails with. Some of these
-equal it by chance, and go back. Others that no dry run depends on are set as well: see `bnprune.pruning.stale_sizes`.
+equal it by chance, and are reset. Others that no dry run depends on are set as well: see `bnprune.pruning.stale_sizes`.
 """
 
 from __future__ import annotations

@@ -37,13 +37,13 @@ class Attributes:
         for ids in sizes:
             by_size.setdefault(len(ids), ids)
         for name in (site, site.rpartition(".")[0]):
-            found = [
+            counts = [
                 Count(name, attribute, by_size[value])
                 for attribute, value in self._integers(name, {*dims, *by_size})
                 if value in by_size and (name, attribute) not in self.known
             ]
-            if found:
-                return found
+            if counts:
+                return counts
         return []
 
     def _list_of(self, site: str, parts: Sequence[Ids]) -> list[Count]:

@@ -1,7 +1,7 @@
 """The first half of the proof: every tensor of the slim network is the slice of the original that the plan keeps.
 
 The expected slices come from the indices in the plan alone. Nothing here calls the code that cuts, so
-a mistake in surgery cannot hide behind itself.
+a mistake in surgery cannot go unnoticed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bnprune.pruning.surgery import named_tensors
 
 
 def first_wrong_tensor(model: nn.Module, slim: nn.Module, plan: PruningPlan) -> str | None:
-    """Return the name of a tensor of the slim network that is not what the plan says; None if all are right."""
+    """Return the name of a tensor of the slim network that differs from the plan; None if there is none."""
     expected, got = expected_tensors(model, plan), dict(named_tensors(slim))
     if expected.keys() != got.keys():
         return min(expected.keys() ^ got.keys())
@@ -26,7 +26,7 @@ def expected_tensors(model: nn.Module, plan: PruningPlan) -> dict[str, torch.Ten
     """Return the parameters and buffers that the slim network must have, by name.
 
     For each place "conv.weight:1" of a cut, this is `weight[:, keep]`. A folded bias is missing, and the running mean
-    behind it is smaller by that bias. A gate adds its buffers.
+    of the BatchNorm after it is smaller by that bias. A gate adds its buffers.
     """
     named = dict(named_tensors(model))
     names = {id(tensor): name for name, tensor in named.items()}

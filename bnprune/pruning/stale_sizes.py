@@ -1,6 +1,6 @@
 """Stale sizes: attributes that equal a width before the cut, and that the traced forward pass does not read.
 
-Other code may read them later: another `forward` that an exporter puts in, a branch that is taken in training only.
+Other code may read them later: another `forward` that an exporter substitutes, a branch that runs in training only.
 
     class C2f(nn.Module):
         self.c = 16                                    # after a cut of 32 channels to 12, it has to be 6
@@ -74,26 +74,26 @@ def find_stale_sizes(
         graph: The trace.
         removed: True for units to remove, shape (units,).
         inputs: Shapes of the inputs of the trace.
-        known: (module, attribute) of attributes that surgery takes care of.
+        known: (module, attribute) of attributes that surgery changes already.
     """
     places = _Places(model, graph, removed, inputs)
-    found: list[StaleSize] = []
-    for attribute, held in _groups(places, known).items():
+    stale: list[StaleSize] = []
+    for attribute, values_by_element in _groups(places, known).items():
         used = read_after_construction(attribute)
-        if used or any(len({*values.values()}) > 1 for values in held.values()):
-            found += _judge_all(places, attribute, held, used=used)
-    return found
+        if used or any(len({*values.values()}) > 1 for values in values_by_element.values()):
+            stale += _stale_elements(places, attribute, values_by_element, used=used)
+    return stale
 
 
-def stale_size_notes(found: Sequence[StaleSize]) -> Iterator[Note]:
+def stale_size_notes(stale: Sequence[StaleSize]) -> Iterator[Note]:
     """Yield the remarks about attributes that may be wrong after the cut."""
-    updated = [size for size in found if size.counts and size.coincidence]
+    updated = [size for size in stale if size.counts and size.coincidence]
     if updated:
         text = (
             "these attributes equal a width and were set to its new value, although the forward pass did not read them"
         )
         yield Note("sizes.updated", "note", f"{text}: {_listed(updated)}. Set them back if they mean something else")
-    undecided = [size for size in found if size.undecided]
+    undecided = [size for size in stale if size.undecided]
     if undecided:
         text = "these attributes equal a width that shrank, but may mean something else, and were not changed"
         advice = "The forward pass did not read them; check them before you run other code of these modules"
@@ -115,7 +115,7 @@ def _groups(places: _Places, known: Collection[tuple[str, str]]) -> dict[Attribu
             for element, value in elements.items():
                 if (name, element) not in known:
                     groups[type(module), attribute][element][name] = value
-    return {key: held for key, held in groups.items() if is_recordable(key) and not set_in_forward(key)}
+    return {key: values for key, values in groups.items() if is_recordable(key) and not set_in_forward(key)}
 
 
 def _numbers(module: nn.Module) -> Iterator[tuple[str, dict[str, float]]]:
@@ -132,51 +132,54 @@ def _may_be_width(value: object) -> bool:
     return isinstance(value, int | float) and value > 1 and float(value).is_integer()  # `True > 1` is false
 
 
-def _judge_all(
-    places: _Places, attribute: Attribute, held: Mapping[str, Mapping[str, float]], *, used: bool
+def _stale_elements(
+    places: _Places, attribute: Attribute, values_by_element: Mapping[str, Mapping[str, float]], *, used: bool
 ) -> list[StaleSize]:
     """Return what is known about the elements of an attribute; a list is one of widths if all of its elements are."""
-    judged = []
-    for element, values in held.items():
-        found = _common_places(places, values)
-        if not any(found.values()):
+    elements = []
+    for element, values in values_by_element.items():
+        equal = _common_places(places, values)
+        if not any(equal.values()):
             return []
-        judged.append(_judge(attribute, element, values, found, used=used))
-    if any(size.undecided for size in judged):
-        judged = [replace(size, counts=(), undecided=size.undecided or tuple(held[size.name])) for size in judged]
-    return [size for size in judged if size.counts or size.undecided]
+        elements.append(_stale_element(attribute, element, values, equal, used=used))
+    if any(size.undecided for size in elements):
+        elements = [
+            replace(size, counts=(), undecided=size.undecided or tuple(values_by_element[size.name]))
+            for size in elements
+        ]
+    return [size for size in elements if size.counts or size.undecided]
 
 
 def _common_places(places: _Places, values: Mapping[str, float]) -> dict[str, list[_Width]]:
     """Return the dimensions that equal an attribute in every module, up to the nearest one that shrinks in a module."""
-    found: dict[str, list[_Width]] = {module: [] for module in values}
+    common: dict[str, list[_Width]] = {module: [] for module in values}
     for distance in range(_FAR if len({*values.values()}) > 1 else _NEAR):
         equal = {module: places.equal(module, distance, value) for module, value in values.items()}
         for key in set[_Key].intersection(*map(set, equal.values())):
             for module, widths in equal.items():
-                found[module].append(widths[key])
-        if any(width.before != width.after for widths in found.values() for width in widths):
+                common[module].append(widths[key])
+        if any(width.before != width.after for widths in common.values() for width in widths):
             break
-    return found
+    return common
 
 
-def _judge(
-    attribute: Attribute, name: str, values: Mapping[str, float], found: Mapping[str, list[_Width]], *, used: bool
+def _stale_element(
+    attribute: Attribute, name: str, values: Mapping[str, float], equal: Mapping[str, list[_Width]], *, used: bool
 ) -> StaleSize:
     """Return the new values of an attribute, as far as the dimensions that equal it agree."""
     coincidence = len({*values.values()}) < 2
     counts, undecided = [], []
     for module, value in values.items() if used or not coincidence else ():
-        after = {width.after for width in found[module]}
+        after = {width.after for width in equal[module]}
         if len(after) == 1 and isinstance(value, int):
-            counts += [Count(module, name, w.ids) for w in found[module][:1] if w.ids is not None and w.after != value]
+            counts += [Count(module, name, w.ids) for w in equal[module][:1] if w.ids is not None and w.after != value]
         elif after != {value} and used:
             undecided.append(module)
     return StaleSize(attribute, name, tuple(counts), tuple(undecided), coincidence)
 
 
 _NEAR, _FAR = 3, 4
-"""Distances that are looked at: for an attribute with one value only, and for others. See `_Places.equal`."""
+"""Numbers of distances that are searched: for an attribute with one value only, and for others. See `_Places.equal`."""
 
 _Key = tuple[str | int, ...]
 
@@ -248,12 +251,12 @@ class _Places:
     @cached_property
     def _records(self) -> dict[str, list[tuple[_Key, Record]]]:
         """Operator calls by module, each with a name that the same call has in another module of the class."""
-        found: dict[str, list[tuple[_Key, Record]]] = defaultdict(list)
+        calls: dict[str, list[tuple[_Key, Record]]] = defaultdict(list)
         for mode, traced in self._graph.traces.items():
             numbers: dict[tuple[str, str], count[int]] = defaultdict(count)
             for record in traced.records:
-                found[record.site].append(((mode, record.op, next(numbers[record.site, record.op])), record))
-        return found
+                calls[record.site].append(((mode, record.op, next(numbers[record.site, record.op])), record))
+        return calls
 
     def _of_operators(self, module: str, *, sizing: bool) -> Iterator[tuple[_Key, _Width]]:
         for key, record in self._records.get(module, ()):
@@ -276,10 +279,10 @@ class _Places:
 
     @cached_property
     def _tensors(self) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
-        found: dict[str, list[tuple[str, tuple[int, ...]]]] = defaultdict(list)
+        shapes: dict[str, list[tuple[str, tuple[int, ...]]]] = defaultdict(list)
         for name, shape in self._graph.shapes.items():
-            found[name.rpartition(".")[0]].append((name, shape))
-        return found
+            shapes[name.rpartition(".")[0]].append((name, shape))
+        return shapes
 
     def _of_tensors(self, module: str) -> Iterator[tuple[_Key, _Width]]:
         for name, shape in self._tensors.get(module, ()):

@@ -1,8 +1,9 @@
-"""Surgery: a plan and a network in, a new and smaller network out. The given network is untouched."""
+"""Surgery: makes the slim network from a plan and the dense network, which is left untouched."""
 
 from __future__ import annotations
 
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from bnprune.channels.modules import modules_by_name
 from bnprune.channels.operator_mode import preserve_thread_state
 from bnprune.channels.pytrees import as_inputs, tensors
 from bnprune.channels.structural_copy import copy_with_tensors, wrap_like
-from bnprune.channels.torch_internals import own_tensors
+from bnprune.channels.torch_internals import TORCH_CONTAINERS, own_tensors
 from bnprune.errors import CheckpointError, ConfigError, PruningError
 from bnprune.pruning.bias_folding import fold, misfits
 from bnprune.pruning.gates import Gate, gated_name, install
@@ -30,7 +31,7 @@ _WRAPPERS = {
 
 
 def require_bare(model: Any) -> None:
-    """Refuse what surgery would silently break: a wrapper keeps references to the parameters of the network in it.
+    """Refuse networks that surgery would silently break: a wrapper keeps references to the network's parameters.
 
     Raises:
         PruningError: `model` is not a module, or it wraps one (DDP, torch.compile, TorchScript).
@@ -80,7 +81,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 @preserve_thread_state
 def apply(plan: PruningPlan, model: nn.Module) -> nn.Module:
-    """Return the slim network that a plan makes of a network.
+    """Return the slim network that a plan gives for a network.
 
     Parameters keep their device, dtype, `requires_grad` and memory format. Module attributes (`in_channels`, `groups`,
     ...) are set to the new sizes. Only the slices that stay are copied. Build a new optimizer for the result: an old
@@ -165,7 +166,7 @@ def copy_weights(slim: nn.Module, plan: PruningPlan, model: nn.Module) -> nn.Mod
     for name, tensor in originals.items():
         if name not in folded:
             torch.utils.swap_tensors(tensors[gated_name(name, gated)], wrap_like(tensor, kept_slice(name, tensor)))
-    install(plan.gates, slim, model)  # again: what the gates of a network on the meta device hold has no values
+    install(plan.gates, slim, model)  # again: the buffers of gates on the meta device have no values
     fold(slim, plan.folds, gated, biases)
     return slim
 
@@ -184,12 +185,34 @@ def _copy(plan: PruningPlan, model: nn.Module, make: Callable[[str, torch.Tensor
         for attribute, value in values.items():
             is_list = isinstance(getattr(module, attribute, None), list)
             setattr(module, attribute, [*value] if is_list and isinstance(value, tuple) else value)
+    _drop_stale_caches(plan, modules)
     install(plan.gates, slim, model)
     if plan.folds:
         folded = {entry.bias for entry in plan.folds}
         biases = {name: tensor for name, tensor in named_tensors(slim) if name in folded}
         fold(slim, plan.folds, {gate.at for gate in plan.gates}, biases)
     return slim
+
+
+def _drop_stale_caches(plan: PruningPlan, modules: Mapping[str, nn.Module]) -> None:
+    """Remove tensors of the old width from dictionaries, where an earlier forward pass of the network has left them.
+
+    LeViT, for example, keeps `attention_biases[:, indices]` in `self.cache[device]`. The slim network computes it again.
+    """
+    widths: dict[str, set[int]] = defaultdict(set)
+    for cut in plan.cuts:
+        for name, _ in cut.at:
+            widths[name.rpartition(".")[0]].add(cut.size)
+    for site, sizes in widths.items():
+        for attribute, value in vars(modules[site]).items() if site in modules else ():
+            if type(value) is dict and attribute not in TORCH_CONTAINERS:
+                stale = [key for key, item in value.items() if _has_size(item, sizes)]
+                for key in stale:
+                    del value[key]
+
+
+def _has_size(value: Any, sizes: set[int]) -> bool:
+    return isinstance(value, torch.Tensor) and not sizes.isdisjoint(value.shape)
 
 
 def _keeps(plan: PruningPlan) -> dict[str, list[tuple[int, torch.Tensor]]]:

@@ -1,4 +1,4 @@
-"""The proof: the slim network equals the original with the removed slices set to zero, in float64 if it can."""
+"""The proof: the slim network equals the original with the removed slices set to zero, in float64 if possible."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Verification:
             text = f"the network runs in float32 only: proven in float32, to {self.tolerance:.0e} (its rounding errors)"
             notes.append(Note("proof.float32", "note", text))
         if self.inputs == "example inputs":
-            text = "the network gives nothing finite on noise: proven on the example inputs"
+            text = "the outputs of the network are not finite on noise: proven on the example inputs"
             notes.append(Note("proof.example_inputs", "note", text))
         return tuple(notes)
 
@@ -74,7 +74,7 @@ def verify(
     First, every tensor of the slim network must be, value for value, the slice that the plan keeps. Then both networks
     run in float64 and eval mode on the same noise (of the shapes of `inputs`), twice: with the weights they have, and
     with random BatchNorm weights and the statistics of the batch, the same for both. The second run is needed because
-    in a sparse network a wrong cut could hide behind layers whose output is nearly zero.
+    in a sparse network, layers whose output is nearly zero could conceal a wrong cut.
 
     A network that does not compute in float64 runs in float32. The tolerance is then a multiple of its own rounding
     errors (`bnprune.pruning.rounding`).
@@ -88,8 +88,8 @@ def verify(
         seed: Of the noise and of the random BatchNorm weights.
 
     Raises:
-        ForwardError: The masked network does not run, computes nothing finite, or something else each time; or it runs
-            in float32 only, with rounding errors in which a wrong cut could hide.
+        ForwardError: The masked network does not run, its outputs are not finite, or differ each time; or it runs in
+            float32 only, and its rounding errors are as large as errors of a wrong cut.
         ConfigError: The plan was made with a function for `outputs`, which has to be given again.
     """
     wrong_tensor = first_wrong_tensor(model, slim, plan)
@@ -161,9 +161,9 @@ def _worse(outcome: Verification | None, other: Verification) -> Verification:
     """Return the outcome that is nearer to its tolerance, or farther above it."""
     if outcome is None:
         return other
-    worst = max(outcome, other, key=lambda one: one.max_relative_error / one.tolerance)
+    selected = max(outcome, other, key=lambda one: one.max_relative_error / one.tolerance)
     on_noise = outcome.inputs == other.inputs == "noise"
-    return replace(worst, inputs="noise" if on_noise else "example inputs")
+    return replace(selected, inputs="noise" if on_noise else "example inputs")
 
 
 def _compare_run(expected: MaskedRun, masked: nn.Module, slim: nn.Module, plan: PruningPlan) -> Verification:
@@ -186,11 +186,12 @@ def _compare_run(expected: MaskedRun, masked: nn.Module, slim: nn.Module, plan: 
 
 
 def _require_repeatable(expected: MaskedRun, masked: nn.Module, tolerance: float) -> None:
-    """Refuse a network that differs from itself: a difference between two networks then says nothing about the cut."""
+    """Refuse a network that differs from itself: a difference of two networks then shows nothing about the cut."""
     if largest_error(expected, masked) > tolerance:
         raise ForwardError(
-            "the cut cannot be proven: on equal inputs, the forward pass of the network computes something else each "
-            "time (it draws from random or numpy, or reads a clock or a counter). Draw with torch, or not in eval mode."
+            "the cut cannot be proven: on equal inputs, the forward pass of the network computes something different "
+            "each time (it draws from random or numpy, or reads a clock or a counter). Draw with torch, or "
+            "not in eval mode."
         )
 
 

@@ -1,4 +1,4 @@
-"""The cuts that a sweep names: the one to make, and the one before accuracy falls steeply."""
+"""The choice among the cuts of a sweep: the recommended one, and the last one before accuracy falls steeply."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The cuts that a sweep names."""
+    """The cuts of a sweep that are singled out."""
 
     recommended: Point | None
     """The largest cut that is shown to be within the tolerance; None if there is none."""
@@ -39,8 +39,8 @@ def choose(points: Sequence[Point], tolerance: float) -> Choice:
     first test of a cut that loses more, so its probability is at most 5%, however many cuts there are (a fixed sequence
     of tests: Maurer, Hothorn and Lehmacher 1995).
 
-    `measured`: the measured loss decides instead of its bound, so that one unlucky image ends nothing: only a cut that
-    is shown to lose more than `tolerance` does.
+    `measured`: the measured loss decides instead of its bound, so that a single image cannot end the search: only a cut
+    that is shown to lose more than `tolerance` ends it.
 
     `knee`: see `find_knee`.
     """
@@ -57,7 +57,7 @@ def find_knee(points: Sequence[Point]) -> Point | None:
     The curve is accuracy over the share of MACs that is removed, from the network before pruning to the first cut that
     loses half of the accuracy, or else to the last cut. This is the knee of Satopää et al. (2011), "Finding a 'Kneedle'
     in a Haystack". There is none if no cut is significantly worse than the network before pruning, or if every cut is
-    on the line or below it. Of equal cuts, the largest.
+    on the line or below it. Of several such cuts, the largest is returned.
     """
     start = points[0]
     half = start.accuracy - abs(start.accuracy) / 2
@@ -82,7 +82,7 @@ def _high(point: Point) -> float:
     return point.accuracy if point.upper is None else point.upper
 
 
-def doubt(swept: Sweep, tolerance: float, choice: Choice) -> str:
+def why_not_larger(swept: Sweep, tolerance: float, choice: Choice) -> str:
     """Return why no larger cut is recommended, as a sentence."""
     needed = samples_needed(tolerance, (1 - CONFIDENCE) / swept.candidates)
     loss = f"a loss of at most {tolerance:.1%} cannot be shown with {CONFIDENCE:.0%} confidence"

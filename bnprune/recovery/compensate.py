@@ -1,14 +1,14 @@
 """Compensation: the constant outputs of removed channels are added to the biases of the layers that read them.
 
-A channel with γ = 0 writes the constant act(β). Removing it takes this constant, times a weight, from every output of
-the next layer, which is why accuracy can collapse right after a cut (Liu et al., ICCV 2017, do not treat β). For a
-linear layer with weight W, bias b and removed inputs R that hold constants c:
+A channel with γ = 0 writes the constant act(β). Removing it removes this constant, times a weight, from every output of
+the next layer, which is why accuracy can fall sharply right after a cut (Liu et al., ICCV 2017, do not treat β). For
+a linear layer with weight W, bias b and removed inputs R that hold constants c:
 
     y = W x + b  =  W[:, kept] x[kept] + (b + W[:, R] c)          the last term is the new bias
 
 The contribution W[:, R] c is measured by running the layer with and without its removed inputs
-(`bnprune.recovery.input_losses`). So residual additions, concatenations, pooling and layers with a forward pass of
-their own need no rules.
+(`bnprune.recovery.input_losses`). So residual additions, concatenations, pooling and layers with their own forward
+pass need no rules.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ from bnprune.recovery.input_losses import (
 )
 
 Outcome = Literal["exact", "interior", "mean", "none"]
+_NO_CLOSER = "the outputs did not get closer to those of the dense network"
 _INTERIOR = 0.5
-"""Share of positions with the same loss from which on a map has an interior, the rest being its border."""
+"""Smallest share of positions with the same loss for them to be the interior of a map, and the others its border."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Compensation:
     except at the border of the map; "mean": it is right on average over positions or, with data, over the batches;
     "none": nothing was changed."""
     reason: str = ""
-    """Why nothing, or not everything, was compensated."""
+    """The reason if nothing, or not everything, was compensated."""
 
 
 @preserve_thread_state
@@ -74,13 +75,13 @@ def compensate(
     """Add the contribution of removed channels to the biases of the slim network, in place.
 
     If a layer has no bias, the running mean of the BatchNorm that alone reads its output is changed instead. Everything
-    is computed in float64, from the dense network. If the outputs get no nearer to those of the dense network, the slim
-    network stays as it was.
+    is computed in float64, from the dense network. If the outputs do not get closer to those of the dense network, the
+    slim network stays as it was.
 
     Args:
         model: The dense network; left as it was.
         slim: The network that `plan` made of it.
-        plan: What was cut.
+        plan: The cut.
         example_inputs: As for `bnprune.prune`.
         batches: Inputs of the network (a tensor, or a mapping of keyword arguments), or (inputs, ...) pairs as a
             DataLoader yields them. With them, the mean contribution over the batches is used. Without, γ of removed
@@ -105,11 +106,11 @@ def compensate(
     else:
         measure_means(reference, batches, device, losses)
     before = copy.deepcopy(slim)
-    done = _change_biases(slim, model, plan, inputs, losses, by_mean=batches is not None)
+    results = _change_biases(slim, model, plan, inputs, losses, by_mean=batches is not None)
     if _error(reference, slim, compared) > _error(reference, before, compared):
         slim.load_state_dict(before.state_dict())
-        done = [Compensation(one.site, one.channels, 0, "none", "the network came no nearer") for one in done]
-    return tuple(done)
+        results = [Compensation(one.site, one.channels, 0, "none", _NO_CLOSER) for one in results]
+    return tuple(results)
 
 
 def zero_removed_gammas(model: nn.Module, plan: PruningPlan) -> nn.Module:
@@ -144,7 +145,7 @@ def _error(reference: nn.Module, slim: nn.Module, compared: Sequence[Inputs]) ->
 
 
 def _offset(site: str, loss: LayerLoss, *, by_mean: bool) -> tuple[torch.Tensor, Compensation]:
-    """Return the number to add to each output of the dense layer, and the result that this has."""
+    """Return the number to add to each output of the dense layer, and the resulting `Compensation`."""
     channels = len(loss.removed)
     if not loss.lost:
         return torch.zeros(0, device="cpu"), Compensation(site, channels, 0, "none", "it did not run as a layer")
@@ -154,30 +155,30 @@ def _offset(site: str, loss: LayerLoss, *, by_mean: bool) -> tuple[torch.Tensor,
     compensated = 0 if loss.is_constant is None else int(loss.is_constant.sum())
     first = loss.lost[0]
     if not compensated:
-        return first, Compensation(site, channels, 0, "none", "what it loses depends on the input")
+        return first, Compensation(site, channels, 0, "none", "the removed contribution depends on the input")
     if not all(lost.shape == first.shape and is_near(first, lost).all() for lost in loss.lost):
         return first, Compensation(
-            site, channels, 0, "none", "it runs more than once, and loses something else each time"
+            site, channels, 0, "none", "it runs more than once, and the removed contribution differs each time"
         )
     offset, outcome, reason = _over_positions(first)
     if compensated < channels:
-        outcome, reason = "mean", "some of what it loses depends on the input"
+        outcome, reason = "mean", "part of the removed contribution depends on the input"
     return offset, Compensation(site, channels, compensated, outcome, reason)
 
 
 def _over_positions(lost: torch.Tensor) -> tuple[torch.Tensor, Outcome, str]:
     """Return one number per output for a loss at all positions; `lost` is (outputs, positions).
 
-    A padded convolution loses less at the border, where padding stands in for some of the removed inputs. The median
-    then fits the interior exactly; the mean is taken if there is no interior to speak of.
+    A padded convolution loses less at the border, where padding replaces some of the removed inputs. The median
+    then fits the interior exactly; the mean is taken if the interior is small.
     """
     if is_near(lost[:, :1], lost).all():
         return lost[:, 0], "exact", ""
     middle = lost.median(1).values
-    is_closer = (lost - middle[:, None]).square().sum() <= lost.square().sum()  # the border may outweigh the rest
+    is_closer = (lost - middle[:, None]).square().sum() <= lost.square().sum()  # false if the border dominates
     if is_closer and float(is_near(middle[:, None], lost).all(0).double().mean()) > _INTERIOR:
-        return middle, "interior", "at the border it loses something else (padding)"
-    return lost.mean(1), "mean", "it loses something else at most positions: padding on a small map, or a stride"
+        return middle, "interior", "the removed contribution differs at the border (padding)"
+    return lost.mean(1), "mean", "the removed contribution differs at most positions (padding on a small map, a stride)"
 
 
 # -- changing biases ---------------------------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ def _change_biases(
     by_mean: bool,
 ) -> list[Compensation]:
     norms, shared, gated = sole_norms(model, inputs), _sharing_modules(model), {gate.at for gate in plan.gates}
-    done = []
+    results = []
     for site, loss in losses.items():
         offset, result = _offset(site, loss, by_mean=by_mean)
         problem = ""
@@ -201,8 +202,8 @@ def _change_biases(
             norm = gated_name(norms[site], gated) if site in norms else None
             offset = _of_kept_outputs(plan, site, loss.layer, offset)
             problem = _SHARED if site in shared else _add(slim, site, norm, offset, additive=loss.bias_is_additive)
-        done.append(Compensation(site, result.channels, 0, "none", problem) if problem else result)
-    return done
+        results.append(Compensation(site, result.channels, 0, "none", problem) if problem else result)
+    return results
 
 
 _SHARED = "its weight or bias belongs to another layer, too"
@@ -228,7 +229,7 @@ def _of_kept_outputs(plan: PruningPlan, site: str, layer: nn.Module, offset: tor
 
 
 def _add(slim: nn.Module, site: str, norm: str | None, offset: torch.Tensor, *, additive: bool) -> str:
-    """Add to the bias of a slim layer, or subtract from the running mean behind it; return the reason if neither works.
+    """Add to the bias of a slim layer, or subtract from the running mean after it; return a reason if neither works.
 
     BatchNorm subtracts its running mean, so that x + offset with mean m is normalised as x with mean m - offset.
     """
@@ -236,9 +237,9 @@ def _add(slim: nn.Module, site: str, norm: str | None, offset: torch.Tensor, *, 
     mean = None if norm is None else getattr(slim.get_submodule(norm), "running_mean", None)
     target, sign = (bias, 1) if isinstance(bias, torch.Tensor) else (mean, -1)
     if not isinstance(target, torch.Tensor):
-        return "it has no bias, and not one BatchNorm alone reads its output"
+        return "it has no bias, and its output is not read by a single BatchNorm alone"
     if not additive or target.shape != offset.shape:
-        return "its bias does not add to its output one for one"
+        return "adding to its bias does not add the same to its output"
     with torch.no_grad():
         target += sign * offset.to(target.device, target.dtype)
     return ""

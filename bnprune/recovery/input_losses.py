@@ -1,8 +1,8 @@
 """Measuring the contribution of removed input channels to the outputs of the layers that read them.
 
 A layer is run twice on the same input: as it is, and with its removed channels set to zero. The difference of its
-outputs is what the cut takes away. Without data, this is done on noise, for those channels only that carry the same
-values for different inputs: constants, such as act(β) of a channel with γ = 0.
+outputs is the contribution that the cut removes. Without data, this is done on noise, only for channels that have the
+same values for different inputs: constants, such as act(β) of a channel with γ = 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bnprune.channels.pytrees import Inputs, as_inputs, map_tensors, tensors
 from bnprune.channels.torch_internals import Convolution
 from bnprune.errors import ForwardError, first_line
 from bnprune.pruning.plan import PruningPlan
-from bnprune.pruning.proof_forward import feeds, run
+from bnprune.pruning.proof_forward import run, trial_inputs
 
 _EQUAL = 1e-9
 """Largest difference, relative to the first number or to 1, of two numbers that count as equal."""
@@ -138,7 +138,7 @@ def _different_inputs(inputs: Inputs) -> Iterator[Inputs]:
         low, high = int(tensor.min()), int(tensor.max())
         return torch.randint(low, high + 1 + beyond, tensor.shape, generator=generator, device="cpu").to(tensor)
 
-    *noises, given = feeds(inputs, seed=0)
+    *noises, given = trial_inputs(inputs, seed=0)
     for noise in noises:
         yield map_tensors(lambda tensor: redrawn(tensor, 0), noise)
     if any(not tensor.is_floating_point() for tensor in tensors(inputs)):

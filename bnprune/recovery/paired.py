@@ -21,7 +21,7 @@ _STEPS = 60
 
 
 class Sampled(Protocol):
-    """The score of a network, with what its uncertainty is computed from."""
+    """The score of a network, with the data for computing its uncertainty."""
 
     @property
     def value(self) -> float:
@@ -53,10 +53,10 @@ class Bounds:
 
 
 def loss_bounds(before: Sampled, after: Sampled, error: float = 1 - CONFIDENCE) -> Bounds | None:
-    """Return bounds of the value that `before` has more than `after` on samples of the same kind.
+    """Return bounds of the value of `before` minus that of `after` on samples of the same kind.
 
-    Right and wrong: `score_bound`. Other scores per sample: `bootstrap_bounds`. Without scores per sample:
-    `half_sample_bounds`.
+    For right and wrong answers, see `score_bound`; for other scores per sample, `bootstrap_bounds`; without scores per
+    sample, `half_sample_bounds`.
 
     Args:
         before: The first network.
@@ -89,7 +89,7 @@ def right_wrong_bounds(before: torch.Tensor, after: torch.Tensor, error: float) 
 def score_bound(lost: int, gained: int, count: int, error: float) -> float:
     """Return the upper confidence bound of a loss of accuracy, from the samples on which two networks differ.
 
-    The bound is the loss at which the score test of McNemar's kind rejects just not: Tango (1998), "Equivalence test
+    The bound is the largest loss that a score test of McNemar's kind does not reject: Tango (1998), "Equivalence test
     and confidence interval for the difference in proportions for the paired-sample design", Statistics in Medicine 17,
     eq. 5 and 7. A continuity correction of half a sample keeps the error probability below `error` for few samples:
     by enumeration over 100 to 5,000 samples, losses of 0.5% to 5%, and all rates of gains, it is at most 4.9% for 5%;
@@ -142,8 +142,8 @@ def bootstrap_bounds(before: torch.Tensor, after: torch.Tensor, error: float) ->
 
     Percentiles of 4,000 resamples (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3), with a
     fixed seed. One sample with the largest possible difference is added on the side of the bound, because a bootstrap
-    knows nothing of losses that were not seen: for N equal scores in [0, 1], this gives the "rule of three", 3/N at
-    95%. The largest difference is the range of all scores and 0.
+    ignores losses that do not occur in the samples: for N equal scores in [0, 1], this gives the "rule of three", 3/N
+    at 95%. The largest difference is the range of all scores and 0.
     """
     first, second = before.double(), after.double()
     seen = torch.cat([first, second, first.new_zeros(1)])
@@ -170,7 +170,7 @@ def half_sample_bounds(before: Sampled, after: Sampled, error: float) -> Bounds:
     A mean over a random half differs from that over all samples with the variance that the latter has itself
     (McCarthy 1969, "Pseudo-replication: half samples", Review of the International Statistical Institute 37). Half of
     the halves are complements of the others, so a t distribution with half as many degrees of freedom is used. The
-    bounds are at least as wide as those for losses that were not seen: ln(1/error)/N of the larger value.
+    bounds are at least as wide as those for losses that do not occur in the samples: ln(1/error)/N of the larger value.
     """
     loss = before.value - after.value
     deviations = [one - two - loss for one, two in zip(before.halves, after.halves, strict=True)]

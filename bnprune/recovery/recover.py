@@ -27,7 +27,7 @@ _RECALIBRATED = {
     "both": "compensated",
     "reconstructed + recalibrated": "reconstructed",
 }
-"""The networks with new BatchNorm statistics, and those that they start from; "both" is compensated as well."""
+"""The networks with new BatchNorm statistics, and the networks that they are copied from."""
 
 
 class Score(Protocol):
@@ -53,9 +53,9 @@ class Recovery(Generic[S]):
 
     networks: dict[str, nn.Module]
     """"plain", "compensated" and "reconstructed", and the same with new BatchNorm statistics: "recalibrated", "both"
-    (compensated and recalibrated), "reconstructed + recalibrated"; as far as they were tried."""
+    (compensated and recalibrated), "reconstructed + recalibrated"; only those that were tried."""
     scores: dict[str, S]
-    """Of each network."""
+    """Score of each network."""
     compensation: tuple[Compensation, ...]
 
     @property
@@ -84,14 +84,14 @@ def recover(
 ) -> Recovery[S]:
     """Compensate, reconstruct and recalibrate copies of a slim network, and keep the best.
 
-    The network as it is takes part, so that the result is never worse by the score.
+    The unchanged network is one of the candidates, so that the result is never worse by the score.
 
     Args:
         dense: The network before the cut; left as it was, like the next.
         slim: The network after the cut.
         plan: The cut.
         splits: Training images, without augmentation, serve for means and statistics.
-        device: Where to run.
+        device: Device to run on.
         score: Evaluates a network on `device`, for example on the validation split
             (`bnprune.training.evaluate.validation_score`).
         compensated: True to try `bnprune.recovery.compensate` with data.

@@ -1,7 +1,8 @@
 """Repair: recover accuracy after a cut with calibration data, without labels.
 
-Several ways are tried on copies of the slim network. The one whose outputs on held-out images are nearest to those of
-the dense network is kept; the slim network as it is takes part, so that a repair never does harm by this measure.
+Several methods are tried on copies of the slim network. The copy whose outputs on held-out images are closest to those
+of the dense network is kept. The unchanged slim network is one of the candidates, so that the result is never worse by
+this measure.
 """
 
 from __future__ import annotations
@@ -29,26 +30,26 @@ from bnprune.recovery.recalibrate import recalibrate
 from bnprune.recovery.reconstruct import reconstruct
 
 _HELD_OUT = 0.25
-"""Share of the calibration images by which the ways of repair are compared."""
+"""Share of the calibration images on which the repair methods are compared."""
 
 
 @dataclass(frozen=True)
 class Repair:
-    """The ways of repair that were tried, and the network that was kept."""
+    """The repair methods that were tried, and the network that was kept."""
 
     model: nn.Module
-    """The network whose outputs are nearest to those of the dense one."""
+    """The network whose outputs are closest to those of the dense one."""
     chosen: str
     """"plain", "compensated" or "reconstructed", each also " + recalibrated"; or "recalibrated"."""
     distances: dict[str, float]
-    """Distance of the outputs to those of the dense network on held-out images, relative to their size, by way."""
+    """Distance of the outputs to those of the dense network on held-out images, relative to their norm, by method."""
     images: int
     """Images that the repair used, without those held out."""
     held_out: int
     compensation: tuple[Compensation, ...] = ()
     """The result of each layer that lost inputs, if the chosen network is compensated."""
     notes: tuple[Note, ...] = ()
-    """Ways of repair that failed."""
+    """Repair methods that failed."""
 
 
 @preserve_thread_state
@@ -61,7 +62,7 @@ def repair(
     *,
     compensated: bool = True,
 ) -> Repair:
-    """Repair copies of a slim network in several ways, and return the best.
+    """Repair copies of a slim network by several methods, and return the best.
 
     Args:
         model: The network before the cut; left as it was, like the next.
@@ -82,17 +83,17 @@ def repair(
     compensation: tuple[Compensation, ...] = ()
     notes: list[Note] = []
     if compensated:
-        with _noting("compensated", notes):
+        with _failure_noted("compensated", notes):
             changed = copy.deepcopy(slim)
             compensation = compensate(model, changed, plan, example_inputs, batches=fit)
             networks["compensated"] = changed
-        with _noting("reconstructed", notes):
+        with _failure_noted("reconstructed", notes):
             networks["reconstructed"] = reconstruct(model, copy.deepcopy(slim), plan, fit)
     for name, network in [*networks.items()]:
         if _has_statistics(network):
-            with _noting("recalibrated", notes):
-                way = "recalibrated" if name == "plain" else f"{name} + recalibrated"
-                networks[way] = recalibrate(copy.deepcopy(network), fit)
+            with _failure_noted("recalibrated", notes):
+                method = "recalibrated" if name == "plain" else f"{name} + recalibrated"
+                networks[method] = recalibrate(copy.deepcopy(network), fit)
     distances = {name: output_distance(model, network, held) for name, network in networks.items()}
     chosen = min(distances, key=distances.__getitem__)
     return Repair(
@@ -107,12 +108,12 @@ def repair(
 
 
 @contextmanager
-def _noting(way: str, notes: list[Note]) -> Iterator[None]:
-    """Turn an error of one way of repair into a note: the others remain."""
+def _failure_noted(method: str, notes: list[Note]) -> Iterator[None]:
+    """Turn an error of one repair method into a note: the others remain."""
     try:
         yield
     except (BnpruneError, ValueError) as error:
-        notes.append(Note("repair.failed", "note", f"the network is not {way}: {first_line(error)}"))
+        notes.append(Note("repair.failed", "note", f"the network is not {method}: {first_line(error)}"))
 
 
 def output_distance(dense: nn.Module, slim: nn.Module, batches: Iterable[Any]) -> float:
@@ -124,8 +125,8 @@ def output_distance(dense: nn.Module, slim: nn.Module, batches: Iterable[Any]) -
     given = list(batches)
     difference = size = 0.0
     with temporary_mode(dense, training=False), temporary_mode(slim, training=False):
-        for ours, theirs in zip(forward_batches(slim, given), forward_batches(dense, given), strict=True):
-            pairs = [*zip(_numbers(ours), _numbers(theirs), strict=False)]
+        for slim_output, dense_output in zip(forward_batches(slim, given), forward_batches(dense, given), strict=True):
+            pairs = [*zip(_numbers(slim_output), _numbers(dense_output), strict=False)]
             if not pairs or any(a.shape != b.shape for a, b in pairs):
                 return math.inf
             difference += sum(float((a - b).square().sum()) for a, b in pairs)

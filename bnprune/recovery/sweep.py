@@ -46,7 +46,7 @@ class Point:
     plain: float
     """Validation accuracy (the main value of the task) right after the cut."""
     accuracy: float
-    """Validation accuracy after compensation and recalibration, as far as they help."""
+    """Validation accuracy after recovery: of the network with the best score."""
     lower: float | None = None
     """The accuracy of the network before the cut minus the upper confidence bound of the loss; None if unknown. An
     accuracy stays in [0, 1]."""
@@ -80,14 +80,14 @@ def sweep(
 ) -> Sweep:
     """Cut copies of a trained network by increasing amounts; recover each, and compare it with the network as it is.
 
-    The bounds of each point hold with 95% confidence for the network that does best of those that recovery tries: with
-    m of them, each bound is computed for an error of 5%/m (Bonferroni), because the best one was chosen on the same
-    images.
+    The bounds of each point hold with 95% confidence for the network with the best score among those that recovery
+    tries: with m of them, each bound is computed for an error of 5%/m (Bonferroni), because the best one was chosen on
+    the same images.
 
     Args:
         model: The trained network; left as it was.
         splits: Training images to recover with.
-        device: Where to run.
+        device: Device to run on.
         request: Constraints and criterion; its target is replaced by each of the values.
         config: The ways of recovery to try after each cut.
         batch_size: Images per batch.
@@ -116,7 +116,7 @@ def sweep(
         except PruningError as error:
             reason = error
             continue
-        if draft.plan.cuts == before:  # constraints allow no more
+        if draft.plan.cuts == before:  # the constraints allow no further cuts
             continue
         before = draft.plan.cuts
         result = carry_out(draft, model, example, proof=False)

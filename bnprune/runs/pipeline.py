@@ -21,7 +21,7 @@ from bnprune.pruning.latency import latencies
 from bnprune.pruning.pruner import PruningResult, prune_as_requested
 from bnprune.pruning.report import Report
 from bnprune.pruning.request import Request
-from bnprune.recovery.choice import choose, doubt
+from bnprune.recovery.choice import choose, why_not_larger
 from bnprune.recovery.recover import recover
 from bnprune.recovery.sweep import Point, sweep
 from bnprune.recovery.training_images import calibration_for
@@ -249,7 +249,7 @@ def _swept(run: Run, model: nn.Module, request: Request, config: PruneConfig) ->
         )
     if choice.measured is not None and choice.measured != choice.recommended:
         text = f"the largest ratio whose measured loss is within {tolerance:.1%} is {choice.measured.asked:g}, but "
-        run.display.note(Note("sweep.unsure", "note", f"note: {text}{doubt(swept, tolerance, choice)}"))
+        run.display.note(Note("sweep.unsure", "note", f"note: {text}{why_not_larger(swept, tolerance, choice)}"))
     return swept.points, choice.best.asked
 
 

@@ -17,7 +17,7 @@ from bnprune.pruning.draft_plan import describe_plan, require_cut
 from bnprune.pruning.latency_search import LatencyKnowledge
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.pruner import PruningResult, RepairOutcome, draft, prune_as_requested, replay
-from bnprune.pruning.report import Report, foresee, make_report
+from bnprune.pruning.report import Report, make_report, report_of_plan
 from bnprune.pruning.request import Request
 from bnprune.pruning.scores import needs_data, uses_data
 from bnprune.pruning.surgery import require_plan_fits
@@ -192,7 +192,7 @@ def _foreseen(
 ) -> tuple[Report, PruningPlan]:
     """Return the report of a plan, made now or replayed, without pruning, and the plan."""
     if plan is not None:
-        return foresee(plan, network.model, network.inputs), plan
+        return report_of_plan(plan, network.model, network.inputs), plan
     drafted = draft(network.model, network.inputs, _required(request), calibration=calibration, latency=latency)
     require_cut(drafted)
     made = describe_plan(drafted)

@@ -128,7 +128,7 @@ class CalibrationOutcome(Document):
     chosen: str | None
     """The way of repair that was kept; None in a dry run."""
     held_out: int
-    """Images by which the ways of repair were compared."""
+    """Images on which the repair methods were compared."""
     distances: dict[str, float | None]
     """Distance of the outputs to those of the dense network, relative to their size, by way of repair."""
 

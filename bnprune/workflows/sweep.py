@@ -12,7 +12,7 @@ from bnprune.config.schema import PruneConfig
 from bnprune.errors import ConfigError
 from bnprune.pruning.inspection import inspect
 from bnprune.pruning.request import Request
-from bnprune.recovery.choice import choose, doubt
+from bnprune.recovery.choice import choose, why_not_larger
 from bnprune.recovery.paired import CONFIDENCE
 from bnprune.recovery.sweep import Point
 from bnprune.recovery.sweep import sweep as sweep_model
@@ -104,7 +104,7 @@ def sweep(
         confidence=CONFIDENCE,
         points=[_point(point) for point in swept.points],
         recommended=_named(choice.recommended),
-        reason="" if choice.recommended else doubt(swept, allowed, choice),
+        reason="" if choice.recommended else why_not_larger(swept, allowed, choice),
         measured=_named(choice.measured),
         knee=_named(choice.knee),
         source=None if network is None else str(network),

@@ -16,7 +16,7 @@ import bnprune
 from bnprune.config.tables import CRITERIA
 from bnprune.pruning.calibration import Calibration
 from bnprune.pruning.criterion_choice import is_separated
-from bnprune.pruning.data_scores import Moments
+from bnprune.pruning.data_scores import RunningMoments
 from bnprune.pruning.planner import score_network
 from bnprune.pruning.request import Request
 from bnprune.pruning.scores import measure_statistics
@@ -292,7 +292,7 @@ def test_the_scores_of_auto_are_those_of_its_choice() -> None:
 def test_a_small_deviation_beside_a_large_mean_is_measured() -> None:
     """Sums of squares in float32 would lose it: 1000² + 0.01²."""
     values = 1000 + 0.01 * noise(1, 4096).float()
-    parts = [Moments.of(part) for part in values.split([1000, 3096], 1)]
+    parts = [RunningMoments.of(part) for part in values.split([1000, 3096], 1)]
     together = (parts[0] + parts[1]).variances("layer")
     assert together.numpy() == pytest.approx(values.double().var(1, correction=0).numpy(), rel=1e-3)
 

@@ -171,7 +171,10 @@ def test_what_a_stream_cannot_give_up_its_layers_still_can() -> None:
 
     shared, gated = (bnprune.inspect(model(), torch.zeros(SHAPE), coupling=c) for c in ("shared", "gates"))
     assert (shared.prunable, gated.prunable) == (0, 16)
-    assert "16 BatchNorm channels stay with a stream that must stay: coupling 'gates' may let them go" in shared.notes
+    assert (
+        "16 BatchNorm channels are coupled to a stream that must stay: coupling 'gates' may make them prunable"
+        in shared.notes
+    )
     assert not gated.notes
     with pytest.raises(bnprune.PruningError, match="output of the network") as refused:
         bnprune.prune(model(), torch.zeros(SHAPE), ratio=0.5)

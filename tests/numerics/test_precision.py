@@ -75,7 +75,7 @@ def test_the_tolerance_grows_with_the_rounding_errors_of_the_network() -> None:
 
 
 def test_rounding_errors_in_which_a_wrong_cut_could_hide_are_refused() -> None:
-    with pytest.raises(bnprune.ForwardError, match=r"float32 only, and its rounding errors allow a tolerance of"):
+    with pytest.raises(bnprune.ForwardError, match=r"float32 only, and its rounding errors require a tolerance of"):
         proof(network(single, lambda x, y: (y + 1e5) - 1e5))
 
 

@@ -96,7 +96,7 @@ def test_branches_on_the_data(branch: str) -> None:
 def test_layers_no_branch_comes_to_are_noted() -> None:
     net = framed(lambda n, x: n.tail(n.stem(x)) if x.sum().item() != 1e9 else n.b(x), b=conv_bn(3, 16), tail=tail(16))
     result = bnprune.prune(net.double(), X, ratio=0.5)
-    assert any("never came to: b.0, b.1" in note for note in result.report.notes)
+    assert any("did not reach: b.0, b.1" in note for note in result.report.notes)
 
 
 def test_branch_on_a_number_read_from_the_data() -> None:

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from bnprune.recovery.choice import choose, doubt, find_knee
+from bnprune.recovery.choice import choose, find_knee, why_not_larger
 from bnprune.recovery.sweep import Point, Sweep
 
 
@@ -67,9 +67,13 @@ def test_the_knee_is_the_last_cut_before_the_fall() -> None:
 
 def test_a_doubt_says_how_many_images_are_needed() -> None:
     swept = Sweep([point(0, 1.0, 1.0, 1.0), point(0.5, 1.0, 0.96, 1.0)], images=143, candidates=4)
-    assert "on 143 images: even for equal answers, 594 are needed." in doubt(swept, 0.01, choose(swept.points, 0.01))
+    assert "on 143 images: even for equal answers, 594 are needed." in why_not_larger(
+        swept, 0.01, choose(swept.points, 0.01)
+    )
     swept = Sweep([START, point(0.5, 0.9, 0.8, 0.95)], images=5000, candidates=4)
-    assert doubt(swept, 0.01, choose(swept.points, 0.01)).endswith("on 5000 images, not even for the smallest cut.")
+    assert why_not_larger(swept, 0.01, choose(swept.points, 0.01)).endswith(
+        "on 5000 images, not even for the smallest cut."
+    )
 
 
 @pytest.fixture(scope="module")

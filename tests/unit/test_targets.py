@@ -120,10 +120,10 @@ def test_a_large_step_is_passed_over_for_smaller_ones() -> None:
 def test_a_cost_out_of_reach_is_refused_with_the_nearest() -> None:
     model = randomized(stack(16, 16))
     with pytest.raises(
-        bnprune.PruningError, match=r"macs 0.05 cannot be reached: what must stay costs (0\.\d+)"
+        bnprune.PruningError, match=r"macs 0.05 cannot be reached: the channels that must stay cost (0\.\d+)"
     ) as why:
         bnprune.prune(model, X, macs=0.05, min_channels=8)
-    nearest = float(str(why.value).split("costs ")[1].split()[0])
+    nearest = float(str(why.value).split("stay cost ")[1].split()[0])
     assert bnprune.prune(model, X, macs=nearest, min_channels=8).report.channels_after == 16
 
 
@@ -194,10 +194,10 @@ def test_channels_that_count_twice_are_rounded_as_channels() -> None:
 
 def test_ratios_that_cannot_be_had_are_noted() -> None:
     capped = bnprune.prune(randomized(stack(16, 16)), X, ratio=0.5, cap=0.5, layer_ratios={"0": 0.9}).report
-    assert any("layer_ratios: 0.0: 0.500 of it went, asked 0.9" in note for note in capped.notes)
+    assert any("layer_ratios: 0.0: 0.500 of its channels are removed, not 0.9" in note for note in capped.notes)
     alone = bnprune.prune(randomized(stack(16, 16)), X, ratio=0.1, layer_ratios={"0": 0.75}).report
     assert alone.ratio_realised == 0.375
-    assert alone.notes[0] == "ratio 0.375 instead of 0.1: layer_ratios alone take that much"
+    assert alone.notes[0] == "ratio 0.375 instead of 0.1: layer_ratios alone remove that much"
 
 
 @pytest.mark.parametrize(

@@ -123,8 +123,8 @@ def test_macs_of_a_report_are_counted_on_the_inputs_and_those_of_a_plan_called_a
     assert (result.report.macs_before, result.report.macs_after) == (counted(net, X), counted(result.model, X))
     assert any("those of the example inputs" in note for note in result.report.notes)
     unproven = bnprune.prune(net, X, ratio=0.5, proof=False)  # nothing has run on values
-    assert any("made-up" in note for note in unproven.report.notes)
-    assert any("made-up" in note for note in trace(net, X).notes)
+    assert any("surrogate values" in note for note in unproven.report.notes)
+    assert any("surrogate values" in note for note in trace(net, X).notes)
 
 
 def branching(ask) -> nn.Module:
@@ -151,7 +151,7 @@ def test_both_answers_to_a_number_are_tried_unless_both_fail() -> None:
     assert set(trace(branching(lambda x: x.sum().item() > 0).eval(), X).traces) >= {"eval", "forced branch, +inf"}
     graph = trace(branching(lambda x: int(x.sum().item()) >= 0).eval(), X)
     assert {*graph.traces} - {"train"} == {"eval"}
-    assert any("never came to: c" in note or "never came to: b" in note for note in graph.notes)
+    assert any("did not reach: c" in note or "did not reach: b" in note for note in graph.notes)
 
 
 class Detector(nn.Module):

@@ -1,4 +1,4 @@
-"""How operators carry channels: one `OpSpec` per ATen operator (`spec`), in files by family.
+"""The rules for ATen operators: one `OpSpec` per operator (`spec`), in files by family.
 
 An operator without an entry freezes everything that enters it: bnprune never guesses.
 """

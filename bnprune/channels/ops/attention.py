@@ -27,7 +27,7 @@ def attention(
     """Attend: q, k, v of shape (N, heads, tokens, d).
 
     The scale 1/sqrt(d) comes from the width of the queries, so their channels stay; those of the values pass. Whole
-    heads can go: what is left of q, k, v and a mask of shape (N, heads, tokens, tokens) keeps its width.
+    heads can be removed: the rest of q, k, v and of a mask of shape (N, heads, tokens, tokens) keeps its width.
     """
     last = v.dim() - 1
     masks = [tensor for tensor in (*rest, *options.values()) if isinstance(tensor, torch.Tensor)]

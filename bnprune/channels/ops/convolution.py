@@ -1,4 +1,4 @@
-"""Convolutions: the input's channels tie to one side of the weight, the other side is new.
+"""Convolutions: the channels of the input are bound to one dimension of the weight; those of the other are new.
 
 Legend: N batch, Ci input channels, Co output channels, g groups, K kernel.
 """
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import conv_flop_count
 
 from bnprune.channels.labels import Labels, along, varying
 from bnprune.channels.op_context import OpContext
-from bnprune.channels.ops.spec import rule, zero_where_weights_are
+from bnprune.channels.ops.spec import rule, zero_if_weights_are
 
 
 def _one_tap(
@@ -65,7 +65,7 @@ def _macs(x: torch.Tensor, weight: torch.Tensor, *rest: Any, out_val: torch.Tens
     "convolution",
     "convolution_overrideable",
     macs=_macs,
-    keeps_zero=zero_where_weights_are,
+    keeps_zero=zero_if_weights_are,
     kind="convolution",
     weight=1,
     surrogate=_one_tap,
@@ -127,7 +127,7 @@ def _grouped(
     if ids is None:
         ids = torch.zeros(width, dtype=torch.int64, device="cpu")
     if prunes_whole_groups(groups, ci, co):
-        ctx.freeze([inside], "is a position inside a group that goes as a whole")
+        ctx.freeze([inside], "is a position inside a group that is removed as a whole")
         return _by_group(ctx, ids.view(groups, ci), own, transposed, groups, co)
     return _by_position(ctx, ids.view(groups, ci), own, inside, transposed, groups, co)
 
@@ -152,7 +152,7 @@ def _by_group(
 
 
 def _freeze_beside_fixed_weight(ctx: OpContext, ids: torch.Tensor) -> None:
-    """A weight that `forward` computes may have no channels: then those of the input cannot go either."""
+    """A weight that `forward` computes may have no channels: then those of the input cannot be removed either."""
     ctx.freeze([ids], "meets a weight that cannot shrink", "exclude this layer, or free its weight")
 
 
@@ -181,7 +181,7 @@ def _by_position(
 
 
 def _count_work(ctx: OpContext, positions: torch.Tensor, weight: torch.Tensor, transposed: bool) -> None:
-    """MACs = elements of the weight x batch x output positions (input positions when transposed)."""
+    """MACs = elements of the weight x batch x output positions (input positions if transposed)."""
     factor = positions.shape[0] * math.prod(positions.shape[2:]) * math.prod(weight.shape[2:])
     first, second = (ctx.side(weight, dim) for dim in (0, 1))
     sides = [axis if axis is not None else weight.shape[dim] for dim, axis in enumerate((first, second))]

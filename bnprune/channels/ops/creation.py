@@ -52,7 +52,7 @@ def uniform(ctx: OpContext, *_: Any, **__: Any) -> Labels:
 @rule("full_like", "fill_.Scalar", numbers=numeric_arguments)
 @rule("empty_like", "zeros_like", "ones_like", "randint_like", "fill", "zero")
 def like(ctx: OpContext, x: torch.Tensor, *_: Any, **__: Any) -> Labels:
-    """The same, made in the shape of another tensor: it shrinks with that tensor."""
+    """As `uniform`, in the shape of another tensor: the output shrinks with that tensor."""
     same = isinstance(ctx.output, torch.Tensor) and ctx.output.shape == x.shape
     return ctx.labels(x) if same else NONE
 
@@ -64,9 +64,9 @@ def _value_of_scalar(tensor: torch.Tensor) -> Iterable[float]:
 @rule("lift_fresh", keeps_zero="first", numbers=_value_of_scalar)
 @rule("arange", "linspace", "logspace", "eye", "tril_indices", "triu_indices", "randperm", "hann_window")
 def positions(ctx: OpContext, *_: Any, **__: Any) -> Labels:
-    """Each position has a value of its own, so a channel that meets it cannot go."""
+    """Each position has a value of its own, so a channel that is combined with it cannot be removed."""
     output = ctx.output
     if not isinstance(output, torch.Tensor):
         return NONE
     why = ctx.refusal("is combined with a constant whose values depend on the position")
-    return frozen_positions(ctx.findings.ids, output, why)
+    return frozen_positions(ctx.facts.ids, output, why)

@@ -1,4 +1,4 @@
-"""Matrix products: channels along the contracted dimension go together, those along the others pass to the output.
+"""Matrix products: channels along the contracted dimension are united, those along the others pass to the output.
 
 Legend: N rows, K contracted dimension, M columns; Ci input channels, Co output channels.
 """
@@ -12,7 +12,7 @@ import torch
 
 from bnprune.channels.labels import NONE, Labels, along, varying
 from bnprune.channels.op_context import OpContext
-from bnprune.channels.ops.spec import rule, zero_where_weights_are
+from bnprune.channels.ops.spec import rule, zero_if_weights_are
 
 _FREE_THE_OTHER = "let the other operand have channels as well, or exclude this layer"
 
@@ -42,7 +42,7 @@ def add_product(ctx: OpContext, bias: torch.Tensor, a: torch.Tensor, b: torch.Te
     return ctx.join([contract(ctx, a, b), ctx.labels(bias)], a.dim())
 
 
-@rule("linear", keeps_zero=zero_where_weights_are, kind="linear", weight=1)
+@rule("linear", keeps_zero=zero_if_weights_are, kind="linear", weight=1)
 def linear(ctx: OpContext, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Labels:
     """Multiply (..., Ci) with the transpose of (Co, Ci)."""
     passed, ids = _rows(ctx, x)
@@ -128,10 +128,12 @@ def _unite_contracted(ctx: OpContext, left: list[torch.Tensor], right: list[torc
     ctx.freeze(by_dims.values(), "meets a dimension of a matrix product that cannot shrink", _FREE_THE_OTHER)
 
 
-def _count_product(ctx: OpContext, a: torch.Tensor, met: list[torch.Tensor], b: torch.Tensor, columns: Labels) -> None:
+def _count_product(
+    ctx: OpContext, a: torch.Tensor, contracted: list[torch.Tensor], b: torch.Tensor, columns: Labels
+) -> None:
     batch = math.prod(a.shape[:-2])
     inputs: torch.Tensor | int = a.shape[-1]
-    for label in met:
+    for label in contracted:
         if varying(label) == (a.dim() - 1,):
             inputs = label.reshape(-1)
     outputs: torch.Tensor | int = b.shape[-1]

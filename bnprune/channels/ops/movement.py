@@ -1,7 +1,7 @@
 """Data movement: apply to the labels the operator that is applied to the elements.
 
-Splitting a labelled dimension (chunk, split, view C -> (g, C/g)) is right in a slim network only if all parts lose the
-same positions, so these are united. ATen calls `chunk(2)` and `split(32)` the same; the dry run of the slim network
+Splitting a labelled dimension (chunk, split, view C -> (g, C/g)) is correct in a slim network only if all parts lose
+the same positions, so these are united. ATen calls `chunk(2)` and `split(32)` the same; the dry run of the slim network
 (`bnprune.pruning.dry_run`) tells them apart, and freezes channels whose code relies on a literal size::
 
     y = conv(x)                 channels [1 2 3 4]
@@ -96,7 +96,7 @@ def roll(ctx: OpContext, x: torch.Tensor, shifts: Sequence[int], dims: Sequence[
 def cat(ctx: OpContext, tensors: Sequence[torch.Tensor], dim: int = 0) -> Labels:
     """Concatenate: channels side by side along `dim`; along other dimensions the parts must match.
 
-    Option A shortcut of a ResNet: channels 3 and 4 of the branch may go with the zeros they are added to::
+    Option A shortcut of a ResNet: channels 3 and 4 of the branch may be removed with the zeros they are added to::
 
         cat([x, zeros])    [1 2] and [5 6]
         + branch           [7 8 9 10]: unite 1-7, 2-8, 5-9, 6-10
@@ -113,7 +113,7 @@ def cat(ctx: OpContext, tensors: Sequence[torch.Tensor], dim: int = 0) -> Labels
 
 
 def _padding(ctx: OpContext, tensor: torch.Tensor, dim: int) -> Labels:
-    """Constants beside channels may go with the channels that they are added to: each position has a new channel."""
+    """Constants beside channels are removed with the channels they are added to, so each position has a new channel."""
     return (along(ctx.new(tensor.shape[dim]), dim, tensor.dim()),) if ctx.is_constant(tensor) else NONE
 
 
@@ -193,7 +193,7 @@ def _part(ctx: OpContext, x: torch.Tensor, dim: int, start: int, stop: int) -> L
 
 
 def _periodic(ctx: OpContext, label: Label, dim: int, start: int, stop: int, step: int) -> bool:
-    """Unite positions so that the slice selects the right ones in the slim network; return False if frozen instead."""
+    """Unite positions so that the slice selects the right ones in the slim network; False if they are frozen."""
     size = label.shape[dim]
     if step == 1:
         period = math.gcd(size, math.gcd(start, stop))
@@ -282,7 +282,7 @@ def unfold(ctx: OpContext, x: torch.Tensor, dim: int, size: int, step: int) -> L
 
 @rule("pixel_shuffle", "pixel_unshuffle", keeps_zero="first")
 def pixels(ctx: OpContext, x: torch.Tensor, factor: int) -> Labels:
-    """Move channels into space, or space into channels: factor x factor channels make one, and go together."""
+    """Move channels into space, or space into channels: factor x factor channels make one, and are removed together."""
     if "un" in ctx.op.split("::")[1]:
         return tuple(ctx.moved(torch.pixel_unshuffle(label.expand(x.shape), factor)) for label in ctx.labels(x))
     space = (x.dim() - 2, x.dim() - 1)

@@ -19,7 +19,7 @@ MaybeTensor = torch.Tensor | None
 def batch_norm(
     ctx: OpContext, x: torch.Tensor, weight: MaybeTensor, bias: MaybeTensor, mean: MaybeTensor, var: MaybeTensor
 ) -> Labels:
-    """Tie scale, shift and running statistics, each of shape (C,), to dimension 1 of `x`, or to a gate's."""
+    """Bind scale, shift and running statistics, each of shape (C,), to the channels of `x`, or to those of a gate."""
     ids = out = ctx.axis(x, 1, passing=(0,))
     if ids is not None and weight is not None:
         ids, out = ctx.gate_site(x, weight, ids)
@@ -42,7 +42,7 @@ def _of_one_sample(ids: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _batch_norm_on_meta(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor | None, ...] | None:
-    """Allocate the outputs: the normalised input, and (empty) what the backward pass would need.
+    """Allocate the outputs: the normalised input, and empty tensors in place of those for the backward pass.
 
     PyTorch's meta kernel is a decomposition into twenty operators. Without this, pruning takes twice as long.
     """
@@ -92,8 +92,8 @@ def group_norm(
     ids = ctx.axis(x, 1)
     if ids is not None:
         rest = ctx.merge(ids.view(groups, -1), [1], "shares GroupNorm statistics")
-        kept_by = ctx.findings.modules.get(ctx.site)
-        if getattr(kept_by, "num_groups", None) != groups:
+        module = ctx.facts.modules.get(ctx.site)
+        if getattr(module, "num_groups", None) != groups:
             ctx.freeze([rest], "is normalised in a fixed number of groups", "use torch.nn.GroupNorm")
         if rest is not None:
             ctx.count("num_groups", rest.reshape(-1))

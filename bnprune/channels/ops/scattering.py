@@ -2,7 +2,7 @@
 
 Elements meet only along that dimension, so channels along the others pass, each by itself::
 
-    out.scatter_add_(0, index, messages)    out[index[e, c], c] += messages[e, c]: channel c goes in all three
+    out.scatter_add_(0, index, messages)    out[index[e, c], c] += messages[e, c]: channel c is removed in all three
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bnprune.channels.ops.spec import rule
 
 
 def _first_and_source(zeros: Sequence[bool], _: Sequence[Any]) -> bool:
-    """Zero if what is there and what is written are zero, whatever the index."""
+    """Zero if the tensor and the values written to it are zero, whatever the index."""
     return len(zeros) == 3 and zeros[0] and zeros[2]
 
 

@@ -23,7 +23,7 @@ _BY_SPACE = {
         "upsample_nearest3d", "_upsample_nearest_exact3d", "reflection_pad3d", "replication_pad3d"],
 }  # fmt: skip
 SPACE = {name: space for space, names in _BY_SPACE.items() for name in names}
-"""How many trailing dimensions each operator mixes."""
+"""Number of trailing dimensions that each operator mixes."""
 
 
 def local(ctx: OpContext, x: torch.Tensor, dims: Sequence[int]) -> Labels:
@@ -53,14 +53,14 @@ def _padding_keeps_zero(zeros: Sequence[bool], args: Sequence[Any]) -> bool:
 
 @rule("constant_pad_nd", keeps_zero=_padding_keeps_zero)
 def constant_pad(ctx: OpContext, x: torch.Tensor, pad: Sequence[int], value: float = 0) -> Labels:
-    """Pad; an element added beside channels may go with a channel it is added to."""
+    """Pad; an element added beside channels may be removed with a channel that it is added to."""
     widths = list(pad) + [0] * (2 * x.dim() - len(pad))
     dims = [dim for dim in range(x.dim()) if any(widths[2 * (x.dim() - 1 - dim) :][:2])]
     padded = []
     for label in ctx.labels(x):
-        mine = [dim for dim in dims if label.shape[dim] > 1]
-        if mine:
-            only = [w if x.dim() - 1 - i // 2 in mine else 0 for i, w in enumerate(widths)]
+        padded_dims = [dim for dim in dims if label.shape[dim] > 1]
+        if padded_dims:
+            only = [w if x.dim() - 1 - i // 2 in padded_dims else 0 for i, w in enumerate(widths)]
             padded_label = torch.nn.functional.pad(label, only, value=_ADDED)
             added = padded_label == _ADDED
             if len(varying(label)) == 1:
@@ -90,7 +90,7 @@ def col2im(ctx: OpContext, x: torch.Tensor, size: Sequence[int], kernel: Sequenc
 @rule("grid_sampler_2d", "grid_sampler_3d", "torchvision::roi_align", "torchvision::roi_pool", keeps_zero="first")
 def sampler(ctx: OpContext, x: torch.Tensor, grid: torch.Tensor, *_: Any, **__: Any) -> Labels:
     """Sample space at computed places: channels pass through dimension 1."""
-    ctx.freeze(ctx.labels(grid), "says where to sample")
+    ctx.freeze(ctx.labels(grid), "gives the positions to sample")
     ids = ctx.axis(x, 1)
     output = ctx.output
     rank = output.dim() if isinstance(output, torch.Tensor) else x.dim()

@@ -1,4 +1,4 @@
-"""The table of operators: everything that bnprune knows of an ATen operator is one `OpSpec`.
+"""The table of operators: all properties of an ATen operator that bnprune uses are in one `OpSpec`.
 
 Adding an operator is one `rule` in the family where it belongs (`movement`, `elementwise`, ...), and one test::
 
@@ -6,7 +6,8 @@ Adding an operator is one `rule` in the family where it belongs (`movement`, `el
     def flip(ctx, x, dims):
         return tuple(label.flip(list(dims)) for label in ctx.labels(x))
 
-The function says what the channels of the output are (see `bnprune.OpContext`); the keyword arguments say the rest.
+The function returns the channel labels of the output (see `bnprune.OpContext`); the keyword arguments state the other
+properties.
 """
 
 from __future__ import annotations
@@ -32,27 +33,28 @@ OpKind = Literal["convolution", "linear", "batch_norm", "view", "split", "slice"
 """Families of operators that other code treats alike: layers, reshaping, ..."""
 
 ZeroRule = Literal["first", "any", "all"] | Callable[[Sequence[bool], Sequence[Any]], bool]
-"""When an operator gives zero: if its first, any, or all of its operands are; or a function of (zeros, arguments)."""
+"""Condition under which an operator gives zero: its first operand is zero, any is, or all are; or a function of (zeros,
+arguments)."""
 
 
-def zero_where_weights_are(zeros: Sequence[bool], _: Sequence[Any]) -> bool:
+def zero_if_weights_are(zeros: Sequence[bool], _: Sequence[Any]) -> bool:
     """A `ZeroRule` of layers: the output is zero if weight and bias are, whose operands follow the input."""
     return all(zeros[1:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpSpec:
-    """What is known of an operator."""
+    """The properties of an operator."""
 
     labels: LabelRule
     """Called with an `OpContext` and the operator's own arguments; returns the labels of the output, or a list with
     the labels of each output."""
     keeps_zero: ZeroRule | None = None
-    """When the output is zero for a channel for which operands are zero; None if it never needs to be.
+    """Condition under which the output is zero for a channel, given that operands are zero for it; None: never.
 
-    A removed channel is a channel of zeros where a layer or a BatchNorm wrote it. Weights that read it are cut, so it
-    rarely matters that sigmoid(0) = 0.5. If two activations are multiplied and summed over channels, no weight is cut,
-    and the sum stays the same only if one of the two is still zero.
+    A removed channel is a channel of zeros in the output of the layer or BatchNorm that wrote it. Weights that read it
+    are cut, so it rarely matters that sigmoid(0) = 0.5. If two activations are multiplied and summed over channels, no
+    weight is cut, and the sum stays the same only if one of the two is still zero.
     """
     kind: OpKind | None = None
     """The family it belongs to, if other code treats that differently."""
@@ -108,7 +110,7 @@ def rule(
     meta: Callable[..., Any] | None = None,
     surrogate: Callable[..., torch.Tensor | None] | None = None,
 ) -> Callable[[LabelRuleT], LabelRuleT]:
-    """Register a function that tells the channels of an operator's output from those of its inputs.
+    """Register a function that returns the channels of an operator's output, given those of its inputs.
 
     ::
 
@@ -120,8 +122,9 @@ def rule(
         names: Qualified names, for all overloads ("mylib::scale") or one ("mylib::scale.Tensor"). A name without "::"
             is one of PyTorch's own ("add" for "aten::add"). An earlier entry of that name is replaced. The entry of
             "aten::add" holds for the in-place "aten::add_", too, unless that has its own.
-        keeps_zero: When channels of zeros stay zeros: if the "first", "any" or "all" of the tensors are zero there, or
-            a function of (which tensors are zero, arguments). Needed only before products of two activations.
+        keeps_zero: Condition under which channels of zeros stay zeros: if the "first", "any" or "all" of the tensors
+            are zero there, or a function of (which tensors are zero, arguments). Needed only before products of two
+            activations.
         kind: "convolution", "linear" or "batch_norm" for operators that compute such a layer, ...; see `OpKind`.
         weight: Position of the weight among the arguments of a layer.
         numbers: Returns the numeric arguments that must not depend on a width.
