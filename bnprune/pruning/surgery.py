@@ -197,7 +197,7 @@ def _copy(plan: PruningPlan, model: nn.Module, make: Callable[[str, torch.Tensor
 def _drop_stale_caches(plan: PruningPlan, modules: Mapping[str, nn.Module]) -> None:
     """Remove tensors of the old width from dictionaries, where an earlier forward pass of the network has left them.
 
-    LeViT, for example, keeps `attention_biases[:, indices]` in `self.cache[device]`. The slim network computes it again.
+    LeViT keeps `attention_biases[:, indices]` in `self.cache[device]`, for example. The slim network computes it again.
     """
     widths: dict[str, set[int]] = defaultdict(set)
     for cut in plan.cuts:

@@ -81,7 +81,7 @@ def test_too_few_images_recommend_nothing_but_name_a_cut(trained: Path) -> None:
     arguments = ("sweep", trained, "prune.recalibrate=0", "prune.compensate=false", "--at", "0.02")
     found = document(*arguments)
     assert found["recommended"] is None
-    assert found["reason"].endswith(f"on {len(DIGITS.validation)} images: even for equal answers, 361 are needed.")
+    assert found["reason"].endswith(f"on {len(DIGITS.validation)} images: even for equal answers, 476 are needed.")
     assert found["measured"] == found["points"][1]
     text = done(*arguments).stdout
     assert "Nothing is recommended: a loss of at most 1.0% cannot be shown with 95% confidence" in text
@@ -119,7 +119,15 @@ def test_recovery_keeps_what_does_best(trained: Path) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in result.model.state_dict().items())
     assert modes == [module.training for module in (*dense.modules(), *result.model.modules())]
     bare = recover(
-        dense, result.model, result.plan, splits, CPU, score=validation_score(splits, CPU), compensated=False, batches=0
+        dense,
+        result.model,
+        result.plan,
+        splits,
+        CPU,
+        score=validation_score(splits, CPU),
+        compensated=False,
+        reconstruct_images=0,
+        batches=0,
     )
     assert set(bare.scores) == {"plain"}
 

@@ -153,3 +153,25 @@ def test_attention_weights_that_are_averaged_over_heads_keep_them() -> None:
     layers = {"body": conv_bn(16, 24), "mha": nn.MultiheadAttention(24, 3, batch_first=True), "fc": nn.Linear(24, 5)}
     result = bnprune.prune(level(randomized(framed(forward, **layers))).double(), X, ratio=0.5)
     assert (result.model.mha.num_heads, width(result.model.body), width(result.model.stem)) == (3, 24, 8)
+
+
+def test_a_cache_that_an_earlier_forward_pass_has_filled_is_not_carried_over() -> None:
+    """LeViT caches the biases of its heads by device: in the slim network they have another width."""
+
+    class CachedBias(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias, self.cache, self.table = nn.Parameter(torch.randn(16)), {}, {"scale": torch.ones(1)}
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.device.type not in self.cache:
+                self.cache[x.device.type] = self.bias * 2
+            return x * self.cache[x.device.type][:, None, None] * self.table["scale"]
+
+    model = framed(lambda n, x: n.tail(n.shift(n.stem(x))), shift=CachedBias(), tail=tail(16))
+    with torch.no_grad():
+        model(X.float())
+    slim = checked(model).model
+    assert slim.shift.cache == {}
+    assert slim.shift.table.keys() == {"scale"}
+    assert model.shift.cache["cpu"].shape == (16,)

@@ -60,7 +60,8 @@ def test_a_sparse_network_that_loses_more_than_what_is_dead_gets_the_warning() -
 @pytest.mark.parametrize("criterion", ["gamma", "gamma-per-mac", "l1", "random"])
 def test_equal_scale_factors_are_noted_once(criterion: str) -> None:
     fresh = chain()
-    [note] = bnprune.prune(fresh, X, ratio=0.5, criterion=criterion).report.notes
+    notes = bnprune.prune(fresh, X, ratio=0.5, criterion=criterion).report.notes
+    [note] = [note for note in notes if note.code != "cap.default"]
     assert (note.code, note.level) == ("gamma.equal", "warning")
     assert "|γ| = 1)" in note
     assert bnprune.inspect(fresh, X).notes == (note,)
