@@ -21,7 +21,7 @@ from bnprune.data.folder import (
     splits_of_files,
 )
 from bnprune.data.splits import Splits
-from bnprune.errors import ConfigError, DataError, about
+from bnprune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -114,18 +114,16 @@ def unlabelled_splits(config: DataConfig) -> Splits:
     """
     assert config.unlabelled is not None
     normalisation = (config.mean or IMAGENET_MEAN, config.std or IMAGENET_STD)
-    with about("data.unlabelled"):
-        files = [(path, 0) for path in _chosen(config.unlabelled, config.limit)]
-        splits = splits_of_files(config, files, [], 1, normalisation)
-    return replace(splits, labelled=False)
+    files = [(path, 0) for path in _chosen(config.unlabelled, config.limit, "data.unlabelled: ")]
+    return replace(splits_of_files(config, files, [], 1, normalisation), labelled=False)
 
 
-def _chosen(root: Path, count: int | None) -> list[Path]:
+def _chosen(root: Path, count: int | None, where: str = "") -> list[Path]:
     if not root.is_dir():
-        raise DataError(f"'{root}' is not a folder.")
+        raise DataError(f"{where}'{root}' is not a folder.")
     paths = sorted(images_below(root))
     if not paths:
-        raise DataError(f"'{root}' holds no images.")
+        raise DataError(f"{where}'{root}' holds no images.")
     order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))[:count]
     return [paths[index] for index in order.tolist()]
 

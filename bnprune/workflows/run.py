@@ -108,7 +108,7 @@ def finetune(
     epoch is the one with the largest share of held-out images for which the network and the teacher predict the same
     class. Accuracies are None in the result.
 
-    >>> result = bnprune.finetune("slim.safetensors", unlabelled="images", teacher="dense.safetensors")
+    >>> result = finetune("slim.safetensors", unlabelled="images", teacher="dense.safetensors")
     >>> result.stages["finetune"].teacher.agreement
 
     Args:
