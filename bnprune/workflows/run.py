@@ -135,6 +135,7 @@ def finetune(
         given = None if recipe is None else load_recipe(Path(recipe), overrides)
         spec = None if given is None else spec_of(given)
         source = open_source(pruned, model=model, arguments=model_arguments, recipe=spec, trust=trust)
+        source = source if teacher is None else source.given("finetune.distill.teacher")
         config = given
         if unlabelled is not None:
             config, notes = unlabelled_recipe(source, given, Path(unlabelled), overrides)

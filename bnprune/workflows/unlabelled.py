@@ -48,9 +48,8 @@ def unlabelled_recipe(
         return amend_data(_with_folder(as_data(given), folder, used), ()), notes
     header = network.header
     stored = header.config or {"model": header.spec.to_dict()}
-    withheld = {key: shown for key, shown in header.withheld.items() if not key.startswith("data.")}
-    header = replace(header, config=_with_folder(stored, folder, used), withheld=withheld)
-    return replace(network, header=header).config(overrides), notes
+    header = replace(header, config=_with_folder(stored, folder, used))
+    return replace(network, header=header).given("data").config(overrides), notes
 
 
 def _with_folder(recipe: Mapping[str, Any], folder: Path, used: Preprocessing) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from bnprune.data import MemorySplit, load_data
 from bnprune.data.unlabelled import Preprocessing, unlabelled_images
 from bnprune.runs.directory import RunDirectory
 from bnprune.workflows.run import finetune
-from tests.cli.harness import CHAIN, bnprune, document, done, refusal, tensor_bytes
+from tests.cli.harness import CHAIN, bnprune, document, done, refusal, squeezed, tensor_bytes
 from tests.nets import chain, randomized
 
 SETTINGS = ("finetune.epochs=12", "finetune.lr=0.01", "finetune.optimizer=adam", "data.batch_size=16", "threads=1")
@@ -150,13 +150,27 @@ def test_the_run_of_a_recipe_knows_its_teacher_and_preprocessing(run: Path, imag
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_images_are_those_that_calibration_reads(images: Path, in_memory: bool) -> None:
+def test_images_are_normalised_as_asked_and_those_that_calibration_reads(images: Path, in_memory: bool) -> None:
     grey = {"image_size": 8, "mean": [0.4], "std": [0.3], "in_memory": in_memory, "workers": 0, "augment": False}
     splits = load_data(DataConfig.model_validate({"unlabelled": images, **grey}), needs_labels=False)
     served, labels = next(splits.train.serve([torch.arange(len(splits.train))], torch.device("cpu")))
     assert served.shape == (72, 1, 8, 8)
     assert not labels.any()
-    same = Preprocessing.of((1, 8, 8), [0.4], [0.3])
-    expected = torch.cat(list(unlabelled_images(images, 1000, same)))
-    distances = (served[:, None] - expected[None]).abs().amax((2, 3, 4)).amin(1)
-    assert distances.max() < (0.05 if in_memory else 9)  # resized by Pillow or by torchvision; cropped if streamed
+    darkest, lightest = -0.4 / 0.3, 0.6 / 0.3
+    assert darkest - 1e-5 <= served.min() < darkest + 0.6
+    assert lightest - 0.6 < served.max() <= lightest + 1e-5
+    if in_memory:  # images that are read one by one are cropped, as those of `imagefolder`
+        expected = torch.cat(list(unlabelled_images(images, 1000, Preprocessing.of((1, 8, 8), [0.4], [0.3]))))
+        distances = (served[:, None] - expected[None]).abs().amax((2, 3, 4)).amin(1)
+        assert distances.max() < 0.05  # resized by Pillow or by torchvision
+
+
+def test_a_teacher_that_is_given_replaces_the_one_in_the_file(dense: nn.Module, images: Path) -> None:
+    command = tuned("--unlabelled", images, "--teacher", "dense.pt", *SHORT)
+    done(*command, "--out", "first")
+    again = ("finetune", "first", *command[2:], "--out", "second")
+    assert "finetune.distill.teacher" in refusal(5, *(part for part in again if part not in ("--teacher", "dense.pt")))
+    done(*again)
+    page = Path("second/report.html").read_text(encoding="utf-8")
+    assert "the same class as its teacher for" in page
+    assert "no labels" in squeezed(done("validate", "second/config.yaml").output)
