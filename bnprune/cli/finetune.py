@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from bnprune.cli.options import Force, Json, Model, ModelArguments, OutDirectory, Overrides, Resume, Teacher, Trust
+from bnprune.cli.options import (
+    Force,
+    Json,
+    Model,
+    ModelArguments,
+    OutDirectory,
+    Overrides,
+    Resume,
+    Teacher,
+    Trust,
+    Unlabelled,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +32,7 @@ def finetune(
     model: Model = None,
     model_arg: ModelArguments = None,
     teacher: Teacher = None,
+    unlabelled: Unlabelled = None,
     trust: Trust = False,
     out: OutDirectory = None,
     resume: Resume = False,
@@ -31,7 +43,8 @@ def finetune(
 
     A checkpoint of a run contains its network, plan and recipe. For other checkpoints, add a recipe (CONFIG.yaml).
     KEY=VALUE overrides keys of the recipe. With finetune.distill=true, the network also learns from the network before
-    pruning, which is found in a run directory; otherwise, name its checkpoint with --teacher.
+    pruning, which is found in a run directory; otherwise, name its checkpoint with --teacher. With --unlabelled, no
+    labels are needed: it learns from the outputs of that network alone.
     """
     from bnprune.cli.arguments import parse_arguments, recipe_and_overrides
     from bnprune.cli.render.run import run_with_progress
@@ -47,6 +60,7 @@ def finetune(
             model=model,
             model_arguments=arguments,
             teacher=teacher,
+            unlabelled=unlabelled,
             trust=trust,
             out=out,
             resume=resume,

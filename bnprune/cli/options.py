@@ -63,7 +63,21 @@ Trust = Annotated[
 ]
 Teacher = Annotated[
     Path | None,
-    option(_INPUT, "--teacher", "FILE", "Checkpoint of the network before pruning, as the teacher (distillation)."),
+    option(
+        _INPUT,
+        "--teacher",
+        "FILE",
+        "The network before pruning, as the teacher (distillation): checkpoint or state dict.",
+    ),
+]
+Unlabelled = Annotated[
+    Path | None,
+    option(
+        _INPUT,
+        "--unlabelled",
+        "DIR",
+        "Folder of images without labels, of any structure: learn from the outputs of the teacher alone.",
+    ),
 ]
 InputShape = Annotated[
     str | None,

@@ -81,6 +81,14 @@ class DataConfig(Section):
     `bnprune.data.Splits`."""
     kwargs: Annotated[dict[str, Any], UserOnly()] = Field(default_factory=dict)
     """Keyword arguments of the factory."""
+    unlabelled: Annotated[FilePath | None, UserOnly()] = None
+    """Folder of images without labels, of any structure, in place of a data set. Only for fine-tuning, which then
+    learns from the outputs of its teacher alone (`finetune.distill`)."""
+    mean: Annotated[tuple[NonNegative, ...], Field(max_length=3)] | None = None
+    """With `unlabelled`: mean of the pixel values, which are between 0 and 1, to normalise images with: one number per
+    channel, 3 for colour images or 1 for grey ones. Default: those of ImageNet."""
+    std: Annotated[tuple[Positive, ...], Field(max_length=3)] | None = None
+    """With `unlabelled`: standard deviation of the pixel values, as for `mean`."""
     root: Annotated[FilePath, UserOnly()] = Path("data")
     """Folder of the files; for `imagefolder`, the folder with `train/` and `test/`."""
     download: Annotated[Switch, UserOnly(needed=False)] = False
@@ -104,8 +112,21 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.name is None) == (self.factory is None):
+        given = [source for source in (self.name, self.factory, self.unlabelled) if source is not None]
+        if len(given) != 1 and self.unlabelled is not None:
+            raise ValueError("give one of 'name', 'factory' and 'unlabelled'")
+        if len(given) != 1:
             raise ValueError("give either 'name' or 'factory'")
+        return self
+
+    @model_validator(mode="after")
+    def _normalises_unlabelled(self) -> Self:
+        if self.mean is None and self.std is None:
+            return self
+        if self.unlabelled is None:
+            raise ValueError("'mean' and 'std' need 'unlabelled': other data sets have their own")
+        if self.mean is None or self.std is None or len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+            raise ValueError("'mean' and 'std' must both have 3 numbers, or both 1")
         return self
 
 
@@ -309,9 +330,9 @@ class DistillConfig(Section):
     temperature: Positive = 4.0
     """Divisor of the logits of both networks before they are compared."""
     weight: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Weight of the teacher in the loss; the labels have the rest."""
+    """Weight of the teacher in the loss; the labels have the rest. Without labels (`data.unlabelled`): always 1."""
     teacher: Annotated[FilePath | None, UserOnly()] = None
-    """Checkpoint of the teacher. Default: the network before pruning, if the run has it."""
+    """Checkpoint of the teacher, or its state dict (`.pt`). Default: the network before pruning, if the run has it."""
 
 
 def _section_or_switch(value: Any) -> Any:

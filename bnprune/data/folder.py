@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from bnprune.config.schema import DataConfig
-from bnprune.data.memory import Labelled, in_memory, require_room
+from bnprune.data.memory import Labelled, Normalisation, in_memory, require_room
 from bnprune.data.splits import Splits, evenly, stratified
 from bnprune.data.stream import StreamSplit
 from bnprune.errors import DataError, first_line
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+Files = list[tuple[Path, int]]
+"""Image files with their labels."""
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Plain raster images, whatever a file is called. Pillow reads more: for EPS, it starts Ghostscript on the file."""
 _MOST_PIXELS = 2**26
@@ -45,13 +47,27 @@ def image_folder(config: DataConfig) -> Splits:
     classes = _classes(*folders)
     train, test = (_listed(folder, classes) for folder in folders)
     _require_all(classes, train, folders[0])
-    size = config.image_size or min(_size(train[0][0]))
     train = _subset(train, config.limit)
     test = _subset(test, config.limit and max(1, config.limit // 5))
+    return splits_of_files(config, train, test, len(classes))
+
+
+def splits_of_files(
+    config: DataConfig, train: Files, test: Files, classes: int, normalisation: Normalisation | None = None
+) -> Splits:
+    """Return image files with labels as splits; the validation images are some of the training images.
+
+    Raises:
+        ConfigError: Images of the requested size are too large.
+        DataError: An image cannot be read.
+    """
+    size = config.image_size or min(_size(train[0][0]))
     if config.in_memory if config.in_memory is not None else size <= SMALL:
         require_room(len(train) + len(test), size)
-        return in_memory(config, _read_all(train, size), _read_all(test, size), len(classes), flip=True)
-    return _streamed(config, train, test, size, len(classes))
+        grey = normalisation is not None and len(normalisation[0]) == 1
+        fit, held = (_read_all(images, size, grey=grey) for images in (train, test))
+        return in_memory(config, fit, held, classes, flip=True, normalisation=normalisation)
+    return _streamed(config, train, test, size, classes, normalisation or (IMAGENET_MEAN, IMAGENET_STD))
 
 
 def _folders(root: Path) -> tuple[Path, Path]:
@@ -73,7 +89,7 @@ def _classes(train: Path, test: Path) -> list[str]:
     return found
 
 
-def _listed(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
+def _listed(folder: Path, classes: Sequence[str]) -> Files:
     images = [(path, label) for label, name in enumerate(classes) for path in sorted(images_below(folder / name))]
     if not images:
         raise DataError(f"data.root: '{folder}' holds no images. Expected {folder.name}/<class>/*.jpg or *.png.")
@@ -108,7 +124,7 @@ def _regular(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _require_all(classes: Sequence[str], images: list[tuple[Path, int]], folder: Path) -> None:
+def _require_all(classes: Sequence[str], images: Files, folder: Path) -> None:
     """Refuse a class without training images; a class without test images is just not tested."""
     empty = [classes[label] for label in sorted(set(range(len(classes))) - {label for _, label in images})]
     if empty:
@@ -118,7 +134,7 @@ def _require_all(classes: Sequence[str], images: list[tuple[Path, int]], folder:
         )
 
 
-def _subset(images: list[tuple[Path, int]], limit: int | None) -> list[tuple[Path, int]]:
+def _subset(images: Files, limit: int | None) -> Files:
     chosen = evenly(torch.tensor([label for _, label in images]), limit)
     return [images[index] for index in chosen.tolist()]
 
@@ -128,13 +144,15 @@ def _size(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def _read_all(images: list[tuple[Path, int]], size: int) -> Labelled:
+def _read_all(images: Files, size: int, *, grey: bool) -> Labelled:
+    if not images:
+        return torch.zeros(0, 1 if grey else 3, size, size, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        pixels = list(pool.map(lambda entry: _pixels(entry[0], size), images))
+        pixels = list(pool.map(lambda entry: _pixels(entry[0], size, grey=grey), images))
     return torch.stack(pixels), torch.tensor([label for _, label in images])
 
 
-def _pixels(path: Path, size: int) -> torch.Tensor:
+def _pixels(path: Path, size: int, *, grey: bool) -> torch.Tensor:
     from PIL import Image
     from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -142,7 +160,7 @@ def _pixels(path: Path, size: int) -> torch.Tensor:
         picture = coloured(image)
         if picture.size != (size, size):
             picture = picture.resize((size, size), Image.Resampling.BILINEAR)
-        pixels: torch.Tensor = pil_to_tensor(picture)
+        pixels: torch.Tensor = pil_to_tensor(picture.convert("L") if grey else picture)
         return pixels
 
 
@@ -197,7 +215,7 @@ def coloured(image: Image.Image) -> Image.Image:
 class _Files(Dataset[Any]):
     """Images read from disk, one by one."""
 
-    def __init__(self, images: list[tuple[Path, int]], transform: Any, size: int) -> None:
+    def __init__(self, images: Files, transform: Any, size: int) -> None:
         self.images = images
         self.transform = transform
         self.size = size
@@ -216,11 +234,13 @@ class _Files(Dataset[Any]):
 
 
 def _streamed(
-    config: DataConfig, train: list[tuple[Path, int]], test: list[tuple[Path, int]], size: int, classes: int
+    config: DataConfig, train: Files, test: Files, size: int, classes: int, normalisation: Normalisation
 ) -> Splits:
     from torchvision.transforms import v2
 
-    finish = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    mean, std = normalisation
+    grey = [v2.Grayscale()] if len(mean) == 1 else []
+    finish = [*grey, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
     resized = round(size * 256 / 224)
     plain = v2.Compose([v2.Resize(resized), v2.CenterCrop(size), *finish])
     random = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *finish]) if config.augment else plain
@@ -230,6 +250,6 @@ def _streamed(
         train=whole.subset(fit),
         validation=whole.subset(held),
         test=StreamSplit(_Files(test, plain, resized), workers=config.workers),
-        shape=(3, size, size),
+        shape=(len(mean), size, size),
         classes=classes,
     )

@@ -117,10 +117,22 @@ def require_room(count: int, size: int) -> None:
 
 Labelled = tuple[torch.Tensor, torch.Tensor]
 """uint8 images (N, C, H, W) and int64 labels (N,)."""
+Normalisation = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation per channel, of pixel values between 0 and 1."""
 
 
-def in_memory(config: DataConfig, train: Labelled, test: Labelled, classes: int, *, flip: bool) -> Splits:
+def in_memory(
+    config: DataConfig,
+    train: Labelled,
+    test: Labelled,
+    classes: int,
+    *,
+    flip: bool,
+    normalisation: Normalisation | None = None,
+) -> Splits:
     """Limit, resize, split, normalise and augment images kept in memory.
+
+    Without a `normalisation`, mean and standard deviation are those of the training images.
 
     Raises:
         ConfigError: They do not fit into memory.
@@ -131,7 +143,7 @@ def in_memory(config: DataConfig, train: Labelled, test: Labelled, classes: int,
     images, labels = _resized(train, config.image_size)
     test_images, test_labels = _resized(test, config.image_size)
     fit, held = stratified(labels, config.validation)
-    mean, std = statistics(images[fit])
+    mean, std = statistics(images[fit]) if normalisation is None else map(torch.tensor, normalisation)
     change = Augmentation(shift=images.shape[-1] // 8, flip=flip) if config.augment else None
     return Splits(
         train=MemorySplit(images[fit], labels[fit], mean, std, change),

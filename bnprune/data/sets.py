@@ -14,17 +14,29 @@ from bnprune.config.user_code import hint
 from bnprune.data.folder import image_folder
 from bnprune.data.memory import Labelled, in_memory
 from bnprune.data.splits import Splits, stratified
+from bnprune.data.unlabelled import unlabelled_splits
 from bnprune.data.user_data import own_splits
 from bnprune.errors import ConfigError, DataError, first_line
 
 
-def load_data(config: DataConfig) -> Splits:
+def load_data(config: DataConfig, *, needs_labels: bool = True) -> Splits:
     """Load the data set a configuration names.
 
+    Args:
+        config: The `data` section of a recipe.
+        needs_labels: True to refuse images without labels.
+
     Raises:
-        ConfigError: There is no data set or factory of that name.
+        ConfigError: There is no data set or factory of that name, or the images lack labels that are needed.
         DataError: The files are not there, or cannot be read.
     """
+    if config.unlabelled is not None:
+        if needs_labels:
+            raise ConfigError(
+                "data.unlabelled: images without labels are for fine-tuning only. Name a data set with labels "
+                "(data.name or data.factory)."
+            )
+        return unlabelled_splits(config)
     if config.factory is not None:
         return own_splits(config)
     name = config.name or ""

@@ -43,8 +43,11 @@ class Splits:
     shape: tuple[int, int, int]
     """Channels, height and width of an image."""
     classes: int
+    """Number of classes; 1 if the images have no labels."""
     notes: tuple[str, ...] = ()
     """Remarks for the user. Data sets of bnprune give `bnprune.notes.Note`; a factory may give plain texts."""
+    labelled: bool = True
+    """False if the images have no labels: batches then hold zeros in their place, and there are no test images."""
 
     @property
     def example(self) -> torch.Tensor:

@@ -1,14 +1,15 @@
-"""Unlabelled images: a folder of any structure, as batches for calibration."""
+"""Unlabelled images: a folder of any structure, as batches for calibration, or as data to train on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from bnprune.config.schema import DataConfig
 from bnprune.data.folder import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -17,7 +18,9 @@ from bnprune.data.folder import (
     images_below,
     opened,
     require_few_pixels,
+    splits_of_files,
 )
+from bnprune.data.splits import Splits
 from bnprune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -94,14 +97,35 @@ def unlabelled_images(root: Path, count: int, preprocessing: Preprocessing) -> I
     Raises:
         DataError: There is no such folder, it holds no images, or one cannot be read or is too large.
     """
+    chosen = _chosen(root, count)
+    for start in range(0, len(chosen), _BATCH):
+        yield torch.stack([_read(path, preprocessing) for path in chosen[start : start + _BATCH]])
+
+
+def unlabelled_splits(config: DataConfig) -> Splits:
+    """Return the images of `data.unlabelled`, with zeros in place of labels, and without test images.
+
+    The folders below it do not matter: they are not read as classes. A random share (`data.validation`), the same every
+    time, is held out. The images are resized and augmented as those of `imagefolder`.
+
+    Raises:
+        ConfigError: Images of the requested size are too large.
+        DataError: There is no such folder, it holds no images, or one cannot be read or is too large.
+    """
+    assert config.unlabelled is not None
+    normalisation = (config.mean or IMAGENET_MEAN, config.std or IMAGENET_STD)
+    files = [(path, 0) for path in _chosen(config.unlabelled, config.limit, "data.unlabelled: ")]
+    return replace(splits_of_files(config, files, [], 1, normalisation), labelled=False)
+
+
+def _chosen(root: Path, count: int | None, where: str = "") -> list[Path]:
     if not root.is_dir():
-        raise DataError(f"'{root}' is not a folder.")
+        raise DataError(f"{where}'{root}' is not a folder.")
     paths = sorted(images_below(root))
     if not paths:
-        raise DataError(f"'{root}' holds no images.")
-    chosen = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))[:count]
-    for indices in chosen.split(_BATCH):
-        yield torch.stack([_read(paths[index], preprocessing) for index in indices.tolist()])
+        raise DataError(f"{where}'{root}' holds no images.")
+    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))[:count]
+    return [paths[index] for index in order.tolist()]
 
 
 def _read(path: Path, preprocessing: Preprocessing) -> torch.Tensor:

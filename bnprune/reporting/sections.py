@@ -12,7 +12,7 @@ from bnprune.reporting.figures import Figure
 from bnprune.reporting.number_format import MISSING, count, duration, factor, megabytes, milliseconds, percent, points
 from bnprune.reporting.run_data import RunData, Stage
 from bnprune.reporting.svg import inline
-from bnprune.runs.results import Change, Pruned, RecoveryOutcome, TargetOutcome
+from bnprune.runs.results import Change, Pruned, RecoveryOutcome, TargetOutcome, TeacherComparison
 
 _FEW_LAYERS = 24
 
@@ -138,12 +138,18 @@ def stage_table(run: RunData) -> str:
         + "</tr>"
         for stage in run.stages
     )
-    reasons = [(stage.title, stage.figures.skipped) for stage in run.stages if stage.figures.skipped]
-    skipped = "".join(f'<p class="note">{escape(title)}: {escape(reason)}</p>' for title, reason in reasons)
+    remarks = [(stage.title, stage.figures.skipped or _compared(stage.figures.teacher)) for stage in run.stages]
+    notes = "".join(f'<p class="note">{escape(title)}: {escape(text)}</p>' for title, text in remarks if text)
     return (
         f'<div class="scroll card"><table class="stages"><thead><tr><th scope="col">Network</th>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>{skipped}"
+        f"<tbody>{rows}</tbody></table></div>{notes}"
     )
+
+
+def _compared(found: TeacherComparison | None) -> str:
+    if found is None:
+        return ""
+    return f"the same class as its teacher for {percent(found.agreement)} of {found.images} images without labels"
 
 
 def _cell(run: RunData, stage: Stage, title: str, key: str, write: Callable[[float], str], largest: float) -> str:

@@ -103,6 +103,18 @@ def _header_dict(header: Header) -> dict[str, Any]:
     }
 
 
+def holds_plain_weights(path: Path) -> bool:
+    """Return True if a file holds a state dict (`.pt`, `.pth`, or `.safetensors` of another program).
+
+    Raises:
+        CheckpointError: A safetensors file is missing or damaged.
+    """
+    if path.suffix in (".pt", ".pth"):
+        return True
+    with opened(path) as file:
+        return _KEY not in (file.metadata() or {})
+
+
 def read_header(path: Path, *, trust: bool = False) -> Header:
     """Read the header of a checkpoint, without the weights.
 

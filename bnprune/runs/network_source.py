@@ -58,6 +58,19 @@ class NetworkSource:
             )
         return torch.zeros(1, *self.header.input_shape)
 
+    def given(self, *keys: str) -> NetworkSource:
+        """Return the same network; values that the user gives replace entries of its recipe, which may be withheld.
+
+        Args:
+            keys: Keys or sections of the recipe, such as "data".
+        """
+        withheld = {
+            entry: shown
+            for entry, shown in self.header.withheld.items()
+            if not any(entry == key or entry.startswith(f"{key}.") for key in keys)
+        }
+        return replace(self, header=replace(self.header, withheld=withheld))
+
     def config(self, overrides: Sequence[str] = (), sections: tuple[str, ...] = ()) -> PipelineConfig:
         """Return the recipe that is stored with the network.
 

@@ -33,7 +33,7 @@ from bnprune.runs.from_scratch import scratch_network, scratch_training
 from bnprune.runs.passes import request_of
 from bnprune.runs.preflight import Network, initial, load_stage, prepare
 from bnprune.runs.requirements import require_tools
-from bnprune.runs.results import RunResult, Sparsity, StageResult, SweepPoint
+from bnprune.runs.results import Document, RunResult, Sparsity, StageResult, SweepPoint, TeacherComparison
 from bnprune.runs.scale_factors import save_gammas
 from bnprune.runs.stages import CONTROLS, kind_of, order_of, pass_of
 from bnprune.runs.summary import cut_figures, describe_request, pruned_of, recovery_outcome, seconds_of
@@ -42,10 +42,11 @@ from bnprune.runs.tensorboard_log import open_tensorboard_log
 from bnprune.runs.training_log import TrainingLog
 from bnprune.runs.training_stage import StageRequest, send_stage, set_up, settings_of
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
-from bnprune.training.evaluate import evaluate, paired_score, validation_score
+from bnprune.training.evaluate import CLASSIFICATION, evaluate, paired_score, validation_score
 from bnprune.training.loop import train
 from bnprune.training.penalties.table import advice, shortfall
 from bnprune.training.state import require_processes
+from bnprune.training.tasks.task import Task
 from bnprune.training.warnings import collapse, small_batches
 
 
@@ -108,7 +109,7 @@ def _execute(
         torch.set_num_threads(config.threads)
     before = _network_before(config, directory, result, todo[0]) if todo else None
     start = prepare(config, todo, before or network, processes)
-    require_teacher(config, stages, start.splits)
+    require_teacher(config, stages, start.splits, start.network[0])
     require_tools(config, todo, start.device)
     for note in start.splits.notes:
         display.note(f"note: {note}")
@@ -170,6 +171,8 @@ def _training(
     together = min(run.config.data.batch_size, len(run.splits.train))
     if problem := small_batches(together if config.sync_bn else together // run.processes.size):
         run.display.note(problem)
+    if not run.splits.labelled:
+        run.display.note(Note("distill.unlabelled", "note", _AGREEMENT))
     with open_tensorboard_log(
         run.config, run.directory, stage, training.state.progress.epoch
     ) as training_log.tensorboard_log:
@@ -185,7 +188,13 @@ def _training(
         extra["sparsity"] = Sparsity(**(strength if budget.target is None else steered), **gamma)
         if missed := shortfall(budget, gamma.get("below", 0.0)):
             run.display.note(Note("sparsity.target", "warning", missed))
-    return _conclude(run, model, header, stage, extra)
+    return _conclude(run, model, header, stage, extra, training.job.task)
+
+
+_AGREEMENT = (
+    "note: there are no labels, so accuracy is not known. Percentages are shares of images for which the network and "
+    "its teacher predict the same class; the best epoch is the one with the largest share of the held-out images"
+)
 
 
 def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> StageResult:
@@ -288,25 +297,38 @@ def _header(run: Run, before: Header, stage: str, metrics: Mapping[str, Any] | N
     )
 
 
-def _conclude(run: Run, model: nn.Module, header: Header, stage: str, extra: Mapping[str, Any]) -> StageResult:
+def _conclude(
+    run: Run, model: nn.Module, header: Header, stage: str, extra: Mapping[str, Any], task: Task = CLASSIFICATION
+) -> StageResult:
     """Evaluate a stage's network, save it, and return its figures."""
     model.to(run.device)
-    validation = evaluate(model, run.splits.validation, run.device)
-    test = evaluate(model, run.splits.test, run.device)
     counted = cost(model, run.splits.example)
-    figures: dict[str, Any] = {
-        "accuracy": test.value,
-        "validation_accuracy": validation.value,
-        "loss": test.loss,
+    figures = (_accuracies if run.splits.labelled else _agreement)(run, model, stage, task) | {
         "channels": counted.channels,
         "params": counted.params,
         "macs": counted.macs,
     }
     path = run.directory.checkpoint(stage)
-    save_checkpoint(path, model, _header(run, header, stage, figures))
-    run.directory.append_metrics({"stage": stage, "split": "test", "top1": test.top1, "loss": test.loss})
+    metrics = {name: value.to_dict() if isinstance(value, Document) else value for name, value in figures.items()}
+    save_checkpoint(path, model, _header(run, header, stage, metrics))
     size, name = path.stat().st_size, f"checkpoints/{path.name}"
     return StageResult(**figures, file_bytes=size, checkpoint=name, **extra)
+
+
+def _accuracies(run: Run, model: nn.Module, stage: str, task: Task) -> dict[str, Any]:
+    validation = evaluate(model, run.splits.validation, run.device, task=task)
+    test = evaluate(model, run.splits.test, run.device, task=task)
+    run.directory.append_metrics({"stage": stage, "split": "test", "top1": test.top1, "loss": test.loss})
+    return {"accuracy": test.value, "validation_accuracy": validation.value, "loss": test.loss}
+
+
+def _agreement(run: Run, model: nn.Module, stage: str, task: Task) -> dict[str, Any]:
+    """Without labels, return how near the network is to its teacher, on held-out images."""
+    held_out = evaluate(model, run.splits.validation, run.device, task=task)
+    found = {"agreement": held_out.value, "divergence": held_out.loss}
+    run.directory.append_metrics({"stage": stage, "split": "validation", **found})
+    compared = TeacherComparison(**found, images=held_out.count)
+    return {"accuracy": None, "validation_accuracy": None, "loss": None, "teacher": compared}
 
 
 def _measure_latency(run: Run, result: RunResult, stages: Sequence[str]) -> None:

@@ -58,7 +58,8 @@ def prepare(
     """
     device = device_of(config, processes)
     network = network or initial(config)
-    model, splits = network[0], load_data(config.data)
+    needs_labels = any(kind_of(stage) != "finetune" for stage in stages)
+    model, splits = network[0], load_data(config.data, needs_labels=needs_labels)
     trained = any(kind_of(stage) != "prune" for stage in stages)
     require_fit(model, splits, "model", config.data.batch_size if trained else None)
     if trained:

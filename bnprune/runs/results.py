@@ -167,11 +167,21 @@ class Sparsity(Document):
     """Minimum, quartiles and maximum of |γ|."""
 
 
+class TeacherComparison(Document):
+    """A network that was trained without labels, compared with its teacher on held-out images."""
+
+    agreement: Share
+    """Share of the images for which both predict the same class."""
+    divergence: float | None
+    """T²·KL(teacher ‖ network) of scores divided by the temperature T, the mean over the images."""
+    images: Count
+
+
 class StageResult(Document):
     """The figures of one finished stage."""
 
     accuracy: Share | None
-    """Top-1 accuracy on test images, in [0, 1]."""
+    """Top-1 accuracy on test images, in [0, 1]; None without labels, as the next two."""
     validation_accuracy: Share | None
     loss: float | None
     """Cross-entropy on test images; None if it is not finite."""
@@ -187,6 +197,7 @@ class StageResult(Document):
     chosen: str | None = None
     """"best" or "last": the epoch whose weights the stage keeps."""
     sparsity: Sparsity | None = None
+    teacher: TeacherComparison | None = None
 
     target: TargetOutcome | None = None
     ratio: RatioOutcome | None = None

@@ -5,32 +5,52 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 from bnprune.config.schema import DistillConfig, FinetuneConfig, PipelineConfig
 from bnprune.data import Splits
 from bnprune.errors import CheckpointError, ConfigError, UntrustedError
+from bnprune.models.zoo import ModelSpec, build
+from bnprune.runs.checkpoint import Header, holds_plain_weights
 from bnprune.runs.directory import RunDirectory
-from bnprune.runs.preflight import Network, initial, load_stage
+from bnprune.runs.preflight import Network, initial, load_stage, spec_of
 from bnprune.runs.stages import kind_of
+from bnprune.runs.weights import fit_state, read_weights
 from bnprune.training.compatibility import require_fit
 
 
-def require_teacher(config: PipelineConfig, stages: Sequence[str], splits: Splits) -> None:
-    """Check that there will be a teacher if the recipe asks for one.
+def require_teacher(config: PipelineConfig, stages: Sequence[str], splits: Splits, student: nn.Module) -> None:
+    """Check that there will be a teacher if the recipe asks for one, or if there are no labels.
 
     Args:
         config: The recipe.
         stages: The stages of the run.
         splits: The data that the teacher must fit.
+        student: The network that the first stage starts from, whose outputs the teacher must have.
 
     Raises:
-        ConfigError: None is named, and no stage prunes a network; or it does not fit the data.
+        ConfigError: None is named, and no stage prunes a network; or it does not fit the data or the student.
         CheckpointError: It cannot be read.
     """
     distill = config.finetune.distill if config.finetune else None
-    if distill is None or not any(kind_of(stage) == "finetune" for stage in stages):
+    if not any(kind_of(stage) == "finetune" for stage in stages):
+        return
+    if not splits.labelled and (distill is None or distill.teacher is None):
+        raise ConfigError(
+            "data.unlabelled: without labels, the network learns from the outputs of the network before pruning, and "
+            "that is not known. Name its checkpoint (finetune.distill.teacher).",
+            remedy={"teacher": "FILE"},
+        )
+    if distill is None:
         return
     if distill.teacher is not None:
-        require_fit(_named(config, distill.teacher)[0], splits, "finetune.distill.teacher")
+        found = require_fit(_named(config, distill.teacher)[0], splits, "finetune.distill.teacher")
+        wanted = require_fit(student, splits, "model")
+        if found != wanted:
+            raise ConfigError(
+                f"finetune.distill.teacher: must return as many scores as the network that learns from it "
+                f"(got {found}, and {wanted})."
+            )
     elif "prune" not in stages:
         raise ConfigError(
             "finetune.distill: the network before pruning is not known. Fine-tune the run directory that has both, or "
@@ -78,8 +98,17 @@ def with_teacher(config: PipelineConfig, teacher: Path | None, *, asked: bool) -
     return config.model_copy(update={"finetune": tuning.model_copy(update={"distill": distill})})
 
 
+def _plain(spec: ModelSpec, path: Path) -> Network:
+    """Return the dense network of a recipe with weights that were not written by bnprune."""
+    model = build(spec)
+    fit_state(model, read_weights(path), f"'{path}'")
+    return model, Header(spec)
+
+
 def _named(config: PipelineConfig, path: Path) -> Network:
     try:
+        if holds_plain_weights(path):
+            return _plain(spec_of(config), path)
         return load_stage(config, path)
     except UntrustedError:
         raise

@@ -22,11 +22,12 @@ class TensorBoardLog:
 
     def epoch(self, record: EpochRecord, gamma: GammaStatistics | None, network: nn.Module) -> None:
         """Write losses, accuracies, the learning rate, and with a penalty the distribution of γ."""
+        kind = "accuracy" if record.validation.name == "top1" else record.validation.name
         curves = {
             "loss/train": record.train.loss,
             "loss/validation": record.validation.loss,
-            "accuracy/train": record.train.top1,
-            "accuracy/validation": record.validation.top1,
+            f"{kind}/train": record.train.value,
+            f"{kind}/validation": record.validation.value,
             "lr": record.lr,
         }
         if gamma is not None:

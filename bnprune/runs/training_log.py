@@ -15,6 +15,7 @@ from bnprune.runs.checkpoint import Header, save_checkpoint
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.display import Display
 from bnprune.runs.tensorboard_log import TensorBoardLog
+from bnprune.training.evaluate import Score
 from bnprune.training.loop import EpochRecord
 from bnprune.training.penalties.gamma import GammaStatistics, gamma_statistics, scale_factors
 from bnprune.training.state import State
@@ -65,7 +66,7 @@ class TrainingLog:
     def on_epoch(self, record: EpochRecord, state: State) -> None:
         """Write metrics and checkpoints; the state follows, so that a crash in between repeats the epoch."""
         gamma = self._gamma(state.network)
-        metrics = {"top1": record.validation.top1, "loss": record.validation.loss, "epoch": record.epoch}
+        metrics = {**_values(record.validation), "epoch": record.epoch}
         self.directory.append_metrics(self._line(record, gamma))
         header = replace(self.header, metrics=metrics)
         save_checkpoint(self.directory.checkpoint("last"), state.network, header)
@@ -113,9 +114,14 @@ class TrainingLog:
             "stage": self.stage,
             "epoch": record.epoch,
             "lr": record.lr,
-            "train": {"loss": record.train.loss, "top1": record.train.top1},
-            "validation": {"loss": record.validation.loss, "top1": record.validation.top1},
+            "train": _values(record.train),
+            "validation": _values(record.validation),
         }
         if gamma is not None:
             line["gamma"] = {"quantiles": list(gamma.quantiles), "below": gamma.below, "split": gamma.split}
         return line
+
+
+def _values(score: Score) -> dict[str, float | None]:
+    """Return the values of a score by name; "top1" is None if there are no labels."""
+    return {"loss": score.loss, "top1": None, score.name: score.value}

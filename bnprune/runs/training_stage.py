@@ -166,7 +166,7 @@ def _follow(processes: Processes, stopping: Callable[[], bool]) -> None:
             torch.set_num_threads(config.threads)
         model = _unpacked(network)
         require_equal(processes, model, network.plans)
-        splits = splits or load_data(config.data)
+        splits = splits or load_data(config.data, needs_labels=False)
         training = set_up(
             request, model, teacher and _unpacked(teacher), splits, device_of(config, processes), processes
         )

@@ -176,7 +176,7 @@ def require_recipe(path: str, withheld: Withheld, overridden: set[str], sections
     Raises:
         UntrustedError: An entry is missing.
     """
-    if overridden & {"data.name", "data.factory"}:
+    if overridden & {"data.name", "data.factory", "data.unlabelled"}:
         overridden = overridden | {"data.factory", "data.kwargs"}
     missing = {
         key: shown

@@ -18,8 +18,10 @@ _MOST_VALUES = 2**28
 """Of one image: a gigabyte in float32."""
 
 
-def require_fit(model: nn.Module, splits: Splits, where: str, batch_size: int | None = None) -> None:
+def require_fit(model: nn.Module, splits: Splits, where: str, batch_size: int | None = None) -> int:
     """Run the network on the shape of the images, and compare the number of its scores with the number of classes.
+
+    Returns the number of its scores.
 
     Args:
         model: Left untouched.
@@ -32,12 +34,12 @@ def require_fit(model: nn.Module, splits: Splits, where: str, batch_size: int | 
         ConfigError: The forward pass fails, there is not a score per class, or a batch is too small for BatchNorm.
     """
     for name, split in (("training", splits.train), ("validation", splits.validation), ("test", splits.test)):
-        if not len(split):
+        if not len(split) and (splits.labelled or name != "test"):
             raise DataError(
                 f"data: the {name} split holds no images. Use more (data.limit, and data.validation for the share of "
                 f"each class that is held out)."
             )
-    if splits.classes < 2:
+    if splits.labelled and splits.classes < 2:
         raise DataError("data: all images are of one class: there is nothing to classify.")
     if math.prod(splits.shape) > _MOST_VALUES:
         raise ConfigError(f"data: images of {_sizes(splits.shape)} are too large. Lower data.image_size.")
@@ -56,6 +58,7 @@ def require_fit(model: nn.Module, splits: Splits, where: str, batch_size: int | 
         )
     if batch_size is not None:
         _require_trainable(model, splits, where, batch_size)
+    return scores.shape[1]
 
 
 def _require_trainable(model: nn.Module, splits: Splits, where: str, batch_size: int) -> None:

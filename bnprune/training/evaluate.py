@@ -33,6 +33,8 @@ class Score:
     """The score of each image, shape (N,), on the CPU; None if the task has none, or several processes evaluated."""
     halves: tuple[float, ...] = ()
     """The main value on random halves, if a comparison needs it: see `paired_score`."""
+    name: str = "top1"
+    """Name of the main value: "agreement" if the images have no labels, and a teacher gives the targets."""
 
     @property
     def top1(self) -> float:
@@ -66,7 +68,7 @@ def evaluate(
     value = sums[main].to(device, exact_type(device) if sums[main].is_floating_point() else torch.int64)
     processes.add(total, value)
     samples = None if evaluation.scores is None or processes.size > 1 else evaluation.scores.cpu()
-    return Score(total.item() / len(chosen), value.item() / len(chosen), len(chosen), samples)
+    return Score(total.item() / len(chosen), value.item() / len(chosen), len(chosen), samples, name=main)
 
 
 def validation_score(splits: Splits, device: torch.device, task: Task = CLASSIFICATION) -> Callable[[nn.Module], Score]:

@@ -90,7 +90,9 @@ class TrainingJob:
 
     @property
     def task(self) -> Task:
-        """The task, with the settings of this training."""
+        """The task, with the settings of this training. Without labels, the teacher gives the targets."""
+        if not self.splits.labelled:
+            return make_task("distillation", teacher=self.teacher)
         return make_task("classification", label_smoothing=self.config.label_smoothing)
 
     @property
@@ -163,7 +165,7 @@ def train(state: State, job: TrainingJob, penalty: Penalty | None, log: Log, sto
             with accumulating(network, completes), _synced(job):
                 with _precision(job):
                     loss = task.loss(forward, (images, targets))
-                    if job.teacher is not None:
+                    if job.teacher is not None and job.splits.labelled:
                         value = job.teacher.add_to(loss.value, loss.outputs, images)
                         loss = replace(loss, value=value)
                 state.scaler.scale(loss.value / _window(job, progress.step)).backward()
@@ -296,12 +298,14 @@ def _finish_epoch(state: State, job: TrainingJob, log: Log) -> None:
             again = _batches(job, Progress(progress.epoch), _RECALIBRATION_BATCHES)
             recalibrate(state.network, (images for images, _ in again))
         average_statistics(state.network, job.processes)
-    held_out = evaluate(state.network, job.splits.validation, job.device, max(job.batch_size, 256), job.processes)
+    batch_size = max(job.batch_size, 256)
+    held_out = evaluate(state.network, job.splits.validation, job.device, batch_size, job.processes, job.task)
     if not math.isfinite(held_out.loss):  # a bad last step of the epoch is only seen here
         raise _diverged(progress, f"the validation loss is not finite after epoch {progress.epoch + 1}")
     # The loss decides between equal accuracies: on a small validation set many epochs tie.
     is_best = (held_out.top1, -held_out.loss) > (progress.best, -progress.best_loss)
     lr = state.optimizer.param_groups[0]["lr"]
+    training_score = replace(training_score, name=held_out.name)
     record = EpochRecord(progress.epoch + 1, lr, training_score, held_out, is_best)
     state.progress = Progress(
         epoch=progress.epoch + 1,

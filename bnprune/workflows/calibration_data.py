@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bnprune.config.schema import DataConfig
+from bnprune.config.schema import DataConfig, PipelineConfig
 from bnprune.config.user_code import call_factory
 from bnprune.data import MemorySplit, Splits, load_data
 from bnprune.data.folder import IMAGENET_MEAN, IMAGENET_STD
@@ -73,28 +73,38 @@ def _from_path(network: NetworkSource, given: str | Path, count: int) -> Calibra
         if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
             raise ConfigError(f"{given} must return an iterable of batches (got {type(batches).__name__}).")
         return CalibrationData(Calibration.of(batches, count), "factory")
-    preprocessing, notes = _preprocessing(network)
+    preprocessing, notes = preprocessing_of(network)
     batches = unlabelled_images(Path(given), count, preprocessing)
     return CalibrationData(Calibration.of(batches, count), "folder", _recorded(preprocessing), notes)
 
 
-def _preprocessing(network: NetworkSource) -> tuple[Preprocessing, tuple[Note, ...]]:
-    """Return the preprocessing of the training data; that of ImageNet, and a remark, if it is not known."""
+def preprocessing_of(
+    network: NetworkSource, recipe: PipelineConfig | None = None
+) -> tuple[Preprocessing, tuple[Note, ...]]:
+    """Return the preprocessing of the training data; that of ImageNet, and a remark, if it is not known.
+
+    The data is that of `recipe`, or else of the recipe that is stored with the network.
+    """
     shape = tuple(network.inputs.shape[1:])
-    if network.header.config is not None:
-        try:
-            data = network.config(sections=("data",)).data
-            known = _normalisation(data, load_data(data))
-        except BnpruneError:
-            known = None
-        if known is not None:
-            return Preprocessing.of(shape, *known), ()
-    text = "calibration images are normalised with the mean and standard deviation of ImageNet: no others are known"
+    known = _known(network, recipe) if recipe or network.header.config is not None else None
+    if known is not None:
+        return Preprocessing.of(shape, *known), ()
+    text = "images of the folder are normalised with the mean and standard deviation of ImageNet: no others are known"
     return Preprocessing.of(shape), (Note("calibration.imagenet", "note", text),)
+
+
+def _known(network: NetworkSource, recipe: PipelineConfig | None) -> tuple[list[float], list[float]] | None:
+    try:
+        data = (recipe or network.config(sections=("data",))).data
+        return _normalisation(data, load_data(data, needs_labels=False))
+    except BnpruneError:
+        return None
 
 
 def _normalisation(data: DataConfig, splits: Splits) -> tuple[list[float], list[float]] | None:
     """Return mean and standard deviation of each channel; None if a data set of the user's own has its own ones."""
+    if data.mean is not None and data.std is not None:
+        return list(data.mean), list(data.std)
     if isinstance(splits.train, MemorySplit):
         return splits.train.mean.tolist(), splits.train.std.tolist()
     return (list(IMAGENET_MEAN), list(IMAGENET_STD)) if data.name == "imagefolder" else None

@@ -386,6 +386,7 @@ class ValidateResult(Document):
     input: list[int]
     """Shape of one image."""
     classes: int
+    """1 if the images have no labels."""
     params: int
     macs: int
     channels: int

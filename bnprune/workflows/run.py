@@ -26,6 +26,7 @@ from bnprune.runs.training_stage import follow
 from bnprune.training.distributed.processes import Processes, open_processes
 from bnprune.workflows.report import report_of_run
 from bnprune.workflows.results import RunResult
+from bnprune.workflows.unlabelled import unlabelled_recipe
 
 
 def run(
@@ -94,6 +95,7 @@ def finetune(
     model: str | None = None,
     model_arguments: Mapping[str, Any] | None = None,
     teacher: str | Path | None = None,
+    unlabelled: str | Path | None = None,
     trust: bool = False,
     out: str | Path | None = None,
     resume: bool = False,
@@ -102,13 +104,21 @@ def finetune(
 ) -> RunResult:
     """Fine-tune a pruned network.
 
+    With `unlabelled`, no labels are needed: the loss is the divergence from the outputs of the teacher alone. The best
+    epoch is the one with the largest share of held-out images for which the network and the teacher predict the same
+    class. Accuracies are None in the result.
+
+    >>> result = finetune("slim.safetensors", unlabelled="images", teacher="dense.safetensors")
+    >>> result.stages["finetune"].teacher.agreement
+
     Args:
         pruned: A checkpoint or a run directory.
         recipe: A YAML file; default: the recipe in the checkpoint.
         overrides: As for `run`.
         model: A name or `package.module:factory`, to rebuild the checkpoint of the user's own network.
         model_arguments: Keyword arguments of `model`.
-        teacher: Checkpoint of the network before pruning, to learn from (distillation).
+        teacher: Checkpoint or state dict of the network before pruning, to learn from (distillation).
+        unlabelled: Folder of images without labels, of any structure, in place of the recipe's data. Needs a teacher.
         trust: Run the code and use the paths that the checkpoint names.
         out: As for `run`.
         resume: As for `run`.
@@ -125,9 +135,15 @@ def finetune(
         given = None if recipe is None else load_recipe(Path(recipe), overrides)
         spec = None if given is None else spec_of(given)
         source = open_source(pruned, model=model, arguments=model_arguments, recipe=spec, trust=trust)
-        config = with_model(given or source.config(overrides), source.header.spec)
+        source = source if teacher is None else source.given("finetune.distill.teacher")
+        config = given
+        if unlabelled is not None:
+            config, notes = unlabelled_recipe(source, given, Path(unlabelled), overrides)
+            for note in notes:
+                display.note(f"note: {note}")
+        config = with_model(config or source.config(overrides), source.header.spec)
         dense = teacher_beside(Path(pruned)) if teacher is None else Path(teacher)
-        config = with_teacher(config, dense, asked=teacher is not None)
+        config = with_teacher(config, dense, asked=teacher is not None or config.data.unlabelled is not None)
         sources = [Path(path) for path in (pruned, recipe) if path is not None]
         network = source.model, source.header
         return _run_stages(config, ("finetune",), network, sources, output, display, processes)

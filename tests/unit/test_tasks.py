@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bnprune.training.distill import as_teacher
 from bnprune.training.tasks.classification import Classification
+from bnprune.training.tasks.distillation import Distillation
 from bnprune.training.tasks.table import TASKS, make_task
 
 LOGITS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 1.0, 0.5], [1.0, 0.0, 0.0]])
@@ -36,7 +39,36 @@ def test_values_are_means_and_every_sample_has_a_score() -> None:
     assert abs(found.values["loss"] - float(F.cross_entropy(LOGITS, LABELS))) < 1e-6
 
 
+def test_without_labels_the_loss_is_the_divergence_from_the_teacher_alone() -> None:
+    torch.manual_seed(0)
+    teacher = nn.Linear(3, 3)
+    task = Distillation(as_teacher(teacher, torch.device("cpu"), temperature=2.0, weight=0.1))
+    student = nn.Linear(3, 3).requires_grad_(False)
+    with torch.no_grad():
+        given, wanted = (F.softmax(model(LOGITS) / 2, 1) for model in (student, teacher))
+        agreeing = given.argmax(1) == wanted.argmax(1)
+    expected = 4 * (wanted * (wanted / given).log()).sum(1).mean()  # T²·KL, whatever the weight
+    no_labels = torch.full((4,), -1)
+    loss = task.loss(student, (LOGITS, no_labels))
+    torch.testing.assert_close(loss.value, expected)
+    assert (int(loss.correct), loss.count) == (int(agreeing.sum()), 4)
+    found = task.evaluate(student, [(LOGITS[:3], no_labels[:3]), (LOGITS[3:], no_labels[3:])])
+    assert list(found.values) == ["agreement", "loss"]  # choices are made by the first
+    assert found.values["loss"] == pytest.approx(float(expected))
+    assert found.scores is not None
+    assert found.scores.tolist() == agreeing.tolist()
+
+
+def test_the_teacher_itself_agrees_with_all_of_its_predictions() -> None:
+    teacher = as_teacher(nn.Linear(3, 3), torch.device("cpu"), temperature=4.0, weight=0.9)
+    found = make_task("distillation", teacher=teacher).evaluate(teacher.network, [(LOGITS, None)])
+    assert found.values["agreement"] == 1
+    assert abs(found.values["loss"]) < 1e-6
+
+
 def test_every_task_of_the_table_exists() -> None:
-    assert TASKS
+    teacher = as_teacher(nn.Identity(), torch.device("cpu"), temperature=4.0, weight=0.9)
+    options = {"distillation": {"teacher": teacher}}
+    assert set(TASKS) == {"classification", "distillation"}
     for name in TASKS:
-        assert callable(make_task(name).evaluate)
+        assert callable(make_task(name, **options.get(name, {})).evaluate)

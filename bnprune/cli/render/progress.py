@@ -70,7 +70,11 @@ class RichDisplay:
     def end(self, stage: str, figures: StageResult) -> None:
         """Close a stage with its accuracy."""
         self._close()
-        self.note(f"  {title_of(stage)}: test accuracy {percent(figures.accuracy)}, {figures.seconds:.1f} s")
+        if figures.teacher is None:
+            reached = f"test accuracy {percent(figures.accuracy)}"
+        else:
+            reached = f"{percent(figures.teacher.agreement)} of the held-out images are classified as by the teacher"
+        self.note(f"  {title_of(stage)}: {reached}, {figures.seconds:.1f} s")
 
     def note(self, text: str, style: str = "") -> None:
         """Print a line; with --quiet, warnings only."""

@@ -29,10 +29,11 @@ def _as_yaml(result: ValidateResult) -> str:
 
 def _summary(result: ValidateResult) -> str:
     images, shape = result.images, "x".join(map(str, result.input))
+    classes = "no labels" if result.classes == 1 else f"{result.classes} classes"
     prunable = "" if result.prunable is None else f", {result.prunable} of them prunable"
     return (
         f"  data:    {images.train} images to train, {images.validation} to validate, {images.test} to test; "
-        f"{shape}, {result.classes} classes\n"
+        f"{shape}, {classes}\n"
         f"  network: {count(result.params)} parameters, {count(result.macs)} MACs, "
         f"{result.channels} BN channels{prunable}"
     )

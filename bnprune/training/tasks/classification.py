@@ -46,10 +46,10 @@ class Classification:
             correct.append(logits.argmax(1) == labels)
         scores = torch.cat(correct) if correct else torch.zeros(0, dtype=torch.bool)
         total = torch.stack(losses) if losses else torch.zeros(0)
-        return Evaluation({"top1": scores.sum(), "loss": _sum(total)}, len(scores), scores)
+        return Evaluation({"top1": scores.sum(), "loss": sum_of(total)}, len(scores), scores)
 
 
-def _sum(losses: torch.Tensor) -> torch.Tensor:
+def sum_of(losses: torch.Tensor) -> torch.Tensor:
     """Add up losses one after the other, in float64 if the device has it."""
     total = torch.zeros((), dtype=exact_type(losses.device), device=losses.device)
     for loss in losses:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bnprune.training.tasks.task import Task
 
-TASKS = {"classification": "bnprune.training.tasks.classification:Classification"}
+TASKS = {
+    "classification": "bnprune.training.tasks.classification:Classification",
+    "distillation": "bnprune.training.tasks.distillation:Distillation",
+}
 
 
 def make_task(name: str, **options: Any) -> Task:
