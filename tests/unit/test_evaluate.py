@@ -79,7 +79,7 @@ def test_without_a_score_per_sample_the_halves_are_evaluated() -> None:
 @pytest.mark.parametrize("scored", [True, False])
 def test_a_sweep_knows_only_the_task(scored: bool) -> None:
     model, score = network(), paired_score(SPLITS, CPU, Confidence(scored=scored))
-    config = PruneConfig(compensate=False, recalibrate=0)
+    config = PruneConfig(compensate=False, reconstruct=0, recalibrate=0)
     swept = sweep(model, SPLITS, CPU, Request(ratio=0.5), config, 64, score=score, values=[0.25, 0.5])
     start, small, large = swept.points
     assert start.accuracy == score(model).value
@@ -93,7 +93,7 @@ def test_a_sweep_knows_only_the_task(scored: bool) -> None:
 
 
 def test_bounds_allow_for_the_choice_of_the_best_network() -> None:
-    """Recovery tries four networks on the same images: each bound may be wrong with a probability of 5%/4."""
+    """Recovery tries six networks on the same images: each bound may be wrong with a probability of 5%/6."""
     model, scores = network(), list[Score]()
 
     def score(model: nn.Module) -> Score:
@@ -104,9 +104,9 @@ def test_bounds_allow_for_the_choice_of_the_best_network() -> None:
     swept = sweep(model, SPLITS, CPU, Request(ratio=0.5), config, 64, score=score, values=[0.25])
     start, *tried = scores
     best = max(tried, key=lambda found: (found.value, -found.loss))
-    bounds = loss_bounds(start, best, 0.05 / 4)
+    bounds = loss_bounds(start, best, 0.05 / 6)
     assert bounds is not None
-    assert swept.candidates == len(tried) == 4
+    assert swept.candidates == len(tried) == 6
     assert swept.points[1].lower == pytest.approx(max(start.value - bounds.upper, 0))
     assert swept.points[1].upper == pytest.approx(start.value - bounds.lower)
 
