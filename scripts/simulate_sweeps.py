@@ -16,9 +16,9 @@ from statistics import NormalDist
 
 import torch
 
-from bnprune.recovery.choice import Choice, choose
 from bnprune.recovery.paired import CONFIDENCE, loss_bounds
 from bnprune.recovery.sweep import Point
+from bnprune.recovery.sweep_choice import Choice, choose
 
 NORMAL = NormalDist()
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85)

@@ -14,7 +14,7 @@ from bnprune.errors import TraceError, VerificationError, first_line
 from bnprune.exporters.parity import compare, dtype_of
 from bnprune.pruning.bias_folding import sole_norms
 from bnprune.pruning.proof_forward import Setting, run, trial_inputs
-from bnprune.pruning.rounding import TOLERANCE
+from bnprune.pruning.proof_tolerance import TOLERANCE
 
 _NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _CONVS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

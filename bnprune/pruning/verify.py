@@ -21,7 +21,7 @@ from bnprune.pruning.gates import gated_name
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.proof_forward import Setting
 from bnprune.pruning.proof_runs import Float32Only, MaskedRun, largest_error, masked_runs, relative_error
-from bnprune.pruning.rounding import LARGEST_TOLERANCE, TOLERANCE, rounds_to_float32, tolerance_of
+from bnprune.pruning.proof_tolerance import LARGEST_TOLERANCE, TOLERANCE, rounds_to_float32, tolerance_of
 from bnprune.pruning.slice_check import first_wrong_tensor
 from bnprune.pruning.surgery import copy_weights, named_tensors
 
@@ -77,7 +77,7 @@ def verify(
     in a sparse network, layers whose output is nearly zero could conceal a wrong cut.
 
     A network that does not compute in float64 runs in float32. The tolerance is then a multiple of its own rounding
-    errors (`bnprune.pruning.rounding`).
+    errors (`bnprune.pruning.proof_tolerance`).
 
     Args:
         model: The original network; left as it was, like the next.

@@ -21,9 +21,9 @@ from bnprune.pruning.latency import latencies
 from bnprune.pruning.pruner import PruningResult, prune_as_requested
 from bnprune.pruning.report import Report
 from bnprune.pruning.request import Request
-from bnprune.recovery.choice import choose, why_not_larger
 from bnprune.recovery.recover import recover
 from bnprune.recovery.sweep import Point, sweep
+from bnprune.recovery.sweep_choice import choose, why_not_larger
 from bnprune.recovery.training_images import calibration_for
 from bnprune.runs.checkpoint import Header, load_weights, save_checkpoint
 from bnprune.runs.directory import RunDirectory

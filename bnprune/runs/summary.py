@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+from bnprune.pruning.proof_tolerance import TOLERANCE
 from bnprune.pruning.report import Report
 from bnprune.pruning.request import Request
-from bnprune.pruning.rounding import TOLERANCE
 from bnprune.pruning.verify import Verification
 from bnprune.recovery.recover import Recovery
 from bnprune.runs.results import (

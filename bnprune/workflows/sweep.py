@@ -12,10 +12,10 @@ from bnprune.config.schema import PruneConfig
 from bnprune.errors import ConfigError
 from bnprune.pruning.inspection import inspect
 from bnprune.pruning.request import Request
-from bnprune.recovery.choice import choose, why_not_larger
 from bnprune.recovery.paired import CONFIDENCE
 from bnprune.recovery.sweep import Point
 from bnprune.recovery.sweep import sweep as sweep_model
+from bnprune.recovery.sweep_choice import choose, why_not_larger
 from bnprune.runs.passes import request_of
 from bnprune.training.evaluate import paired_score
 from bnprune.workflows.data_source import open_with_data
@@ -42,7 +42,7 @@ def sweep(
 
     Nothing is fine-tuned or written; accuracies are of validation images. Every slim network is compared with the one
     before pruning image by image, and the recommendation holds with 95% confidence: see
-    `bnprune.recovery.choice.choose`.
+    `bnprune.recovery.sweep_choice.choose`.
 
     Args:
         source: A run directory (its sparse-trained network) or a checkpoint.

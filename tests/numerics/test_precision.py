@@ -14,7 +14,7 @@ from bnprune.channels.pytrees import as_inputs
 from bnprune.pruning import rounding
 from bnprune.pruning.proof_forward import Setting
 from bnprune.pruning.proof_runs import masked_runs
-from bnprune.pruning.rounding import rounding_error, rounds_to_float32
+from bnprune.pruning.proof_tolerance import rounding_error, rounds_to_float32
 from bnprune.pruning.surgery import apply
 from bnprune.pruning.verify import Verification, verify
 from tests.nets import Net, conv_bn, head, randomized

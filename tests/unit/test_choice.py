@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from bnprune.recovery.choice import choose, find_knee, why_not_larger
 from bnprune.recovery.sweep import Point, Sweep
+from bnprune.recovery.sweep_choice import choose, find_knee, why_not_larger
 
 
 def point(asked: float, accuracy: float, low: float | None = None, high: float | None = None) -> Point:
