@@ -23,6 +23,7 @@ from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.request import Request, TargetKind
 from bnprune.pruning.scores import Scores, Statistics
 from bnprune.pruning.select import refusals, require_prunable, shortfall
+from bnprune.pruning.sensitivity import Sensitivity
 
 _NOTABLE_SHARE = 0.02
 """Share of the BatchNorm channels from which on the advice to use gates is given."""
@@ -91,6 +92,8 @@ class ScoredNetwork:
     """What the criterion has measured on calibration data."""
     criterion_notes: tuple[Note, ...] = ()
     """Remarks on the choice of the criterion and its default cap."""
+    sensitivity: Sensitivity | None = None
+    """Decides how much each group of layers loses; by default, the scores are compared across all layers."""
 
     @property
     def notes(self) -> tuple[Note, ...]:
