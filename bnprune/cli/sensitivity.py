@@ -53,7 +53,7 @@ def sensitivity(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Measure how accuracy falls as each group of layers is cut alone.
+    """Measure accuracy as each group of layers is cut alone.
 
     Layers whose channels go together are a group. Each network is reconstructed and evaluated on validation images.
     After each cut the table is written; the same command continues an interrupted measurement.

@@ -8,7 +8,7 @@ from bnprune.reporting.figures import GREY, PALE, SHADES
 
 COLOURS = ("#1f6fd6", "#c9621a", "#7a4fc4", "#1c8a6b", "#b8345f", "#7d7420")
 """The colours c0 to c5 of style.css."""
-SCALE = ("#f3f1ea", "#fbe6c2", "#f8cf94", "#f3b06b", "#ea8b52", "#d9623f", "#b93f32")
+SCALE = ("#f3f1ea", "#fbe6c2", "#f8cf94", "#f3b06b", "#ea9158", "#e07355", "#d05a4c")
 """The colours s0 to s6 of style.css, light enough for dark text."""
 TEXT, SOFT, FAINT, BAD = "#1d1e20", "#63656b", "#e3e1db", "#b4461f"
 FONTS = "Helvetica, Arial, 'DejaVu Sans', sans-serif"

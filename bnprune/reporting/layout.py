@@ -177,15 +177,16 @@ def _heat_map(figure: HeatMap) -> list[Shape]:
     bottom = _TOP + _ROW * len(figure.rows)
     every = 1 + int(_CHARACTER * max(map(len, figure.columns), default=0) / step)
     shapes += [
-        Text("tick", x, bottom + 10, label, "middle")
+        Text("tick", x, bottom + 12, label, "middle")
         for x, label in [*zip(middles, figure.columns, strict=True)][::every]
     ]
+    shapes.append(Line("axis", ((left, bottom), (WIDTH - _RIGHT, bottom))))
     return [*shapes, Text("label", (left + WIDTH - _RIGHT) / 2, bottom + _BOTTOM - 6, figure.x.label, "middle")]
 
 
 def _fitting(name: str, width: float) -> str:
     """Return a name, or its end if it is too long: layers of a network differ in the ends of their names."""
-    most = int(width / _CHARACTER)
+    most = max(int(width / _CHARACTER), 4)
     return name if len(name) <= most else f"...{name[3 - most :]}"
 
 

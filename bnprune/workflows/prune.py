@@ -102,8 +102,8 @@ def prune(
         shape=input_shape,
         trust=trust,
     )
-    latency = _latency(network, request, profile, display)
     losses = _sensitivity(network, request, sensitivity, profile, display)
+    latency = _latency(network, request, profile, display)
     replayed = None if plan is None else _read_plan(Path(plan), network.model)
     data, notes = _calibration(network, request, calibrate, dry_run=dry_run)
     calibration = None if data is None else data.calibration

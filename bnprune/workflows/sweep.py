@@ -62,10 +62,7 @@ def sweep(
         PruningError: Nothing can be pruned.
         CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
     """
-    if tolerance is not None and not 0 <= tolerance < 1:
-        message = f"must be at least 0 and below 1 (got {tolerance}). 0.01 is one point."
-        raise ConfigError(message, argument="tolerance")
-    require_values(values)
+    _require_arguments(values, tolerance)
     network = sparse_trained(source)
     opened = open_with_data(
         network,
@@ -115,6 +112,13 @@ def sweep(
         constraints=constraints_of(request),
         notes=notes,
     )
+
+
+def _require_arguments(values: Sequence[float], tolerance: float | None) -> None:
+    require_values(values)
+    if tolerance is not None and not 0 <= tolerance < 1:
+        message = f"must be at least 0 and below 1 (got {tolerance}). 0.01 is one point."
+        raise ConfigError(message, argument="tolerance")
 
 
 def require_values(values: Sequence[float]) -> None:
