@@ -91,7 +91,7 @@ def measure_sensitivity(
         shown = [GroupSensitivity(key, len(groups[key]), tuple(points)) for key, points in measured.items() if points]
         return Progress(replace(table, groups=tuple(shown)), done, count)
 
-    yield progress(0)
+    yield progress(sum(map(len, measured.values())))
     for number, (layers, share) in enumerate(itertools.product(groups, table.shares), 1):
         points = measured[layers]
         before = points[-1].removed if points else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from torch import nn
 
 import bnprune
 from bnprune.errors import CheckpointError, ConfigError, PruningError
-from bnprune.pruning.planner import ScoredNetwork, score_network
+from bnprune.pruning.draft_plan import ScoredNetwork
+from bnprune.pruning.planner import plan_cut, score_network
 from bnprune.pruning.pruner import PruningResult, prune_as_requested
 from bnprune.pruning.request import Request
 from bnprune.pruning.sensitivity import CutAlone, GroupSensitivity, Sensitivity, increasing
-from bnprune.pruning.sensitivity_order import layer_groups
-from tests.nets import concat, residual
+from bnprune.pruning.sensitivity_order import cut_group, layer_groups, prunable_groups
+from tests.nets import concat, depthwise, grouped, residual, squeeze_excitation
 from tests.unit.test_select import X, set_gammas, stack, widths
 
 START = 0.9
@@ -88,7 +90,7 @@ def test_inside_a_group_the_criterion_ranks() -> None:
 
 
 def test_without_losses_groups_lose_the_same_share() -> None:
-    model = stack(8, 16)
+    model = set_gammas(stack(8, 16), torch.linspace(0.1, 1, 8), torch.linspace(2, 3, 16))
     made = table(group(FIRST, 8, {7: 0.0}), group(SECOND, 16, {14: 0.0}))
     assert widths(pruned(model, made, ratio=0.5)) == [4, 8]
 
@@ -126,6 +128,18 @@ def test_layers_that_are_cut_together_are_one_group() -> None:
     assert found[frozenset({"branch.0.0", "branch.0.1"})] == 12
     sizes = [len(units) for units in layer_groups(scored(concat()).graph).values()]
     assert sizes == [8, 6, 10, 12, 5]
+
+
+@pytest.mark.parametrize("coupling", ["shared", "gates"])
+@pytest.mark.parametrize("network", [residual, concat, depthwise, grouped, squeeze_excitation])
+def test_a_group_is_cut_alone(network: Callable[[], nn.Module], coupling: str) -> None:
+    model = network()
+    found = score_network(model, X, Request(ratio=0.5, coupling=coupling))
+    groups = prunable_groups(found)
+    assert len(groups) > 1
+    for units in groups.values():
+        draft = plan_cut(model, X, found, lambda s, c, units=units: cut_group(s.graph, c, units, 0.5))
+        assert draft.removed.sum() == draft.removed[units].sum() == len(units) / 2
 
 
 def test_a_table_comes_back_from_its_file() -> None:
