@@ -3,6 +3,19 @@
 That is the greedy selection of AIMET (Qualcomm). Channels are put in the order of the loss that their group has as soon
 as they are removed, so that the search for a target bisects over one loss for all groups. Inside a group they keep the
 order of the criterion.
+
+Test accuracy of an ordinary ResNet-20 (CIFAR-10 at 16x16, 20 epochs on 20,000 images: 73.9%; tables with shares 0.25,
+0.5, 0.75, 0.9 from 2,000 validation images and the order of γ; mean of 3 seeds) without fine-tuning, recalibrated /
+reconstructed / both::
+
+    layers lose        inside a layer   0.5 of the MACs       0.3 of the MACs
+    by γ               γ                43.4  58.0  58.5      29.7  42.8  48.0
+    the same share     γ                48.9  60.2  61.0      32.0  43.9  48.2
+    by sensitivity     γ                48.3  63.5  61.9      34.0  44.6  49.3
+    by activation      activation       56.8  65.2  65.3      36.1  44.6  53.9
+    by sensitivity     activation       56.2  65.6  65.0      39.5  49.1  54.8
+
+Shares of 0.1, 0.2, ... 0.9 gave the same within 0.8 points (reconstructed, one seed).
 """
 
 from __future__ import annotations
