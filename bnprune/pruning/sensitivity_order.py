@@ -15,7 +15,7 @@ reconstructed / both::
     by activation      activation       56.8  65.2  65.3      36.1  44.6  53.9
     by sensitivity     activation       56.2  65.6  65.0      39.5  49.1  54.8
 
-Shares of 0.1, 0.2, ... 0.9 gave the same within 0.8 points (reconstructed, one seed).
+Shares of 0.1, 0.2, ... 0.9 gave the same within 1.1 points (reconstructed, one seed).
 """
 
 from __future__ import annotations
