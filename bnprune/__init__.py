@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from bnprune.workflows.benchmark import benchmark
     from bnprune.workflows.export import export
     from bnprune.workflows.run import run
+    from bnprune.workflows.sensitivity import sensitivity
     from bnprune.workflows.sweep import sweep
 
 __version__ = "0.1.0"
@@ -81,6 +82,7 @@ _NAMES_BY_MODULE = {
     "bnprune.workflows.benchmark": ("benchmark",),
     "bnprune.workflows.export": ("export",),
     "bnprune.workflows.run": ("run",),
+    "bnprune.workflows.sensitivity": ("sensitivity",),
     "bnprune.workflows.sweep": ("sweep",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
@@ -125,6 +127,7 @@ __all__ = [
     "rule",
     "run",
     "save",
+    "sensitivity",
     "sweep",
 ]
 

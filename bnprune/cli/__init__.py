@@ -23,6 +23,7 @@ from bnprune.cli import (
     prune,
     report,
     run,
+    sensitivity,
     sweep,
     train,
     validate,
@@ -106,7 +107,7 @@ def options(
 
 
 _TRAINING = (run, train, prune, finetune)
-_ANALYSIS = (sweep, evaluate, inspect, profile, benchmark, report, export)
+_ANALYSIS = (sweep, sensitivity, evaluate, inspect, profile, benchmark, report, export)
 _SETUP = (validate, init, doctor)
 
 for verb in (*_TRAINING, *_ANALYSIS, *_SETUP):

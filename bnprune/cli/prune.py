@@ -54,6 +54,15 @@ ProfileFile = Annotated[
         "Latency profile for --latency (see `bnprune profile`); gives batch size and backend.",
     ),
 ]
+SensitivityFile = Annotated[
+    Path | None,
+    option(
+        PRUNING,
+        "--sensitivity",
+        "FILE",
+        "Sensitivity table (see `bnprune sensitivity`): all groups of layers lose the same accuracy.",
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show the plan without pruning; write nothing.", rich_help_panel=PRUNING)
 ]
@@ -85,6 +94,7 @@ def prune(
     compensate: Compensate = True,
     plan: PlanFile = None,
     profile: ProfileFile = None,
+    sensitivity: SensitivityFile = None,
     dry_run: DryRun = False,
     out: OutFile = Path("slim.safetensors"),
     force: Force = False,
@@ -123,6 +133,7 @@ def prune(
             trust=trust,
             plan=plan,
             profile=profile,
+            sensitivity=sensitivity,
             compensated=compensate,
             calibrate=calibrate,
             dry_run=dry_run,

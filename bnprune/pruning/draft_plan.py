@@ -21,8 +21,9 @@ from bnprune.pruning.criterion_choice import NOT_SEPARATED
 from bnprune.pruning.cut_notes import ScaleFactors, note_on_equal_gammas, notes_on_cut, notes_on_idle_norms
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.request import Request, TargetKind
-from bnprune.pruning.scores import Scores, Statistics
+from bnprune.pruning.scores import Scores, Statistics, needs_data
 from bnprune.pruning.select import refusals, require_prunable, shortfall
+from bnprune.pruning.sensitivity import Sensitivity
 
 _NOTABLE_SHARE = 0.02
 """Smallest share of the BatchNorm channels for which the advice to use gates is given."""
@@ -91,6 +92,8 @@ class ScoredNetwork:
     """Statistics that the criterion has measured on calibration data."""
     criterion_notes: tuple[Note, ...] = ()
     """Remarks on the choice of the criterion and its default cap."""
+    sensitivity: Sensitivity | None = None
+    """Decides how much each group of layers loses; by default, the scores are compared across all layers."""
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -146,7 +149,9 @@ class DraftPlan:
             text = f"{count} must stay only at the widths of this selection: other targets may prune them"
             notes.append(Note("prunable.found_late", "note", text))
         scored = self.scored
-        on_cut = tuple(notes_on_cut(scored.graph, scored.gammas, scored.scores, self.candidates, self.removed))
+        on_cut: tuple[Note, ...] = ()
+        if not needs_data(scored.request.criterion):  # else γ did not decide
+            on_cut = tuple(notes_on_cut(scored.graph, scored.gammas, scored.scores, self.candidates, self.removed))
         on_criterion = [note for note in scored.criterion_notes if not on_cut or note.code != NOT_SEPARATED.code]
         further = (*self._notes_on_target(), *self._notes_on_layer_ratios(), *self._notes_on_deviations())
         return (*notes, *further, *self.latency_notes, *self.size_notes, *on_cut, *on_criterion)

@@ -36,6 +36,7 @@ from bnprune.pruning.probe import probe
 from bnprune.pruning.request import Request, TargetKind
 from bnprune.pruning.scores import Scores, Statistics, gamma_values, require_finite, score_units, with_streams
 from bnprune.pruning.select import by_cost, by_ratio
+from bnprune.pruning.sensitivity_order import by_sensitivity
 from bnprune.pruning.settled_sizes import settle_sizes
 from bnprune.pruning.surgery import copy_weights, named_tensors, require_values, slim_on_meta
 
@@ -179,15 +180,20 @@ def plan_cut(
 def _plan_with_default_cap(
     model: nn.Module, example_inputs: Any, scored: ScoredNetwork, select: Selection | None
 ) -> DraftPlan:
-    """Plan with the default cap of the criterion, or without a cap if the target cannot be reached with it."""
+    """Plan with the default cap of the criterion, or without a cap if the target cannot be reached with it.
+
+    With sensitivities, there is no cap: scores are not compared across layers.
+    """
     cap = scored.request.default_cap
 
-    def plan(cap: float | None, note: Note) -> DraftPlan:
+    def plan(cap: float | None, *note: Note) -> DraftPlan:
         request = replace(scored.request, cap=cap)
-        notes = (*scored.criterion_notes, note)
+        notes = (*scored.criterion_notes, *note)
         draft = plan_cut(model, example_inputs, replace(scored, request=request, criterion_notes=notes), select)
         return replace(draft, scored=replace(draft.scored, request=scored.request))
 
+    if scored.sensitivity is not None:
+        return plan(1.0)
     assert cap is not None
     try:
         draft = plan(cap, default_cap_note(scored.request.criterion, cap))
@@ -212,7 +218,7 @@ def _with_separating_gates(
     while gates:
         before = planner.scored
         scored = score_network(planner.model, example_inputs, before.request, gates, before.heads, before.statistics)
-        scored = replace(scored, criterion_notes=before.criterion_notes)
+        scored = replace(scored, criterion_notes=before.criterion_notes, sensitivity=before.sensitivity)
         planner = _Planner(planner.model, planner.inputs, scored)
         draft = _best_draft(planner, select)
         gates, tried = planner.needed_gates(), gates
@@ -341,7 +347,10 @@ class _Planner:
 
     def _candidates(self, constraints: Constraints) -> Candidates:
         scored, findings = self.scored, self._findings
-        return find_candidates(scored.graph, scored.scores, constraints, findings.kept, findings.sizes)
+        candidates = find_candidates(scored.graph, scored.scores, constraints, findings.kept, findings.sizes)
+        if scored.sensitivity is None:
+            return candidates
+        return by_sensitivity(scored.graph, candidates, scored.sensitivity)
 
     def _count_found_late(self, candidates: Candidates) -> int:
         """Count the BatchNorm channels that the probe, but not the requested selection, has shown to be prunable."""

@@ -21,6 +21,8 @@ from bnprune.pruning.planner import score_network
 from bnprune.pruning.report import Report, make_report, recounted, report_of_plan
 from bnprune.pruning.request import Request
 from bnprune.pruning.scores import Reduce, measure_statistics
+from bnprune.pruning.sensitivity import Sensitivity
+from bnprune.pruning.sensitivity_order import with_sensitivity
 from bnprune.pruning.surgery import apply, copy_weights, record_plan, require_bare, require_values
 from bnprune.pruning.verify import Verification, require, verify
 
@@ -248,6 +250,7 @@ def draft(
     *,
     calibration: Calibration | None = None,
     latency: LatencyKnowledge | None = None,
+    sensitivity: Sensitivity | None = None,
 ) -> DraftPlan:
     """Score the channels and select those to remove: the one composition of these two steps.
 
@@ -257,15 +260,18 @@ def draft(
         request: The target and the constraints.
         calibration: For criteria that need data.
         latency: The latencies of the layers, for a target in milliseconds.
+        sensitivity: Decides how much each group of layers loses; inside a group, the criterion ranks.
 
     Raises:
-        ConfigError: The criterion needs calibration data, and there is none.
+        ConfigError: The criterion needs calibration data, and there is none; or no layer is in `sensitivity`.
         PruningError: The target cannot be reached, or `model` is wrapped (DataParallel, torch.compile).
         TraceError: The analysis fails.
     """
     require_bare(model)
     statistics = measure_statistics(model, request.criterion, calibration)
     scored = score_network(model, example_inputs, request, statistics=statistics)
+    if sensitivity is not None:
+        scored = with_sensitivity(scored, sensitivity)
     return plan_for_target(model, example_inputs, scored, latency)
 
 
@@ -277,9 +283,10 @@ def prune_as_requested(
     proof: bool = True,
     calibration: Calibration | None = None,
     latency: LatencyKnowledge | None = None,
+    sensitivity: Sensitivity | None = None,
 ) -> PruningResult:
     """Prune a network; `prune` with its keyword arguments as one object, and without repair. Errors as for `prune`."""
-    drafted = draft(model, example_inputs, request, calibration=calibration, latency=latency)
+    drafted = draft(model, example_inputs, request, calibration=calibration, latency=latency, sensitivity=sensitivity)
     return carry_out(drafted, model, example_inputs, proof=proof)
 
 

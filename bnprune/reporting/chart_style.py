@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bnprune.reporting.figures import GREY, PALE
+from bnprune.reporting.figures import GREY, PALE, SHADES
 
 COLOURS = ("#1f6fd6", "#c9621a", "#7a4fc4", "#1c8a6b", "#b8345f", "#7d7420")
 """The colours c0 to c5 of style.css."""
+SCALE = ("#f3f1ea", "#fbe6c2", "#f8cf94", "#f3b06b", "#ea9158", "#e07355", "#d05a4c")
+"""The colours s0 to s6 of style.css, light enough for dark text."""
 TEXT, SOFT, FAINT, BAD = "#1d1e20", "#63656b", "#e3e1db", "#b4461f"
 FONTS = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 
@@ -36,5 +38,7 @@ TEXT_COLOURS = {"tick": SOFT, "label": SOFT, "note": TEXT, "title": TEXT}
 
 
 def colour(number: int) -> str:
-    """Return the colour of a series."""
-    return {GREY: "#9a9ba1", PALE: "#dcdad4"}.get(number) or COLOURS[number % len(COLOURS)]
+    """Return the colour of a series, or of a shade."""
+    return ({GREY: "#9a9ba1", PALE: "#dcdad4"} | dict(zip(SHADES, SCALE, strict=True))).get(number) or COLOURS[
+        number % len(COLOURS)
+    ]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
 
 from bnprune.recovery.sweep import Point
-from bnprune.reporting.figures import GREY, Axis, Chart, Histogram, Legend, Mark, Series, Widths
+from bnprune.reporting.figures import GREY, SHADES, Axis, Cell, Chart, HeatMap, Histogram, Legend, Mark, Series, Widths
 from bnprune.reporting.number_format import percent
 from bnprune.reporting.run_data import Curve, Gammas, RunData, Stage
 from bnprune.runs.results import SweepPoint
@@ -296,6 +296,40 @@ def _near(points: Sequence[Point | SweepPoint], tolerance: float) -> Axis:
     margin = 0.08 * (high - low)
     limit = 1.005 if start <= 1 else math.inf
     return Axis("accuracy", low - margin, min(high + margin, limit), _whole_percent if high - low > 0.08 else _percent)
+
+
+# -- sensitivity -----------------------------------------------------------------------------------------------------
+
+_LOSSES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+"""Losses of accuracy between the shades of a heat map."""
+
+
+def sensitivity_map(
+    groups: Sequence[tuple[str, Mapping[float, float]]], shares: Sequence[float], start: float
+) -> HeatMap:
+    """Accuracy after each group of layers is cut alone, by share of its channels removed; coloured by the loss.
+
+    Args:
+        groups: (name, accuracy by share) of each group.
+        shares: All shares.
+        start: Accuracy before the cuts.
+    """
+    labels = [*(f"< {loss:.1%}".replace(".0%", "%") for loss in _LOSSES), "more"]
+    return HeatMap(
+        f"Accuracy after one group of layers is cut ({start:.1%} before)",
+        tuple((name, tuple(_cell(name, found.get(share), start) for share in shares)) for name, found in groups),
+        tuple(f"{share:.0%}" for share in shares),
+        Axis("channels removed", 0.0, 1.0, str, ticked=False),
+        Axis("loss of accuracy:", 0.0, 1.0, str, ticked=False),
+        tuple(("box", label, colour) for label, colour in zip(labels, SHADES, strict=True)),
+    )
+
+
+def _cell(name: str, accuracy: float | None, start: float) -> Cell | None:
+    if accuracy is None:
+        return None
+    shade = SHADES[sum(start - accuracy >= loss for loss in _LOSSES)]
+    return Cell(f"{100 * accuracy:.1f}", shade, f"{name}: {percent(accuracy)}")
 
 
 # -- layers ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ Mark = Literal["line", "dashes", "dot", "ring", "small", "box", "bar", "level"]
 """`bar`: error bars; each pair of points are the ends of one. `level`: a horizontal line."""
 GREY, PALE = -1, -2
 """Colours besides those of series, which are numbered from 0."""
+SHADES = tuple(range(-10, -17, -1))
+"""Colours of a scale, from the lightest to the darkest."""
 Legend = tuple[Mark | None, str, int]
 """(mark, label, colour) of one entry; without a mark, a text."""
 
@@ -128,4 +130,28 @@ class Widths:
         return Axis("channels", 0.0, max(most, 1), lambda value: f"{value:.0f}", whole=True)
 
 
-Figure = Chart | Histogram | Widths
+@dataclass(frozen=True)
+class Cell:
+    """One value of a heat map."""
+
+    text: str
+    colour: int
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A table whose cells are coloured by their values."""
+
+    title: str
+    rows: tuple[tuple[str, tuple[Cell | None, ...]], ...]
+    """(name, cells) of each row, from top to bottom; None for a cell without a value."""
+    columns: tuple[str, ...]
+    """Labels of the columns."""
+    x: Axis
+    y: Axis
+    """Their labels only."""
+    legend: tuple[Legend, ...]
+
+
+Figure = Chart | Histogram | Widths | HeatMap

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bnprune.reporting.figures import GREY, Axis, Chart, Figure, Histogram, Legend, Series, Widths
+from bnprune.reporting.figures import GREY, Axis, Chart, Figure, HeatMap, Histogram, Legend, Series, Widths
 
 WIDTH, HEIGHT = 400.0, 230.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 12.0, 40.0
 """Margins around the plot."""
+_ROW = 17.0
+"""Height of a row of a heat map."""
 _RADIUS = {"dot": 4.5, "ring": 7.5, "small": 2.5}
 
 
@@ -69,7 +71,7 @@ Shape = Line | Box | Circle | Text
 
 
 def plot(figure: Figure) -> list[Shape]:
-    """Return the axes and what stands between them, in a panel of `WIDTH` x `HEIGHT`, without title and legend."""
+    """Return the axes and what stands between them, without title and legend; see `height_of`."""
     match figure:
         case Chart():
             return [*_frame(figure.x, figure.y), *(s for one in figure.series for s in _series(one, figure))]
@@ -77,6 +79,13 @@ def plot(figure: Figure) -> list[Shape]:
             return [*_frame(figure.x, figure.y), *_histogram(figure), *_threshold(figure)]
         case Widths():
             return [*_frame(figure.x, figure.y), *widths(figure, _LEFT, WIDTH - _RIGHT, _bottom(), _TOP)]
+        case HeatMap():
+            return _heat_map(figure)
+
+
+def height_of(figure: Figure) -> float:
+    """Return the height of a plot, `WIDTH` wide: `HEIGHT`, or as much as the rows of a heat map need."""
+    return _TOP + _ROW * len(figure.rows) + _BOTTOM if isinstance(figure, HeatMap) else HEIGHT
 
 
 def _bottom() -> float:
@@ -150,6 +159,37 @@ def widths(figure: Widths, left: float, right: float, bottom: float, top: float)
     return boxes
 
 
+def _heat_map(figure: HeatMap) -> list[Shape]:
+    """Return a box with its text per cell, the names of the rows on the left, those of the columns below."""
+    longest = max((len(name) for name, _ in figure.rows), default=0)
+    left = min(_CHARACTER * longest + 14, 0.5 * WIDTH)
+    step = (WIDTH - _RIGHT - left) / max(len(figure.columns), 1)
+    middles = [left + (column + 0.5) * step for column in range(len(figure.columns))]
+    shapes: list[Shape] = []
+    for row, (name, cells) in enumerate(figure.rows):
+        y = _TOP + row * _ROW
+        shapes.append(Text("tick", left - 6, y + _ROW / 2, _fitting(name, left - 14), "end"))
+        for cell, x in zip(cells, middles, strict=True):
+            if cell is not None:
+                shapes.append(Box(x - step / 2 + 0.5, y + 0.5, step - 1, _ROW - 1, cell.colour, cell.hint))
+                if _CHARACTER * len(cell.text) < step:
+                    shapes.append(Text("note", x, y + _ROW / 2 + 3.7, cell.text, "middle"))
+    bottom = _TOP + _ROW * len(figure.rows)
+    every = 1 + int(_CHARACTER * max(map(len, figure.columns), default=0) / step)
+    shapes += [
+        Text("tick", x, bottom + 12, label, "middle")
+        for x, label in [*zip(middles, figure.columns, strict=True)][::every]
+    ]
+    shapes.append(Line("axis", ((left, bottom), (WIDTH - _RIGHT, bottom))))
+    return [*shapes, Text("label", (left + WIDTH - _RIGHT) / 2, bottom + _BOTTOM - 6, figure.x.label, "middle")]
+
+
+def _fitting(name: str, width: float) -> str:
+    """Return a name, or its end if it is too long: layers of a network differ in the ends of their names."""
+    most = max(int(width / _CHARACTER), 4)
+    return name if len(name) <= most else f"...{name[3 - most :]}"
+
+
 # -- panels with title and legend, for files --------------------------------------------------------------------------
 
 _LINE_HEIGHT, _CHARACTER, _ICON = 16.0, 5.4, 19.0
@@ -161,7 +201,7 @@ GAP = 16.0
 
 def panel_height(figures: Sequence[Figure]) -> float:
     """Return the height of panels side by side: that of the plot, a title, and the longest legend."""
-    return HEIGHT + max(_header_height(figure) for figure in figures)
+    return max(map(height_of, figures)) + max(map(_header_height, figures))
 
 
 def _header_height(figure: Figure) -> float:
@@ -175,7 +215,7 @@ def panels(figures: Sequence[Figure]) -> list[Shape]:
     for number, figure in enumerate(figures):
         right = number * (WIDTH + GAP)
         shapes += [moved(shape, right, 0) for shape in _header(figure)]
-        shapes += [moved(shape, right, height - HEIGHT) for shape in plot(figure)]
+        shapes += [moved(shape, right, height - height_of(figure)) for shape in plot(figure)]
     return shapes
 
 

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 from bnprune.reporting import chart_style
-from bnprune.reporting.figures import GREY, PALE, Figure, Legend, Widths
+from bnprune.reporting.figures import GREY, PALE, SHADES, Figure, Legend, Widths
 from bnprune.reporting.layout import (
     GAP,
-    HEIGHT,
     WIDTH,
     Box,
     Circle,
     Line,
     Shape,
     Text,
+    height_of,
     panel_height,
     panels,
     plot,
@@ -34,7 +34,7 @@ def inline(figure: Figure) -> str:
         box = f'class="bars" viewBox="0 0 {WIDTH:g} 100" preserveAspectRatio="none"'
     else:
         bars = _elements(plot(figure), _page_style)
-        box = f'class="chart" viewBox="0 0 {WIDTH:g} {HEIGHT:g}"'
+        box = f'class="chart" viewBox="0 0 {WIDTH:g} {height_of(figure):g}"'
     return f'{legend(figure.legend)}<svg {box} role="img" aria-label="{escape(figure.title)}">{bars}</svg>'
 
 
@@ -100,6 +100,8 @@ def _page_style(shape: Shape) -> Attributes:
 
 
 def _colour_class(number: int) -> str:
+    if number in SHADES:
+        return f"s{SHADES.index(number)}"
     return {GREY: "grey", PALE: "pale"}.get(number) or f"c{number % len(chart_style.COLOURS)}"
 
 

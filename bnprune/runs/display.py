@@ -28,6 +28,10 @@ class Display(Protocol):
         """Close a stage."""
         ...
 
+    def advance(self, done: int, count: int, things: str) -> None:
+        """Show how many of the things to do are done, with the time that is left; the first call starts the clock."""
+        ...
+
     def note(self, text: str) -> None:
         """Show a line; a `bnprune.notes.Note` whose level is "warning" is shown as one, also by a quiet display."""
         ...
@@ -46,6 +50,9 @@ class NoDisplay:
         """Ignore the call: there is no display."""
 
     def end(self, stage: str, figures: StageResult) -> None:
+        """Ignore the call: there is no display."""
+
+    def advance(self, done: int, count: int, things: str) -> None:
         """Ignore the call: there is no display."""
 
     def note(self, text: str) -> None:

@@ -20,6 +20,7 @@ from bnprune.pruning.pruner import PruningResult, RepairOutcome, draft, prune_as
 from bnprune.pruning.report import Report, make_report, report_of_plan
 from bnprune.pruning.request import Request
 from bnprune.pruning.scores import needs_data, uses_data
+from bnprune.pruning.sensitivity import Sensitivity
 from bnprune.pruning.surgery import require_plan_fits
 from bnprune.recovery.compensate import Compensation, compensate
 from bnprune.recovery.repair import Repair
@@ -32,6 +33,7 @@ from bnprune.runs.summary import cut_figures, pruned_of, seconds_of
 from bnprune.workflows.calibration_data import CalibrationData, open_calibration
 from bnprune.workflows.profile import read_profile
 from bnprune.workflows.results import CalibrationOutcome, CompensationOutcome, PruneResult
+from bnprune.workflows.sensitivity import read_sensitivity
 
 
 def prune(
@@ -46,6 +48,7 @@ def prune(
     trust: bool = False,
     plan: str | Path | None = None,
     profile: str | Path | None = None,
+    sensitivity: str | Path | None = None,
     compensated: bool = True,
     calibrate: str | Path | None = None,
     dry_run: bool = False,
@@ -68,6 +71,8 @@ def prune(
         trust: Run the code and use the paths that the files name.
         plan: File with a plan to replay, in place of a request.
         profile: File with a latency profile, for a target in milliseconds; it gives the batch size and the backend.
+        sensitivity: File with a sensitivity table of the network (`bnprune.sensitivity`), which decides how much each
+            group of layers loses: all lose the same accuracy, as measured alone. Inside a group, the criterion ranks.
         compensated: After verification, add the constant output of removed channels to the biases of the next layers.
         calibrate: Calibration data: a folder of images, of any structure, or "package.module:factory", which returns an
             iterable of batches as for `bnprune.prune`. By default, the training images of the network's recipe, if they
@@ -86,7 +91,7 @@ def prune(
     """
     target = Path(out)
     if not dry_run:
-        inputs = (_path(source), _path(weights), _path(plan), _path(profile))
+        inputs = (_path(source), _path(weights), _path(plan), _path(profile), _path(sensitivity))
         require_output(target, force=force, sources=inputs)
     network = open_source(
         source,
@@ -97,18 +102,24 @@ def prune(
         shape=input_shape,
         trust=trust,
     )
+    losses = _sensitivity(network, request, sensitivity, profile, display)
     latency = _latency(network, request, profile, display)
     replayed = None if plan is None else _read_plan(Path(plan), network.model)
     data, notes = _calibration(network, request, calibrate, dry_run=dry_run)
     calibration = None if data is None else data.calibration
     if dry_run:
-        report, planned = _foreseen(network, request, replayed, calibration, latency)
+        report, planned = _foreseen(network, request, replayed, calibration, latency, losses)
         return _result(network, _noted(report, notes), (), out=None, plan=planned, calibration=_calibrated(data, None))
     if replayed is not None:
         result = replay(replayed, network.model, network.inputs)
     else:
         result = prune_as_requested(
-            network.model, network.inputs, _required(request), calibration=calibration, latency=latency
+            network.model,
+            network.inputs,
+            _required(request),
+            calibration=calibration,
+            latency=latency,
+            sensitivity=losses,
         )
     result, done = _recovered(network, result, calibration, display, compensated=compensated)
     outcome = _calibrated(data, result.repair)
@@ -183,17 +194,45 @@ def _latency(
     return read_profile(Path(profile), network, display)
 
 
+def _sensitivity(
+    network: NetworkSource,
+    request: Request | None,
+    sensitivity: str | Path | None,
+    profile: str | Path | None,
+    display: Display,
+) -> Sensitivity | None:
+    """Read the sensitivity table; None if there is none."""
+    if sensitivity is None:
+        return None
+    if request is None:
+        raise ConfigError("a plan says which channels go. Leave the sensitivity table out.", argument="sensitivity")
+    if profile is not None:
+        raise ConfigError(
+            "a sensitivity table and a latency profile both decide how much each layer loses. Give one.",
+            argument="sensitivity",
+        )
+    return read_sensitivity(Path(sensitivity), network, display)
+
+
 def _foreseen(
     network: NetworkSource,
     request: Request | None,
     plan: PruningPlan | None,
     calibration: Calibration | None,
     latency: LatencyKnowledge | None,
+    sensitivity: Sensitivity | None,
 ) -> tuple[Report, PruningPlan]:
     """Return the report of a plan, made now or replayed, without pruning, and the plan."""
     if plan is not None:
         return report_of_plan(plan, network.model, network.inputs), plan
-    drafted = draft(network.model, network.inputs, _required(request), calibration=calibration, latency=latency)
+    drafted = draft(
+        network.model,
+        network.inputs,
+        _required(request),
+        calibration=calibration,
+        latency=latency,
+        sensitivity=sensitivity,
+    )
     require_cut(drafted)
     made = describe_plan(drafted)
     return make_report(drafted, made, None, {}), made

@@ -49,6 +49,7 @@ __all__ = [
     "ExportVerification",
     "ExportedFile",
     "Folding",
+    "GroupCuts",
     "ImageCounts",
     "InspectResult",
     "InspectedChannels",
@@ -69,6 +70,8 @@ __all__ = [
     "RefusedSite",
     "ReportResult",
     "RunResult",
+    "SensitivityPoint",
+    "SensitivityResult",
     "Sparsity",
     "SplitScore",
     "StageResult",
@@ -319,6 +322,46 @@ class BenchmarkResult(Document):
     """Shape of one input, without the batch."""
     networks: list[BenchmarkNetwork]
     timings: list[BenchmarkTiming]
+
+
+class SensitivityPoint(Document):
+    """A cut of one group of layers; see `bnprune.pruning.sensitivity.CutAlone`."""
+
+    share: float
+    removed: int
+    plain: float
+    accuracy: float
+
+
+class GroupCuts(Document):
+    """The cuts of layers whose channels go together, the smallest first."""
+
+    layers: list[str]
+    channels: int
+    points: list[SensitivityPoint]
+
+
+class SensitivityResult(Document):
+    """The result of `sensitivity`."""
+
+    schema_: Literal["bnprune.sensitivity/1"] = Field(default="bnprune.sensitivity/1", alias="schema")
+    model: dict[str, Any]
+    input: list[int]
+    """Shape of one input, without the batch."""
+    images: int
+    """Validation images on which the networks were evaluated."""
+    accuracy: float
+    """Validation accuracy before the cuts."""
+    shares: list[float]
+    """Shares of the channels that were tried."""
+    groups: list[GroupCuts]
+    """In the order of the network."""
+    notes: list[Remark]
+    """Remarks on the network, such as that its weights are random."""
+    seconds: float
+    """Time that the measurements took, without those of an earlier call."""
+    out: str
+    """The file that was written."""
 
 
 class ProfiledLatency(Document):

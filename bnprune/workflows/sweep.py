@@ -62,8 +62,8 @@ def sweep(
         PruningError: Nothing can be pruned.
         CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
     """
-    _require_values(values, tolerance)
-    network = _sparse(source)
+    _require_arguments(values, tolerance)
+    network = sparse_trained(source)
     opened = open_with_data(
         network,
         overrides,
@@ -109,15 +109,24 @@ def sweep(
         knee=_named(choice.knee),
         source=None if network is None else str(network),
         input=list(opened.splits.shape),
-        constraints=_constraints(request),
+        constraints=constraints_of(request),
         notes=notes,
     )
 
 
-def _require_values(values: Sequence[float], tolerance: float | None) -> None:
+def _require_arguments(values: Sequence[float], tolerance: float | None) -> None:
+    require_values(values)
     if tolerance is not None and not 0 <= tolerance < 1:
         message = f"must be at least 0 and below 1 (got {tolerance}). 0.01 is one point."
         raise ConfigError(message, argument="tolerance")
+
+
+def require_values(values: Sequence[float]) -> None:
+    """Refuse too many shares, and shares out of range.
+
+    Raises:
+        ConfigError: A share is not in (0, 1), or there are too many.
+    """
     if len(values) > _MOST_VALUES:
         raise ConfigError(f"expected at most {_MOST_VALUES} values (got {len(values)}).", argument="values")
     for value in values:
@@ -125,13 +134,14 @@ def _require_values(values: Sequence[float], tolerance: float | None) -> None:
             raise ConfigError(f"must be between 0 and 1, both excluded (got {value:g}).", argument="values")
 
 
-def _sparse(source: str | Path | None) -> str | Path | None:
+def sparse_trained(source: str | Path | None) -> str | Path | None:
     """Return the sparse-trained network of a run: the later ones have been pruned already."""
     trained = None if source is None else Path(source) / "checkpoints" / "train.safetensors"
     return trained if trained is not None and trained.exists() else source
 
 
-def _constraints(request: Request) -> dict[str, Any]:
+def constraints_of(request: Request) -> dict[str, Any]:
+    """Return the constraints of a request that differ from their defaults."""
     found = {name: (getattr(request, name), option) for name, option in prune_options().items() if not option.is_target}
     return {name: value for name, (value, option) in found.items() if value and value != option.default}
 

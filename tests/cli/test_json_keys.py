@@ -43,6 +43,7 @@ def recorded() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "evaluate", document("evaluate", "run")
     yield "sweep", document("sweep", "run", "--at", "0.3,0.5", "--tolerance", "0.9")
     yield "sweep without recommendation", document("sweep", "run", "--at", "0.97", "--tolerance", "0")
+    yield "sensitivity", document("sensitivity", "run", "--at", "0.5", "--out", "sensitivity.json")
     yield "export", document("export", "run", "--format", "pt2", "--out", "network.pt2", "--fold-bn")
     yield "export unverified", document("export", "run", "--format", "state-dict", "--no-verify", "--out", "w.pt")
     yield "profile", document("profile", *CHAIN, "--out", "cpu.json")

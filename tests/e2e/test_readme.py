@@ -25,7 +25,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOT_RUN = {"scripts/demo", "scripts/test", "source", "pip", "torchrun"}
 """What installs things, or takes another program; that the scripts are there is checked."""
 
-SMALLER = {"3,224,224": "3,64,64", "train.epochs=10": "train.epochs=1", "finetune.epochs=10": "finetune.epochs=1"}
+SMALLER = {
+    "0.3,0.6,0.9": "0.5",
+    "3,224,224": "3,64,64",
+    "train.epochs=10": "train.epochs=1",
+    "finetune.epochs=10": "finetune.epochs=1",
+}
 """The same commands, in seconds."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,9 +12,9 @@ import pytest
 import bnprune
 from bnprune.recovery.sweep import Point
 from bnprune.reporting import chart_style
-from bnprune.reporting.charts import sweep_chart
-from bnprune.reporting.figures import GREY, Axis, Chart, Figure, Histogram, Series, Widths
-from bnprune.reporting.layout import WIDTH, Box, Circle, Line, Text, panels, plot
+from bnprune.reporting.charts import sensitivity_map, sweep_chart
+from bnprune.reporting.figures import GREY, SHADES, Axis, Cell, Chart, Figure, HeatMap, Histogram, Series, Widths
+from bnprune.reporting.layout import WIDTH, Box, Circle, Line, Text, height_of, panels, plot
 from bnprune.reporting.pictures import save_picture
 from bnprune.reporting.svg import document, inline
 from bnprune.reporting.text import draw
@@ -34,7 +35,18 @@ CHART = Chart(
 )
 HISTOGRAM = Histogram("|γ|", (0.0, 0.5, 1.0), (0, 7), (3, 1), axis("|γ|", 1.0), axis("channels", 8.0), threshold=0.6)
 WIDTHS = Widths("Channels", (("conv1", 8, 4), ("conv2", 16, 16)))
-FIGURES: list[Figure] = [CHART, HISTOGRAM, WIDTHS]
+HEAT_MAP = HeatMap(
+    "Losses",
+    (
+        ("conv1", (Cell("71.0", SHADES[0], "conv1: 71%"), None)),
+        ("conv2", (Cell("70", SHADES[1]), Cell("60", SHADES[6]))),
+    ),
+    ("10%", "20%"),
+    axis("channels removed", 1.0),
+    axis("loss", 1.0),
+    (("box", "< 1%", SHADES[0]), ("box", "more", SHADES[6])),
+)
+FIGURES: list[Figure] = [CHART, HISTOGRAM, WIDTHS, HEAT_MAP]
 
 
 def test_a_line_goes_through_its_points_and_a_dot_stands_on_one() -> None:
@@ -53,6 +65,27 @@ def test_kept_channels_are_stacked_on_removed_ones() -> None:
     assert [box.colour for box in boxes] == [GREY, GREY, HISTOGRAM.colour]
     assert [box.height for box in boxes] == pytest.approx([3 * boxes[1].height, boxes[1].height, 7 * boxes[1].height])
     assert boxes[2].y + boxes[2].height == pytest.approx(boxes[1].y)
+
+
+def test_a_heat_map_has_a_box_per_value_and_grows_with_its_rows() -> None:
+    shapes = plot(HEAT_MAP)
+    boxes = [shape for shape in shapes if isinstance(shape, Box)]
+    assert [box.colour for box in boxes] == [SHADES[0], SHADES[1], SHADES[6]]
+    assert boxes[0].x == boxes[1].x < boxes[2].x
+    assert boxes[0].y < boxes[1].y == boxes[2].y
+    assert all(box.x + box.width <= WIDTH for box in boxes)
+    assert {"conv1", "conv2", "71.0", "10%", "20%"} <= {shape.text for shape in shapes if isinstance(shape, Text)}
+    twice = replace(HEAT_MAP, rows=HEAT_MAP.rows * 2)
+    assert height_of(twice) - height_of(HEAT_MAP) == pytest.approx(2 * (boxes[1].y - boxes[0].y))
+
+
+def test_losses_are_coloured_by_their_size() -> None:
+    made = sensitivity_map([("a", {0.5: 0.9, 0.75: 0.885}), ("b", {0.5: 0.1})], (0.5, 0.75), 0.9)
+    (_, (none, small)), (_, (large, absent)) = made.rows
+    assert none is not None and small is not None and large is not None  # noqa: PT018
+    assert [none.colour, small.colour, large.colour] == [SHADES[0], SHADES[2], SHADES[6]]
+    assert absent is None
+    assert made.legend[2] == ("box", "< 2%", SHADES[2])
 
 
 def test_widths_are_proportional_to_channels() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -15,6 +16,9 @@ from bnprune.runs.stages import title_of
 from bnprune.training.loop import EpochRecord
 from bnprune.training.penalties.gamma import GammaStatistics
 
+_EVERY, _FIRST_LINE = 30.0, 28.0
+"""Seconds between two lines of progress without a terminal; the first one comes after 2 seconds."""
+
 
 class RichDisplay:
     """Progress on stderr: a bar on a terminal, plain lines elsewhere."""
@@ -25,6 +29,8 @@ class RichDisplay:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._epochs = 0
+        self._begun: tuple[float, int] | None = None
+        self._shown = 0.0
 
     def __enter__(self) -> RichDisplay:
         return self
@@ -75,6 +81,26 @@ class RichDisplay:
         else:
             reached = f"{percent(figures.teacher.agreement)} of the held-out images are classified as by the teacher"
         self.note(f"  {title_of(stage)}: {reached}, {figures.seconds:.1f} s")
+
+    def advance(self, done: int, count: int, things: str) -> None:
+        """Move a bar with the time that is left; without a terminal, print a line at most every half a minute."""
+        now = time.monotonic()
+        if self._begun is None:
+            self._begun, self._shown = (now, done), now - _FIRST_LINE
+            if self.console.is_terminal and not self.quiet:
+                columns = (TextColumn("  {task.completed:.0f} of {task.total:.0f} " + things), BarColumn(20))
+                self._bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+                self._task = self._bar.add_task("", total=count, completed=done)
+                self._bar.start()
+        elif self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done)
+        elif now - self._shown >= _EVERY or done == count:
+            self._shown = now
+            began, before = self._begun
+            left = (now - began) / max(done - before, 1) * (count - done)
+            self.note(
+                f"  {done} of {count} {things}, about {left:.0f} s left" if done < count else f"  {done} {things}"
+            )
 
     def note(self, text: str, style: str = "") -> None:
         """Print a line; with --quiet, warnings only."""

@@ -44,7 +44,7 @@ def show_prune(result: PruneResult) -> None:
         console.print("took: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in steps.items()))
     if result.calibration is not None and result.calibration.chosen is not None:
         print_text(console, _repair(result.calibration))
-    if result.compensation:
+    elif result.compensation:
         print_text(console, _summary(result.compensation))
     print_text(console, "dry run: nothing was written" if dry_run else f"wrote {result.out}")
 

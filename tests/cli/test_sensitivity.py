@@ -1,0 +1,145 @@
+"""`bnprune sensitivity`, and `bnprune prune --sensitivity FILE`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import bnprune as package
+from bnprune.config.schema import DataConfig
+from bnprune.data import load_data
+from bnprune.pruning.sensitivity import Sensitivity
+from bnprune.training.evaluate import evaluate
+from bnprune.workflows import sensitivity as workflow
+from tests.cli.harness import CHAIN, bnprune, document, done, refusal, squeezed
+
+DIGITS = load_data(DataConfig(name="digits"))
+RECIPE = """
+seed: 0
+model: {name: mlp, kwargs: {in_channels: 1, image_size: 16, hidden: [32, 24]}}
+data: {name: digits, augment: false}
+train: {epochs: 2, optimizer: adam, lr: 2e-2}
+"""
+TABLE = Path("table.json")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sensitivity")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    done("train", folder / "recipe.yaml", "--out", folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def measured(trained: Path) -> tuple[str, dict[str, Any]]:
+    """The text of a table, and the result of the command that made it."""
+    made = document("sensitivity", trained, "--at", "0.75,0.5", "--out", trained.parent / "table.json")
+    return (trained.parent / "table.json").read_text(), made
+
+
+@pytest.fixture
+def table(measured: tuple[str, dict[str, Any]], here: Path) -> Path:
+    TABLE.write_text(measured[0])
+    return TABLE
+
+
+def test_each_group_is_cut_alone(trained: Path, measured: tuple[str, dict[str, Any]]) -> None:
+    _, made = measured
+    model = package.load(trained / "checkpoints" / "train.safetensors")
+    start = evaluate(model, DIGITS.validation, torch.device("cpu")).top1
+    assert made["accuracy"] == start
+    assert made["images"] == len(DIGITS.validation)
+    assert [[point["share"] for point in group["points"]] for group in made["groups"]] == [[0.5, 0.75]] * 2
+    group = made["groups"][1]
+    names = [name for other in made["groups"] for name in other["layers"] if other is not group]
+    ratios = dict.fromkeys(group["layers"], 0.5)
+    alone = package.prune(model, DIGITS.example, ratio=0.01, layer_ratios=ratios, exclude=names)
+    assert group["points"][0]["removed"] == group["channels"] / 2
+    assert group["points"][0]["plain"] == evaluate(alone.model, DIGITS.validation, torch.device("cpu")).top1
+    assert all(point["accuracy"] >= point["plain"] for other in made["groups"] for point in other["points"])
+
+
+def test_an_interrupted_measurement_is_continued_to_the_same_file(
+    trained: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, calls = table.read_text(), 0
+    write = workflow.write_text
+
+    def interrupted(path: Path, text: str) -> None:
+        nonlocal calls
+        write(path, text)
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+
+    command = ("sensitivity", trained, "--at", "0.5,0.75", "--out", "half.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(workflow, "write_text", interrupted)
+        assert bnprune(*command).exit_code == 130
+    half = Sensitivity.from_json(Path("half.json").read_text())
+    assert [len(group.points) for group in half.groups] == [2, 1]
+    result = bnprune(*command)
+    assert "continuing half.json: 3 cuts have been evaluated" in squeezed(result.stderr)
+    assert Path("half.json").read_text() == whole
+    before = Path("half.json").stat().st_mtime_ns
+    assert "100" not in done(*command).stderr
+    assert Path("half.json").stat().st_mtime_ns == before
+
+
+def test_a_table_measured_in_another_way_is_not_continued(trained: Path, table: Path) -> None:
+    command = ("sensitivity", trained, "--out", TABLE)
+    assert "measured with other shares. Choose another file, or overwrite it: --force" in refusal(5, *command)
+    other = (*command, "--at", "0.5,0.75", "prune.criterion=uniform", "prune.reconstruct=0")
+    assert "measured with other settings of pruning" in refusal(5, *other)
+    TABLE.write_text("{}")
+    assert "--out: 'table.json': not a sensitivity table" in refusal(5, *command)
+    assert "must be between 0 and 1" in refusal(2, *command, "--at", "1.5")
+
+
+def test_prune_cuts_by_a_table(trained: Path, table: Path) -> None:
+    """A layer that loses nothing is cut as far as it was measured; of one that loses all, nothing goes."""
+    data = json.loads(table.read_text())
+    for number, group in enumerate(data["groups"]):
+        for point in group["points"]:
+            point["accuracy"] = data["accuracy"] if number == 1 else 0.1
+    table.write_text(json.dumps(data))
+    source = trained / "checkpoints" / "train.safetensors"
+    cut = document("prune", source, "--params", "0.93", "--sensitivity", TABLE, "--calibrate-images", "0", "--dry-run")
+    names = data["groups"][1]["layers"]
+    for layer in cut["layers"]:
+        assert (layer["after"] < layer["before"]) == (layer["name"] in names)
+    assert cut["target"]["realised"] <= 0.93
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--macs", "0.5"), 5, "is the sensitivity table of another network (MLP). Make a table of this network"),
+        (("--latency", "1", "--profile", "cpu.json"), 2, "both decide how much each layer loses. Give one"),
+        (("--plan", "plan.json"), 2, "a plan says which channels go. Leave the sensitivity table out"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(table: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
+    Path("cpu.json").write_text("{}")
+    assert message in refusal(code, "prune", *CHAIN, *arguments, "--sensitivity", TABLE)
+
+
+def test_a_table_of_other_weights_is_used_with_a_warning(trained: Path, table: Path) -> None:
+    table.write_text(table.read_text().replace(json.loads(table.read_text())["model"]["weights"], "0"))
+    source = trained / "checkpoints" / "train.safetensors"
+    result = done("prune", source, "--ratio", "0.5", "--sensitivity", TABLE, "--calibrate-images", "0", "--dry-run")
+    assert "warning: 'table.json' was measured with other weights" in squeezed(result.stderr)
+
+
+def test_the_table_is_shown_and_drawn(trained: Path, table: Path) -> None:
+    shown = done("sensitivity", trained, "--at", "0.5,0.75", "--out", TABLE, "--plot", "map.svg").stdout
+    made = Sensitivity.from_json(table.read_text())
+    line = next(line for line in shown.splitlines() if line.startswith(made.groups[0].layers[0]))
+    assert line.split()[-2:] == [f"{point.accuracy:.1%}" for point in made.groups[0].points]
+    drawn = Path("map.svg").read_text()
+    assert all(f">{100 * point.accuracy:.1f}<" in drawn for group in made.groups for point in group.points)
