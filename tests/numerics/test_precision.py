@@ -11,7 +11,7 @@ from torch import nn
 
 import bnprune
 from bnprune.channels.pytrees import as_inputs
-from bnprune.pruning import rounding
+from bnprune.pruning import proof_tolerance
 from bnprune.pruning.proof_forward import Setting
 from bnprune.pruning.proof_runs import masked_runs
 from bnprune.pruning.proof_tolerance import rounding_error, rounds_to_float32
@@ -113,7 +113,7 @@ def test_a_cast_inside_an_operator_of_another_library_is_found(casting_operator)
 def test_a_cast_inside_an_operator_leads_to_a_proof_in_float32(casting_operator, monkeypatch) -> None:
     """A difference in the last bit of float64 seldom changes a number in float32: a strict tolerance stands for it."""
     model = network(lambda x: x, lambda x, y: y + casting_operator(y))
-    monkeypatch.setattr(rounding, "TOLERANCE", 1e-17)
+    monkeypatch.setattr(proof_tolerance, "TOLERANCE", 1e-17)
     found = proof(model)
     assert found.passed
     assert found.dtype == "float32"
