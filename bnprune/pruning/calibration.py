@@ -146,7 +146,7 @@ def forward_batches(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
     device = device_of(model)
     for batch in batches:
         with forward_errors():
-            args, kwargs = inputs_of(batch, device)
+            args, kwargs = map_tensors(torch.Tensor.clone, inputs_of(batch, device))  # may be changed in place
             output = model(*args, **kwargs)
         yield output
 

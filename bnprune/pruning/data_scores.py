@@ -61,6 +61,9 @@ class RunningMoments:
     @classmethod
     def of(cls, channels: torch.Tensor) -> RunningMoments:
         """Return the moments of values (Ci, values)."""
+        if not channels.shape[1]:  # a layer that was given no regions, say
+            nothing = torch.zeros(len(channels), dtype=torch.float64)
+            return cls(0, nothing, nothing)
         wide = channels if channels.dtype == torch.float64 else channels.float()
         variance, mean = torch.var_mean(wide, 1, correction=0)
         count = channels.shape[1]
@@ -68,7 +71,7 @@ class RunningMoments:
 
     def __add__(self, other: RunningMoments) -> RunningMoments:
         """Return the moments over both sets of values (Chan, Golub & LeVeque 1983), without loss of precision."""
-        count, apart = self.count + other.count, other.mean - self.mean
+        count, apart = max(self.count + other.count, 1), other.mean - self.mean
         between = apart.square() * (self.count * other.count / count)
         return RunningMoments(
             count, self.mean + apart * (other.count / count), self.deviations + other.deviations + between
@@ -82,7 +85,7 @@ class RunningMoments:
         """
         if not self.deviations.isfinite().all():
             raise PruningError(f"{layer}: not all activations are finite on the calibration data.")
-        return self.deviations / self.count
+        return self.deviations / max(self.count, 1)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ All arrays have the groups of the convolution as their first dimension.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -201,7 +201,12 @@ def find_consumers(model: nn.Module, plan: PruningPlan) -> tuple[list[Consumer],
         elif not _has_usual_forward(layer):
             unfit.append(Unfit(site, sizes[keep] - len(keep), "it has a forward pass of its own"))
         else:
-            consumers += _consumer(site, layer, cuts, keep, sizes, transposed=transposed)
+            sharing = [(other, m) for other, m in modules.items() if m._parameters.get("weight") is layer.weight]
+            if any(type(module) is not type(layer) for _, module in sharing):
+                unfit.append(Unfit(site, sizes[keep] - len(keep), "its weight belongs to another layer, too"))
+                continue
+            for consumer in _consumer(site, layer, cuts, keep, sizes, transposed=transposed):
+                consumers += [replace(consumer, site=other, layer=module) for other, module in sharing]
     return consumers, unfit
 
 

@@ -110,7 +110,7 @@ def measure_means(
     with _hooked(losses, _add_to_sums):
         for batch in batches:
             inputs = as_inputs(batch[0] if isinstance(batch, tuple | list) else batch)
-            moved = map_tensors(lambda tensor: tensor.to(device), inputs)
+            moved = map_tensors(lambda tensor: tensor.to(device, copy=True), inputs)
             double = map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, moved)
             run_double(model, double)
             count += 1

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnprune.channels.pytrees import map_tensors
 from bnprune.channels.torch_internals import BatchNorm
 from bnprune.pruning.calibration import inputs_of
 
@@ -35,7 +36,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     momenta = [norm.momentum for norm in norms]
     before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     try:
-        _average(model, norms, batches)
+        for position in _average(model, norms, batches):
+            norms[position].load_state_dict(before[position], strict=False)
     except BaseException:
         for norm, buffers in zip(norms, before, strict=True):
             norm.load_state_dict(buffers, strict=False)
@@ -48,7 +50,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     return model
 
 
-def _average(model: nn.Module, norms: Sequence[BatchNorm], batches: Iterable[Any]) -> None:
+def _average(model: nn.Module, norms: Sequence[BatchNorm], batches: Iterable[Any]) -> list[int]:
+    """Average statistics over batches; return the positions of the BatchNorms that did not run in eval mode."""
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
@@ -57,8 +60,9 @@ def _average(model: nn.Module, norms: Sequence[BatchNorm], batches: Iterable[Any
     count = 0
     with torch.no_grad():
         for batch in batches:
-            args, kwargs = inputs_of(batch)
+            args, kwargs = map_tensors(torch.Tensor.clone, inputs_of(batch))  # the network may change them in place
             model(*args, **kwargs)
             count += 1
     if not count:
         raise ValueError("recalibrate: got no batches")
+    return [position for position, norm in enumerate(norms) if not norm.num_batches_tracked]

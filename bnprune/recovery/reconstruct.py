@@ -36,6 +36,7 @@ from bnprune.pruning.gates import gated_name
 from bnprune.pruning.plan import PruningPlan
 from bnprune.recovery.consumers import Consumer, find_consumers
 from bnprune.recovery.moments import Fit, Moments, fit
+from bnprune.recovery.recalibrate import recalibrate
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +94,16 @@ def reconstruct_layers(
     results = [Reconstruction(layer.site, layer.removed, reason=layer.reason) for layer in unfit]
     moments = _measure(model, images, consumers)
     before = copy.deepcopy(slim.state_dict())
-    for consumer in consumers:
-        norm = norms.get(consumer.site)
-        done = _refit(slim, consumer, moments.get(consumer.key), None if norm is None else gated_name(norm, gated))
-        results.append(done)
-    if not _is_nearer(model, slim, before, images[-1]):
+    try:
+        for consumer in consumers:
+            norm = norms.get(consumer.site)
+            done = _refit(slim, consumer, moments.get(consumer.key), None if norm is None else gated_name(norm, gated))
+            results.append(done)
+        nearer = _is_nearer(model, slim, before, images[0])
+    except BaseException:
+        slim.load_state_dict(before)
+        raise
+    if not nearer:
         slim.load_state_dict(before)
         return tuple(Reconstruction(r.site, r.channels, reason=r.reason or _NO_NEARER) for r in results)
     return tuple(results)
@@ -118,7 +124,8 @@ def _measure(model: nn.Module, images: Sequence[Inputs], consumers: Sequence[Con
             earlier.add(moments)
 
     with temporary_mode(model, training=False), _watched(consumers, add):
-        for args, kwargs in images:
+        for inputs in images:
+            args, kwargs = map_tensors(torch.Tensor.clone, inputs)  # the network may change its inputs in place
             model(*args, **kwargs)
     return sums
 
@@ -192,10 +199,13 @@ def _is_nearer(model: nn.Module, slim: nn.Module, before: Mapping[str, torch.Ten
     old.load_state_dict(before)
     if _distance(expected, _outputs(slim, images)) < _distance(expected, _outputs(old, images)):
         return True
-    pair = (copy.deepcopy(slim), old)
-    for network in pair:
-        for norm in (module for module in network.modules() if isinstance(module, BatchNorm)):
-            norm.running_mean = norm.running_var = None  # normalizes with the statistics of the batch
+    args, kwargs = images
+    if kwargs or len(args) != 1 or not any(isinstance(module, BatchNorm) for module in slim.modules()):
+        return False
+    try:
+        pair = [recalibrate(network, [args[0].clone()]) for network in (copy.deepcopy(slim), old)]
+    except ValueError:  # too few values for statistics
+        return False
     new, reference = (_distance(expected, _outputs(network, images)) for network in pair)
     return new < reference
 

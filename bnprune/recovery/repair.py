@@ -21,7 +21,7 @@ from bnprune.channels.modules import temporary_mode
 from bnprune.channels.operator_mode import preserve_thread_state
 from bnprune.channels.pytrees import map_tensors, tensors
 from bnprune.channels.torch_internals import BatchNorm
-from bnprune.errors import BnpruneError, first_line
+from bnprune.errors import first_line
 from bnprune.notes import Note
 from bnprune.pruning.calibration import Calibration, batch_size, device_of, forward_batches
 from bnprune.pruning.plan import PruningPlan
@@ -112,12 +112,14 @@ def _failure_noted(method: str, notes: list[Note]) -> Iterator[None]:
     """Turn an error of one repair method into a note: the others remain."""
     try:
         yield
-    except (BnpruneError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - the code of the network may raise anything
         notes.append(Note("repair.failed", "note", f"the network is not {method}: {first_line(error)}"))
 
 
 def output_distance(dense: nn.Module, slim: nn.Module, batches: Iterable[Any]) -> float:
-    """Return ‖slim(x) - dense(x)‖ / ‖dense(x)‖ over all outputs of real numbers; infinity if they cannot be compared.
+    """Return ‖slim(x) - dense(x)‖ / ‖dense(x)‖ over the outputs of real numbers that have one shape in both networks.
+
+    It is infinity if no output has.
 
     Raises:
         ForwardError: A forward pass fails.
@@ -127,7 +129,8 @@ def output_distance(dense: nn.Module, slim: nn.Module, batches: Iterable[Any]) -
     with temporary_mode(dense, training=False), temporary_mode(slim, training=False):
         for slim_output, dense_output in zip(forward_batches(slim, given), forward_batches(dense, given), strict=True):
             pairs = [*zip(_numbers(slim_output), _numbers(dense_output), strict=False)]
-            if not pairs or any(a.shape != b.shape for a, b in pairs):
+            pairs = [(a, b) for a, b in pairs if a.shape == b.shape]  # outputs that do not count may lose channels
+            if not pairs:
                 return math.inf
             difference += sum(float((a - b).square().sum()) for a, b in pairs)
             size += sum(float(b.square().sum()) for _, b in pairs)

@@ -95,7 +95,7 @@ def test_a_way_that_fails_leaves_the_others() -> None:
     model = randomized(nn.Sequential(conv_bn(3, 8), nn.AdaptiveAvgPool2d(1), conv_bn(8, 8, 1), head(8)))
     result = bnprune.prune(model, X, ratio=0.5, calibrate=[IMAGES[:1]])
     assert result.repair is not None
-    assert set(result.repair.distances) == {"plain", "compensated"}
+    assert set(result.repair.distances) == {"plain", "compensated", "reconstructed"}
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
@@ -135,3 +135,22 @@ def test_batches_may_be_keyword_arguments(batch: Any) -> None:
     result = bnprune.prune(model, example, ratio=0.5, criterion="activation", calibrate=[batch])
     assert result.repair is not None
     assert result.repair.distances[result.repair.chosen] < result.repair.distances["plain"]
+
+
+def test_the_images_stay_as_they_are_if_the_network_changes_its_inputs() -> None:
+    model = randomized(Net(lambda n, x: n.body(x.sub_(1).div_(2)), body=chain()))
+    images = noise(64, 3, 8, 8).float()
+    before = images.clone()
+    bnprune.prune(model, X, ratio=0.5, calibrate=images.split(16))
+    assert torch.equal(images, before)
+
+
+def test_an_output_that_loses_channels_does_not_prevent_the_repair() -> None:
+    def forward(n: Net, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = n.stem(x)
+        return n.head(features), features
+
+    model = randomized(Net(forward, stem=conv_bn(3, 16), head=head(16)))
+    result = bnprune.prune(model, X, ratio=0.5, outputs="0", calibrate=IMAGES.split(16))
+    assert result.repair is not None
+    assert result.repair.chosen != "plain"
