@@ -83,6 +83,8 @@ def sweep(
         values=values,
         tolerance=tolerance,
     )
-    command = partial(prune_command, result, model=model, model_arg=model_arg, weights=weights, trust=trust)
+    command = partial(
+        prune_command, result, model=model, model_arg=model_arg, weights=weights, pretrained=pretrained, trust=trust
+    )
     output(result, lambda shown: show_sweep(shown, command), as_json=json)
     save_plot(plot, result)  # after the output, so that a full disk does not lose it

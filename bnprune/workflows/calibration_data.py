@@ -89,7 +89,10 @@ def preprocessing_of(
     known = _known(network, recipe) if recipe or network.header.config is not None else None
     if known is not None:
         return Preprocessing.of(shape, *known), ()
-    text = "images of the folder are normalised with the mean and standard deviation of ImageNet: no others are known"
+    text = (
+        "images of the folder are normalised with the mean and standard deviation of ImageNet, because those of the "
+        "training images are not at hand"
+    )
     return Preprocessing.of(shape), (Note("calibration.imagenet", "note", text),)
 
 

@@ -143,6 +143,8 @@ def finetune(
                 display.note(f"note: {note}")
         config = with_model(config or source.config(overrides), source.header.spec)
         dense = teacher_beside(Path(pruned)) if teacher is None else Path(teacher)
+        if dense is not None and teacher is None and config.data.unlabelled is not None:
+            display.note(f"teacher: {dense}")
         config = with_teacher(config, dense, asked=teacher is not None or config.data.unlabelled is not None)
         sources = [Path(path) for path in (pruned, recipe) if path is not None]
         network = source.model, source.header

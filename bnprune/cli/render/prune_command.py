@@ -18,6 +18,7 @@ def prune_command(
     model: str | None = None,
     model_arg: Sequence[str] | None = None,
     weights: Path | None = None,
+    pretrained: bool = False,
     trust: bool = False,
 ) -> str:
     """Return the command, with the constraints of the sweep. The other arguments are those of `bnprune sweep`."""
@@ -26,6 +27,7 @@ def prune_command(
     words += ["--model", model] if model else []
     words += [word for text in model_arg or () for word in ("--model-arg", text)]
     words += ["--weights", str(weights)] if weights else []
+    words += ["--pretrained"] if pretrained else []
     words += ["--input", ",".join(map(str, result.input))] if model else []
     words += ["--trust"] if trust else []
     words += [str(options[result.by].flag), str(point.asked)]
