@@ -184,7 +184,7 @@ def test_a_plan_that_forgets_a_tensor(option: tuple[str, ...], run: Path, traine
     plan = json.loads((run / "plan.json").read_text())
     plan["cuts"][0]["at"] = plan["cuts"][0]["at"][:1]
     write("plan.json", json.dumps(plan))
-    assert "what it makes does not run" in refusal(5, "prune", trained, "--plan", "plan.json", *option)
+    assert "the network that it gives does not run" in refusal(5, "prune", trained, "--plan", "plan.json", *option)
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from bnprune.config.recipe import load_recipe
 from bnprune.pruning import scores as score
@@ -64,6 +65,9 @@ def workshop(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "nets.py").write_text("from tests.nets import chain as build\n")
     torch.save(chain().state_dict(), tmp_path / "trained.pt")
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        Image.new("RGB", (16, 16), (60 * number, 90, 120)).save(tmp_path / "photos" / f"{number}.png")
     return tmp_path
 
 
@@ -88,6 +92,7 @@ def test_every_piece_of_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(score.CRITERIA, "gamma-squared", score.gamma)  # so that it is gone afterwards
     names: dict[str, Any] = {"build": chain, "example_inputs": torch.zeros(1, 3, 8, 8)}
+    names["batches"] = torch.rand(32, 3, 8, 8).split(16)
     found = blocks("python")
     assert len(found) >= 4
     for code in found:
