@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bnprune.channels.graph import ChannelGraph
 from bnprune.notes import Note
 from bnprune.pruning.request import Request
-from bnprune.pruning.scores import Reduce, Scores, Statistics, Tensors, score_units
+from bnprune.pruning.scores import Reduce, Scores, Statistics, Tensors, gamma_values, score_units
 
 _SMALL = 0.03
 """|γ| below this share of the root mean square counts as zero: its channel has 0.1% of the variance of others."""
@@ -83,9 +83,7 @@ def _choice(*, separated: bool, has_data: bool) -> str:
 def _gammas(graph: ChannelGraph, tensors: Tensors) -> NDArray[np.float64]:
     """Return |γ| of all BatchNorm channels in units that may be removed."""
     free = graph.free
-    parts = [
-        tensors[name].detach().abs().double().cpu().numpy()[free[units]] for name, units in graph.gamma_units.items()
-    ]
+    parts = [gamma_values(tensors[name])[free[units]] for name, units in graph.gamma_units.items()]
     return np.concatenate([*parts, np.zeros(0)])
 
 

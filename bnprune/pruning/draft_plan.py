@@ -16,6 +16,7 @@ from bnprune.channels.op_context import Count
 from bnprune.channels.union_find import Refusal
 from bnprune.errors import PruningError
 from bnprune.notes import Note
+from bnprune.pruning.attribute_reads import Attribute
 from bnprune.pruning.candidates import Candidates, Constraints, Mask, own_ratios
 from bnprune.pruning.criterion_choice import NOT_SEPARATED
 from bnprune.pruning.cut_notes import ScaleFactors, note_on_equal_gammas, notes_on_cut, notes_on_idle_norms
@@ -92,6 +93,8 @@ class ScoredNetwork:
     """Statistics that the criterion has measured on calibration data."""
     criterion_notes: tuple[Note, ...] = ()
     """Remarks on the choice of the criterion and its default cap."""
+    reads: frozenset[Attribute] = frozenset()
+    """Attributes of modules that the traced passes have read, of those that may hold widths."""
     sensitivity: Sensitivity | None = None
     """Decides how much each group of layers loses; by default, the scores are compared across all layers."""
 

@@ -24,6 +24,7 @@ from bnprune.channels.trace_network import require_repeatable, trace
 from bnprune.channels.union_find import NO_CHANNEL, Ids
 from bnprune.errors import PruningError, TraceError
 from bnprune.notes import Note
+from bnprune.pruning.attribute_reads import recorded_reads
 from bnprune.pruning.bias_folding import find_folds
 from bnprune.pruning.candidates import Candidates, Constraints, Mask, excluded_layers, find_candidates
 from bnprune.pruning.cost_model import CostModel
@@ -38,6 +39,7 @@ from bnprune.pruning.scores import Scores, Statistics, gamma_values, require_fin
 from bnprune.pruning.select import by_cost, by_ratio
 from bnprune.pruning.sensitivity_order import by_sensitivity
 from bnprune.pruning.settled_sizes import settle_sizes
+from bnprune.pruning.stale_sizes import possible_sizes
 from bnprune.pruning.surgery import copy_weights, named_tensors, require_values, slim_on_meta
 
 
@@ -78,7 +80,8 @@ def _probed(
 ) -> ScoredNetwork:
     started = time.perf_counter()
     require_values(model, example_inputs)
-    graph = _trace(model, example_inputs, request, gates, heads)
+    with recorded_reads(possible_sizes(model)) as reads:
+        graph = _trace(model, example_inputs, request, gates, heads)
     tensors = dict(named_tensors(model))
     require_finite(graph, tensors)
     graph = with_deviations(graph, tensors, measured)
@@ -100,6 +103,7 @@ def _probed(
         gammas={name: gamma_values(tensors[name]) for name in graph.gammas},
         statistics=statistics,
         criterion_notes=notes,
+        reads=frozenset(reads),
     )
     findings, prunable = _Planner(model, as_inputs(example_inputs), network).probe()
     seconds = time.perf_counter() - started
@@ -407,9 +411,14 @@ class _Planner:
         graph, removed = self.scored.graph, draft.removed
         if not removed.any():
             return draft
-        shapes = [tuple(tensor.shape) for tensor in tensors(self.inputs)]
         sizes, notes = settle_sizes(
-            self.model, graph, removed, shapes, self._findings.sizes, lambda sizes: self._try(removed, sizes)[2].passed
+            self.model,
+            graph,
+            removed,
+            inputs=[tuple(tensor.shape) for tensor in tensors(self.inputs)],
+            changed=self._findings.sizes,
+            reads=self.scored.reads,
+            runs=lambda sizes: self._try(removed, sizes)[2].passed,
         )
         plan = make_plan(graph, self.model, removed, sizes)
         if plan.attributes != draft.plan.attributes:

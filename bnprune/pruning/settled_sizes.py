@@ -6,7 +6,7 @@ equal it by chance, and are reset. Others that no dry run depends on are set as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from torch import nn
 
@@ -14,7 +14,7 @@ from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.modules import modules_by_name
 from bnprune.channels.op_context import Count
 from bnprune.notes import Note
-from bnprune.pruning.attribute_reads import Attribute, recorded_reads
+from bnprune.pruning.attribute_reads import Attribute
 from bnprune.pruning.candidates import Mask
 from bnprune.pruning.plan import make_plan
 from bnprune.pruning.stale_sizes import find_stale_sizes, stale_size_notes
@@ -29,6 +29,7 @@ def settle_sizes(
     removed: Mask,
     inputs: Sequence[tuple[int, ...]],
     changed: Sequence[Count],
+    reads: Collection[Attribute],
     runs: Runs,
 ) -> tuple[list[Count], tuple[Note, ...]]:
     """Return the attributes to change, beyond those the trace knows of, and remarks about them.
@@ -39,17 +40,14 @@ def settle_sizes(
         removed: True for units to remove, shape (units,).
         inputs: Shapes of the inputs of the trace.
         changed: Attributes with which the slim network passes the dry run.
+        reads: Attributes that the traced passes have read; see `bnprune.pruning.stale_sizes.possible_sizes`.
         runs: The dry run of the slim network.
     """
     needed = _needed(model, changed, runs)
     known = {(size.module, size.attribute) for size in (*graph.counts, *needed)}
     for module, values in make_plan(graph, model, removed, needed).attributes.items():
         known |= {(module, attribute) for attribute in values}
-    stale = find_stale_sizes(model, graph, removed, inputs, known)
-    if stale:
-        with recorded_reads({size.attribute for size in stale}) as reads:
-            runs(needed)
-        stale = [size for size in stale if size.attribute not in reads]
+    stale = find_stale_sizes(model, graph, removed, inputs, known, reads)
     return [*needed, *(count for size in stale for count in size.counts)], tuple(stale_size_notes(stale))
 
 

@@ -66,6 +66,7 @@ def find_stale_sizes(
     removed: Mask,
     inputs: Sequence[tuple[int, ...]],
     known: Collection[tuple[str, str]],
+    reads: Collection[Attribute],
 ) -> list[StaleSize]:
     """Return attributes that would be wrong after a cut if they hold widths.
 
@@ -75,10 +76,11 @@ def find_stale_sizes(
         removed: True for units to remove, shape (units,).
         inputs: Shapes of the inputs of the trace.
         known: (module, attribute) of attributes that surgery changes already.
+        reads: Those of `possible_sizes` that the traced passes have read.
     """
     places = _Places(model, graph, removed, inputs)
     stale: list[StaleSize] = []
-    for attribute, values_by_element in _groups(places, known).items():
+    for attribute, values_by_element in _groups(places, known, reads).items():
         used = read_after_construction(attribute)
         if used or any(len({*values.values()}) > 1 for values in values_by_element.values()):
             stale += _stale_elements(places, attribute, values_by_element, used=used)
@@ -105,17 +107,29 @@ def _listed(sizes: Iterable[StaleSize]) -> str:
     return ", ".join(sorted(f"{cls.__name__}.{name}" for cls, name in attributes))
 
 
-def _groups(places: _Places, known: Collection[tuple[str, str]]) -> dict[Attribute, dict[str, dict[str, float]]]:
+def possible_sizes(model: nn.Module) -> frozenset[Attribute]:
+    """Return the attributes that may hold widths, and whose reads can be recorded."""
+    attributes = ((type(module), name) for module in _user_modules(model).values() for name, _ in _numbers(module))
+    return frozenset(key for key in attributes if is_recordable(key) and not set_in_forward(key))
+
+
+def _user_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules by name, without PyTorch's own, whose attributes surgery knows."""
+    return {n: m for n, m in modules_by_name(model).items() if not type(m).__module__.startswith("torch.nn.")}
+
+
+def _groups(
+    places: _Places, known: Collection[tuple[str, str]], reads: Collection[Attribute]
+) -> dict[Attribute, dict[str, dict[str, float]]]:
     """Return the numbers in the attributes of each class: by attribute, by element of it ("sizes[2]"), by module."""
     groups: dict[Attribute, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    for name, module in places.modules.items():
-        if name not in places.ran or type(module).__module__.startswith("torch.nn."):
-            continue
-        for attribute, elements in _numbers(module):
+    possible = possible_sizes(places.model) - frozenset(reads)
+    for name, module in _user_modules(places.model).items():
+        for attribute, elements in _numbers(module) if name in places.ran else ():
             for element, value in elements.items():
-                if (name, element) not in known:
+                if (type(module), attribute) in possible and (name, element) not in known:
                     groups[type(module), attribute][element][name] = value
-    return {key: values for key, values in groups.items() if is_recordable(key) and not set_in_forward(key)}
+    return groups
 
 
 def _numbers(module: nn.Module) -> Iterator[tuple[str, dict[str, float]]]:
@@ -197,6 +211,7 @@ class _Places:
     """The dimensions of all tensors of a network, by module."""
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, removed: Mask, inputs: Sequence[tuple[int, ...]]) -> None:
+        self.model = model
         self.modules = modules_by_name(model)
         self._graph = graph
         self._inputs = inputs
