@@ -111,15 +111,19 @@ def install(gates: Sequence[Gate], slim: nn.Module, dense: nn.Module) -> None:
             owners[id(child)].append((parent, name))
     for gate in gates:
         module = slim.get_submodule(gate.at)
-        norm = module.norm if isinstance(module, ReadGate | WriteGate) else module
+        norm = without_gate(module)
         shift, scale = dense.get_submodule(gate.at).bias, norm.weight
-        assert isinstance(norm, nn.Module)
         assert isinstance(shift, torch.Tensor)
         assert isinstance(scale, torch.Tensor)
         wrapped = gate.wrap(norm, shift.detach().to(scale.device))
         wrapped.training = norm.training
         for parent, name in owners[id(module)]:  # under every name it has
             setattr(parent, name, wrapped)
+
+
+def without_gate(module: nn.Module) -> nn.Module:
+    """Return the BatchNorm in a gate, and any other module itself."""
+    return module.norm if isinstance(module, ReadGate | WriteGate) else module
 
 
 def to_data(gates: Iterable[Gate]) -> list[dict[str, Any]]:

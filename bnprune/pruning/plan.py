@@ -244,7 +244,7 @@ def make_plan(
         model=type(model).__name__,
         digest=identity(graph.shapes),
         cuts=tuple(_cuts(graph, removed)),
-        attributes=_attributes(graph, model, removed, sizes),
+        attributes=new_sizes(graph, model, removed, sizes),
         gates=tuple(_gates(graph, removed)),
         requested=requested or {},
         realised=realised or {},
@@ -277,9 +277,10 @@ _WIDTHS = ("num_features", "num_channels", "num_parameters")
 """Attributes of normalisations and activations that give the length of their one-dimensional tensors."""
 
 
-def _attributes(
+def new_sizes(
     graph: ChannelGraph, model: nn.Module, removed: Mask, sizes: Sequence[Count]
 ) -> dict[str, dict[str, Size]]:
+    """Return the new values of attributes that hold sizes, by module and attribute. Arguments as for `make_plan`."""
     changed: dict[str, dict[str, Size]] = {}
     stays = ~removed[graph.unit_of]  # by channel id
     modules = dict(model.named_modules(remove_duplicate=False))

@@ -32,7 +32,7 @@ from bnprune.pruning.criterion_choice import choose_criterion, default_cap_note,
 from bnprune.pruning.draft_plan import DraftPlan, DryRunFindings, ScoredNetwork
 from bnprune.pruning.dry_run import DryRun, dry_run
 from bnprune.pruning.output_deviation import Measured, with_deviations
-from bnprune.pruning.plan import PruningPlan, make_plan
+from bnprune.pruning.plan import PruningPlan, make_plan, new_sizes
 from bnprune.pruning.probe import probe
 from bnprune.pruning.request import Request, TargetKind
 from bnprune.pruning.scores import Scores, Statistics, gamma_values, require_finite, score_units, with_streams
@@ -40,7 +40,7 @@ from bnprune.pruning.select import by_cost, by_ratio
 from bnprune.pruning.sensitivity_order import by_sensitivity
 from bnprune.pruning.settled_sizes import settle_sizes
 from bnprune.pruning.stale_sizes import possible_sizes
-from bnprune.pruning.surgery import copy_weights, named_tensors, require_values, slim_on_meta
+from bnprune.pruning.surgery import change_sizes, copy_weights, named_tensors, require_values, slim_on_meta
 
 
 def score_network(
@@ -420,11 +420,9 @@ class _Planner:
             reads=self.scored.reads,
             runs=lambda sizes: self._try(removed, sizes)[2].passed,
         )
-        plan = make_plan(graph, self.model, removed, sizes)
-        if plan.attributes != draft.plan.attributes:
-            plan, meta_slim = self._with_folds(plan, slim_on_meta(plan, self.model))
-            draft = replace(draft, plan=plan, meta_slim=meta_slim)
-        return replace(draft, size_notes=notes)
+        plan = replace(draft.plan, attributes=new_sizes(graph, self.model, removed, sizes))
+        change_sizes(draft.meta_slim, draft.plan.attributes, plan.attributes, self.model)
+        return replace(draft, plan=plan, size_notes=notes)
 
     def _with_folds(self, plan: PruningPlan, meta_slim: nn.Module) -> tuple[PruningPlan, nn.Module]:
         gated = {gate.at for gate in plan.gates}

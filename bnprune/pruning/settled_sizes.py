@@ -16,7 +16,7 @@ from bnprune.channels.op_context import Count
 from bnprune.notes import Note
 from bnprune.pruning.attribute_reads import Attribute
 from bnprune.pruning.candidates import Mask
-from bnprune.pruning.plan import make_plan
+from bnprune.pruning.plan import new_sizes
 from bnprune.pruning.stale_sizes import find_stale_sizes, stale_size_notes
 
 Runs = Callable[[Sequence[Count]], bool]
@@ -45,7 +45,7 @@ def settle_sizes(
     """
     needed = _needed(model, changed, runs)
     known = {(size.module, size.attribute) for size in (*graph.counts, *needed)}
-    for module, values in make_plan(graph, model, removed, needed).attributes.items():
+    for module, values in new_sizes(graph, model, removed, needed).items():
         known |= {(module, attribute) for attribute in values}
     stale = find_stale_sizes(model, graph, removed, inputs, known, reads)
     return [*needed, *(count for size in stale for count in size.counts)], tuple(stale_size_notes(stale))

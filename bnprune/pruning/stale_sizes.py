@@ -216,7 +216,8 @@ class _Places:
         self._graph = graph
         self._inputs = inputs
         self._stays = ~removed[graph.unit_of]  # by channel id
-        self._widths: dict[tuple[str, int], dict[int, dict[_Key, _Width]]] = {}
+        self._widths: dict[tuple[str, int], list[tuple[_Key, _Width]]] = {}
+        self._of_label: dict[int, list[tuple[int, _Width]]] = {}
 
     @cached_property
     def ran(self) -> set[str]:
@@ -234,15 +235,15 @@ class _Places:
         0: operators of the module that take sizes as arguments: split, slice, view; 1: its other operators and its
         tensors; 2: its children (the elements of a container instead of the container); 3: their children.
         """
+        return {place: width for place, width in self._at(module, distance) if width.before == value}
+
+    def _at(self, module: str, distance: int) -> list[tuple[_Key, _Width]]:
         key = (module, distance)
         if key not in self._widths:
-            by_size: dict[int, dict[_Key, _Width]] = defaultdict(dict)
-            for place, width in self._at(module, distance):
-                by_size[width.before][place] = width
-            self._widths[key] = dict(by_size)
-        return self._widths[key].get(int(value), {})
+            self._widths[key] = [*self._search(module, distance)]
+        return self._widths[key]
 
-    def _at(self, module: str, distance: int) -> Iterator[tuple[_Key, _Width]]:
+    def _search(self, module: str, distance: int) -> Iterator[tuple[_Key, _Width]]:
         if distance == 0:
             yield from self._of_operators(module, sizing=True)
         elif distance == 1:
@@ -290,7 +291,9 @@ class _Places:
 
     def _of_labels(self, labels: Iterable[Label]) -> Iterator[tuple[_Key, _Width]]:
         for index, label in enumerate(labels):
-            yield from (((index, dim), self._width(ids)) for dim, ids in lines(label))
+            if id(label) not in self._of_label:  # many operators pass the labels of their input on
+                self._of_label[id(label)] = [(dim, self._width(ids)) for dim, ids in lines(label)]
+            yield from (((index, dim), width) for dim, width in self._of_label[id(label)])
 
     @cached_property
     def _tensors(self) -> dict[str, list[tuple[str, tuple[int, ...]]]]:

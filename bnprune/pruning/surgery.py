@@ -17,7 +17,7 @@ from bnprune.channels.structural_copy import copy_with_tensors, wrap_like
 from bnprune.channels.torch_internals import TORCH_CONTAINERS, own_tensors
 from bnprune.errors import CheckpointError, ConfigError, PruningError
 from bnprune.pruning.bias_folding import fold, misfits
-from bnprune.pruning.gates import Gate, gated_name, install
+from bnprune.pruning.gates import Gate, gated_name, install, without_gate
 from bnprune.pruning.plan import Cut, PruningPlan, Size, identity
 
 _WRAPPERS = {
@@ -179,19 +179,43 @@ def _copy(plan: PruningPlan, model: nn.Module, make: Callable[[str, torch.Tensor
     """
     replacements = {id(tensor): wrap_like(tensor, make(name, tensor)) for name, tensor in named_tensors(model)}
     slim = copy_with_tensors(model, replacements)
-    modules = modules_by_name(slim)
-    for module_name, values in plan.attributes.items():
-        module = modules.get(module_name) or slim.get_submodule(module_name)  # a shared one has several names
-        for attribute, value in values.items():
-            is_list = isinstance(getattr(module, attribute, None), list)
-            setattr(module, attribute, [*value] if is_list and isinstance(value, tuple) else value)
-    _drop_stale_caches(plan, modules)
+    _set_sizes(slim, plan.attributes)
+    _drop_stale_caches(plan, modules_by_name(slim))
     install(plan.gates, slim, model)
     if plan.folds:
         folded = {entry.bias for entry in plan.folds}
         biases = {name: tensor for name, tensor in named_tensors(slim) if name in folded}
         fold(slim, plan.folds, {gate.at for gate in plan.gates}, biases)
     return slim
+
+
+Sizes = Mapping[str, Mapping[str, Size]]
+"""Values of attributes by module and attribute."""
+
+
+def _set_sizes(slim: nn.Module, sizes: Sizes) -> None:
+    modules = modules_by_name(slim)
+    for module_name, values in sizes.items():
+        module = without_gate(modules.get(module_name) or slim.get_submodule(module_name))  # may have several names
+        for attribute, value in values.items():
+            is_list = isinstance(getattr(module, attribute, None), list)
+            setattr(module, attribute, [*value] if is_list and isinstance(value, tuple) else value)
+
+
+def change_sizes(slim: nn.Module, before: Sizes, after: Sizes, model: nn.Module) -> None:
+    """Set the attributes of a slim network as another plan has them.
+
+    Args:
+        slim: Made from a plan, on any device.
+        before: `attributes` of that plan.
+        after: `attributes` of the other plan. Others get the values they have in the original.
+        model: The original.
+    """
+    changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
+    if changed:
+        dense = dict(model.named_modules(remove_duplicate=False))
+        originals = {name: {key: vars(dense[name])[key] for key in before.get(name, ())} for name in changed}
+        _set_sizes(slim, {name: {**originals[name], **after.get(name, {})} for name in changed})
 
 
 def _drop_stale_caches(plan: PruningPlan, modules: Mapping[str, nn.Module]) -> None:
