@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -13,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import bnprune
 from bnprune.config.schema import PruneConfig
 from bnprune.pruning.cost_model import CostModel
-from bnprune.pruning.latency import latencies
 from bnprune.pruning.planner import plan_cut, score_network
 from bnprune.pruning.request import Request
 from bnprune.pruning.scores import CRITERIA
@@ -221,14 +221,23 @@ def test_a_ratio_between_two_multiples_is_noted() -> None:
     assert note == f"ratio {report.ratio_realised:.3f} instead of 0.35: widths stay multiples of 8"
 
 
+class Waits(nn.Module):
+    """Takes 0.1 ms for each channel: a latency that depends on the widths, and hardly on what else the machine does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(1e-4 * x.shape[1])
+        return x
+
+
 def test_a_latency_is_met_when_measured_again() -> None:
-    """Coarsely: timings on a busy machine are what they are (`scripts/bench_targets.py` has the figures)."""
-    model, x = randomized(stack(128, 256, 256)), torch.zeros(8, 3, 48, 48)
-    (dense,) = latencies([model], ((x,), {}), runs=15)
-    report = bnprune.prune(model, x, latency_ms=dense * 1e3 / 2).report
+    """`scripts/bench_targets.py` has the figures for networks that compute."""
+    model, x = randomized(stack(64, 128, 128)), X
+    for layer in list(model)[:3]:
+        layer.append(Waits())
+    report = bnprune.prune(model, x, latency_ms=16).report  # of 32 ms, and the time that it computes
     assert report.target.kind == "latency_ms"
-    assert report.target.realised <= dense * 1e3 / 2
-    assert 0.1 < report.macs_after / report.macs_before < 0.9
+    assert 8 < report.target.realised <= 16
+    assert 100 < report.channels_after < 180  # of 320
     with pytest.raises(bnprune.PruningError, match="already runs in"):
         bnprune.prune(model, x, latency_ms=1e6)
     with pytest.raises(bnprune.PruningError, match="cannot be reached: the fastest network found takes"):
