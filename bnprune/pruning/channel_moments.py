@@ -54,9 +54,14 @@ def of_layer(ids: torch.Tensor, x: Moments | None, weight: torch.Tensor, bias: t
         return Moments(ids, mean, taps.square().sum((1, 2)).double() * variance)
     groups = len(x.ids) // width
     by_group = taps.unflatten(0, (groups, -1))  # (groups, Co / groups, Ci / groups, K)
-    mean = (by_group.sum(3).double() @ x.mean.view(groups, width, 1)).flatten()
-    variance = (by_group.square().sum(3).double() @ x.variance.view(groups, width, 1)).flatten()
+    x_mean, x_variance = (values.to(taps.dtype).view(groups, width, 1) for values in (x.mean, x.variance))
+    mean = (_sum_of_last(by_group) @ x_mean).flatten().double()
+    variance = (_sum_of_last(by_group.square()) @ x_variance).flatten().double()
     return Moments(ids, mean if bias is None else mean + bias.detach().double().cpu(), variance)
+
+
+def _sum_of_last(values: torch.Tensor) -> torch.Tensor:
+    return values[..., 0] if values.shape[-1] == 1 else values.sum(-1)  # no copy of a large linear layer's weight
 
 
 Rule = Callable[[Moments, tuple[float, ...]], tuple[torch.Tensor, torch.Tensor]]

@@ -216,8 +216,7 @@ class _Places:
         self._graph = graph
         self._inputs = inputs
         self._stays = ~removed[graph.unit_of]  # by channel id
-        self._widths: dict[tuple[str, int], list[tuple[_Key, _Width]]] = {}
-        self._of_label: dict[int, list[tuple[int, _Width]]] = {}
+        self._dims_of: dict[int, list[tuple[int, _Width]]] = {}
 
     @cached_property
     def ran(self) -> set[str]:
@@ -229,34 +228,27 @@ class _Places:
                 site = site.rpartition(".")[0]
         return names
 
-    def equal(self, module: str, distance: int, value: float) -> dict[_Key, _Width]:
+    def equal(self, module: str, distance: int, size: float) -> dict[_Key, _Width]:
         """Return the dimensions of a size, at a distance from a module.
 
         0: operators of the module that take sizes as arguments: split, slice, view; 1: its other operators and its
         tensors; 2: its children (the elements of a container instead of the container); 3: their children.
         """
-        return {place: width for place, width in self._at(module, distance) if width.before == value}
+        return dict(self._at(module, distance, size))
 
-    def _at(self, module: str, distance: int) -> list[tuple[_Key, _Width]]:
-        key = (module, distance)
-        if key not in self._widths:
-            self._widths[key] = [*self._search(module, distance)]
-        return self._widths[key]
-
-    def _search(self, module: str, distance: int) -> Iterator[tuple[_Key, _Width]]:
+    def _at(self, module: str, distance: int, size: float) -> Iterator[tuple[_Key, _Width]]:
         if distance == 0:
-            yield from self._of_operators(module, sizing=True)
+            yield from self._of_operators(module, size, sizing=True)
         elif distance == 1:
-            yield from self._of_operators(module, sizing=False)
-            yield from self._of_tensors(module)
-            yield from (
-                (("input", i, d), _Width(n, n, None)) for i, s in enumerate(self._inputs) for d, n in enumerate(s)
-            )
+            yield from self._of_operators(module, size, sizing=False)
+            yield from self._of_tensors(module, size)
+            for index, shape in enumerate(self._inputs):
+                yield from ((("input", index, dim), _Width(n, n, None)) for dim, n in enumerate(shape) if n == size)
         else:
             for child in self._children(module):
                 relative = child[len(module) :].lstrip(".")
                 for nearer in (0, 1) if distance == 2 else (distance - 1,):
-                    yield from (((relative, *place), width) for place, width in self._at(child, nearer))
+                    yield from (((relative, *place), width) for place, width in self._at(child, nearer, size))
 
     def _children(self, module: str) -> Iterator[str]:
         for name, child in self.modules[module].named_children():
@@ -274,26 +266,34 @@ class _Places:
                 calls[record.site].append(((mode, record.op, next(numbers[record.site, record.op])), record))
         return calls
 
-    def _of_operators(self, module: str, *, sizing: bool) -> Iterator[tuple[_Key, _Width]]:
+    def _of_operators(self, module: str, size: float, *, sizing: bool) -> Iterator[tuple[_Key, _Width]]:
         for key, record in self._records.get(module, ()):
             if sizing == (record.kind in ("split", "slice", "view")):
-                yield from (((*key, *place), width) for place, width in self._of_record(record))
+                yield from (((*key, *place), width) for place, width in self._of_record(record, size))
 
-    def _of_record(self, record: Record) -> Iterator[tuple[_Key, _Width]]:
+    def _of_record(self, record: Record, size: float) -> Iterator[tuple[_Key, _Width]]:
         if record.kind not in ("split", "slice", "view"):
-            yield from ((("in", *place), width) for place, width in self._of_labels(record.inputs))
+            yield from ((("in", *place), width) for place, width in self._of_labels(record.inputs, size))
         for index, (shape, labels) in enumerate(record.outputs):
-            labelled = dict(self._of_labels(labels))
-            yield from ((("out", index, *place), width) for place, width in labelled.items())
-            if record.kind not in ("split", "slice"):  # these take one size, that of the dimension they act on
-                dims = {place[-1] for place in labelled}
-                yield from ((("out", index, d), _Width(n, n, None)) for d, n in enumerate(shape) if d not in dims)
+            yield from ((("out", index, *place), width) for place, width in self._of_labels(labels, size))
+            if (
+                record.kind not in ("split", "slice") and size in shape
+            ):  # these take one size, of the dimension they cut
+                labelled = {dim for label in labels for dim, _ in self._dims(label)}
+                others = (dim for dim, n in enumerate(shape) if n == size and dim not in labelled)
+                yield from ((("out", index, dim), _Width(shape[dim], shape[dim], None)) for dim in others)
 
-    def _of_labels(self, labels: Iterable[Label]) -> Iterator[tuple[_Key, _Width]]:
+    def _of_labels(self, labels: Iterable[Label], size: float) -> Iterator[tuple[_Key, _Width]]:
         for index, label in enumerate(labels):
-            if id(label) not in self._of_label:  # many operators pass the labels of their input on
-                self._of_label[id(label)] = [(dim, self._width(ids)) for dim, ids in lines(label)]
-            yield from (((index, dim), width) for dim, width in self._of_label[id(label)])
+            for dim, width in self._dims(label):
+                if width.before == size:
+                    yield (index, dim), width
+
+    def _dims(self, label: Label) -> list[tuple[int, _Width]]:
+        """Return the dimensions along which a label varies; many operators pass the label of their input on."""
+        if id(label) not in self._dims_of:
+            self._dims_of[id(label)] = [(dim, self._width(ids)) for dim, ids in lines(label)]
+        return self._dims_of[id(label)]
 
     @cached_property
     def _tensors(self) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
@@ -302,11 +302,12 @@ class _Places:
             shapes[name.rpartition(".")[0]].append((name, shape))
         return shapes
 
-    def _of_tensors(self, module: str) -> Iterator[tuple[_Key, _Width]]:
+    def _of_tensors(self, module: str, size: float) -> Iterator[tuple[_Key, _Width]]:
         for name, shape in self._tensors.get(module, ()):
-            for dim, size in enumerate(shape):
+            for dim in (dim for dim, n in enumerate(shape) if n == size):
                 ids = self._graph.axes.get((name, dim))
-                yield (name.rpartition(".")[2], dim), _Width(size, size, None) if ids is None else self._width(ids)
+                width = _Width(shape[dim], shape[dim], None) if ids is None else self._width(ids)
+                yield (name.rpartition(".")[2], dim), width
 
     def _width(self, ids: Ids) -> _Width:
         return _Width(len(ids), int(self._stays[ids].sum()), ids)
