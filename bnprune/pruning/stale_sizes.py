@@ -276,9 +276,7 @@ class _Places:
             yield from ((("in", *place), width) for place, width in self._of_labels(record.inputs, size))
         for index, (shape, labels) in enumerate(record.outputs):
             yield from ((("out", index, *place), width) for place, width in self._of_labels(labels, size))
-            if (
-                record.kind not in ("split", "slice") and size in shape
-            ):  # these take one size, of the dimension they cut
+            if record.kind not in ("split", "slice") and size in shape:  # these have one size
                 labelled = {dim for label in labels for dim, _ in self._dims(label)}
                 others = (dim for dim, n in enumerate(shape) if n == size and dim not in labelled)
                 yield from ((("out", index, dim), _Width(shape[dim], shape[dim], None)) for dim in others)
