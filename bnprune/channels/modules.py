@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from bnprune.channels.outside_state import OutsideState
 from bnprune.channels.torch_internals import BatchNorm, forward_hooks
@@ -188,32 +187,29 @@ def _restore_one(container: _Container, keys: tuple[Any, ...], values: tuple[Any
 def module_stack(modules: Mapping[str, nn.Module], in_other_threads: list[str] | None = None) -> Iterator[list[str]]:
     """Yield a list whose last element names the innermost module that is running.
 
-    Two hooks for all modules of the process take far less time than two for every module. They run before the hooks of
-    a module itself, and pass over the modules of other models.
+    Every module gets two hooks of its own. Two hooks for all modules of the process would be faster, but they would
+    run in the models of other threads as well.
 
     Args:
-        modules: Modules of a model, by name.
+        modules: Modules of a model, by name. They have hooks during the `with` block.
         in_other_threads: A list to which the names of modules that run in another thread are added.
     """
     stack, thread = [""], threading.get_ident()
-    names = {id(module): name for name, module in modules.items()}
 
-    def enter(module: nn.Module, *_: Any) -> None:
-        name = names.get(id(module))
-        if name is None:
-            return
+    def enter(name: str, *_: Any) -> None:
         if threading.get_ident() == thread:
             stack.append(name)
         elif in_other_threads is not None:
             in_other_threads.append(name)
 
-    def leave(module: nn.Module, *_: Any) -> None:
-        if id(module) in names and threading.get_ident() == thread:
+    def leave(*_: Any) -> None:
+        if threading.get_ident() == thread:
             stack.pop()
 
     with ExitStack() as handles:
-        handles.callback(register_module_forward_pre_hook(enter).remove)
-        handles.callback(register_module_forward_hook(leave, always_call=True).remove)
+        for name, module in modules.items():
+            handles.callback(module.register_forward_pre_hook(functools.partial(enter, name), prepend=True).remove)
+            handles.callback(module.register_forward_hook(leave, prepend=True, always_call=True).remove)
         yield stack
 
 

@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from bnprune.channels.modules import modules_by_name
-from bnprune.channels.pytrees import Inputs, as_inputs, map_tensors, tensors
+from bnprune.channels.pytrees import Inputs, map_tensors, tensors
 from bnprune.channels.torch_internals import Convolution
 from bnprune.errors import ForwardError, first_line
+from bnprune.pruning.calibration import inputs_of
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.proof_forward import run, trial_inputs
 
@@ -109,8 +110,7 @@ def measure_means(
     count = 0
     with _hooked(losses, _add_to_sums):
         for batch in batches:
-            inputs = as_inputs(batch[0] if isinstance(batch, tuple | list) else batch)
-            moved = map_tensors(lambda tensor: tensor.to(device, copy=True), inputs)
+            moved = map_tensors(lambda tensor: tensor.to(device, copy=True), inputs_of(batch))
             double = map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, moved)
             run_double(model, double)
             count += 1

@@ -29,13 +29,14 @@ from torch import nn
 
 from bnprune.channels.modules import temporary_mode
 from bnprune.channels.operator_mode import preserve_thread_state
-from bnprune.channels.pytrees import Inputs, as_inputs, map_tensors, tensors
 from bnprune.channels.torch_internals import BatchNorm
 from bnprune.pruning.bias_folding import sole_norms
+from bnprune.pruning.calibration import forward_batches, inputs_of
 from bnprune.pruning.gates import gated_name
 from bnprune.pruning.plan import PruningPlan
 from bnprune.recovery.consumers import Consumer, find_consumers
 from bnprune.recovery.moments import Fit, Moments, fit
+from bnprune.recovery.output_distance import output_distance
 from bnprune.recovery.recalibrate import recalibrate
 
 
@@ -76,6 +77,7 @@ def reconstruct(model: nn.Module, slim: nn.Module, plan: PruningPlan, batches: I
         The slim network.
 
     Raises:
+        ForwardError: The dense network fails on a batch.
         ValueError: There are no batches.
     """
     reconstruct_layers(model, slim, plan, batches)
@@ -86,20 +88,20 @@ def reconstruct_layers(
     model: nn.Module, slim: nn.Module, plan: PruningPlan, batches: Iterable[Any]
 ) -> tuple[Reconstruction, ...]:
     """As `reconstruct`; return the result for each layer that lost inputs."""
-    images = [as_inputs(batch[0] if isinstance(batch, tuple | list) else batch) for batch in batches]
-    if not images:
+    given = list(batches)
+    if not given:
         raise ValueError("reconstruct: got no batches")
     consumers, unfit = find_consumers(model, plan)
-    norms, gated = sole_norms(model, images[0]), {gate.at for gate in plan.gates}
+    norms, gated = sole_norms(model, inputs_of(given[0])), {gate.at for gate in plan.gates}
     results = [Reconstruction(layer.site, layer.removed, reason=layer.reason) for layer in unfit]
-    moments = _measure(model, images, consumers)
+    moments = _measure(model, given, consumers)
     before = copy.deepcopy(slim.state_dict())
     try:
         for consumer in consumers:
             norm = norms.get(consumer.site)
             done = _refit(slim, consumer, moments.get(consumer.key), None if norm is None else gated_name(norm, gated))
             results.append(done)
-        nearer = _is_nearer(model, slim, before, images[0])
+        nearer = _is_nearer(model, slim, before, given[0])
     except BaseException:
         slim.load_state_dict(before)
         raise
@@ -109,7 +111,7 @@ def reconstruct_layers(
     return tuple(results)
 
 
-def _measure(model: nn.Module, images: Sequence[Inputs], consumers: Sequence[Consumer]) -> dict[int, Moments]:
+def _measure(model: nn.Module, batches: Sequence[Any], consumers: Sequence[Consumer]) -> dict[int, Moments]:
     """Sum moments over the images, by weight: those of layers that share a weight, and of all calls, add up."""
     sums: dict[int, Moments] = {}
     weights = {consumer.site: consumer.importance() for consumer in consumers}
@@ -124,9 +126,8 @@ def _measure(model: nn.Module, images: Sequence[Inputs], consumers: Sequence[Con
             earlier.add(moments)
 
     with temporary_mode(model, training=False), _watched(consumers, add):
-        for inputs in images:
-            args, kwargs = map_tensors(torch.Tensor.clone, inputs)  # the network may change its inputs in place
-            model(*args, **kwargs)
+        for _ in forward_batches(model, batches):
+            pass
     return sums
 
 
@@ -189,37 +190,19 @@ def _write(layer: Any, mean: torch.Tensor | None, consumer: Consumer, fitted: Fi
             mean -= change.to(mean)
 
 
-def _is_nearer(model: nn.Module, slim: nn.Module, before: Mapping[str, torch.Tensor], images: Inputs) -> bool:
+def _is_nearer(model: nn.Module, slim: nn.Module, before: Mapping[str, torch.Tensor], batch: Any) -> bool:
     """True if the slim network is nearer to the dense one than before, as it is or with the statistics of the batch.
 
     New weights shift the inputs of BatchNorms: without new statistics, a better fit can look worse.
     """
-    expected = _outputs(model, images)
     old = copy.deepcopy(slim)
     old.load_state_dict(before)
-    if _distance(expected, _outputs(slim, images)) < _distance(expected, _outputs(old, images)):
+    if output_distance(model, slim, [batch]) < output_distance(model, old, [batch]):
         return True
-    args, kwargs = images
-    if kwargs or len(args) != 1 or not any(isinstance(module, BatchNorm) for module in slim.modules()):
+    if not any(isinstance(module, BatchNorm) for module in slim.modules()):
         return False
     try:
-        pair = [recalibrate(network, [args[0].clone()]) for network in (copy.deepcopy(slim), old)]
+        new, reference = (recalibrate(network, [batch]) for network in (copy.deepcopy(slim), old))
     except ValueError:  # too few values for statistics
         return False
-    new, reference = (_distance(expected, _outputs(network, images)) for network in pair)
-    return new < reference
-
-
-def _outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
-    args, kwargs = map_tensors(torch.Tensor.clone, inputs)
-    with temporary_mode(model, training=False):
-        return [tensor for tensor in tensors(model(*args, **kwargs)) if tensor.is_floating_point()]
-
-
-def _distance(expected: Sequence[torch.Tensor], got: Sequence[torch.Tensor]) -> float:
-    """Return the mean square difference over the mean square, summed over outputs of equal shape."""
-    return sum(
-        float((a.double() - b.double()).square().mean() / a.double().square().mean().clamp(min=1e-30))
-        for a, b in zip(expected, got, strict=False)
-        if a.shape == b.shape and a.numel()
-    )
+    return output_distance(model, new, [batch]) < output_distance(model, reference, [batch])

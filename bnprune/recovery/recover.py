@@ -11,23 +11,13 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import nn
 
-from bnprune.channels.torch_internals import BatchNorm
 from bnprune.data.splits import Split, Splits
 from bnprune.pruning.plan import PruningPlan
-from bnprune.recovery.compensate import Compensation, compensate
-from bnprune.recovery.recalibrate import recalibrate
-from bnprune.recovery.reconstruct import reconstruct
+from bnprune.recovery.compensate import Compensation
+from bnprune.recovery.repaired_networks import Batches, repaired_networks
 
 _IMAGES = 512
 """Images over which compensation averages activations."""
-
-
-_RECALIBRATED = {
-    "recalibrated": "plain",
-    "both": "compensated",
-    "reconstructed + recalibrated": "reconstructed",
-}
-"""The networks with new BatchNorm statistics, and the networks that they are copied from."""
 
 
 class Score(Protocol):
@@ -52,8 +42,7 @@ class Recovery(Generic[S]):
     """The networks that were tried after a cut, and their scores."""
 
     networks: dict[str, nn.Module]
-    """"plain", "compensated" and "reconstructed", and the same with new BatchNorm statistics: "recalibrated", "both"
-    (compensated and recalibrated), "reconstructed + recalibrated"; only those that were tried."""
+    """The networks by repair method: see `RepairedNetworks`."""
     scores: dict[str, S]
     """Score of each network."""
     compensation: tuple[Compensation, ...]
@@ -99,31 +88,21 @@ def recover(
         batches: Batches to recalibrate BatchNorms with (`bnprune.recalibrate`); 0 not to try it.
         batch_size: Images per batch.
     """
-    networks = {"plain": copy.deepcopy(slim).to(device)}
-    compensation: tuple[Compensation, ...] = ()
 
-    def images(count: int) -> Iterator[torch.Tensor]:
-        return itertools.islice(_images(splits.train, device, batch_size), count)
+    def images(count: int) -> Batches | None:
+        return (lambda: itertools.islice(_images(splits.train, device, batch_size), count)) if count else None
 
-    if compensated or reconstruct_images:
-        dense = copy.deepcopy(dense).to(device)
-    if compensated:
-        networks["compensated"] = copy.deepcopy(networks["plain"])
-        some = images(max(1, _IMAGES // batch_size))
-        compensation = compensate(dense, networks["compensated"], plan, splits.example.to(device), batches=some)
-    if reconstruct_images:
-        some = images(max(1, reconstruct_images // batch_size))
-        networks["reconstructed"] = reconstruct(dense, copy.deepcopy(networks["plain"]), plan, some)
-    for name, start in _RECALIBRATED.items():
-        if batches and start in networks and _has_statistics(slim):
-            networks[name] = recalibrate(copy.deepcopy(networks[start]), images(batches))
-    scores = {name: score(network) for name, network in networks.items()}
-    return Recovery(networks, scores, compensation)
-
-
-def _has_statistics(model: nn.Module) -> bool:
-    kind = BatchNorm
-    return any(isinstance(module, kind) and module.track_running_stats for module in model.modules())
+    made = repaired_networks(
+        copy.deepcopy(dense).to(device),
+        copy.deepcopy(slim).to(device),
+        plan,
+        splits.example.to(device),
+        compensate_with=images(max(1, _IMAGES // batch_size) if compensated else 0),
+        reconstruct_with=images(max(1, reconstruct_images // batch_size) if reconstruct_images else 0),
+        recalibrate_with=images(batches),
+    )
+    scores = {name: score(network) for name, network in made.networks.items()}
+    return Recovery(made.networks, scores, made.compensation)
 
 
 def _images(split: Split, device: torch.device, batch_size: int) -> Iterator[torch.Tensor]:

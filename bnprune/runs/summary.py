@@ -69,13 +69,17 @@ def seconds_of(report: Report) -> dict[str, float]:
     return {name: round(seconds, 4) for name, seconds in report.seconds.items()}
 
 
+_NAMES = {"compensated + recalibrated": "both"}
+"""Names of repaired networks that version 0.1 wrote otherwise."""
+
+
 def recovery_outcome(recovery: Recovery[Any]) -> RecoveryOutcome:
     """Return the ways of recovery that were tried, and the one that was kept."""
     outcomes = Counter(done.outcome for done in recovery.compensation)
     failed = (done for done in recovery.compensation if done.outcome == "none")
     return RecoveryOutcome(
-        chosen=recovery.chosen,
-        validation={name: score.value for name, score in recovery.scores.items()},
+        chosen=_NAMES.get(recovery.chosen, recovery.chosen),
+        validation={_NAMES.get(name, name): score.value for name, score in recovery.scores.items()},
         compensated_layers={str(outcome): count for outcome, count in outcomes.items()},
         not_compensated=[NotCompensated(site=done.site, reason=done.reason) for done in failed],
     )

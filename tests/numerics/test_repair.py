@@ -12,7 +12,8 @@ from torch import nn
 
 import bnprune
 from bnprune.pruning.calibration import Calibration, batch_size
-from bnprune.recovery.repair import output_distance, repair
+from bnprune.recovery.output_distance import output_distance
+from bnprune.recovery.repair import repair
 from tests.nets import Net, chain, conv_bn, head, noise, norms, randomized
 
 X = torch.zeros(1, 3, 8, 8)
@@ -82,6 +83,21 @@ def test_the_distance_is_relative_to_the_dense_outputs() -> None:
         twice[-1][2].bias *= 2
     assert output_distance(model, twice, [IMAGES]) == pytest.approx(1.0, rel=1e-5)
     assert output_distance(model, model, [IMAGES]) == 0
+
+
+def test_outputs_of_any_scale_count_alike() -> None:
+    """The first output is a million times as large, and 30% too large; the second is 40% too large."""
+
+    class Pair(nn.Module):
+        def __init__(self, *factors: float) -> None:
+            super().__init__()
+            self.factors = factors
+
+        def forward(self, *, image: torch.Tensor) -> list[torch.Tensor]:
+            return [factor * image for factor in self.factors]
+
+    batches = [{"image": IMAGES[:10]}, {"image": IMAGES[10:]}]
+    assert output_distance(Pair(1e6, 1), Pair(1.3e6, 1.4), batches) == pytest.approx((0.125) ** 0.5, rel=1e-5)
 
 
 def test_outputs_of_different_shapes_cannot_be_compared() -> None:
