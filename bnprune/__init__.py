@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from bnprune.runs.checkpoint import load, save
     from bnprune.training.penalties.gamma import GammaL1, GammaPolarization, GammaProximal
     from bnprune.training.penalties.structured import GammaGroupLasso, GammaMacWeighted
+    from bnprune.training.sparsify import Sparsity, SparsityState, sparsify
     from bnprune.workflows.benchmark import benchmark
     from bnprune.workflows.export import export
     from bnprune.workflows.run import run
@@ -78,6 +79,7 @@ _NAMES_BY_MODULE = {
     "bnprune.recovery.recalibrate": ("recalibrate",),
     "bnprune.recovery.reconstruct": ("reconstruct",),
     "bnprune.training.penalties.gamma": ("GammaL1", "GammaPolarization", "GammaProximal"),
+    "bnprune.training.sparsify": ("Sparsity", "SparsityState", "sparsify"),
     "bnprune.training.penalties.structured": ("GammaGroupLasso", "GammaMacWeighted"),
     "bnprune.workflows.benchmark": ("benchmark",),
     "bnprune.workflows.export": ("export",),
@@ -108,6 +110,8 @@ __all__ = [
     "PruningResult",
     "Refusal",
     "Report",
+    "Sparsity",
+    "SparsityState",
     "TraceError",
     "TrainingError",
     "UntrustedError",
@@ -128,6 +132,7 @@ __all__ = [
     "run",
     "save",
     "sensitivity",
+    "sparsify",
     "sweep",
 ]
 

@@ -53,7 +53,7 @@ from bnprune.runs.pipeline import execute
 from bnprune.runs.preflight import choose_device, load_stage
 from bnprune.training.evaluate import evaluate, validation_score
 
-NAMES = ("plain", "compensated", "recalibrated", "both")
+NAMES = ("plain", "compensated", "recalibrated", "compensated + recalibrated")
 WAYS = ("plain", "compensated", "recalibrated", "reconstructed", "reconstructed+recalibrated")
 RANKINGS = [name for name in ("gamma", "activation", "taylor", "uniform", "l2") if name in CRITERIA]
 NEEDS_DATA = ("activation", "taylor")

@@ -112,7 +112,8 @@ def test_recovery_keeps_what_does_best(trained: Path) -> None:
     found = recover(dense, result.model, result.plan, splits, CPU, score=validation_score(splits, CPU), batches=5)
     assert found.scores["plain"].top1 == evaluate(result.model, splits.validation, CPU).top1
     assert [*found.scores] == [
-        "plain", "compensated", "reconstructed", "recalibrated", "both", "reconstructed + recalibrated",
+        "plain", "compensated", "reconstructed",
+        "recalibrated", "compensated + recalibrated", "reconstructed + recalibrated",
     ]  # fmt: skip
     assert found.scores[found.chosen].top1 == max(score.top1 for score in found.scores.values())
     assert evaluate(found.model, splits.validation, CPU).top1 == found.scores[found.chosen].top1

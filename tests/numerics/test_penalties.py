@@ -358,7 +358,7 @@ def test_steering_is_a_function_of_step_and_scale_factors() -> None:
         strength = min(max(4 * highest / left, usual), 0.1)
         expected = torch.where(rank <= highest, strength, torch.where(gamma > 0.35, usual, 0.0))
         torch.testing.assert_close(penalty.lambda_at(step, gamma), expected)
-    assert budget == TravelBudget(0.02, pytest.approx(sum(rates)), pytest.approx(gamma.mean().item()), 0.5)
+    assert budget == TravelBudget(0.1, pytest.approx(sum(rates)), pytest.approx(gamma.mean().item()), 0.5)
 
 
 @pytest.mark.parametrize("name", ["l1", "group-lasso"])

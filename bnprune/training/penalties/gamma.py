@@ -41,7 +41,7 @@ class Penalty(Protocol):
         """Call after backward, gradient unscaling and clipping, and before `optimizer.step()`."""
         ...
 
-    def shrink(self, lr: float) -> None:
+    def shrink(self, lr: float | torch.Tensor) -> None:
         """Call after `optimizer.step()` with the learning rate of that step."""
         ...
 
@@ -95,8 +95,12 @@ class GammaPenalty(ABC):
                 gradients, added = zip(*pairs, strict=True)
                 torch._foreach_add_(gradients, added)
 
-    def shrink(self, lr: float) -> None:
-        """Move γ itself, if the penalty is not in the gradients. Call after `optimizer.step()`."""
+    def shrink(self, lr: float | torch.Tensor) -> None:
+        """Move γ itself, if the penalty is not in the gradients. Call after `optimizer.step()`.
+
+        Args:
+            lr: The learning rate of the step; or a tensor (n,), if those of the scale factors differ.
+        """
         if self.gain is None or self._is_off:
             return
         with torch.no_grad():

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,6 +36,23 @@ _KEPT_ABOVE = 5.0
 """Channels that are to stay are not pulled if |γ| is below this multiple of epsilon."""
 _BLOCK = 1 << 14
 """Steps that are computed at once."""
+
+
+class Travel(Protocol):
+    """How far a penalty with λ = 1 can move γ in a training."""
+
+    @property
+    def reach(self) -> float:
+        """Σ lr · factor · gain over all steps."""
+        ...
+
+    def factor(self, step: int) -> float:
+        """Return the factor on λ in a step, counted from 0."""
+        ...
+
+    def used(self, step: int) -> float:
+        """Return Σ lr · factor · gain before a step."""
+        ...
 
 
 class TravelSchedule:
@@ -97,7 +115,7 @@ class Scheduled:
     """λ times the factor of each step."""
 
     strength: float
-    travel: TravelSchedule
+    travel: Travel
 
     def __call__(self, step: int, gammas: torch.Tensor) -> float:
         """Return λ of a step."""
@@ -126,7 +144,7 @@ class Steered:
     share: float
     """Wanted share of all scale factors."""
     groups: Groups
-    travel: TravelSchedule
+    travel: Travel
     epsilon: float
     """A scale factor below this counts as zero."""
     usual: float

@@ -1,0 +1,333 @@
+"""`sparsify`: a sparsity penalty in a training loop of one's own, through the hooks of its optimizer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from bnprune.channels.trace_network import Outputs, trace
+from bnprune.config.schema import SparsityConfig
+from bnprune.errors import ConfigError
+from bnprune.notes import Note
+from bnprune.pruning.candidates import Constraints
+from bnprune.training.first_inputs import FirstInputs, unwrapped
+from bnprune.training.optimizer_rates import LiveTravel, Rates, torch_optimizer, was_skipped
+from bnprune.training.penalties.gamma import (
+    GammaPenalty,
+    gamma_statistics,
+    mean_gamma,
+    require_scale_factors,
+)
+from bnprune.training.penalties.lambda_schedule import Steered
+from bnprune.training.penalties.structured import Groups, gamma_units
+from bnprune.training.penalties.table import (
+    PENALTIES,
+    TRAVEL,
+    PenaltySetting,
+    steering_target,
+    strongest,
+    strongest_steered,
+)
+
+_NEED_CHANNELS = ("group-lasso", "mac-weighted-l1")
+"""Penalties that depend on the channels of the network, so that it has to be traced."""
+_CLOSE = 0.05
+"""A target that is missed by more than this is not reached."""
+
+
+@dataclass(frozen=True)
+class SparsityState:
+    """The scale factors γ at one moment of a training."""
+
+    step: int
+    """Optimizer steps taken."""
+    steps: int
+    """Optimizer steps of the whole training."""
+    quantiles: tuple[float, float, float, float, float]
+    """Minimum, first quartile, median, third quartile and maximum of |γ|."""
+    below: float
+    """Share of all scale factors with |γ| below epsilon."""
+    split: bool
+    """True if |γ| falls into two groups: at least 5% below epsilon, and at most 1% between epsilon and 3 epsilon."""
+    removable: float | None
+    """Share of the prunable channels that are below epsilon together with all channels that go with them: this is what
+    `target` asks for. None if the network was not traced."""
+    target: float | None
+    """The share that was asked for; None without a target."""
+    on_course: bool | None
+    """True if the target can still be reached, or has been; None without a target, and before the first step."""
+
+    def __str__(self) -> str:
+        low, _, median, _, high = self.quantiles
+        text = f"step {self.step:,} of {self.steps:,}: |γ| from {low:.2g} to {high:.2g}, median {median:.2g}"
+        text += f"; {self.below:.0%} near zero, {'split' if self.split else 'not split yet'}"
+        if self.target is None or self.removable is None:
+            return text
+        course = "" if self.on_course is None else f" ({'on course' if self.on_course else 'not on course'})"
+        return f"{text}; removable {self.removable:.0%} of {self.target:.0%}{course}"
+
+
+def sparsify(
+    model: nn.Module,
+    optimizer: Any,
+    *,
+    steps: int,
+    target: float | None = None,
+    travel: float | None = None,
+    lambda_: float | Literal["auto"] = "auto",
+    penalty: str = "l1",
+    epsilon: float = 0.01,
+    exclude: Sequence[str] = (),
+    outputs: Outputs | None = None,
+    example_inputs: Any = None,
+) -> Sparsity:
+    """Add a sparsity penalty on the BatchNorm scale factors γ to a training loop, which stays as it is.
+
+    A hook on the optimizer applies the penalty after every step: after unscaling and clipping, once per optimizer step
+    with gradient accumulation, not in steps that a GradScaler skips, and equally on every rank. In each step, |γ| falls
+    by lr·λ, or by lr·λ/(1 - momentum) with SGD: as far as λ·sign(γ) in the gradient moves it (Liu et al., ICCV 2017,
+    equation 1), but it stops at zero, and adaptive optimizers cannot normalise the penalty away.
+
+    The strength is one of three:
+
+    - `target` adjusts λ in each step so that this share of the prunable channels is at zero after `steps` steps. Then
+      `bnprune.prune(model, inputs, ratio=target)` removes channels that no longer do anything.
+    - `travel` computes a constant λ that could move γ by this multiple of its mean, if the loss did not resist.
+    - `lambda_` is λ itself.
+
+    Without any, `travel` is 5. Leave weight decay off for γ and β: it shrinks all of them alike.
+
+    Example::
+
+        penalty = bnprune.sparsify(model, optimizer, steps=epochs * len(loader), target=0.6)
+        ...  # the training loop
+        print(penalty.gammas())
+        penalty.detach()
+
+    Args:
+        model: The network; it may be wrapped in DistributedDataParallel or torch.compile.
+        optimizer: The optimizer that trains it, or the wrapper of it that accelerate or Lightning returned.
+        steps: Optimizer steps of the whole training.
+        target: Share of the prunable BatchNorm channels to bring below epsilon, in (0, 1). A channel counts if all
+            channels that have to be removed with it are below epsilon.
+        travel: Distance by which the penalty alone would move γ, as a multiple of the mean |γ|.
+        lambda_: λ, at least 0.
+        penalty: Name of the penalty, see `bnprune.config.tables.PENALTIES`.
+        epsilon: A scale factor with |γ| below this counts as zero.
+        exclude: Layers that will not be pruned, as for `bnprune.prune`; a target does not pull them to zero.
+        outputs: As for `bnprune.prune`.
+        example_inputs: As for `bnprune.prune`. By default, the network is traced with the inputs of its first forward
+            pass. Needed if the loop calls parts of the network one by one.
+
+    Returns:
+        The penalty, which is in force until its `detach` is called.
+
+    Raises:
+        ConfigError: An argument is out of range, two of target, travel and lambda_ are given, or the optimizer does not
+            train the scale factors of the network.
+        PruningError: The network has no trainable BatchNorm scale factor.
+    """
+    if sum(given is not None for given in (target, travel, None if lambda_ == "auto" else lambda_)) > 1:
+        raise ConfigError("sparsify: give one of target, travel and lambda_.")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ConfigError(f"sparsify: steps is the number of optimizer steps, at least 1 (got {steps!r}).")
+    config = _checked(penalty=penalty, target=target, travel=travel, epsilon=epsilon, **{"lambda": lambda_})
+    limits = Constraints(exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude))
+    attached = Sparsity(model, optimizer, config, steps, limits, outputs)
+    if example_inputs is not None:
+        attached.trace_with(example_inputs)
+    for note in attached.notes:
+        warnings.warn(str(note), stacklevel=2)
+    return attached
+
+
+def _checked(**values: Any) -> SparsityConfig:
+    try:
+        return SparsityConfig.model_validate({key: value for key, value in values.items() if value is not None})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"])).replace("lambda", "lambda_")
+        message = problem["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"sparsify: {where}: {message}" if where else f"sparsify: {message}") from error
+
+
+class Sparsity:
+    """A penalty that `sparsify` attached to an optimizer."""
+
+    notes: tuple[Note, ...]
+    """Warnings about a penalty that cannot have an effect."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        config: SparsityConfig,
+        steps: int,
+        limits: Constraints,
+        outputs: Outputs | None,
+    ) -> None:
+        self._network = unwrapped(model)
+        self._optimizer = torch_optimizer(optimizer)
+        self._config, self._steps, self._limits, self._outputs = config, steps, limits, outputs
+        gammas = require_scale_factors(self._network)
+        self._rates = Rates(self._optimizer, gammas)
+        self._step, self._start = 0, mean_gamma(gammas)
+        self._strength = config.lambda_ if config.lambda_ != "auto" else self._solved()
+        self._travel = LiveTravel(steps)
+        self._penalty: GammaPenalty | None = None
+        self._groups: Groups | None = None
+        self._inputs = FirstInputs()
+        self._step_hook = self._optimizer.register_step_post_hook(self._after_step)
+        self.notes = tuple(self._warnings())
+        if self._is_traced:
+            self._inputs.watch(model)
+
+    # -- what a user calls ---------------------------------------------------------------------------------------------
+
+    def gammas(self) -> SparsityState:
+        """Return the present distribution of the scale factors, and whether the target will be reached."""
+        gammas = require_scale_factors(self._network)
+        statistics = gamma_statistics(gammas, self._config.epsilon)
+        removable = None
+        if self._groups is not None and self._penalty is not None:
+            magnitudes = torch.cat([gamma.detach().abs().flatten() for gamma in self._penalty.gammas])
+            near_zero = self._groups.reduce(magnitudes, "max") < self._config.epsilon
+            removable = float(near_zero.sum()) / self._groups.count
+        return SparsityState(
+            step=self._step,
+            steps=self._steps,
+            quantiles=statistics.quantiles,
+            below=statistics.below,
+            split=statistics.split,
+            removable=removable,
+            target=self._config.target,
+            on_course=self._on_course(removable),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has to be saved with the optimizer so that an interrupted training can go on."""
+        return {
+            "step": self._step,
+            "steps": self._steps,
+            "start": self._start,
+            "strength": self._strength,
+            "travel": self._travel.done,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a saved `state_dict`. Call it after the weights of the network and the optimizer are restored.
+
+        Raises:
+            ConfigError: The state is not one of a penalty, or of a training of other length.
+        """
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise ConfigError(f"sparsify: the saved state lacks {', '.join(sorted(missing))}.")
+        if state["steps"] != self._steps:
+            raise ConfigError(f"sparsify: the saved state is of {state['steps']:,} steps, not {self._steps:,}.")
+        self._step, self._start = int(state["step"]), float(state["start"])
+        self._strength, self._travel.done = float(state["strength"]), float(state["travel"])
+        self._travel.step = self._step
+        self.notes = tuple(self._warnings())
+        if self._penalty is not None:
+            self._build_penalty()
+
+    def detach(self) -> None:
+        """Remove all hooks. The penalty has no effect from now on."""
+        self._step_hook.remove()
+        self._inputs.detach()
+
+    def trace_with(self, example_inputs: Any) -> None:
+        """Trace the network now, with these inputs instead of those of the first forward pass."""
+        self._inputs.set(self._network, example_inputs)
+        self._build_penalty()
+
+    # -- the penalty ---------------------------------------------------------------------------------------------------
+
+    def _after_step(self, *_: Any) -> None:
+        if was_skipped(self._optimizer) or self._step >= self._steps:
+            return
+        if self._penalty is None:
+            self._build_penalty()
+        assert self._penalty is not None
+        moves = self._rates.now()
+        self._travel.step, self._travel.rate = self._step, float(torch.as_tensor(moves).max())
+        self._penalty.at(self._step)
+        self._penalty.shrink(moves)
+        self._travel.done += self._travel.rate
+        self._step += 1
+
+    def _build_penalty(self) -> None:
+        """Make the penalty; trace the network first, if the channels matter."""
+        network, example = self._inputs.taken() if self._is_traced else (self._network, None)
+        setting = PenaltySetting(
+            network, self._strength, self._config, sgd=False, gain=1.0, example_inputs=example, coupling="shared",
+            outputs=self._outputs,
+        )  # fmt: skip
+        penalty: GammaPenalty = PENALTIES[self._config.penalty](setting)
+        penalty.gain = 1.0  # applied after the step, in any case: `_rates` holds the gain of the optimizer
+        if self._is_traced:
+            graph = trace(network, example, outputs=self._outputs)
+            self._groups = Groups(gamma_units(network, graph))
+            if self._config.target is not None:
+                units, share = steering_target(network, graph, self._config.target, self._limits)
+                penalty.lambda_at = Steered(
+                    share, Groups(units), self._travel, self._config.epsilon, self._strength, self._steered_limit
+                )
+        self._rates = Rates(self._optimizer, penalty.gammas)
+        self._penalty = penalty
+
+    @property
+    def _is_traced(self) -> bool:
+        return self._config.target is not None or self._config.penalty in _NEED_CHANNELS
+
+    @property
+    def _limit(self) -> float:
+        return strongest(sgd=isinstance(self._optimizer, torch.optim.SGD))
+
+    @property
+    def _steered_limit(self) -> float:
+        return strongest_steered(sgd=isinstance(self._optimizer, torch.optim.SGD))
+
+    def _solved(self) -> float:
+        """Return λ of the travel budget, if the learning rate stayed at its peak."""
+        return min((self._config.travel or TRAVEL) * self._start / self._reach, self._limit)
+
+    @property
+    def _reach(self) -> float:
+        """The distance that γ can move at most, with λ = 1."""
+        return max(self._steps * self._rates.peak(), 1e-30)
+
+    def _on_course(self, removable: float | None) -> bool | None:
+        if self._config.target is None or removable is None or self._step == 0:
+            return None
+        if removable >= self._config.target - _CLOSE:
+            return True
+        if self._step >= self._steps or self._penalty is None:
+            return False
+        with torch.no_grad():
+            self._penalty.at(self._step)
+            strengths = torch.as_tensor(self._penalty._lambda)
+        return bool(strengths.max() < self._steered_limit)
+
+    def _warnings(self) -> Iterator[Note]:
+        needed = self._start / self._reach
+        steered = self._config.target is not None
+        strength = self._steered_limit if steered else self._strength
+        if not strength or strength * self._reach >= self._start:
+            return
+        text = (
+            f"λ = {strength:.3g} can move γ by at most {strength * self._reach:.2g} in {self._steps:,} steps, and mean "
+            f"|γ| is {self._start:.2g}: no scale factor will reach zero. "
+        )
+        if needed <= self._limit and not steered:
+            text += f"Use λ above {needed:.2g}, or give a target."
+        else:
+            text += "Train for more steps, raise the learning rate, or let γ start lower."
+        yield Note("sparsify.too_weak", "warning", text)
