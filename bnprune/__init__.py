@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from bnprune.recovery.compensate import Compensation, compensate
     from bnprune.recovery.recalibrate import recalibrate
     from bnprune.recovery.reconstruct import reconstruct
-    from bnprune.runs.checkpoint import load, save
+    from bnprune.runs.network_file import load, save
+    from bnprune.training.carry_over import carry_over
     from bnprune.training.penalties.gamma import GammaL1, GammaPolarization, GammaProximal
     from bnprune.training.penalties.structured import GammaGroupLasso, GammaMacWeighted
     from bnprune.training.sparsify import Sparsity, SparsityState, sparsify
@@ -75,10 +76,11 @@ _NAMES_BY_MODULE = {
     "bnprune.pruning.report": ("Report",),
     "bnprune.pruning.surgery": ("apply",),
     "bnprune.pruning.verify": ("Verification",),
-    "bnprune.runs.checkpoint": ("load", "save"),
+    "bnprune.runs.network_file": ("load", "save"),
     "bnprune.recovery.recalibrate": ("recalibrate",),
     "bnprune.recovery.reconstruct": ("reconstruct",),
     "bnprune.training.penalties.gamma": ("GammaL1", "GammaPolarization", "GammaProximal"),
+    "bnprune.training.carry_over": ("carry_over",),
     "bnprune.training.sparsify": ("Sparsity", "SparsityState", "sparsify"),
     "bnprune.training.penalties.structured": ("GammaGroupLasso", "GammaMacWeighted"),
     "bnprune.workflows.benchmark": ("benchmark",),
@@ -120,6 +122,7 @@ __all__ = [
     "apply",
     "benchmark",
     "build",
+    "carry_over",
     "compensate",
     "export",
     "inspect",

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from bnprune.channels.outside_state import OutsideState
 from bnprune.channels.torch_internals import BatchNorm, forward_hooks
@@ -181,6 +182,17 @@ def _restore_one(container: _Container, keys: tuple[Any, ...], values: tuple[Any
     ):
         container.clear()
         container.update(zip(keys, values, strict=True))
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the network inside DistributedDataParallel, DataParallel, AveragedModel and torch.compile."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
+            model = model.module
+        elif isinstance(model, nn.Module) and isinstance(vars(model).get("_modules", {}).get("_orig_mod"), nn.Module):
+            model = model._orig_mod  # torch.compile
+        else:
+            return model
 
 
 @contextmanager

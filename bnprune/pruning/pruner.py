@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import nn
@@ -60,6 +60,8 @@ class PruningResult:
     report: Report
     repair: RepairOutcome | None = None
     """The repair of the slim network after the proof; None without calibration data."""
+    dense_parameters: Mapping[int, str] = field(default_factory=dict, repr=False, compare=False)
+    """Names of the dense network's parameters, by `id`: `carry_over` finds the parameters of an optimizer by them."""
 
 
 @preserve_thread_state
@@ -323,7 +325,8 @@ def carry_out(drafted: DraftPlan, model: nn.Module, example_inputs: Any, *, proo
         "verify": time.perf_counter() - cut,
     }
     report = make_report(drafted, cuts, verification, seconds)
-    return PruningResult(slim, cuts, recounted(report, model, slim, example_inputs) if proof else report)
+    report = recounted(report, model, slim, example_inputs) if proof else report
+    return PruningResult(slim, cuts, report, dense_parameters=_names(model))
 
 
 @preserve_thread_state
@@ -353,4 +356,9 @@ def replay(
     require(verification)
     seconds = {"surgery": cut - started, "verify": time.perf_counter() - cut}
     notes = (*report.notes, *verification.notes)
-    return PruningResult(slim, plan, replace(report, verification=verification, notes=notes, seconds=seconds))
+    report = replace(report, verification=verification, notes=notes, seconds=seconds)
+    return PruningResult(slim, plan, report, dense_parameters=_names(model))
+
+
+def _names(model: nn.Module) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in model.named_parameters()}

@@ -26,8 +26,7 @@ from bnprune.errors import BnpruneError, CheckpointError, ConfigError, PruningEr
 from bnprune.models.construction import TooLarge, construct, construct_on_meta
 from bnprune.models.zoo import ModelSpec, build
 from bnprune.pruning.plan import PruningPlan, read_plans
-from bnprune.pruning.pruner import PruningResult
-from bnprune.pruning.surgery import apply, plans_of
+from bnprune.pruning.surgery import apply
 from bnprune.runs.files import plain, write_atomically
 from bnprune.runs.trust import Withheld, is_trusted, recipe_from_file, require_arguments, spec_from_file
 from bnprune.runs.weights import fit_state, opened, read_tensors, require_shapes, stored_shapes
@@ -276,48 +275,3 @@ def _require_fit_on_meta(path: Path, header: Header, shapes: Mapping[str, tuple[
         raise TooLarge(f"it has {size:,} values, and the file {path.stat().st_size:,} bytes")
     require_shapes(_cut(path, header.plans, dense), shapes, f"'{path}'")
     return bound
-
-
-def save(
-    result: PruningResult,
-    path: str | Path,
-    *,
-    spec: ModelSpec | str | None = None,
-    input_shape: Sequence[int] | None = None,
-) -> None:
-    """Save a pruned network: weights, the plans of all its cuts, and how to rebuild it.
-
-    Args:
-        result: The result of `bnprune.prune`.
-        path: A `.safetensors` file.
-        spec: How to build the dense network (`"torchvision/resnet18"`, or a `ModelSpec` with arguments), so that
-            `load` needs nothing else. Without it, `load` takes the dense network as `model=`.
-        input_shape: Shape of one input, without the batch; the command line uses it.
-
-    Raises:
-        DataError: The file cannot be written.
-    """
-    if spec is None:
-        spec = ModelSpec(factory=type(result.model).__name__)
-    elif isinstance(spec, str):
-        spec = ModelSpec.parse(spec, {})
-    shape = tuple(input_shape) if input_shape is not None else None
-    plans = plans_of(result.model) or (result.plan,)
-    save_checkpoint(Path(path), result.model, Header(spec, plans, shape, stage="prune"))
-
-
-def load(path: str | Path, model: nn.Module | None = None, *, trust: bool = False) -> nn.Module:
-    """Load a network saved by bnprune, in eval mode.
-
-    Args:
-        path: A `.safetensors` checkpoint.
-        model: The dense network, any weights; needed only for a network of your own. It is not changed.
-        trust: Let the file name code to build the network with. Without it, a file is data: nothing is imported,
-            called, opened or downloaded because the file says so. The environment variable BNPRUNE_TRUST lists folders
-            whose files are trusted.
-
-    Raises:
-        CheckpointError: The file is missing, damaged or not a bnprune checkpoint, or `model` is not its network.
-        UntrustedError: The file names code, and neither `model` nor `trust` is given.
-    """
-    return load_checkpoint(Path(path), model, trust=trust)[0].eval()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnprune.channels.modules import unwrapped
 from bnprune.channels.pytrees import Inputs, as_inputs, map_tensors
 from bnprune.errors import PruningError
 from bnprune.training.penalties.gamma import require_scale_factors
@@ -68,17 +69,6 @@ def _on_call(module: nn.Module, keep: Any, owner: nn.Module) -> Any:
         keep(owner, (args, kwargs))
 
     return module.register_forward_pre_hook(torch.compiler.disable(hook), with_kwargs=True)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network inside DistributedDataParallel, DataParallel and torch.compile."""
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
 
 
 def _holders(model: nn.Module) -> Iterator[nn.Module]:

@@ -11,12 +11,13 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from bnprune.channels.modules import unwrapped
 from bnprune.channels.trace_network import Outputs, trace
 from bnprune.config.schema import SparsityConfig
 from bnprune.errors import ConfigError
 from bnprune.notes import Note
 from bnprune.pruning.candidates import Constraints
-from bnprune.training.first_inputs import FirstInputs, unwrapped
+from bnprune.training.first_inputs import FirstInputs
 from bnprune.training.optimizer_rates import LiveTravel, Rates, torch_optimizer, was_skipped
 from bnprune.training.penalties.gamma import (
     GammaPenalty,
