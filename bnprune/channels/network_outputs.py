@@ -40,12 +40,13 @@ def counted_outputs(output: Any, outputs: Outputs | None) -> list[torch.Tensor]:
         return every
     chosen = list(tensors(_called(outputs, output) if callable(outputs) else _at_paths(output, str(outputs))))
     if not chosen:
-        raise ConfigError(f"outputs: {described(outputs)} holds no tensor: {_summary(output)}.")
+        raise ConfigError(f"outputs: {described(outputs)} holds no tensor: {_summary(output)}.", where="outputs")
     own = {id(tensor) for tensor in every}
     if any(id(tensor) not in own for tensor in chosen):
         raise ConfigError(
             f"outputs: {described(outputs)} returns a tensor that the network does not return. It must pick parts of "
-            "the output, not compute with them."
+            "the output, not compute with them.",
+            where="outputs",
         )
     return chosen
 
@@ -148,7 +149,8 @@ def _called(function: Callable[[Any], Any], output: Any) -> Any:
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError(
-            f"outputs: {described(function)} fails on the output of the network ({_summary(output)}): {reason}."
+            f"outputs: {described(function)} fails on the output of the network ({_summary(output)}): {reason}.",
+            where="outputs",
         ) from error
 
 
@@ -163,7 +165,8 @@ def _at(output: Any, path: str) -> Any:
             part = _item(part, key)
         except LookupError as error:
             place = f"{quoted('.'.join(keys[:depth]))} of the output" if depth else "the output"
-            raise ConfigError(f"outputs: {quoted(path)} does not exist: {place} is {_summary(part)}.") from error
+            message = f"outputs: {quoted(path)} does not exist: {place} is {_summary(part)}."
+            raise ConfigError(message, where="outputs") from error
     return part
 
 

@@ -12,6 +12,7 @@ import typer
 from bnprune.cli.flags import flag
 from bnprune.cli.trust import ways_to_trust
 from bnprune.cli.verbosity import VERBOSITY, echo, print_document
+from bnprune.config.prune_options import prune_options
 from bnprune.errors import (
     BnpruneError,
     CheckpointError,
@@ -77,15 +78,16 @@ def refusing_exits() -> Iterator[None]:
 
 @contextmanager
 def naming_options() -> Iterator[None]:
-    """Add the flags of `argument` and `remedy` to the messages of errors.
+    """Add the flags of `argument` and `remedy` to the messages of errors, and write options as flags.
 
     With argument="out", "no such folder." becomes "--out: no such folder."; with remedy={"batch": 1}, "Export for one
-    batch size." becomes "Export for one batch size: --batch 1."
+    batch size." becomes "Export for one batch size: --batch 1."; with where="round_to", "round_to: must be ..." becomes
+    "--round-to: must be ...".
     """
     try:
         yield
     except BnpruneError as error:
-        if error.remedy or error.argument:
+        if error.remedy or error.argument or _is_flag(error.where):
             error.args = error.problems = (_with_options(error),)
             error.argument, error.remedy = "", {}
         raise
@@ -94,7 +96,13 @@ def naming_options() -> Iterator[None]:
 def _with_options(error: BnpruneError) -> str:
     flags = " ".join(itertools.starmap(_assigned, error.remedy.items()))
     message = f"{str(error).rstrip('.')}: {flags}." if flags else str(error)
+    if _is_flag(error.where) and not error.argument:
+        return f"{flag(error.where)}{message.removeprefix(error.where)}"
     return f"{flag(error.argument)}: {message}" if error.argument else message
+
+
+def _is_flag(where: str) -> bool:
+    return where in prune_options() and bool(prune_options()[where].flag)
 
 
 def _assigned(name: str, value: object) -> str:

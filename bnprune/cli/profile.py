@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from bnprune.cli.benchmark import Threads
-from bnprune.cli.options import Force, InputShape, Json, Model, ModelArguments, SourcePath, Trust, Weights
+from bnprune.cli.options import Force, InputShape, Json, Model, ModelArguments, Pretrained, SourcePath, Trust, Weights
 
 _RUNNING = "Running"
 BackendName = Annotated[
@@ -32,6 +32,7 @@ def profile(
     model: Model = None,
     model_arg: ModelArguments = None,
     weights: Weights = None,
+    pretrained: Pretrained = False,
     input: InputShape = None,
     trust: Trust = False,
     backend: BackendName = "eager",
@@ -58,6 +59,7 @@ def profile(
             model=model,
             model_arguments=parse_arguments(model_arg),
             weights=weights,
+            pretrained=pretrained,
             input_shape=parse_shape(input),
             trust=trust,
             backend=backend,

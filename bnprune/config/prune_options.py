@@ -104,45 +104,48 @@ class Option:
 
 def _check_number(option: Option, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{option.name}: must be a number (got {quoted(value)}).")
+        raise ConfigError(f"{option.name}: must be a number (got {quoted(value)}).", where=option.name)
     _check_bounds(option, option.name, value)
 
 
 def _check_count(option: Option, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{option.name}: must be a whole number (got {quoted(value)}).")
+        raise ConfigError(f"{option.name}: must be a whole number (got {quoted(value)}).", where=option.name)
     _check_bounds(option, option.name, value)
 
 
 def _check_switch(option: Option, value: Any) -> None:
     if not isinstance(value, bool):
-        raise ConfigError(f"{option.name}: must be True or False (got {quoted(value)}).")
+        raise ConfigError(f"{option.name}: must be True or False (got {quoted(value)}).", where=option.name)
 
 
 def _check_choice(option: Option, value: Any) -> None:
     if value not in option.choices():
-        raise ConfigError(f"{option.name}: {quoted(value)} is unknown. Choose one of: {', '.join(option.choices())}.")
+        raise ConfigError(
+            f"{option.name}: {quoted(value)} is unknown. Choose one of: {', '.join(option.choices())}.",
+            where=option.name,
+        )
 
 
 def _check_patterns(option: Option, value: Any) -> None:
     if not isinstance(value, list | tuple) or not all(isinstance(pattern, str) for pattern in value):
-        raise ConfigError(f"{option.name}: must be a list of patterns (got {quoted(value)}).")
+        raise ConfigError(f"{option.name}: must be a list of patterns (got {quoted(value)}).", where=option.name)
 
 
 def _check_ratios(option: Option, value: Any) -> None:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{option.name}: must map patterns to ratios (got {quoted(value)}).")
+        raise ConfigError(f"{option.name}: must map patterns to ratios (got {quoted(value)}).", where=option.name)
     for pattern, ratio in value.items():
         where = f"{option.name}: {shortened(str(pattern))}"
         if isinstance(ratio, bool) or not isinstance(ratio, int | float):
-            raise ConfigError(f"{where}: must be a number (got {quoted(ratio)}).")
+            raise ConfigError(f"{where}: must be a number (got {quoted(ratio)}).", where=option.name)
         _check_bounds(option, where, ratio)
 
 
 def _check_path(option: Option, value: Any) -> None:
     problem = "" if callable(value) else path_problem(value)
     if problem:
-        raise ConfigError(f"{option.name}: {problem} (got {quoted(value)}).")
+        raise ConfigError(f"{option.name}: {problem} (got {quoted(value)}).", where=option.name)
 
 
 def path_problem(value: Any) -> str:
@@ -173,7 +176,7 @@ def _check_bounds(option: Option, where: str, value: float) -> None:
     high = value < option.lt if option.lt is not None else option.le is None or value <= option.le
     if not (low and high):  # NaN is on neither side
         example = f" {option.example}" if option.example else ""
-        raise ConfigError(f"{where}: must be {_range(option)} (got {quoted(value)}).{example}")
+        raise ConfigError(f"{where}: must be {_range(option)} (got {quoted(value)}).{example}", where=option.name)
 
 
 def _range(option: Option) -> str:

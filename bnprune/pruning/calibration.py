@@ -122,13 +122,21 @@ def batch_size(batch: Any) -> int:
 
 
 def rows(batch: Any, start: int, stop: int) -> Any:
-    """Return some of the images of a batch, by slices of all tensors whose first dimension is that of the images."""
+    """Return some of the images of a batch.
+
+    Tensors whose first dimension is that of the images are sliced, and so are lists of labels with one entry per image
+    (the boxes of a detector).
+    """
     size = batch_size(batch)
 
     def sliced(tensor: torch.Tensor) -> torch.Tensor:
         return tensor[start:stop] if tensor.dim() and tensor.shape[0] == size else tensor
 
-    return map_tensors(sliced, batch)
+    if not isinstance(batch, tuple | list):
+        return map_tensors(sliced, batch)
+    inputs, *labels = batch
+    cut = (item[start:stop] if isinstance(item, list) and len(item) == size else item for item in labels)
+    return type(batch)([map_tensors(sliced, inputs), *(map_tensors(sliced, item) for item in cut)])
 
 
 def device_of(model: nn.Module) -> torch.device:

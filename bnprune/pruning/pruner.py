@@ -22,7 +22,7 @@ from bnprune.pruning.report import Report, make_report, recounted, report_of_pla
 from bnprune.pruning.request import Request
 from bnprune.pruning.scores import Reduce, measure_statistics
 from bnprune.pruning.sensitivity import Sensitivity
-from bnprune.pruning.sensitivity_order import with_sensitivity
+from bnprune.pruning.sensitivity_order import sensitivity_notes, with_sensitivity
 from bnprune.pruning.surgery import apply, copy_weights, record_plan, require_bare, require_values
 from bnprune.pruning.verify import Verification, require, verify
 
@@ -274,7 +274,9 @@ def draft(
     scored = score_network(model, example_inputs, request, statistics=statistics)
     if sensitivity is not None:
         scored = with_sensitivity(scored, sensitivity)
-    return plan_for_target(model, example_inputs, scored, latency)
+    drafted = plan_for_target(model, example_inputs, scored, latency)
+    notes = (*drafted.scored.criterion_notes, *sensitivity_notes(drafted))
+    return replace(drafted, scored=replace(drafted.scored, criterion_notes=notes))
 
 
 def prune_as_requested(

@@ -29,7 +29,7 @@ from bnprune.channels.union_find import NO_CHANNEL, Ids
 from bnprune.errors import ConfigError
 from bnprune.notes import Note
 from bnprune.pruning.candidates import Candidates, Mask, excluded_layers, interchangeable
-from bnprune.pruning.draft_plan import ScoredNetwork
+from bnprune.pruning.draft_plan import DraftPlan, ScoredNetwork
 from bnprune.pruning.select import after
 from bnprune.pruning.sensitivity import Sensitivity
 
@@ -128,6 +128,28 @@ def with_sensitivity(scored: ScoredNetwork, sensitivity: Sensitivity) -> ScoredN
     text = f"{several}: no sensitivity was measured ({first})"
     notes = (*scored.criterion_notes, Note("sensitivity.missing", "note", text))
     return replace(scored, sensitivity=sensitivity, criterion_notes=notes)
+
+
+def sensitivity_notes(drafted: DraftPlan) -> tuple[Note, ...]:
+    """Return notes on what the sensitivity table does not say about a cut: its criterion, and larger shares."""
+    sensitivity, graph = drafted.scored.sensitivity, drafted.scored.graph
+    if sensitivity is None:
+        return ()
+    notes = []
+    measured, used = sensitivity.settings.get("criterion"), drafted.scored.request.criterion
+    if measured != used:
+        text = f"the sensitivity table was measured with criterion {measured}, and channels are ranked by {used}"
+        notes.append(Note("sensitivity.criterion", "note", text))
+    beyond = []
+    for layers, units in layer_groups(graph).items():
+        known = sensitivity.group(layers)
+        if known is not None and drafted.removed[units].sum() > known.points[-1].removed:
+            beyond.append(layers[0])
+    if beyond:
+        names = ", ".join(beyond[:3]) + (" and others" if len(beyond) > 3 else "")
+        text = f"some layers lose more channels than the sensitivity table has measured: {names}"
+        notes.append(Note("sensitivity.beyond", "warning", text))
+    return tuple(notes)
 
 
 def _steps(candidates: Candidates) -> list[Ids]:

@@ -13,6 +13,11 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
+def amount(number: int, noun: str) -> str:
+    """Write a number of things: 1 image, 512 images."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def percent(share: float, digits: int = 2) -> str:
     """Write a share: 99.44%."""
     return f"{share:.{digits}%}"

@@ -259,8 +259,9 @@ class Sparsity:
         assert self._penalty is not None
         moves = self._rates.now()
         self._travel.step, self._travel.rate = self._step, float(torch.as_tensor(moves).max())
-        self._penalty.at(self._step)
-        self._penalty.shrink(moves)
+        if self._travel.rate:  # 0 in the first step of some warm-ups
+            self._penalty.at(self._step)
+            self._penalty.shrink(moves)
         self._travel.done += self._travel.rate
         self._step += 1
 
@@ -312,6 +313,8 @@ class Sparsity:
             return True
         if self._step >= self._steps or self._penalty is None:
             return False
+        if not self._travel.rate:
+            return None
         with torch.no_grad():
             self._penalty.at(self._step)
             strengths = torch.as_tensor(self._penalty._lambda)

@@ -38,6 +38,7 @@ def profile(
     model: str | None = None,
     model_arguments: Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
+    pretrained: bool = False,
     input_shape: Sequence[int] | None = None,
     trust: bool = False,
     backend: str = "eager",
@@ -56,6 +57,7 @@ def profile(
         model: A name or `package.module:factory`, in place of `source` or to rebuild it.
         model_arguments: Keyword arguments of `model`.
         weights: File with the weights of `model`.
+        pretrained: Load the weights that torchvision or timm publish for `model`.
         input_shape: Shape of one input, without the batch.
         trust: Run the code and use the paths that the files name.
         backend: "eager" or "onnxruntime".
@@ -75,7 +77,13 @@ def profile(
     require_output(target, force=force, sources=[None if path is None else Path(path) for path in (source, weights)])
     name = _backend(backend)
     network = open_source(
-        source, model=model, arguments=model_arguments, weights=weights, shape=input_shape, trust=trust
+        source,
+        model=model,
+        arguments=model_arguments,
+        weights=weights,
+        pretrained=pretrained,
+        shape=input_shape,
+        trust=trust,
     )
     setting = Setting(tuple(network.inputs.shape[1:]))
     setting.check(name)

@@ -130,9 +130,11 @@ def prune(
 def _calibration(
     network: NetworkSource, request: Request | None, given: str | Path | None, *, dry_run: bool
 ) -> tuple[CalibrationData | None, tuple[Note, ...]]:
-    """Open the calibration data; in a dry run, only if the criterion uses it."""
+    """Open the calibration data; in a dry run, only check what is given if the criterion does not use it."""
     criterion = _required(request).criterion if request is not None else None
     if dry_run and (criterion is None or not uses_data(criterion)):
+        if given is not None:
+            open_calibration(network, given, 1, required=True)
         return None, ()
     count = DEFAULT_IMAGES if request is None else request.calibrate_images
     return open_calibration(network, given, count, required=criterion is not None and needs_data(criterion))

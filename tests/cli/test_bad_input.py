@@ -214,7 +214,7 @@ def test_a_ratio_that_is_no_number() -> None:
 
 def test_a_floor_below_one() -> None:
     message = refusal(2, "prune", *CHAIN, "--min-channels", "0")
-    assert "min_channels: must be at least 1 (got 0)." in message
+    assert "--min-channels: must be at least 1 (got 0)." in message
 
 
 # -- networks: by name, by factory ------------------------------------------------------------------------------------

@@ -158,12 +158,19 @@ def test_data_that_cannot_be_read_is_refused(here: Path, given: str, message: st
     assert not Path("slim.safetensors").exists()
 
 
+def test_a_dry_run_checks_the_folder() -> None:
+    assert "--calibrate: 'nowhere' is not a folder" in refusal(
+        5, "prune", *CHAIN, "--calibrate", "nowhere", "--dry-run"
+    )
+
+
 def test_a_criterion_without_data_says_what_to_give() -> None:
     assert "Give some: --calibrate DIR" in refusal(2, "prune", *CHAIN, "--criterion", "activation")
 
 
 def test_a_recipe_may_rank_by_activations() -> None:
-    recipe = write("recipe.yaml", RECIPE.replace("{ratio: 0.5}", "{ratio: 0.5, criterion: taylor, passes: 2}"))
+    ordinary = RECIPE.replace("lr: 2e-2}", "lr: 2e-2, sparsity: {penalty: none}}")
+    recipe = write("recipe.yaml", ordinary.replace("{ratio: 0.5}", "{ratio: 0.5, criterion: taylor, passes: 2}"))
     stages = document("run", recipe, "--out", "run")["stages"]
     assert stages["prune"]["ratio"]["realised"] > 0.2
     assert any("no layer loses more than" in note for note in stages["prune"]["notes"])

@@ -136,6 +136,14 @@ def test_a_table_of_other_weights_is_used_with_a_warning(trained: Path, table: P
     assert "warning: 'table.json' was measured with other weights" in squeezed(result.stderr)
 
 
+def test_a_cut_beyond_the_table_or_by_another_criterion_is_named(trained: Path, table: Path) -> None:
+    inside = document("prune", trained, "--macs", "0.5", "--sensitivity", table, "--dry-run")
+    assert not any("sensitivity table" in note for note in inside["notes"])
+    found = document("prune", trained, "--macs", "0.05", "--sensitivity", table, "--criterion", "l1", "--dry-run")
+    assert any("measured with criterion gamma, and channels are ranked by l1" in note for note in found["notes"])
+    assert any("more channels than the sensitivity table has measured" in note for note in found["notes"])
+
+
 def test_the_table_is_shown_and_drawn(trained: Path, table: Path) -> None:
     shown = done("sensitivity", trained, "--at", "0.5,0.75", "--out", TABLE, "--plot", "map.svg").stdout
     made = Sensitivity.from_json(table.read_text())

@@ -75,6 +75,15 @@ def test_weights_stay_if_only_statistics_may_change() -> None:
     assert all(torch.equal(a, b) for a, b in zip(done.model.parameters(), cut.model.parameters(), strict=True))
 
 
+def test_lists_of_labels_are_cut_like_the_images() -> None:
+    boxes = [{"boxes": torch.full((2, 4), float(index))} for index in range(6)]
+    kept = Calibration.of([(torch.zeros(6, 3, 8, 8), boxes, "name")], 4)
+    ((images, labels, name),) = kept.batches
+    assert images.shape[0] == 4
+    assert [int(label["boxes"][0, 0]) for label in labels] == [0, 1, 2, 3]
+    assert name == "name"
+
+
 def test_the_distance_is_relative_to_the_dense_outputs() -> None:
     model = randomized(chain())
     twice = copy.deepcopy(model)

@@ -266,6 +266,17 @@ def test_a_penalty_that_cannot_have_an_effect_is_named_before_training() -> None
         bnprune.sparsify(model, torch.optim.SGD(model.parameters(), 0.1), steps=1000, target=0.5)
 
 
+def test_a_warm_up_that_starts_at_zero() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 10))
+    penalty = bnprune.sparsify(model, optimizer, steps=100, target=0.5)
+    before = gammas(model)
+    step(model, optimizer)
+    assert torch.equal(gammas(model), before)
+    assert penalty.gammas().on_course is None
+
+
 def test_a_scheduler_that_starts_low_names_its_peak() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

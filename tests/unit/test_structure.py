@@ -14,7 +14,8 @@ import bnprune
 PACKAGE = Path(bnprune.__file__).parent
 # Lower floors first: a module imports from its own floor and those below. `data` and `models` stand beside training.
 _ORDER = (
-    "errors notes config channels pruning models data recovery training runs exporters timing reporting workflows cli"
+    "errors notes config channels pruning models data recovery training runs exporters timing reporting workflows "
+    "integrations cli"
 )
 FLOORS = {name: floor for floor, name in enumerate(_ORDER.split())}
 PURE = ("channels", "pruning")

@@ -1,0 +1,69 @@
+"""Sparse training with the Trainer of transformers.
+
+>>> trainer = Trainer(model, arguments, train_dataset=images, callbacks=[SparseTraining(target=0.6)])
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from bnprune.training.sparsify import Sparsity, sparsify
+
+
+class SparseTraining(TrainerCallback, ExportableState):
+    """Attaches `bnprune.sparsify` to the optimizer of a Trainer for the length of a training.
+
+    The share of scale factors near zero is logged with the loss: "gamma_below", and with a target "gamma_removable".
+    The state of the penalty is saved with the state of the Trainer, so that a training can be resumed.
+
+    Args:
+        settings: Keyword arguments of `bnprune.sparsify`: `target`, `travel` or `lambda_`, `penalty`, `exclude`, and so
+            on. `steps` is taken from the Trainer.
+    """
+
+    penalty: Sparsity | None = None
+    """The penalty of the present or the last training."""
+
+    def __init__(self, **settings: Any) -> None:
+        self._settings = settings
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Attach the penalty, at the step of a checkpoint if the Trainer has loaded one."""
+        self.penalty = sparsify(kwargs["model"], kwargs["optimizer"], steps=int(state.max_steps), **self._settings)
+        if state.global_step:
+            stored = state.stateful_callbacks.get(type(self).__name__, {})
+            saved = (stored[0] if isinstance(stored, list) else stored).get("attributes", {}).get("saved")
+            if saved:  # read here, because the Trainer restores callbacks only if it is asked to
+                self.penalty.load_state_dict(saved)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Log where the scale factors stand."""
+        if logs is not None and self.penalty is not None:
+            gammas = self.penalty.gammas()
+            logs["gamma_below"] = gammas.below
+            if gammas.removable is not None:
+                logs["gamma_removable"] = gammas.removable
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Detach the penalty."""
+        if self.penalty is not None:
+            self.penalty.detach()
+
+    def state(self) -> dict[str, Any]:
+        """Return the settings and the state of the penalty, for the Trainer's checkpoints."""
+        saved = {} if self.penalty is None else self.penalty.state_dict()
+        return {"args": self._settings, "attributes": {"saved": saved}}
