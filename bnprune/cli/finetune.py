@@ -9,16 +9,19 @@ import typer
 
 from bnprune.cli.options import (
     Force,
+    Gpus,
     Json,
     Model,
     ModelArguments,
     OutDirectory,
     Overrides,
+    ProcessCount,
     Resume,
     Teacher,
     Trust,
     Unlabelled,
 )
+from bnprune.cli.processes import with_processes
 
 
 def register(app: typer.Typer) -> None:
@@ -36,6 +39,8 @@ def finetune(
     trust: Trust = False,
     out: OutDirectory = None,
     resume: Resume = False,
+    gpus: Gpus = None,
+    processes: ProcessCount = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -46,6 +51,8 @@ def finetune(
     pruning, which is found in a run directory; otherwise, name its checkpoint with --teacher. With --unlabelled, no
     labels are needed: it learns from the outputs of that network alone.
     """
+    if with_processes(gpus, processes):
+        return
     from bnprune.cli.arguments import parse_arguments, recipe_and_overrides
     from bnprune.cli.render.run import run_with_progress
     from bnprune.workflows import run as workflow

@@ -45,5 +45,8 @@ def init(
         for name, summary in recipes:
             echo(f"{name:{width}}  {summary}")
         return
-    path = copy_recipe(recipe, out, force=force)
-    echo(f"Wrote {path}. Edit it, then: bnprune run {path}")
+    paths = copy_recipe(recipe, out, force=force)
+    written, edited = " and ".join(map(str, paths)), "them" if len(paths) > 1 else "it"
+    enter = f"cd {paths[0].parent} && " if len(paths) > 1 and paths[0].parent != Path() else ""
+    run = paths[0].name if enter else paths[0]
+    echo(f"Wrote {written}. Edit {edited}, then: {enter}bnprune run {run}")

@@ -97,6 +97,22 @@ Resume = Annotated[
         "--resume", help="Continue the interrupted run in --out, with bit-identical results.", rich_help_panel=_RUNTIME
     ),
 ]
+Gpus = Annotated[
+    str | None,
+    option(_RUNTIME, "--gpus", "0,1,...", "Train on these GPUs, with one process for each."),
+]
+ProcessCount = Annotated[
+    int | None,
+    typer.Option(
+        "--processes",
+        metavar="N",
+        min=1,
+        max=1024,
+        help="Train with N processes, on as many GPUs if there are any, else on CPUs.",
+        rich_help_panel=_RUNTIME,
+        show_default=False,
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.", rich_help_panel=_OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=_OUTPUT)]
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
+import typer
+
+from bnprune.cli.stdout import stdout_for_processes
 from bnprune.errors import ConfigError, PeerFailed
 from bnprune.training.distributed import torchrun_env
 
@@ -26,6 +30,67 @@ def require_single_process(verb: str) -> None:
     raise ConfigError(
         f"`bnprune {verb}` runs in one process: start it without torchrun. Only {', '.join(TRAINING_VERBS)} train."
     )
+
+
+def with_processes(gpus: str | None, processes: int | None) -> bool:
+    """Run this command in several processes, if it is to and does not yet; end with the exit code of the first failure.
+
+    The processes are started as `torchrun` does, with the same arguments, which they ignore here.
+
+    Returns:
+        True if the command has run; False if it is to run in this process.
+
+    Raises:
+        ConfigError: The GPUs are not there, or both options are given and differ.
+        Exit: A process failed.
+    """
+    if "RANK" in os.environ or (gpus is None and processes is None):
+        return False
+    chosen = None if gpus is None else _numbers(gpus)
+    if chosen is not None and processes not in (None, len(chosen)):
+        raise ConfigError(f"--gpus and --processes: {gpus} are {len(chosen)} GPUs, not {processes} processes.")
+    if chosen is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)  # before torch looks
+        _require_gpus(chosen)
+    count = processes or len(chosen or ())
+    if count == 1:
+        return False
+    code = _start(count, sys.argv[1:])
+    if code:
+        raise typer.Exit(code)
+    return True
+
+
+def _numbers(gpus: str) -> list[str]:
+    numbers = [number.strip() for number in gpus.split(",")]
+    if not all(number.isdecimal() for number in numbers) or len({*numbers}) < len(numbers):
+        raise ConfigError(f"--gpus: expected different numbers such as 0,1 (got '{gpus}').")
+    return numbers
+
+
+def _require_gpus(chosen: list[str]) -> None:
+    import torch
+
+    found = torch.cuda.device_count()
+    if found < len(chosen):
+        there = "no CUDA device" if not found else f"only {found} of these"
+        raise ConfigError(f"--gpus: there is {there} here (got {','.join(chosen)}). On CPUs: --processes N.")
+
+
+def _start(count: int, arguments: list[str]) -> int:
+    """Run `bnprune` with these arguments in several processes; return the exit code of the first that failed, or 0."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the first process says what is wrong
+    command = ["--standalone", "--nproc-per-node", str(count), "-m", "bnprune", *arguments]
+    try:
+        with stdout_for_processes():
+            run(parse_args(command))
+    except ChildFailedError as error:
+        failed = min(error.failures.values(), key=lambda failure: failure.timestamp)
+        return failed.exitcode if failed.exitcode > 0 else 1
+    return 0
 
 
 def exit_immediately(code: object) -> None:

@@ -12,6 +12,10 @@ _PENDING: list[list[str]] = []
 """Documents to print at the end, one list per running verb with --json."""
 
 
+_SAVED: list[int] = []
+"""Copies of the descriptor of stdout, one for each time that it is redirected."""
+
+
 def emit(text: str) -> None:
     """Print text on stdout; with --json, once stdout is no longer redirected."""
     if _PENDING:
@@ -44,14 +48,27 @@ def _redirected_descriptor() -> Iterator[None]:
         yield
         return
     stdout.flush()
-    saved = os.dup(1)
+    _SAVED.append(os.dup(1))
     os.dup2(2, 1)
     try:
         yield
     finally:
         stdout.flush()
-        os.dup2(saved, 1)
-        os.close(saved)
+        os.dup2(_SAVED[-1], 1)
+        os.close(_SAVED.pop())
+
+
+@contextmanager
+def stdout_for_processes() -> Iterator[None]:
+    """Let processes that are started in a `with` block write to stdout itself: each of them cares for its document."""
+    if not _SAVED:
+        yield
+        return
+    os.dup2(_SAVED[-1], 1)
+    try:
+        yield
+    finally:
+        os.dup2(2, 1)
 
 
 def _number(stream: IO[str] | None) -> int | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from bnprune.cli.options import Config, Force, Json, OutDirectory, Overrides, Resume
+from bnprune.cli.options import Config, Force, Gpus, Json, OutDirectory, Overrides, ProcessCount, Resume
+from bnprune.cli.processes import with_processes
 
 
 def register(app: typer.Typer) -> None:
@@ -18,10 +19,14 @@ def train(
     overrides: Overrides = None,
     out: OutDirectory = None,
     resume: Resume = False,
+    gpus: Gpus = None,
+    processes: ProcessCount = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
     """Train with a penalty on the scale factors (γ)."""
+    if with_processes(gpus, processes):
+        return
     from bnprune.cli.render.run import run_with_progress
     from bnprune.workflows import run as workflow
 

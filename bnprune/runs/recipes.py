@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from bnprune.config.user_code import hint
@@ -26,18 +27,28 @@ def list_recipes() -> list[tuple[str, str]]:
     return recipes
 
 
-def copy_recipe(name: str, out: Path | None, *, force: bool) -> Path:
-    """Copy a recipe; return the path of the copy.
+def copy_recipe(name: str, out: Path | None, *, force: bool) -> tuple[Path, ...]:
+    """Copy a recipe, and the Python file beside it that it names; return the paths of the copies, the recipe first.
 
     Raises:
-        ConfigError: There is no such recipe, or the file exists.
+        ConfigError: There is no such recipe, or a file exists.
         DataError: The file cannot be written.
     """
     names = [known for known, _ in list_recipes()]
     full = name if name.endswith(".yaml") else f"{name}.yaml"
     if full not in names:
         raise ConfigError(f"there is no recipe '{name}'. {hint(full, names)}")
+    source = recipe_folder() / full
     target = out or Path(full)
-    require_output(target, force=force)
-    write_text(target, (recipe_folder() / full).read_text(encoding="utf-8"))
-    return target
+    copies = {target: source} | {target.with_name(code.name): code for code in _code_of(source)}
+    for path in copies:
+        require_output(path, force=force)
+    for path, original in copies.items():
+        write_text(path, original.read_text(encoding="utf-8"))
+    return tuple(copies)
+
+
+def _code_of(recipe: Path) -> list[Path]:
+    """Return the Python files beside a recipe that it names as `module:function`."""
+    named = set(re.findall(r"\b(\w+):\w", recipe.read_text(encoding="utf-8")))
+    return [path for path in sorted(recipe.parent.glob("*.py")) if path.stem in named]

@@ -172,3 +172,45 @@ def test_a_run_that_another_process_works_on_is_left_alone(pair: Path, here: Pat
             5, "train", pair, "--out", "run", "--resume"
         )
     done("train", pair, "--out", "run", "--resume")
+
+
+def started(*arguments: object) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "bnprune", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_command_starts_its_processes_itself(pair: Path) -> None:
+    """The same bits as with torchrun, one document on stdout, and only our own lines on stderr."""
+    found = started("train", pair, "threads=1", "--out", "own", "--processes", 2, "--json")
+    assert found.returncode == 0, found.stderr
+    assert read_json(found.stdout)["stages"].keys() == {"train"}
+    assert "torch" not in found.stderr
+    assert [code for code, *_ in ended(spawn("train", pair, "threads=1", "--out", "torchrun"))] == [0, 0]
+    weights = [load_file(Path(run, "checkpoints", "train.safetensors")) for run in ("own", "torchrun")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_command_that_fails_in_its_processes_ends_with_their_exit_code(pair: Path) -> None:
+    found = started("train", pair, "train.epohcs=2", "--out", "run", "--processes", 2)
+    assert found.returncode == 2
+    assert found.stderr.count("error:") == 1
+    assert "Did you mean 'epochs'" in found.stderr
+    assert len(found.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--gpus", "0,1"), "--gpus: there is no CUDA device here (got 0,1). On CPUs: --processes N"),
+        (("--gpus", "0,x"), "--gpus: expected different numbers such as 0,1 (got '0,x')"),
+        (("--gpus", "0,0"), "--gpus: expected different numbers"),
+        (("--gpus", "0,1", "--processes", "3"), "0,1 are 2 GPUs, not 3 processes"),
+        (("--processes", "0"), "Invalid value for '--processes'"),
+    ],
+)
+def test_gpus_that_are_not_there(
+    arguments: tuple[str, ...], message: str, pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert message in refusal(2, "train", pair, *arguments)

@@ -180,7 +180,22 @@ def test_every_recipe_is_copied_as_it_is_and_can_be_built(name: str, here: Path)
         assert sum(parameter.numel() for parameter in build(spec_of(config)).parameters()) > 1000
 
 
-def test_the_recipe_for_ones_own_network_runs(here: Path) -> None:
+def test_the_recipe_for_ones_own_network_runs_as_it_is(here: Path) -> None:
+    assert (
+        "Wrote own-network.yaml and my_code.py. Edit them, then: bnprune run own-network.yaml"
+        in done("init", "own-network").stderr + done("init", "own-network", "--force").stdout
+    )
+    text = done("run", "own-network.yaml", "train.epochs=1", "finetune.epochs=1", "--out", "run").stdout
+    assert "fine-tuned" in squeezed(text)
+    (here / "own-network.yaml").unlink()
+    assert "'my_code.py' exists" in refusal(2, "init", "own-network")  # code of one's own is not overwritten
+    assert not (here / "own-network.yaml").exists()
+    elsewhere = done("init", "own-network", "--out", "sub/mine.yaml")
+    assert "cd sub && bnprune run mine.yaml" in elsewhere.stdout + elsewhere.stderr
+    assert (here / "sub" / "my_code.py").exists()
+
+
+def test_the_recipe_for_ones_own_network_runs_with_other_code(here: Path) -> None:
     """With the two functions its comment asks for."""
     done("init", "own-network")
     (here / "my_code.py").write_text(

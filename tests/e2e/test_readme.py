@@ -92,7 +92,7 @@ def test_every_piece_of_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(score.CRITERIA, "gamma-squared", score.gamma)  # so that it is gone afterwards
     names: dict[str, Any] = {"build": chain, "example_inputs": torch.zeros(1, 3, 8, 8)}
-    names["batches"] = torch.rand(32, 3, 8, 8).split(16)
+    names |= {"batches": torch.rand(32, 3, 8, 8).split(16), "torch": torch}
     found = blocks("python")
     assert len(found) >= 4
     for code in found:
