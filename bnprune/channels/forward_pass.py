@@ -86,6 +86,9 @@ def forward_error(error: Exception, module: str, inputs: Inputs) -> ForwardError
         f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors(inputs)
     )
     advice = f"The network has to run in eval mode on the inputs given ({described or 'none with tensors'})."
+    shape = _shape_in(inputs)
+    if shape:
+        advice = f"The example inputs are a shape, not a tensor: give torch.zeros({', '.join(map(str, shape))})."
     if isinstance(error, NotImplementedError):
         advice = "Give the module whose forward() computes the outputs."
     elif _is_about_shapes(error):
@@ -106,3 +109,11 @@ def _is_about_shapes(error: Exception) -> bool:
     raised_in = "" if frame is None else str(frame.tb_frame.f_globals.get("__name__", ""))
     known = raised_in.partition(".")[0] in ("torch", "torchvision", "timm", "bnprune")
     return isinstance(error, _SHAPE_ERRORS) and known and not raised_in.startswith("torch.cuda")
+
+
+def _shape_in(inputs: Any) -> list[int]:
+    """Return the numbers of inputs that are a shape where a tensor was meant, such as (1, 3, 224, 224); or none."""
+    args, kwargs = inputs
+    numbers = list(args[0]) if len(args) == 1 and isinstance(args[0], list | tuple) else list(args)
+    is_shape = len(numbers) > 1 and not kwargs and all(type(number) is int for number in numbers)
+    return numbers if is_shape else []

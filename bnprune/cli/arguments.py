@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bnprune.cli.verbosity import VERBOSITY, echo
 from bnprune.config.bounded_reading import LONGEST_NUMBER
 from bnprune.config.yaml_loader import YamlError, read_yaml
 from bnprune.errors import ConfigError, quoted, shortened
@@ -56,13 +57,51 @@ def parse_shares(text: str | None) -> list[float]:
         raise ConfigError(f"--at: expected numbers such as 0.5,0.7,0.9 (got {quoted(text)}).") from error
 
 
-def recipe_and_overrides(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+def checkpoint_of(source: Path | None, stage: str | None, default: str | None = None) -> Path | None:
+    """Return the checkpoint that SOURCE and --stage name, and print which one that is if SOURCE is a run directory.
+
+    Args:
+        source: A run directory or a checkpoint; None if the network is given otherwise.
+        stage: The stage of a run directory; None for the default.
+        default: Stage whose network is taken by default, if there is one: else, that of the last finished stage.
+
+    Raises:
+        ConfigError: A stage is given, and SOURCE is no run directory.
+        CheckpointError: The run has no such checkpoint.
+    """
+    if source is None or not source.is_dir():
+        if stage is not None:
+            raise ConfigError("a stage chooses among the networks of a run directory.", argument="stage")
+        return source
+    from bnprune.runs.directory import RunDirectory
+
+    run = RunDirectory(source)
+    if stage is None and default is not None and run.checkpoint(default).exists():
+        stage = default
+    path = run.network() if stage is None else run.network_of(stage)
+    if not VERBOSITY.quiet:
+        echo(f"network: {path}", err=True)
+    return path
+
+
+def source_and_overrides(source: Path | None, overrides: Sequence[str] | None) -> tuple[Path | None, list[str]]:
+    """Separate SOURCE from `key=value` overrides: without a SOURCE, the first override stands in its place."""
+    if source is not None and "=" in str(source) and not source.exists():
+        return None, [str(source), *(overrides or ())]
+    return source, list(overrides or ())
+
+
+def recipe_and_overrides(arguments: Sequence[str], given: Path | None = None) -> tuple[Path | None, list[str]]:
     """Separate the path of a recipe from `key=value` overrides.
+
+    Args:
+        arguments: Overrides, and perhaps a recipe among them.
+        given: The recipe, if a flag names it.
 
     Raises:
         ConfigError: There are several recipes.
     """
-    recipes = [Path(text) for text in arguments if "=" not in text]
+    recipes = [*([] if given is None else [given]), *(Path(text) for text in arguments if "=" not in text)]
     if len(recipes) > 1:
         raise ConfigError(f"expected one recipe, got {', '.join(map(str, recipes))}.")
     return (recipes[0] if recipes else None), [text for text in arguments if "=" in text]

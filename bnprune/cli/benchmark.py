@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from bnprune.cli.options import InputShape, Json, Model, ModelArguments, Pretrained, SourcePath, Trust, Weights, option
+from bnprune.cli.options import (
+    InputShape,
+    Json,
+    Model,
+    ModelArguments,
+    Pretrained,
+    SourcePath,
+    Stage,
+    Trust,
+    Weights,
+    option,
+)
 
 _RUNNING = "Running"
 
@@ -87,6 +98,7 @@ def benchmark(
     weights: Weights = None,
     pretrained: Pretrained = False,
     input: InputShape = None,
+    stage: Stage = None,
     trust: Trust = False,
     dense: Dense = False,
     backend: BackendOption = None,
@@ -103,7 +115,7 @@ def benchmark(
     Two networks run in turn, pass by pass, so that other programs on the machine slow both down; the ratio is the
     median over such pairs of passes.
     """
-    from bnprune.cli.arguments import parse_arguments, parse_shape
+    from bnprune.cli.arguments import checkpoint_of, parse_arguments, parse_shape
     from bnprune.cli.render.benchmark import show_benchmark
     from bnprune.cli.render.output import output
     from bnprune.cli.render.progress import RichDisplay
@@ -111,7 +123,7 @@ def benchmark(
 
     with RichDisplay() as display:
         result = workflow.benchmark(
-            source,
+            checkpoint_of(source, stage),
             other,
             model=model,
             model_arguments=parse_arguments(model_arg),

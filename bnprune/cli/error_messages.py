@@ -48,9 +48,10 @@ def reporting(*, json_wanted: bool, command: Sequence[str] = ()) -> Iterator[Non
         raise typer.Exit(Interrupted.exit_code) from None
     except BaseException as error:
         if type(error).__module__.startswith("typer."):  # a usage error; they have no public base class
+            message = bounded(printable(_in_our_words(error.format_message())))  # type: ignore[attr-defined]
             if json_wanted:
-                _print_document(ConfigError(error.format_message()))  # type: ignore[attr-defined]
-            error.message = bounded(printable(error.message))  # type: ignore[attr-defined]
+                _print_document(ConfigError(message))
+            error.format_message = lambda: message  # type: ignore[attr-defined]
             raise  # typer prints it on stderr, with the usage of the verb
         if VERBOSITY.debug:
             echo(traceback.format_exc(), err=True)
@@ -60,6 +61,22 @@ def reporting(*, json_wanted: bool, command: Sequence[str] = ()) -> Iterator[Non
             failure.code = UntrustedError.code
         _print_error(failure, json_wanted)
         raise typer.Exit(failure.exit_code) from None
+
+
+_PLAIN = {
+    "Value error, ": "",
+    "Input should be a valid number, unable to parse string as a number": "expected a number such as 0.5",
+    "Input should be a valid integer, unable to parse string as an integer": "expected a whole number",
+    "Input should be": "must be",
+    "Missing argument 'CONFIG'": "Missing argument 'CONFIG', a recipe: `bnprune init` writes one",
+}
+"""Wordings of the libraries that parse the command line, and those that are shown."""
+
+
+def _in_our_words(message: str) -> str:
+    for wording, ours in _PLAIN.items():
+        message = message.replace(wording, ours)
+    return message
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from bnprune.cli.options import (
     Overrides,
     Pretrained,
     SourcePath,
+    Stage,
     Trust,
     Weights,
 )
@@ -30,18 +31,21 @@ def evaluate(
     weights: Weights = None,
     pretrained: Pretrained = False,
     config: DataConfig = None,
+    stage: Stage = None,
     trust: Trust = False,
     json: Json = False,
 ) -> None:
     """Measure accuracy and loss of a network."""
-    from bnprune.cli.arguments import parse_arguments
+    from bnprune.cli.arguments import checkpoint_of, parse_arguments, source_and_overrides
     from bnprune.cli.render.evaluate import show_evaluate
     from bnprune.cli.render.output import output
     from bnprune.workflows import evaluate as workflow
 
+    source, changes = source_and_overrides(source, overrides)
+    source = checkpoint_of(source, stage)
     result = workflow.evaluate(
         source,
-        overrides or (),
+        changes,
         model=model,
         model_arguments=parse_arguments(model_arg),
         weights=weights,

@@ -16,6 +16,7 @@ from bnprune.cli.options import (
     ModelArguments,
     Pretrained,
     SourcePath,
+    Stage,
     Trust,
     Weights,
     option,
@@ -67,6 +68,7 @@ def export(
     pretrained: Pretrained = False,
     input: InputShape = None,
     config: DataConfig = None,
+    stage: Stage = None,
     trust: Trust = False,
     format: FormatOption = None,
     fold_bn: FoldBn = False,
@@ -80,13 +82,13 @@ def export(
 
     The files can be used without bnprune. Before they are written, they are compared with the network in PyTorch.
     """
-    from bnprune.cli.arguments import parse_arguments, parse_shape
+    from bnprune.cli.arguments import checkpoint_of, parse_arguments, parse_shape
     from bnprune.cli.render.export import show_export
     from bnprune.cli.render.output import output
     from bnprune.workflows import export as workflow
 
     result = workflow.export(
-        source,
+        checkpoint_of(source, stage),
         model=model,
         model_arguments=parse_arguments(model_arg),
         weights=weights,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bnprune.cli.options import (
+    DataConfig,
     Force,
     Gpus,
     Json,
@@ -31,7 +32,8 @@ def register(app: typer.Typer) -> None:
 
 def finetune(
     pruned: Annotated[Path, typer.Argument(metavar="PRUNED", help="Pruned checkpoint or run directory.")],
-    config: Overrides = None,
+    changes: Overrides = None,
+    config: DataConfig = None,
     model: Model = None,
     model_arg: ModelArguments = None,
     teacher: Teacher = None,
@@ -46,7 +48,7 @@ def finetune(
 ) -> None:
     """Recover the accuracy of a pruned checkpoint.
 
-    A checkpoint of a run contains its network, plan and recipe. For other checkpoints, add a recipe (CONFIG.yaml).
+    A checkpoint of a run contains its network, plan and recipe. For other checkpoints, give a recipe (--config).
     KEY=VALUE overrides keys of the recipe. With finetune.distill=true, the network also learns from the network before
     pruning, which is found in a run directory; otherwise, name its checkpoint with --teacher. With --unlabelled, no
     labels are needed: it learns from the outputs of that network alone.
@@ -57,7 +59,7 @@ def finetune(
     from bnprune.cli.render.run import run_with_progress
     from bnprune.workflows import run as workflow
 
-    recipe, overrides = recipe_and_overrides(config or ())
+    recipe, overrides = recipe_and_overrides(changes or (), config)
     arguments = parse_arguments(model_arg)
     run_with_progress(
         lambda display: workflow.finetune(

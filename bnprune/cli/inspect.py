@@ -13,6 +13,7 @@ from bnprune.cli.options import (
     ModelArguments,
     Pretrained,
     SourcePath,
+    Stage,
     Trust,
     Weights,
     with_prune_flags,
@@ -32,19 +33,20 @@ def inspect(
     weights: Weights = None,
     pretrained: Pretrained = False,
     input: InputShape = None,
+    stage: Stage = None,
     trust: Trust = False,
     asked: dict[str, Any] | None = None,
     json: Json = False,
 ) -> None:
     """Show which channels can be pruned, which cannot, and why."""
-    from bnprune.cli.arguments import parse_arguments, parse_shape
+    from bnprune.cli.arguments import checkpoint_of, parse_arguments, parse_shape
     from bnprune.cli.render.inspect import show_inspect
     from bnprune.cli.render.output import output
     from bnprune.workflows import inspect as workflow
 
     asked = asked or {}
     result = workflow.inspect(
-        source,
+        checkpoint_of(source, stage),
         model=model,
         model_arguments=parse_arguments(model_arg),
         weights=weights,

@@ -33,6 +33,15 @@ SourcePath = Annotated[
     Path | None,
     typer.Argument(metavar="[SOURCE]", help="Run directory or .safetensors checkpoint.", show_default=False),
 ]
+Stage = Annotated[
+    Literal["baseline", "train", "prune", "finetune", "scratch"] | None,
+    typer.Option(
+        "--stage",
+        help="Which network of a run directory. Default: of the last stage that has finished.",
+        rich_help_panel=_INPUT,
+        show_default=False,
+    ),
+]
 Model = Annotated[
     str | None,
     option(_INPUT, "--model", "NAME", "torchvision/NAME, timm/NAME, a zoo name, or package.module:factory."),

@@ -8,7 +8,18 @@ from typing import Annotated, Literal
 import typer
 
 from bnprune.cli.benchmark import Threads
-from bnprune.cli.options import Force, InputShape, Json, Model, ModelArguments, Pretrained, SourcePath, Trust, Weights
+from bnprune.cli.options import (
+    Force,
+    InputShape,
+    Json,
+    Model,
+    ModelArguments,
+    Pretrained,
+    SourcePath,
+    Stage,
+    Trust,
+    Weights,
+)
 
 _RUNNING = "Running"
 BackendName = Annotated[
@@ -34,6 +45,7 @@ def profile(
     weights: Weights = None,
     pretrained: Pretrained = False,
     input: InputShape = None,
+    stage: Stage = None,
     trust: Trust = False,
     backend: BackendName = "eager",
     batch: BatchSize = 1,
@@ -47,7 +59,7 @@ def profile(
     With `prune --latency MS --profile FILE`, channels are chosen by their loss per millisecond. The profile holds for
     this network, input size, batch size, backend, number of threads and machine.
     """
-    from bnprune.cli.arguments import parse_arguments, parse_shape
+    from bnprune.cli.arguments import checkpoint_of, parse_arguments, parse_shape
     from bnprune.cli.render.output import output
     from bnprune.cli.render.profile import show_profile
     from bnprune.cli.render.progress import RichDisplay
@@ -55,7 +67,7 @@ def profile(
 
     with RichDisplay() as display:
         result = workflow.profile(
-            source,
+            checkpoint_of(source, stage),
             model=model,
             model_arguments=parse_arguments(model_arg),
             weights=weights,

@@ -16,6 +16,7 @@ from bnprune.cli.options import (
     ModelArguments,
     Pretrained,
     SourcePath,
+    Stage,
     Trust,
     Weights,
     option,
@@ -88,6 +89,7 @@ def prune(
     weights: Weights = None,
     pretrained: Pretrained = False,
     input: InputShape = None,
+    stage: Stage = None,
     trust: Trust = False,
     asked: dict[str, Any] | None = None,
     calibrate: Calibrate = None,
@@ -105,7 +107,7 @@ def prune(
     The BatchNorm channels with the smallest scale factors in the whole network are removed. SOURCE is a run directory
     or a checkpoint; for a network of your own, give --model and --input instead.
     """
-    from bnprune.cli.arguments import parse_arguments, parse_shape
+    from bnprune.cli.arguments import checkpoint_of, parse_arguments, parse_shape
     from bnprune.cli.render.output import output
     from bnprune.cli.render.progress import RichDisplay
     from bnprune.cli.render.prune import show_prune
@@ -123,7 +125,7 @@ def prune(
     request = None if plan is not None else Request(**(asked if targets else {"ratio": DEFAULT_RATIO, **asked}))
     with RichDisplay() as display:
         result = workflow.prune(
-            source,
+            checkpoint_of(source, stage),
             request,
             model=model,
             model_arguments=parse_arguments(model_arg),

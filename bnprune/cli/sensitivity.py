@@ -16,6 +16,7 @@ from bnprune.cli.options import (
     Overrides,
     Pretrained,
     SourcePath,
+    Stage,
     Trust,
     Weights,
     option,
@@ -40,6 +41,7 @@ def sensitivity(
     weights: Weights = None,
     pretrained: Pretrained = False,
     config: DataConfig = None,
+    stage: Stage = None,
     trust: Trust = False,
     at: Annotated[
         str | None,
@@ -60,7 +62,7 @@ def sensitivity(
     With `prune --sensitivity FILE`, all groups lose the same accuracy.
     SOURCE is a run directory (its sparse-trained network) or a checkpoint.
     """
-    from bnprune.cli.arguments import parse_arguments, parse_shares
+    from bnprune.cli.arguments import checkpoint_of, parse_arguments, parse_shares, source_and_overrides
     from bnprune.cli.render.output import output
     from bnprune.cli.render.progress import RichDisplay
     from bnprune.cli.render.sensitivity import save_plot, show_sensitivity
@@ -68,11 +70,13 @@ def sensitivity(
     from bnprune.workflows import sensitivity as workflow
 
     values = parse_shares(at)
+    source, changes = source_and_overrides(source, overrides)
+    source = checkpoint_of(source, stage, "train")
     require_plot(plot, sources=(source, weights), recipe=config)
     with RichDisplay() as display:
         result = workflow.sensitivity(
             source,
-            overrides or (),
+            changes,
             model=model,
             model_arguments=parse_arguments(model_arg),
             weights=weights,

@@ -16,6 +16,7 @@ from bnprune.cli.options import (
     Overrides,
     Pretrained,
     SourcePath,
+    Stage,
     Trust,
     Weights,
     option,
@@ -35,6 +36,7 @@ def sweep(
     weights: Weights = None,
     pretrained: Pretrained = False,
     config: DataConfig = None,
+    stage: Stage = None,
     trust: Trust = False,
     by: Annotated[
         Literal["ratio", "macs"],
@@ -62,17 +64,19 @@ def sweep(
     is recommended.
     SOURCE is a run directory (its sparse-trained network) or a checkpoint.
     """
-    from bnprune.cli.arguments import parse_arguments, parse_shares
+    from bnprune.cli.arguments import checkpoint_of, parse_arguments, parse_shares, source_and_overrides
     from bnprune.cli.render.output import output
     from bnprune.cli.render.prune_command import prune_command
     from bnprune.cli.render.sweep import require_plot, save_plot, show_sweep
     from bnprune.workflows import sweep as workflow
 
     values = parse_shares(at)
+    source, changes = source_and_overrides(source, overrides)
+    source = checkpoint_of(source, stage, "train")
     require_plot(plot, sources=(source, weights), recipe=config)
     result = workflow.sweep(
         source,
-        overrides or (),
+        changes,
         model=model,
         model_arguments=parse_arguments(model_arg),
         weights=weights,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bnprune.config.bounded_reading import DEEPEST
+from bnprune.config.prune_options import TARGETS
 from bnprune.config.yaml_loader import Origins, YamlError, read_yaml
 from bnprune.errors import quoted, shortened
 
@@ -33,7 +34,16 @@ def override(data: dict[str, Any], origins: Origins, overrides: Sequence[str]) -
         for depth in range(1, len(path) + 1):
             origins.setdefault(path[:depth], "command line")
         origins[path] = "command line"
+    _drop_replaced_targets(data, overrides)
     return problems
+
+
+def _drop_replaced_targets(data: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Leave out the target of the recipe if an override gives another one: `prune.macs=0.3` replaces `ratio: 0.7`."""
+    given = {key.removeprefix("prune.") for key in overridden_keys(overrides) if key.startswith("prune.")}
+    section = data.get("prune")
+    if isinstance(section, dict) and given & {*TARGETS}:
+        data["prune"] = {key: value for key, value in section.items() if key not in TARGETS or key in given}
 
 
 def overridden_keys(overrides: Sequence[str]) -> set[str]:

@@ -26,7 +26,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
     try:
         text = read_text(path, RECIPE_BYTES)
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: there is no such file. `bnprune init --list` lists the recipes.") from error
+        raise ConfigError(f"{path}: there is no such file. {_nearest_recipe(path)}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -34,6 +34,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
     data, origins, problems = parse(text, str(path))
     problems += override(data, origins, overrides)
     return check(data, origins, problems)
+
+
+def _nearest_recipe(path: Path) -> str:
+    """Return the recipe with a similar name in the same folder, or how to get one."""
+    try:
+        names = [other.name for other in path.parent.iterdir() if other.suffix in (".yaml", ".yml")]
+    except OSError:
+        names = []
+    near = get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return f"Did you mean '{path.with_name(near[0])}'?" if near else "`bnprune init --list` lists the recipes."
 
 
 def amend(config: PipelineConfig, overrides: Sequence[str]) -> PipelineConfig:

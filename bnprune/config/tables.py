@@ -68,8 +68,6 @@ class ExportFormat(Entry):
     """Suffixes of the main file, the default one first."""
     packages: tuple[str, ...] = ()
     """Packages that have to be installed."""
-    extra: str = ""
-    """The extra of bnprune that installs them."""
     optional_files: tuple[str, ...] = ()
     """Suffixes of files beside the main one that are left out if they compute something else than the network."""
     has_batch_size: bool = True
@@ -132,7 +130,6 @@ FORMATS: dict[str, ExportFormat] = {
         "bnprune.exporters.onnx:export_onnx",
         (".onnx",),
         packages=("onnx", "onnxruntime", "onnxscript"),
-        extra="onnx",
     ),
     "pt2": ExportFormat("a program of torch.export", "bnprune.exporters.pt2:export_pt2", (".pt2",)),
     "state-dict": ExportFormat(

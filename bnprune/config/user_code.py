@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,9 +31,27 @@ def call_factory(reference: str, kwargs: Mapping[str, Any], where: str) -> Any:
         ConfigError: The module or attribute does not exist, or the call fails.
     """
     factory = find_factory(reference, where)
+    require_known_arguments(factory, kwargs, f"{prefix(where)}{reference}")
     given = ", ".join(f"{key}={quoted(value)}" for key, value in kwargs.items())
     with user_code_errors(f"{prefix(where)}{reference}({given}) failed"):
         return factory(**kwargs)
+
+
+def require_known_arguments(factory: Callable[..., Any], kwargs: Mapping[str, Any], name: str) -> None:
+    """Refuse keyword arguments that a function does not have, with the nearest one that it has.
+
+    Raises:
+        ConfigError: An argument is unknown.
+    """
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # a function without a signature
+        return
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for key in kwargs:
+        if key not in parameters:
+            raise ConfigError(f"{name} has no argument {quoted(key)}. {hint(key, parameters)}")
 
 
 def find_factory(reference: str, where: str) -> Callable[..., Any]:
@@ -42,6 +61,11 @@ def find_factory(reference: str, where: str) -> Callable[..., Any]:
         ConfigError: The module or attribute does not exist, or is not callable.
     """
     module_name, colon, attribute = reference.partition(":")
+    if module_name.endswith(".py") and attribute:
+        dotted = module_name.removesuffix(".py").replace("/", ".")
+        raise ConfigError(
+            f"{prefix(where)}expected a module, not a file (got '{reference}'). Write {dotted}:{attribute}."
+        )
     if not (module_name and colon and attribute) or module_name.startswith("."):
         raise ConfigError(f"{prefix(where)}expected package.module:function (got '{reference}').")
     folder = str(Path.cwd())

@@ -53,7 +53,7 @@ def _digits(config: DataConfig) -> tuple[Labelled, Labelled]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DataError("data.name: 'digits' needs scikit-learn: pip install 'bnprune[demo]'") from error
+        raise DataError("data.name: 'digits' needs scikit-learn: pip install scikit-learn") from error
     found = load_digits()
     images = torch.from_numpy(found.images * (255 / 16)).float().unsqueeze(1)
     images = F.interpolate(images, scale_factor=2, mode="bilinear").round().to(torch.uint8)

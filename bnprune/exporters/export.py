@@ -60,8 +60,8 @@ def require_packages(format: str, needed_by: str = "") -> None:
     """
     missing = [name for name in FORMATS[format].packages if importlib.util.find_spec(name) is None]
     if missing:
-        extra = FORMATS[format].extra
-        message = f"{needed_by or f'the format {format}'} needs {' and '.join(missing)}: pip install 'bnprune[{extra}]'"
+        what = needed_by or f"the format {format}"
+        message = f"{what} needs {' and '.join(missing)}: pip install {' '.join(missing)}"
         raise ConfigError(message, argument="format")
 
 

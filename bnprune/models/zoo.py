@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bnprune.channels.torch_internals import BatchNorm
-from bnprune.config.user_code import call_factory, hint, prefix
+from bnprune.config.user_code import call_factory, hint, prefix, require_known_arguments
 from bnprune.errors import BnpruneError, ConfigError, first_line, quoted
 from bnprune.models.densenet import DenseNet
 from bnprune.models.mlp import MLP
@@ -89,6 +89,7 @@ def build(spec: ModelSpec, where: str = "model") -> nn.Module:
         if source == "timm" and slash:
             return _timm(short, spec.kwargs, where)
         if name in ZOO:
+            require_known_arguments(ZOO[name], spec.kwargs, f"{prefix(where)}'{name}'")
             return ZOO[name](**spec.kwargs)
     except (BnpruneError, OSError):
         raise
@@ -115,7 +116,7 @@ def _torchvision(name: str, kwargs: Mapping[str, Any], where: str) -> nn.Module:
 
 def _timm(name: str, kwargs: Mapping[str, Any], where: str) -> nn.Module:
     if importlib.util.find_spec("timm") is None:
-        raise ConfigError(f"{prefix(where)}'timm/{name}' needs timm: pip install 'bnprune[timm]'")
+        raise ConfigError(f"{prefix(where)}'timm/{name}' needs timm: pip install timm")
     import timm
 
     if not timm.is_model(name):

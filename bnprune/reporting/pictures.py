@@ -24,7 +24,7 @@ def require_matplotlib() -> None:
         ConfigError: matplotlib is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("PNG files need matplotlib: pip install 'bnprune[report]'")
+        raise ConfigError("PNG files need matplotlib: pip install matplotlib")
 
 
 def require_picture(path: Path) -> None:

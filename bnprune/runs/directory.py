@@ -52,7 +52,7 @@ from bnprune.runs.outputs import RUN_FILES, is_run, is_same
 from bnprune.runs.results import RunResult
 from bnprune.runs.revision import revision
 from bnprune.runs.saved_state import read_result, read_state, save_state
-from bnprune.runs.stages import is_stage, order_of
+from bnprune.runs.stages import is_stage, kind_of, order_of
 from bnprune.training.distributed.torchrun_env import launch
 
 _PACKAGES = ("bnprune", "torch", "torchvision", "numpy", "safetensors", "pydantic", "timm", "onnx", "onnxruntime")
@@ -264,6 +264,20 @@ class RunDirectory:
         raise CheckpointError(
             f"'{self.path}' holds no checkpoint yet. Expected a run directory or a .safetensors file."
         )
+
+    def network_of(self, stage: str) -> Path:
+        """Return the checkpoint of the last stage of a kind: of several passes, "prune" is the last cut.
+
+        Raises:
+            CheckpointError: There is none.
+        """
+        names = [path.stem for path in self.path.glob("checkpoints/*.safetensors")]
+        stages = sorted(filter(is_stage, names), key=order_of)
+        found = [name for name in stages if kind_of(name) == stage]
+        if not found:
+            there = f"It has {', '.join(stages)}." if stages else "It has none."
+            raise CheckpointError(f"'{self.path}' has no checkpoint of stage {stage}. {there}", argument="stage")
+        return self.checkpoint(found[-1])
 
     # -- state and metrics -----------------------------------------------------------------------------------------
 

@@ -172,6 +172,8 @@ def _random_weights(spec: ModelSpec) -> Note:
 def _from_file(
     path: Path, given: ModelSpec | None, recipe: ModelSpec | None, shape: tuple[int, ...] | None, *, trust: bool
 ) -> NetworkSource:
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        raise CheckpointError(f"'{path}' is a recipe, not a network. `bnprune run {path}` trains and prunes one.")
     file = RunDirectory(path).network() if path.is_dir() else path
     header = read_header(file, trust=trust)
     stored, dense = header.spec, None

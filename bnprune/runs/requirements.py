@@ -20,7 +20,7 @@ def require_tools(config: PipelineConfig, stages: Sequence[str], device: torch.d
     """
     kinds = {kind_of(stage) for stage in stages} - {"prune"}
     if config.tensorboard and kinds and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("tensorboard: the package is not installed: pip install 'bnprune[tensorboard]'")
+        raise ConfigError("tensorboard: the package is not installed: pip install tensorboard")
     for section in ("train", "finetune"):
         used = kinds & ({"finetune"} if section == "finetune" else {"baseline", "train", "scratch"})
         if used and getattr(getattr(config, section), "compile", False):

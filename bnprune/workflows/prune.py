@@ -106,6 +106,7 @@ def prune(
     latency = _latency(network, request, profile, display)
     replayed = None if plan is None else _read_plan(Path(plan), network.model)
     data, notes = _calibration(network, request, calibrate, dry_run=dry_run)
+    notes = (*_cut_before(network), *notes)
     calibration = None if data is None else data.calibration
     if dry_run:
         report, planned = _foreseen(network, request, replayed, calibration, latency, losses)
@@ -125,6 +126,13 @@ def prune(
     outcome = _calibrated(data, result.repair)
     _save(target, network, result, outcome)
     return _result(network, _noted(result.report, notes), done, out=target, calibration=outcome)
+
+
+def _cut_before(network: NetworkSource) -> tuple[Note, ...]:
+    if not network.header.plans:
+        return ()
+    text = "the network was pruned before; shares of channels, parameters and MACs are of what it has now"
+    return (Note("prune.again", "note", text),)
 
 
 def _calibration(

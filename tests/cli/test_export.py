@@ -223,7 +223,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "onnxruntime" else find(name, *a))
     message = refusal(2, "export", *CHAIN, "--format", "onnx")
-    assert "--format: the format onnx needs onnxruntime: pip install 'bnprune[onnx]'" in message
+    assert "--format: the format onnx needs onnxruntime: pip install onnxruntime" in message
     write("recipe.yaml", RECIPE + "export: {formats: [pt2, onnx]}\n")
     for verb in ("run", "validate"):
         assert "bnprune[onnx]" in refusal(2, verb, "recipe.yaml")

@@ -205,3 +205,9 @@ def test_functional_dropout_and_interpolation_sizes() -> None:
 def test_head_is_untouched() -> None:
     result = checked(nn.Sequential(conv_bn(3, 16), head(16)))
     assert result.model[1][2].out_features == 5
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), [1, 3, 8, 8]])
+def test_a_shape_in_the_place_of_a_tensor(shape: object) -> None:
+    with pytest.raises(bnprune.ForwardError, match=r"are a shape, not a tensor: give torch.zeros\(1, 3, 8, 8\)"):
+        bnprune.prune(conv_bn(3, 8), shape, ratio=0.5)

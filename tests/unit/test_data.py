@@ -306,7 +306,12 @@ def test_data_of_ones_own() -> None:
     ("factory", "kwargs", "error", "message"),
     [
         ("tests.unit.test_data:nothing", {}, bnprune.ConfigError, "has no 'nothing'"),
-        ("tests.unit.test_data:own_data", {"counts": 3}, bnprune.ConfigError, "unexpected keyword argument 'counts'"),
+        (
+            "tests.unit.test_data:own_data",
+            {"counts": 3},
+            bnprune.ConfigError,
+            "no argument 'counts'. Did you mean 'count'",
+        ),
         ("builtins:int", {}, bnprune.ConfigError, r"must return bnprune\.data\.Splits, or two or three datasets"),
         ("tests.unit.test_data:own_data", {"count": 0}, bnprune.DataError, "is empty"),
     ],
