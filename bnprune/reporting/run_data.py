@@ -31,6 +31,8 @@ class Stage:
     name: str
     figures: StageResult
     """As in result.json, with all texts made printable."""
+    before: bool = False
+    """True for a network that the run started from, or one before that."""
 
     @property
     def title(self) -> str:
@@ -114,7 +116,7 @@ class RunData:
         of norms: a gate between the two selects channels, so that only the width of the norm shows what was pruned.
         """
         changes = [stage.figures.layers or [] for stage in self.pruned]
-        if not changes:
+        if not any(changes):
             return []
         first = [layer for layer in changes[0] if (layer.kind == "norm") == self.gated]
         known = {layer.name for layer in first}
@@ -178,7 +180,8 @@ def _stages(directory: RunDirectory, notes: list[str]) -> tuple[Stage, ...]:
     if not directory.result_file.is_file():
         notes.append("result.json is not there yet: no stage is finished.")
     result = RunResult.model_validate(plain_data(directory.result().to_dict()))
-    return tuple(starmap(Stage, result.stages.items()))
+    earlier = (Stage(name, figures, before=True) for name, figures in result.before.items())
+    return (*earlier, *starmap(Stage, result.stages.items()))
 
 
 def _title(stage: str) -> str:

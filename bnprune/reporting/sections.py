@@ -42,7 +42,7 @@ def card(title: str, figure: Figure | None, note: str = "") -> str:
 
 def at(run: RunData, stage: Stage, key: str) -> str:
     """Return the place of a number of a stage in result.json."""
-    return f"{run.name}/stages/{stage.name}/{key}"
+    return f"{run.name}/{'before' if stage.before else 'stages'}/{stage.name}/{key}"
 
 
 # -- at a glance ------------------------------------------------------------------------------------------------------
@@ -55,12 +55,17 @@ def headline(run: RunData) -> str:
         return "No stage of this run is finished yet."
     if not run.pruned:
         return "Nothing was pruned yet."
-    if reference is None or final.figures.accuracy is None or reference.figures.accuracy is None:
+    if reference is None or final.figures.accuracy is None:
         return f"There is no network to compare the {escape(final.title)} one with."
     after, before = final.figures, reference.figures
     macs, params = (1 - getattr(after, key) / max(getattr(before, key), 1) for key in ("macs", "params"))
+    removed = f"{macs:.0%} of the MACs and {params:.0%} of the parameters were removed."
+    if reference.figures.accuracy is None:  # it is not known of a network before this run
+        reference = run.pruned[-1]
+        if reference is final or reference.figures.accuracy is None:
+            return removed
     return (
-        f"{macs:.0%} of the MACs and {params:.0%} of the parameters were removed. The {escape(final.title)} network "
+        f"{removed} The {escape(final.title)} network "
         f"classifies <b>{percent(final.figures.accuracy)}</b> of the test images correctly, the "
         f"{escape(reference.title)} one {percent(reference.figures.accuracy)} "
         f"({points(final.figures.accuracy - reference.figures.accuracy)})."

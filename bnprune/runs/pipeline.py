@@ -15,6 +15,7 @@ from bnprune.config.recipe import as_data
 from bnprune.config.schema import OptimisationConfig, PipelineConfig, PruneConfig, TrainConfig
 from bnprune.data import Splits
 from bnprune.errors import PruningError
+from bnprune.models.zoo import build
 from bnprune.notes import Note
 from bnprune.pruning.cost import cost
 from bnprune.pruning.latency import latencies
@@ -30,6 +31,7 @@ from bnprune.runs.directory import RunDirectory
 from bnprune.runs.display import Display
 from bnprune.runs.files import write_text
 from bnprune.runs.from_scratch import scratch_network, scratch_training
+from bnprune.runs.networks_before import networks_before
 from bnprune.runs.passes import request_of
 from bnprune.runs.preflight import Network, initial, load_stage, prepare
 from bnprune.runs.requirements import require_tools
@@ -117,6 +119,8 @@ def _execute(
     if not result.stages and not directory.gamma_file.exists():
         save_gammas(directory.gamma_file, start.network[0])
     run = Run(config, directory, display, stopping, start.device, start.splits, processes)
+    if network is not None and not result.before:
+        result.before = _networks_before(run, *network)
     for stage in todo:
         started = time.perf_counter()
         first = start.network if stage == todo[0] else None
@@ -130,6 +134,20 @@ def _execute(
     _measure_latency(run, result, stages)
     directory.write_result(result)
     return result
+
+
+def _networks_before(run: Run, model: nn.Module, header: Header) -> dict[str, StageResult]:
+    if not header.plans:
+        run.display.note(Note("finetune.dense", "warning", _NOT_CUT))
+        return {}
+    model.to(run.device)
+    dense = build(header.spec).to(run.device)
+    accuracies = _accuracies(run, model) if run.splits.labelled else dict.fromkeys(_ACCURACIES)
+    return networks_before(_sizes(run, dense), accuracies | _sizes(run, model))
+
+
+_ACCURACIES = ("accuracy", "validation_accuracy", "loss")
+_NOT_CUT = "nothing was cut from this network: it has no pruning plan. It is trained on as it is"
 
 
 def _network_before(config: PipelineConfig, directory: RunDirectory, result: RunResult, stage: str) -> Network | None:
@@ -302,12 +320,8 @@ def _conclude(
 ) -> StageResult:
     """Evaluate a stage's network, save it, and return its figures."""
     model.to(run.device)
-    counted = cost(model, run.splits.example)
-    figures = (_accuracies if run.splits.labelled else _agreement)(run, model, stage, task) | {
-        "channels": counted.channels,
-        "params": counted.params,
-        "macs": counted.macs,
-    }
+    found = _test(run, model, stage, task) if run.splits.labelled else _agreement(run, model, stage, task)
+    figures = found | _sizes(run, model)
     path = run.directory.checkpoint(stage)
     metrics = {name: value.to_dict() if isinstance(value, Document) else value for name, value in figures.items()}
     save_checkpoint(path, model, _header(run, header, stage, metrics))
@@ -315,10 +329,20 @@ def _conclude(
     return StageResult(**figures, file_bytes=size, checkpoint=name, **extra)
 
 
-def _accuracies(run: Run, model: nn.Module, stage: str, task: Task) -> dict[str, Any]:
+def _sizes(run: Run, model: nn.Module) -> dict[str, int]:
+    counted = cost(model, run.splits.example)
+    return {"channels": counted.channels, "params": counted.params, "macs": counted.macs}
+
+
+def _test(run: Run, model: nn.Module, stage: str, task: Task) -> dict[str, Any]:
+    found = _accuracies(run, model, task)
+    run.directory.append_metrics({"stage": stage, "split": "test", "top1": found["accuracy"], "loss": found["loss"]})
+    return found
+
+
+def _accuracies(run: Run, model: nn.Module, task: Task = CLASSIFICATION) -> dict[str, Any]:
     validation = evaluate(model, run.splits.validation, run.device, task=task)
     test = evaluate(model, run.splits.test, run.device, task=task)
-    run.directory.append_metrics({"stage": stage, "split": "test", "top1": test.top1, "loss": test.loss})
     return {"accuracy": test.value, "validation_accuracy": validation.value, "loss": test.loss}
 
 

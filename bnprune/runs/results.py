@@ -272,6 +272,8 @@ class RunResult(Document):
     schema_: Literal["bnprune.run/1"] = Field(default="bnprune.run/1", alias="schema")
     seed: int | None = None
     stages: dict[str, StageResult] = Field(description="By name of the stage, in the order in which they ended.")
+    before: dict[str, StageResult] = {}
+    """The networks before this run, if it starts from a pruned checkpoint: "baseline" (sizes only) and "prune"."""
     metrics_bytes: int | None = Field(default=None, ge=0)
     """Length of `metrics.jsonl` at the end of the last finished stage."""
     exports: list[ExportFigures] = []

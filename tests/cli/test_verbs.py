@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from safetensors.torch import load_file
 
 import bnprune as api
 from bnprune.models import ModelSpec
+from bnprune.reporting.number_format import count
 from bnprune.runs.checkpoint import read_header
-from tests.cli.harness import CHAIN, RECIPE, contents, document, done, refusal, tensor_bytes, write
+from tests.cli.harness import CHAIN, RECIPE, contents, document, done, read_json, refusal, squeezed, tensor_bytes, write
 from tests.nets import chain
 
 # -- prune ------------------------------------------------------------------------------------------------------------
@@ -304,6 +306,21 @@ def test_a_penalty_too_weak_for_sparsity_gets_advice_that_helps(
     assert expected_message in done("train", recipe, *long, f"train.sparsity.{override}", "--out", "run").stderr
 
 
+def test_fine_tuning_a_checkpoint_shows_the_networks_before_it(recipe: Path) -> None:
+    done("run", recipe, "--out", "run")
+    dense, pruned = (api.load(f"run/checkpoints/{stage}.safetensors") for stage in ("train", "prune"))
+    shown = done("finetune", "run/checkpoints/prune.safetensors", "--out", "tuned").stdout
+    stages = read_json(Path("run/result.json").read_text())["stages"]
+    for name, network in (("dense", dense), ("pruned", pruned)):
+        (row,) = [line for line in shown.splitlines() if line.startswith(name)]
+        assert count(sum(parameter.numel() for parameter in network.parameters())) in row
+    assert f"{stages['prune']['accuracy']:.2%}" in row
+    page = re.sub("<[^>]+>", "", Path("tuned/report.html").read_text(encoding="utf-8"))
+    assert re.search(r"\d+% of the MACs and \d+% of the parameters were removed\. The fine-tuned network", page)
+    dense_again = done("finetune", "run/checkpoints/train.safetensors", "--out", "again")
+    assert "nothing was cut from this network: it has no pruning plan" in squeezed(dense_again.stderr)
+
+
 # -- init, validate, doctor -------------------------------------------------------------------------------------------
 
 
@@ -314,8 +331,8 @@ def test_init_lists_what_it_copies() -> None:
     assert all(len(line.split()) > 3 for line in lines)
     assert contents() == {}
     for name in names:
-        assert f"Wrote {name}." in done("init", name).stdout
-    assert contents().keys() == set(names)
+        assert f"Wrote {name}" in done("init", name).stdout
+    assert contents().keys() == {*names, "my_code.py"}
 
 
 def test_init_starts_with_the_digits() -> None:

@@ -26,7 +26,8 @@ def run_with_progress(work: Callable[[Display], RunResult], *, as_json: bool) ->
 def show_run(result: RunResult) -> None:
     """Print the figures of every stage side by side, and the path of the run directory."""
     columns = ["network", "test accuracy", "parameters", "MACs", "BN channels", "file", "latency"]
-    show_rows(columns, [_row(stage, figures) for stage, figures in result.stages.items()])
+    networks = [*result.before.items(), *result.stages.items()]
+    show_rows(columns, [_row(stage, figures) for stage, figures in networks])
     proofs = [figures.verification for figures in result.stages.values() if figures.verification is not None]
     errors = [
         (proof.max_relative_error, proof.dtype or "float64") for proof in proofs if proof.max_relative_error is not None
@@ -41,10 +42,10 @@ def show_run(result: RunResult) -> None:
 def _row(stage: str, figures: StageResult) -> tuple[str, ...]:
     return (
         title_of(stage),
-        percent(figures.accuracy),
+        percent(figures.accuracy) if figures.accuracy is not None else "",
         count(figures.params),
         count(figures.macs),
         str(figures.channels),
-        f"{figures.file_bytes / 1e6:.2f} MB",
+        f"{figures.file_bytes / 1e6:.2f} MB" if figures.file_bytes else "",
         "" if figures.latency_ms is None else f"{figures.latency_ms:.2f} ms",
     )
