@@ -1,6 +1,7 @@
-"""Write the references in README.md from the code: every verb with its options, and every key of a recipe.
+"""Write the references from the code: every verb with its options, and every key of a recipe.
 
-Run it after changing an option or a key; `scripts/reference.py --check` fails if README.md is out of date.
+They stand in bnprune/cli/README.md and configs/README.md. Run it after changing an option or a key;
+`scripts/reference.py --check` fails if one is out of date.
 """
 
 from __future__ import annotations
@@ -19,27 +20,26 @@ from bnprune.cli import app
 from bnprune.config.field_types import OneOf
 from bnprune.config.schema import PipelineConfig, Section
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
-    for name, reference in (("verbs", verbs()), ("keys", keys())):
-        text = replaced(text, name, reference)
-    if "--check" in sys.argv[1:]:
-        sys.exit(
-            0 if text == README.read_text(encoding="utf-8") else "README.md is out of date: run scripts/reference.py"
-        )
-    README.write_text(text, encoding="utf-8")
+    for path, name, reference in (("bnprune/cli/README.md", "verbs", verbs()), ("configs/README.md", "keys", keys())):
+        before = (ROOT / path).read_text(encoding="utf-8")
+        text = replaced(before, path, name, reference)
+        if "--check" not in sys.argv[1:]:
+            (ROOT / path).write_text(text, encoding="utf-8")
+        elif text != before:
+            sys.exit(f"{path} is out of date: run scripts/reference.py")
 
 
-def replaced(text: str, name: str, reference: str) -> str:
+def replaced(text: str, path: str, name: str, reference: str) -> str:
     """Return `text` with a reference between its markers."""
     begin, end = f"<!-- {name}: made by scripts/reference.py -->\n", f"<!-- end of {name} -->"
     before, has_begin, rest = text.partition(begin)
     _, has_end, after = rest.partition(end)
     if not has_begin or not has_end:
-        sys.exit(f"README.md: the markers of '{name}' are missing")
+        sys.exit(f"{path}: the markers of '{name}' are missing")
     return f"{before}{begin}\n{reference}\n{end}{after}"
 
 

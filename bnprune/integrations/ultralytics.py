@@ -29,11 +29,11 @@ from ultralytics import RTDETR, YOLO
 from ultralytics.engine.model import Model
 from ultralytics.engine.trainer import BaseTrainer
 
-from bnprune import prune as prune_network
 from bnprune.data.unlabelled import Preprocessing, unlabelled_images
 from bnprune.errors import ConfigError, PruningError
 from bnprune.pruning.calibration import DEFAULT_IMAGES
 from bnprune.pruning.pruner import PruningResult
+from bnprune.pruning.pruner import prune as prune_network
 from bnprune.training.sparsify import Sparsity, sparsify
 
 PREDICTIONS = "0"
