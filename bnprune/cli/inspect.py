@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
     app.command("inspect", epilog="Example:  bnprune inspect --model torchvision/resnet50 --input 3,224,224")(inspect)
 
 
-@with_prune_flags(("exclude", "coupling", "outputs"))
+@with_prune_flags(("exclude", "include", "coupling", "outputs"))
 def inspect(
     source: SourcePath = None,
     model: Model = None,
@@ -54,6 +54,7 @@ def inspect(
         input_shape=parse_shape(input),
         trust=trust,
         exclude=asked.get("exclude", ()),
+        include=asked.get("include", ()),
         coupling=asked.get("coupling", "shared"),
         outputs=asked.get("outputs"),
     )

@@ -270,6 +270,15 @@ class PruneOptions:
             "PATTERN",
         ),
     )
+    include: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "patterns",
+            "If given, the only layers to prune, with those that share their channels; patterns as in `exclude`.",
+            "--include",
+            "PATTERN",
+        ),
+    )
     layer_ratios: Mapping[str, float] | None = field(
         default=None,
         metadata=about(

@@ -35,6 +35,8 @@ class Constraints:
     """Widths that are a multiple of this stay multiples of it."""
     exclude: tuple[str, ...] = ()
     """Layers not to prune: name of a module, name of a parent, or a glob ("layer4.*")."""
+    include: tuple[str, ...] = ()
+    """If given, the only layers to prune, with those that share their channels; patterns as in `exclude`."""
     layer_ratios: tuple[tuple[str, float], ...] = ()
     """(pattern, share of the channels to remove) for layers with a ratio of their own."""
 
@@ -84,7 +86,7 @@ def find_candidates(
     Raises:
         ConfigError: A pattern matches no layer.
     """
-    excluded = {**_excluded(graph, constraints.exclude), **kept}
+    excluded = {**_excluded(graph, constraints.exclude, constraints.include), **kept}
     prunable = graph.free & np.isfinite(scores)
     prunable[[NO_CHANNEL, *excluded]] = False
     order = ranking(graph, np.where(prunable, scores, np.inf))
@@ -227,14 +229,30 @@ def interchangeable(graph: ChannelGraph, multiple: int) -> tuple[NDArray[np.uint
     return kind, size
 
 
-def excluded_layers(graph: ChannelGraph, patterns: Sequence[str]) -> set[str]:
-    """Return the names of the layers that match a pattern of `exclude`."""
-    return {layer.name for pattern in patterns for layer in _matching(graph, pattern, "exclude")}
+def excluded_layers(graph: ChannelGraph, exclude: Sequence[str], include: Sequence[str]) -> set[str]:
+    """Return the names of the layers of which no channel may be removed because of `exclude` or `include`."""
+    excluded = [*_excluded(graph, exclude, include)]
+    return {layer.name for layer in graph.layers if np.isin(graph.units(layer.ids), excluded).all()}
 
 
-def _excluded(graph: ChannelGraph, patterns: Sequence[str]) -> dict[int, Refusal]:
+def _excluded(graph: ChannelGraph, exclude: Sequence[str], include: Sequence[str]) -> dict[int, Refusal]:
+    """Return the units that `exclude` and `include` keep.
+
+    One layer to exclude keeps a unit; one layer to include suffices that it may go. Otherwise, a convolution could not
+    be included without naming the BatchNorm after it.
+    """
     excluded: dict[int, Refusal] = {}
-    for pattern in patterns:
+    included = {
+        unit
+        for pattern in include
+        for layer in _matching(graph, pattern, "include")
+        for unit in np.unique(graph.units(layer.ids)).tolist()
+    }
+    if include:
+        for layer in graph.layers:
+            for unit in set(np.unique(graph.units(layer.ids)).tolist()) - included:
+                excluded.setdefault(unit, Refusal(layer.name, "is not among the layers to include", ""))
+    for pattern in exclude:
         for layer in _matching(graph, pattern, "exclude"):
             for unit in np.unique(graph.units(layer.ids)).tolist():
                 excluded.setdefault(unit, Refusal(layer.name, f"is excluded by '{pattern}'", ""))

@@ -296,8 +296,8 @@ class DraftPlan:
 
 
 def _limits(constraints: Constraints) -> str:
-    """Name the constraints that prevent the removal of further channels; not `exclude`, which limits those prunable."""
-    limits = [item for item in fields(constraints) if item.name != "exclude"]
+    """Name the constraints that prevent the removal of further channels; not those that limit what is prunable."""
+    limits = [item for item in fields(constraints) if item.name not in ("exclude", "include")]
     names = [item.name for item in limits if getattr(constraints, item.name) != item.default]
     return f"limited by {' and '.join(names)}" if names else "every layer keeps one channel"
 

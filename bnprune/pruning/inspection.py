@@ -17,6 +17,7 @@ from bnprune.notes import Note
 from bnprune.pruning.draft_plan import DraftPlan
 from bnprune.pruning.planner import plan_cut, score_network
 from bnprune.pruning.request import Request
+from bnprune.pruning.result_tables import Row, html_lines, html_table, text_table
 from bnprune.pruning.select import NO_GAMMA
 from bnprune.pruning.surgery import named_tensors
 
@@ -60,6 +61,25 @@ class Inspection:
     macs: int
     notes: tuple[Note, ...]
 
+    def __str__(self) -> str:
+        return "\n".join([*self._head, *text_table(_COLUMNS, self._rows)])
+
+    def _repr_html_(self) -> str:
+        return html_lines(self._head) + html_table(_COLUMNS, self._rows)
+
+    @property
+    def _head(self) -> list[str]:
+        return [f"{self.prunable:,} of {self.channels:,} BatchNorm channels can be pruned", *self.notes]
+
+    @property
+    def _rows(self) -> list[Row]:
+        return [
+            (layer.name, layer.kind, f"{layer.width:,}", f"{layer.prunable:,}", layer.reason) for layer in self.layers
+        ]
+
+
+_COLUMNS = ("layer", "kind", "width", "prunable", "why others stay")
+
 
 @preserve_thread_state
 def inspect(
@@ -67,6 +87,7 @@ def inspect(
     example_inputs: Any,
     *,
     exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
     coupling: Coupling = "shared",
     outputs: Outputs | None = None,
 ) -> Inspection:
@@ -76,6 +97,7 @@ def inspect(
         model: Any module that runs a forward pass; left untouched.
         example_inputs: As for `bnprune.prune`.
         exclude: Layers not to prune, as for `bnprune.prune`.
+        include: The only layers to prune, as for `bnprune.prune`.
         coupling: "shared" or "gates", as for `bnprune.prune`.
         outputs: The outputs that count, as for `bnprune.prune`.
 
@@ -83,7 +105,7 @@ def inspect(
         ConfigError: A pattern matches no layer, or the network does not return `outputs`.
         TraceError: The forward pass fails.
     """
-    request = Request(ratio=_RATIO, exclude=tuple(exclude), coupling=coupling, outputs=outputs)
+    request = Request(ratio=_RATIO, exclude=tuple(exclude), include=tuple(include), coupling=coupling, outputs=outputs)
     scored = score_network(model, example_inputs, request)
     draft = plan_cut(model, example_inputs, scored)
     graph, prunable = scored.graph, draft.candidates.prunable

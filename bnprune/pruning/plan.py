@@ -25,6 +25,7 @@ from bnprune.pruning import bias_folding as folding
 from bnprune.pruning.bias_folding import Fold
 from bnprune.pruning.candidates import Mask
 from bnprune.pruning.gates import Gate, from_data, to_data
+from bnprune.pruning.result_tables import CHANGES, Row, change_row, html_lines, html_table, text_table
 
 SCHEMA = "bnprune.plan/1"
 
@@ -74,6 +75,21 @@ class PruningPlan:
     """Remarks on the cut, for people; not part of the JSON."""
     version: str | None = field(default=__version__, compare=False)
     """Version of bnprune that made the plan; None if the plan was read from a file without it."""
+
+    def __str__(self) -> str:
+        return "\n".join([*self._head, *text_table(CHANGES, self._rows)])
+
+    def _repr_html_(self) -> str:
+        return html_lines(self._head) + html_table(CHANGES, self._rows)
+
+    @property
+    def _head(self) -> list[str]:
+        asked = ", ".join(f"{key} {value}" for key, value in self.requested.items() if value not in ([], {}, None))
+        return [f"plan for {self.model}: {asked}" if asked else f"plan for {self.model}"]
+
+    @property
+    def _rows(self) -> list[Row]:
+        return [change_row(cut.at[0][0], cut.size, len(cut.keep)) for cut in self.cuts if cut.at]
 
     def to_json(self, indent: int | None = 1) -> str:
         """Return the plan as JSON text; `PruningPlan.from_json` reads it back."""

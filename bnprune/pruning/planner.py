@@ -316,13 +316,14 @@ class _Planner:
     def probe(self) -> tuple[DryRunFindings, int]:
         """Find what must stay for every target, in dry runs of a selection that depends on the network only.
 
-        Of the constraints, only `exclude` counts: the others limit how much is removed. If a probe fails for an unknown
-        reason, the findings so far are kept, and the dry run of the request decides.
+        Of the constraints, only `exclude` and `include` count: the others limit how much is removed. If a probe fails
+        for an unknown reason, the findings so far are kept, and the dry run of the request decides.
 
         Returns:
             The findings, and the number of BatchNorm channels that are prunable with them.
         """
-        graph, exclude = self.scored.graph, Constraints(exclude=self.scored.request.exclude)
+        request = self.scored.request
+        graph, exclude = self.scored.graph, Constraints(exclude=request.exclude, include=request.include)
         while (removed := probe(graph, self._candidates(exclude).prunable, self._findings.sizes)).any():
             try:
                 *_, trial = self._try(removed, self._findings.sizes)
@@ -452,7 +453,7 @@ class _Planner:
         if uses_gates or not self._must_stay()[graph.gamma_count > 0].any():
             return 0
         gate_sites, unit_of, must_stay, *_ = arguments = self._gate_sites()
-        sites = useful_gates(*arguments).keys() - excluded_layers(graph, request.exclude)
+        sites = useful_gates(*arguments).keys() - excluded_layers(graph, request.exclude, request.include)
         return sum(int(must_stay[unit_of[site.ids]].sum()) for site in gate_sites if site.site in sites)
 
     def _gate_sites(self) -> tuple[Sequence[GateSite], Ids, Mask, Mapping[str, nn.Module], Operators]:

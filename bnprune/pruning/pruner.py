@@ -20,6 +20,7 @@ from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.planner import score_network
 from bnprune.pruning.report import Report, make_report, recounted, report_of_plan
 from bnprune.pruning.request import Request
+from bnprune.pruning.result_tables import html_lines
 from bnprune.pruning.scores import Reduce, measure_statistics
 from bnprune.pruning.sensitivity import Sensitivity
 from bnprune.pruning.sensitivity_order import sensitivity_notes, with_sensitivity
@@ -63,6 +64,19 @@ class PruningResult:
     dense_parameters: Mapping[int, str] = field(default_factory=dict, repr=False, compare=False)
     """Names of the dense network's parameters, by `id`: `carry_over` finds the parameters of an optimizer by them."""
 
+    def __str__(self) -> str:
+        return "\n".join([str(self.report), *self._repaired])
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_() + html_lines(self._repaired)
+
+    @property
+    def _repaired(self) -> list[str]:
+        if self.repair is None:
+            return []
+        before, after = (self.repair.distances[name] for name in ("plain", self.repair.chosen))
+        return [f"repaired: {self.repair.chosen}; distance to the dense outputs {before:.3f} -> {after:.3f}"]
+
 
 @preserve_thread_state
 def prune(
@@ -77,6 +91,7 @@ def prune(
     cap: float | None = None,
     round_to: int = 1,
     exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
     layer_ratios: Mapping[str, float] | None = None,
     criterion: str = "gamma",
     reduce: Reduce = "max",
@@ -106,7 +121,8 @@ def prune(
             remove almost all channels of some layers in a network that was not trained sparse (`Request.default_cap`);
             a note then says so.
         round_to: Widths that are a multiple of this stay multiples of it.
-        exclude: Layers whose width stays: module names, names of parents, or globs.
+        exclude: Layers not to prune: module names, names of parents, or globs.
+        include: If given, the only layers to prune, with those that share their channels; as in `exclude`.
         layer_ratios: Fraction of the channels to remove in layers with a ratio of their own, by pattern as in
             `exclude`.
         criterion: Name of the score, see `bnprune.pruning.scores.CRITERIA`.
@@ -150,6 +166,7 @@ def prune(
         cap=cap,
         round_to=round_to,
         exclude=_patterns(exclude),
+        include=_patterns(include),
         layer_ratios=layer_ratios,
         criterion=criterion,
         reduce=reduce,
@@ -176,6 +193,7 @@ def plan(
     cap: float | None = None,
     round_to: int = 1,
     exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
     layer_ratios: Mapping[str, float] | None = None,
     criterion: str = "gamma",
     reduce: Reduce = "max",
@@ -201,6 +219,7 @@ def plan(
         cap: As for `prune`.
         round_to: As for `prune`.
         exclude: As for `prune`.
+        include: As for `prune`.
         layer_ratios: As for `prune`.
         criterion: As for `prune`.
         reduce: As for `prune`.
@@ -226,6 +245,7 @@ def plan(
         cap=cap,
         round_to=round_to,
         exclude=_patterns(exclude),
+        include=_patterns(include),
         layer_ratios=layer_ratios,
         criterion=criterion,
         reduce=reduce,
@@ -299,8 +319,8 @@ def _repaired(result: PruningResult, model: nn.Module, example_inputs: Any, cali
     return replace(result, model=repair.model, repair=repair)
 
 
-def _patterns(exclude: Sequence[str]) -> tuple[str, ...]:
-    return (exclude,) if isinstance(exclude, str) else tuple(exclude)
+def _patterns(given: Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def carry_out(drafted: DraftPlan, model: nn.Module, example_inputs: Any, *, proof: bool = True) -> PruningResult:

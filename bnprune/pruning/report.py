@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -20,6 +20,7 @@ from bnprune.pruning.draft_plan import DraftPlan, Target, WrittenDeviation
 from bnprune.pruning.gates import gated_name
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.request import TARGETS, TargetKind
+from bnprune.pruning.result_tables import CHANGES, Row, change_row, html_lines, html_table, text_table
 from bnprune.pruning.surgery import apply, require_bare, require_plan_fits, slim_on_meta
 from bnprune.pruning.verify import Verification
 
@@ -55,6 +56,7 @@ class Report:
     verification: Verification | None
     """The proof; None without one."""
     layers: tuple[LayerChange, ...]
+    """In the order of the network; `pandas.DataFrame(report.layers)` makes a table of them."""
     refusals: tuple[Refusal, ...]
     notes: tuple[Note, ...]
     """Remarks for people; each is a string with a `code` and a `level`."""
@@ -62,6 +64,47 @@ class Report:
     """Layers without a BatchNorm that write ranked channels, with γ̂; empty for a plan made earlier."""
     seconds: dict[str, float]
     """Wall-clock seconds of "trace", "select" (with dry run), "surgery" and "verify"."""
+
+    def __str__(self) -> str:
+        return "\n".join([*text_table(CHANGES, self._sizes), *self._remarks, "", *text_table(CHANGES, self._widths)])
+
+    def _repr_html_(self) -> str:
+        return html_table(CHANGES, self._sizes) + html_lines(self._remarks) + html_table(CHANGES, self._widths)
+
+    @property
+    def _sizes(self) -> list[Row]:
+        return [
+            change_row("prunable BN channels", self.channels_before, self.channels_after),
+            change_row("parameters", self.params_before, self.params_after),
+            change_row("MACs", self.macs_before, self.macs_after),
+        ]
+
+    @property
+    def _widths(self) -> list[Row]:
+        changed = (layer for layer in self.layers if layer.after < layer.before)
+        return [change_row(layer.name, layer.before, layer.after) for layer in changed]
+
+    @property
+    def _remarks(self) -> list[str]:
+        proof = self.verification
+        lines = [] if proof is None else [f"verified in {proof.dtype}: relative error {proof.max_relative_error:.1e}"]
+        return [*lines, *(f"not pruned: {why.site} ({why.reason})" for why in self.refusals), *self.notes]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data, as for `json.dumps`."""
+        plain: dict[str, Any] = {
+            "target": {**asdict(self.target)},
+            "ratio": {"requested": self.ratio_requested, "realised": self.ratio_realised},
+            "layers": [asdict(layer) for layer in self.layers],
+            "refusals": [{"site": why.site, "reason": why.reason, "fix": why.fix} for why in self.refusals],
+            "notes": [str(note) for note in self.notes],
+            "written": [asdict(entry) for entry in self.written],
+            "seconds": dict(self.seconds),
+            "max_relative_error": self.max_relative_error,
+        }
+        for name in ("channels", "params", "macs"):
+            plain[name] = {when: getattr(self, f"{name}_{when}") for when in ("before", "after")}
+        return plain
 
     @property
     def max_relative_error(self) -> float | None:

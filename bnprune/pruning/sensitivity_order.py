@@ -64,7 +64,7 @@ def prunable_groups(scored: ScoredNetwork) -> Groups:
     graph = scored.graph
     prunable = graph.free & np.isfinite(scored.scores)
     prunable[[NO_CHANNEL, *scored.findings.kept]] = False
-    excluded = excluded_layers(graph, scored.request.exclude)
+    excluded = excluded_layers(graph, scored.request.exclude, scored.request.include)
     found = layer_groups(graph).items()
     return {layers: units for layers, units in found if prunable[units].any() and excluded.isdisjoint(layers)}
 

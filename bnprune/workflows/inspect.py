@@ -23,6 +23,7 @@ def inspect(
     input_shape: Sequence[int] | None = None,
     trust: bool = False,
     exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
     coupling: Coupling = "shared",
     outputs: Outputs | None = None,
 ) -> InspectResult:
@@ -39,6 +40,7 @@ def inspect(
         input_shape: Shape of one input, without the batch.
         trust: Run the code and use the paths that the files name.
         exclude: Layers not to prune, as for `bnprune.prune`.
+        include: The only layers to prune, as for `bnprune.prune`.
         coupling: As for `bnprune.prune`.
         outputs: As for `bnprune.prune`.
 
@@ -56,7 +58,9 @@ def inspect(
         shape=input_shape,
         trust=trust,
     )
-    found = inspect_model(network.model, network.inputs, exclude=exclude, coupling=coupling, outputs=outputs)
+    found = inspect_model(
+        network.model, network.inputs, exclude=exclude, include=include, coupling=coupling, outputs=outputs
+    )
     shape = network.header.input_shape
     return InspectResult(
         model=network.header.spec.to_dict(),

@@ -12,7 +12,6 @@ from bnprune.config.bounded_reading import DATA_BYTES, read_text
 from bnprune.config.schema import PruneConfig
 from bnprune.errors import CheckpointError
 from bnprune.notes import Note
-from bnprune.pruning.inspection import inspect
 from bnprune.pruning.plan import identity
 from bnprune.pruning.request import Request
 from bnprune.pruning.sensitivity import Sensitivity
@@ -26,7 +25,7 @@ from bnprune.runs.passes import request_of
 from bnprune.training.evaluate import validation_score
 from bnprune.workflows.data_source import NetworkWithData, open_with_data
 from bnprune.workflows.results import GroupCuts, SensitivityPoint, SensitivityResult
-from bnprune.workflows.sweep import constraints_of, require_values, sparse_trained
+from bnprune.workflows.sweep import constraints_of, notes_on_network, require_values, sparse_trained
 
 _OF_RECOVERY = ("reconstruct", "recalibrate")
 
@@ -165,14 +164,6 @@ def _continued(out: Path, known: Sensitivity, wanted: Sensitivity, display: Disp
 
 
 def _result(opened: NetworkWithData, table: Sensitivity, seconds: float, out: Path) -> SensitivityResult:
-    config = opened.config.prune or PruneConfig()
-    found = inspect(
-        opened.source.model,
-        opened.splits.example,
-        exclude=config.exclude,
-        coupling=config.coupling,
-        outputs=config.outputs,
-    )
     return SensitivityResult(
         model=opened.source.header.spec.to_dict(),
         input=list(table.shape),
@@ -190,7 +181,7 @@ def _result(opened: NetworkWithData, table: Sensitivity, seconds: float, out: Pa
             )
             for group in table.groups
         ],
-        notes=opened.source.notes_with(found.notes),
+        notes=notes_on_network(opened, opened.config.prune or PruneConfig()),
         seconds=round(seconds, 2),
         out=str(out),
     )

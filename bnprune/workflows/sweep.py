@@ -18,7 +18,7 @@ from bnprune.recovery.sweep import sweep as sweep_model
 from bnprune.recovery.sweep_choice import choose, why_not_larger
 from bnprune.runs.passes import request_of
 from bnprune.training.evaluate import paired_score
-from bnprune.workflows.data_source import open_with_data
+from bnprune.workflows.data_source import NetworkWithData, open_with_data
 from bnprune.workflows.results import SweepPoint, SweepResult
 
 _MOST_VALUES = 1000
@@ -87,14 +87,7 @@ def sweep(
         by=by,
         values=values,
     )
-    found = inspect(
-        opened.source.model,
-        opened.splits.example,
-        exclude=config.exclude,
-        coupling=config.coupling,
-        outputs=config.outputs,
-    )  # every cut is evaluated: what matters besides is about the network
-    notes = opened.source.notes_with(found.notes)
+    notes = notes_on_network(opened, config)  # every cut is evaluated: what matters besides is about the network
     allowed = config.tolerance if tolerance is None else tolerance
     choice = choose(swept.points, allowed)
     return SweepResult(
@@ -138,6 +131,19 @@ def sparse_trained(source: str | Path | None) -> str | Path | None:
     """Return the sparse-trained network of a run: the later ones have been pruned already."""
     trained = None if source is None else Path(source) / "checkpoints" / "train.safetensors"
     return trained if trained is not None and trained.exists() else source
+
+
+def notes_on_network(opened: NetworkWithData, config: PruneConfig) -> list[str]:
+    """Return the remarks that hold for every cut of a network, under the constraints of a recipe."""
+    found = inspect(
+        opened.source.model,
+        opened.splits.example,
+        exclude=config.exclude,
+        include=config.include,
+        coupling=config.coupling,
+        outputs=config.outputs,
+    )
+    return opened.source.notes_with(found.notes)
 
 
 def constraints_of(request: Request) -> dict[str, Any]:

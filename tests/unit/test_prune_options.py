@@ -35,7 +35,7 @@ def test_the_signature_has_every_option_in_order_with_its_default(function) -> N
 def test_the_signature_of_inspect_has_the_defaults_of_the_definition() -> None:
     parameters = inspect.signature(bnprune.inspect).parameters.values()
     own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    assert own == {name: OPTIONS[name].default for name in ("exclude", "coupling", "outputs")}
+    assert own == {name: OPTIONS[name].default for name in ("exclude", "include", "coupling", "outputs")}
 
 
 def test_the_types_for_checkers_are_those_of_the_definition() -> None:
@@ -55,7 +55,7 @@ def test_a_recipe_has_the_key_with_the_default_and_the_sentence(option: Option) 
 def test_a_flag_shows_the_sentence_and_the_default(verb: str) -> None:
     shown = {parameter.name: parameter for parameter in typer.main.get_group(app).commands[verb].params}
     flags = [option for option in OPTIONS.values() if option.flag and (verb == "prune" or option.name in shown)]
-    assert len(flags) == (13 if verb == "prune" else 3)
+    assert len(flags) == (14 if verb == "prune" else 4)
     for option in flags:
         assert shown[option.name].opts == [option.flag]
         assert shown[option.name].help.startswith(option.sentence.removesuffix("."))

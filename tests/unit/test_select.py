@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import bnprune
-from tests.nets import Net, chain, conv_bn, head, norms, randomized
+from tests.nets import Net, chain, conv_bn, head, norms, randomized, residual
 
 X = torch.zeros(1, 3, 8, 8)
 
@@ -168,3 +168,20 @@ def test_arguments_of_the_wrong_kind_are_named(wrong, message: str) -> None:
 def test_one_pattern_need_not_stand_in_a_list() -> None:
     result = bnprune.prune(chain(), torch.zeros(1, 3, 8, 8), ratio=0.5, exclude="1")
     assert result.model[1][0].out_channels == 12
+
+
+def test_only_included_layers_are_pruned_with_those_that_share_their_channels() -> None:
+    model, x = randomized(residual()), torch.zeros(1, 3, 8, 8)
+    result = bnprune.prune(model, x, ratio=0.5, include=["branch.0"])
+    changed = {layer.name for layer in result.report.layers if layer.after < layer.before}
+    assert changed == {"branch.0.0", "branch.0.1"}
+    assert result.report.channels_before == 12
+    assert result.report.ratio_realised == 0.5
+    stream = bnprune.prune(model, x, ratio=0.5, include="stem.0")
+    changed = {layer.name for layer in stream.report.layers if layer.after < layer.before}
+    assert changed == {"stem.0", "stem.1", "branch.1", "branch.2"}
+    neither = bnprune.prune(model, x, ratio=0.5, include=["branch.0", "stem.0"], exclude=["stem.1"])
+    assert neither.report.channels_before == 12
+    with pytest.raises(bnprune.ConfigError, match=r"include: no layer matches 'steam'. Did you mean 'stem'"):
+        bnprune.prune(model, x, ratio=0.5, include=["steam"])
+    assert bnprune.inspect(model, x, include=["branch.0"]).prunable == 12

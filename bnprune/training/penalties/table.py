@@ -190,6 +190,7 @@ def _limits(prune: PruneConfig) -> Constraints:
         min_channels=prune.min_channels,
         cap=(prune.cap or 1.0) if prune.passes == 1 else 1.0,  # later passes can remove what the cap keeps in this one
         exclude=(*prune.exclude, *kept),
+        include=prune.include,
         layer_ratios=tuple(prune.layer_ratios.items()),
     )
 
