@@ -13,10 +13,10 @@ _MOST = 30
 
 
 def text_table(head: Row, rows: Sequence[Row]) -> list[str]:
-    """Return lines of aligned columns, numbers to the right; of many rows, the first ones."""
+    """Return lines of aligned columns, numbers to the right, names to the left; of many rows, the first ones."""
     shown = [head, *rows[:_MOST]]
     widths = [max(len(row[place]) for row in shown) for place in range(len(head))]
-    numeric = [all(_NUMBER.fullmatch(row[place]) for row in rows) for place in range(len(head))]
+    numeric = [place > 0 and all(_NUMBER.fullmatch(row[place]) for row in rows) for place in range(len(head))]
     lines = [_aligned(row, widths, numeric) for row in shown]
     return [*lines, f"... and {len(rows) - _MOST} more"] if len(rows) > _MOST else lines
 
