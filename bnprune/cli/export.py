@@ -53,6 +53,18 @@ Verify = Annotated[
         rich_help_panel=_EXPORT,
     ),
 ]
+WithPreprocessing = Annotated[
+    bool,
+    typer.Option(
+        "--with-preprocessing",
+        help="Let the file normalise its inputs: it then takes pixel values between 0 and 1.",
+        rich_help_panel=_EXPORT,
+    ),
+]
+Card = Annotated[
+    bool,
+    typer.Option("--card", help="Write a model card (Markdown) beside the file.", rich_help_panel="Output"),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -74,7 +86,9 @@ def export(
     fold_bn: FoldBn = False,
     batch: Batch = None,
     verify: Verify = True,
+    with_preprocessing: WithPreprocessing = False,
     out: OutFile = None,
+    card: Card = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -100,6 +114,8 @@ def export(
         fold_bn=fold_bn,
         batch=batch,
         verify=verify,
+        with_preprocessing=with_preprocessing,
+        card=card,
         out=out,
         force=force,
     )

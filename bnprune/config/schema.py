@@ -85,10 +85,11 @@ class DataConfig(Section):
     """Folder of images without labels, of any structure, in place of a data set. Only for fine-tuning, which then
     learns from the outputs of its teacher alone (`finetune.distill`)."""
     mean: Annotated[tuple[NonNegative, ...], Field(max_length=3)] | None = None
-    """With `unlabelled`: mean of the pixel values, which are between 0 and 1, to normalise images with: one number per
-    channel, 3 for colour images or 1 for grey ones. Default: those of ImageNet."""
+    """With `imagefolder` or `unlabelled`: mean of the pixel values, which are between 0 and 1, to normalise images
+    with: one number per channel, 3 for colour images or 1 for grey ones. Default: those of ImageNet, or, for images up
+    to 64x64, of the training images. With a factory: the mean that it normalises with, for exported files."""
     std: Annotated[tuple[Positive, ...], Field(max_length=3)] | None = None
-    """With `unlabelled`: standard deviation of the pixel values, as for `mean`."""
+    """Standard deviation of the pixel values, as for `mean`."""
     root: Annotated[FilePath, UserOnly()] = Path("data")
     """Folder of the files; for `imagefolder`, the folder with `train/` and `test/`."""
     download: Annotated[Switch, UserOnly(needed=False)] = False
@@ -120,11 +121,11 @@ class DataConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _normalises_unlabelled(self) -> Self:
+    def _normalises_files(self) -> Self:
         if self.mean is None and self.std is None:
             return self
-        if self.unlabelled is None:
-            raise ValueError("'mean' and 'std' need 'unlabelled': other data sets have their own")
+        if self.unlabelled is None and self.factory is None and self.name != "imagefolder":
+            raise ValueError(f"'mean' and 'std' are not for '{self.name}': it has its own")
         if self.mean is None or self.std is None or len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
             raise ValueError("'mean' and 'std' must both have 3 numbers, or both 1")
         return self

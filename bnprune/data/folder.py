@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,8 @@ import torch
 from torch.utils.data import Dataset
 
 from bnprune.config.schema import DataConfig
-from bnprune.data.memory import Labelled, Normalisation, in_memory, require_room
-from bnprune.data.splits import Splits, evenly, stratified
+from bnprune.data.memory import Labelled, in_memory, require_room
+from bnprune.data.splits import Normalisation, Splits, evenly, stratified
 from bnprune.data.stream import StreamSplit
 from bnprune.errors import DataError, first_line
 
@@ -49,7 +50,8 @@ def image_folder(config: DataConfig) -> Splits:
     _require_all(classes, train, folders[0])
     train = _subset(train, config.limit)
     test = _subset(test, config.limit and max(1, config.limit // 5))
-    return splits_of_files(config, train, test, len(classes))
+    given = (config.mean, config.std) if config.mean is not None and config.std is not None else None
+    return replace(splits_of_files(config, train, test, len(classes), given), class_names=tuple(classes))
 
 
 def splits_of_files(
@@ -252,4 +254,5 @@ def _streamed(
         test=StreamSplit(_Files(test, plain, resized), workers=config.workers),
         shape=(len(mean), size, size),
         classes=classes,
+        normalisation=(tuple(mean), tuple(std)),
     )

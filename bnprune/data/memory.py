@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from bnprune.config.schema import DataConfig
-from bnprune.data.splits import Batch, Splits, combined_seed, evenly, stratified
+from bnprune.data.splits import Batch, Normalisation, Splits, combined_seed, evenly, stratified
 from bnprune.errors import ConfigError
 
 _MOST_BYTES_ON_DEVICE = 2**31
@@ -117,8 +117,6 @@ def require_room(count: int, size: int) -> None:
 
 Labelled = tuple[torch.Tensor, torch.Tensor]
 """uint8 images (N, C, H, W) and int64 labels (N,)."""
-Normalisation = tuple[Sequence[float], Sequence[float]]
-"""Mean and standard deviation per channel, of pixel values between 0 and 1."""
 
 
 def in_memory(
@@ -151,6 +149,7 @@ def in_memory(
         test=MemorySplit(test_images, test_labels, mean, std),
         shape=(images.shape[1], images.shape[2], images.shape[3]),
         classes=classes,
+        normalisation=(tuple(mean.tolist()), tuple(std.tolist())),
     )
 
 

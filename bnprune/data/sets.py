@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,14 +39,17 @@ def load_data(config: DataConfig, *, needs_labels: bool = True) -> Splits:
             )
         return unlabelled_splits(config)
     if config.factory is not None:
-        return own_splits(config)
+        known = (config.mean, config.std) if config.mean is not None and config.std is not None else None
+        own = own_splits(config)
+        return replace(own, normalisation=known or own.normalisation)
     name = config.name or ""
     if name == "imagefolder":
         return image_folder(config)
     if name not in _SETS:
         raise ConfigError(f"data.name: '{name}' is unknown. {hint(name, NAMES)}")
     train, test = _SETS[name](config)
-    return in_memory(config, train, test, int(train[1].max()) + 1, flip=name in _FLIPPED)
+    splits = in_memory(config, train, test, int(train[1].max()) + 1, flip=name in _FLIPPED)
+    return replace(splits, class_names=tuple(map(str, range(10)))) if name in _DIGITS else splits
 
 
 def _digits(config: DataConfig) -> tuple[Labelled, Labelled]:
@@ -111,6 +115,7 @@ _SETS: dict[str, Callable[[DataConfig], tuple[Labelled, Labelled]]] = {
     "cifar100": _torchvision("CIFAR100"),
     "svhn": _torchvision("SVHN"),
 }
+_DIGITS = {"digits", "mnist", "svhn"}
 _FLIPPED = {"fashion-mnist", "cifar10", "cifar100"}
 
 NAMES = (*_SETS, "imagefolder")

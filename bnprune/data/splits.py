@@ -12,6 +12,10 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 """Images (N, C, H, W), float and normalised, and labels (N,), int64."""
 
 
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation per channel, of pixel values between 0 and 1."""
+
+
 class Split(Protocol):
     """Images that can be served in batches."""
 
@@ -46,6 +50,10 @@ class Splits:
     """Number of classes; 1 if the images have no labels."""
     notes: tuple[str, ...] = ()
     """Remarks for the user. Data sets of bnprune give `bnprune.notes.Note`; a factory may give plain texts."""
+    normalisation: Normalisation | None = None
+    """The images are normalised with it; None if that is not known, because the data is the user's own."""
+    class_names: tuple[str, ...] = ()
+    """The names of the classes; empty if they are not known."""
     labelled: bool = True
     """False if the images have no labels: batches then hold zeros in their place, and there are no test images."""
 

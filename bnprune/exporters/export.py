@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,7 @@ def export_network(
     title: str = "network",
     stem: str = "network",
     real: Iterable[torch.Tensor] = (),
+    metadata: Mapping[str, str] | None = None,
 ) -> ExportedNetwork:
     """Export a network and compare the result with it.
 
@@ -104,6 +105,7 @@ def export_network(
         title: Name of the network in files that people read.
         stem: Name of the files, without suffix.
         real: Batches of real inputs to compare on, besides random ones.
+        metadata: Entries for the metadata of the file, in formats that have any.
 
     Raises:
         ForwardError: The forward pass fails on inputs of that shape.
@@ -112,7 +114,7 @@ def export_network(
     """
     modes = {module: module.training for module in model.modules()}
     try:
-        return _exported(model, shape, options, title, stem, real)
+        return _exported(model, shape, options, title, stem, real, metadata or {})
     finally:
         for module, training in modes.items():
             module.training = training
@@ -131,11 +133,12 @@ def _exported(
     title: str,
     stem: str,
     real: Iterable[torch.Tensor],
+    metadata: Mapping[str, str],
 ) -> ExportedNetwork:
     written, folded, format = model, None, FORMATS[options.format]
     if options.fold_bn:
         written, folded = fold_batchnorms(model, torch.zeros(2, *shape, dtype=dtype_of(model)))
-    files: ExportedFiles = format(ExportRequest(written, shape, options.suffix, options.batch, title, stem))
+    files: ExportedFiles = format(ExportRequest(written, shape, options.suffix, options.batch, title, stem, metadata))
     content, notes = files.content, files.notes
     on_random = on_real = None
     if options.verify and files.load is not None:

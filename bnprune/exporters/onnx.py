@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,12 +29,14 @@ def export_onnx(request: ExportRequest) -> ExportedFiles:
     if dtype_of(request.model) == torch.bfloat16:
         message = "ONNX Runtime gets its inputs through NumPy, which has no bfloat16. Use another format."
         raise TraceError(message, remedy=_OTHER_FORMAT)
-    content = to_onnx(record(request.model, request.shape, request.batch))
+    content = to_onnx(record(request.model, request.shape, request.batch), request.metadata)
     return ExportedFiles({request.suffix: content}, lambda: onnx_runner(content))
 
 
-def to_onnx(program: ExportedProgram) -> bytes:
-    """Return the program as an ONNX model. The input is named "input", a single output "output", several "output0" ...
+def to_onnx(program: ExportedProgram, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return the program as an ONNX model, with entries for its metadata.
+
+    The input is named "input", a single output "output", several "output0" ...
 
     Raises:
         TraceError: An operator has no ONNX form, or the network is too large for one file.
@@ -59,6 +62,8 @@ def to_onnx(program: ExportedProgram) -> bytes:
     assert made is not None
     model = made.model_proto
     _name_batch(model)
+    if metadata:
+        onnx.helper.set_model_props(model, {**{entry.key: entry.value for entry in model.metadata_props}, **metadata})
     content: bytes = model.SerializeToString()
     try:
         onnx.checker.check_model(content, full_check=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -25,6 +25,8 @@ class ExportRequest:
     """Name of the network in files that people read."""
     stem: str = "network"
     """Name of the files, without suffix."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Entries for the metadata of a file, in formats that have any."""
 
 
 @dataclass(frozen=True)

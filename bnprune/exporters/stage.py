@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from bnprune.runs.results import (
     ExportFigures,
     ExportVerification,
     Folding,
+    InputFormat,
     ParityOutcome,
     RunResult,
 )
@@ -104,6 +106,23 @@ def _outcome(parity: Parity | None) -> ParityOutcome | None:
     )
 
 
+def metadata_of(inputs: InputFormat | None, *, plain_pixels: bool = False) -> dict[str, str]:
+    """Return what a file says about its inputs and outputs, as JSON texts by key.
+
+    Args:
+        inputs: What is known of them.
+        plain_pixels: True if the network normalises the pixel values itself.
+    """
+    if inputs is None:
+        return {}
+    data = inputs.to_dict()
+    classes = data.pop("classes", [])
+    if plain_pixels:
+        data |= {"mean": [0.0] * len(inputs.mean), "std": [1.0] * len(inputs.std)}
+    entries = {"bnprune.preprocessing": json.dumps(data)}
+    return entries | ({"bnprune.classes": json.dumps(classes)} if classes else {})
+
+
 def network_title(header: Header) -> str:
     """Return the name of a network in files that people read."""
     return f"{header.spec.label}, slim" if header.plans else header.spec.label
@@ -136,7 +155,15 @@ def export_run(config: PipelineConfig, directory: RunDirectory, note: Callable[[
         path = directory.export(options.suffix)
         real = real_batches(splits, options.batch)
         title = network_title(header)
-        network = export_network(model, splits.shape, options, title=title, stem=path.stem, real=real)
+        network = export_network(
+            model,
+            splits.shape,
+            options,
+            title=title,
+            stem=path.stem,
+            real=real,
+            metadata=metadata_of(header.inputs),
+        )
         write_network(network, options, path)
         figures = export_figures(network, options, path.relative_to(directory.path))
         result.exports.append(ExportFigures(**figures))

@@ -28,6 +28,7 @@ from bnprune.models.zoo import ModelSpec, build
 from bnprune.pruning.plan import PruningPlan, read_plans
 from bnprune.pruning.surgery import apply
 from bnprune.runs.files import plain, write_atomically
+from bnprune.runs.results import InputFormat
 from bnprune.runs.trust import Withheld, is_trusted, recipe_from_file, require_arguments, spec_from_file
 from bnprune.runs.weights import fit_state, opened, read_tensors, require_shapes, stored_shapes
 
@@ -50,6 +51,8 @@ class Header:
     """The stage that wrote it: "baseline", "train", "prune" or "finetune"."""
     config: Mapping[str, Any] | None = None
     """The recipe that made it, as plain data."""
+    inputs: InputFormat | None = None
+    """How images become inputs, and the names of the classes; None if it is not known."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     """For tensors with several names (tied weights): further name -> name under which the tensor is stored."""
@@ -96,6 +99,7 @@ def _header_dict(header: Header) -> dict[str, Any]:
         "input": header.input_shape,
         "stage": header.stage,
         "config": header.config,
+        **({"inputs": header.inputs.to_dict()} if header.inputs is not None else {}),
         "metrics": dict(header.metrics),
         "aliases": dict(header.aliases),
         **({"withheld": sorted(header.withheld)} if header.withheld else {}),
@@ -160,6 +164,7 @@ def _header_from(data: Mapping[str, Any], *, trusted: bool) -> Header:
         input_shape=None if data.get("input") is None else require_shape(data["input"]),
         stage=_texts(data, "stage").get("stage"),
         config=config,
+        inputs=None if data.get("inputs") is None else InputFormat.model_validate(_mapping_from(data, "inputs")),
         metrics=_mapping_from(data, "metrics"),
         aliases={str(name): str(stored) for name, stored in _mapping_from(data, "aliases").items()},
         withheld=withheld,

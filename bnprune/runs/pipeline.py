@@ -31,6 +31,7 @@ from bnprune.runs.directory import RunDirectory
 from bnprune.runs.display import Display
 from bnprune.runs.files import write_text
 from bnprune.runs.from_scratch import scratch_network, scratch_training
+from bnprune.runs.input_format import input_format_of
 from bnprune.runs.networks_before import networks_before
 from bnprune.runs.passes import request_of
 from bnprune.runs.preflight import Network, initial, load_stage, prepare
@@ -119,6 +120,7 @@ def _execute(
     if not result.stages and not directory.gamma_file.exists():
         save_gammas(directory.gamma_file, start.network[0])
     run = Run(config, directory, display, stopping, start.device, start.splits, processes)
+    result.inputs = input_format_of(start.splits)
     if network is not None and not result.before:
         result.before = _networks_before(run, *network)
     for stage in todo:
@@ -311,6 +313,7 @@ def _header(run: Run, before: Header, stage: str, metrics: Mapping[str, Any] | N
         input_shape=run.splits.shape,
         stage=stage,
         config=as_data(run.config),
+        inputs=input_format_of(run.splits),
         metrics=metrics or {},
     )
 

@@ -11,6 +11,7 @@ from bnprune.runs.files import plain
 
 Count = Annotated[int, Field(ge=0, le=10**18)]
 Amount = Annotated[float, Field(ge=0, le=1e18)]
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Bound = Annotated[float, Field(ge=-1e18, le=1e18)]
 """The bounds exclude values that only a damaged file can have."""
@@ -266,6 +267,25 @@ class ExportFigures(Document):
     notes: list[str]
 
 
+class PreprocessingUsed(Document):
+    """How image files became inputs of the network."""
+
+    size: Annotated[list[Size], Field(min_length=2, max_length=2)]
+    """Height and width."""
+    crop: bool
+    """True if the middle of a larger image was taken; false if images were resized to the size."""
+    mean: Annotated[list[Bound], Field(max_length=64)]
+    """Per channel, of pixel values between 0 and 1; subtracted."""
+    std: Annotated[list[Bound], Field(max_length=64)]
+    """Per channel; the difference was divided by it."""
+
+
+class InputFormat(PreprocessingUsed):
+    """What a network takes and returns: how images become its inputs, and the names of the classes."""
+
+    classes: Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=100_000)] = []
+
+
 class RunResult(Document):
     """The figures of every finished stage of a run: `result.json`, and what `run --json` prints."""
 
@@ -274,6 +294,8 @@ class RunResult(Document):
     stages: dict[str, StageResult] = Field(description="By name of the stage, in the order in which they ended.")
     before: dict[str, StageResult] = {}
     """The networks before this run, if it starts from a pruned checkpoint: "baseline" (sizes only) and "prune"."""
+    inputs: InputFormat | None = None
+    """How images became inputs; None if that is not known, because the data is the user's own."""
     metrics_bytes: int | None = Field(default=None, ge=0)
     """Length of `metrics.jsonl` at the end of the last finished stage."""
     exports: list[ExportFigures] = []

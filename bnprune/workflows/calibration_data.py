@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bnprune.config.schema import DataConfig, PipelineConfig
+from bnprune.config.schema import PipelineConfig
 from bnprune.config.user_code import call_factory
-from bnprune.data import MemorySplit, Splits, load_data
-from bnprune.data.folder import IMAGENET_MEAN, IMAGENET_STD
+from bnprune.data import load_data
+from bnprune.data.splits import Normalisation
 from bnprune.data.unlabelled import Preprocessing, unlabelled_images
 from bnprune.errors import BnpruneError, ConfigError, DataError, UntrustedError, about, shortened
 from bnprune.notes import Note
@@ -96,21 +96,12 @@ def preprocessing_of(
     return Preprocessing.of(shape), (Note("calibration.imagenet", "note", text),)
 
 
-def _known(network: NetworkSource, recipe: PipelineConfig | None) -> tuple[list[float], list[float]] | None:
+def _known(network: NetworkSource, recipe: PipelineConfig | None) -> Normalisation | None:
     try:
         data = (recipe or network.config(sections=("data",))).data
-        return _normalisation(data, load_data(data, needs_labels=False))
+        return load_data(data, needs_labels=False).normalisation
     except BnpruneError:
         return None
-
-
-def _normalisation(data: DataConfig, splits: Splits) -> tuple[list[float], list[float]] | None:
-    """Return mean and standard deviation of each channel; None if a data set of the user's own has its own ones."""
-    if data.mean is not None and data.std is not None:
-        return list(data.mean), list(data.std)
-    if isinstance(splits.train, MemorySplit):
-        return splits.train.mean.tolist(), splits.train.std.tolist()
-    return (list(IMAGENET_MEAN), list(IMAGENET_STD)) if data.name == "imagefolder" else None
 
 
 def _recorded(used: Preprocessing) -> PreprocessingUsed:
@@ -123,6 +114,6 @@ def _from_recipe(network: NetworkSource, count: int) -> CalibrationData:
     shape = network.header.input_shape
     if shape is not None and tuple(splits.shape) != tuple(shape):
         raise DataError(f"its images are {tuple(splits.shape)}, and the network takes {tuple(shape)}.")
-    known = _normalisation(config, splits)
+    known = splits.normalisation
     used = None if known is None else _recorded(Preprocessing.of(splits.shape, *known))
     return CalibrationData(Calibration.of(training_batches(splits.train, count), count), "recipe", used)

@@ -7,16 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from bnprune.config.bounded_reading import require_batch
 from bnprune.config.recipe import load_recipe
 from bnprune.config.tables import FORMATS, format_of
 from bnprune.data import load_data
 from bnprune.errors import BnpruneError, ConfigError, first_line
+from bnprune.exporters.card import model_card
 from bnprune.exporters.export import ExportOptions, export_network
-from bnprune.exporters.stage import export_figures, network_title, paths_of, real_batches, write_network
+from bnprune.exporters.preprocessing import WithPreprocessing
+from bnprune.exporters.stage import (
+    export_figures,
+    metadata_of,
+    network_title,
+    paths_of,
+    real_batches,
+    write_network,
+)
+from bnprune.runs.files import write_text
 from bnprune.runs.network_source import NetworkSource, open_source
 from bnprune.runs.outputs import require_output
+from bnprune.runs.results import ExportFigures, InputFormat
 from bnprune.training.compatibility import require_fit
 from bnprune.workflows.results import ExportResult
 
@@ -35,6 +47,8 @@ def export(
     fold_bn: bool = False,
     batch: int | None = None,
     verify: bool = True,
+    with_preprocessing: bool = False,
+    card: bool = False,
     out: str | Path | None = None,
     force: bool = False,
 ) -> ExportResult:
@@ -55,6 +69,8 @@ def export(
         fold_bn: Fold BatchNorms into the layers before them.
         batch: The only batch size; default: any.
         verify: Compare with the network in PyTorch on random inputs and, if a recipe names the data, on real images.
+        with_preprocessing: Let the file normalise its inputs itself: it then takes pixel values between 0 and 1.
+        card: Write a model card, a page in Markdown, beside the file.
         out: The file; default: `network` with the suffix of the format.
         force: Overwrite an existing file.
 
@@ -66,7 +82,7 @@ def export(
     """
     options, path = _options(format, None if out is None else Path(out), fold_bn=fold_bn, batch=batch, verify=verify)
     given = [Path(read) for read in (source, weights) if read is not None]
-    for file in paths_of(options, path):
+    for file in [*paths_of(options, path), *([path.with_suffix(".md")] if card else [])]:
         require_output(file, force=force, sources=given, recipe=None if recipe is None else Path(recipe))
     network = open_source(
         source,
@@ -81,12 +97,37 @@ def export(
     if batch is not None:
         require_batch(batch, shape)
     real, without = _real(network, recipe, batch) if verify else ((), [])
-    title = network_title(network.header)
-    exported = export_network(network.model, shape, options, title=title, stem=path.stem, real=real)
+    title, written, inputs = network_title(network.header), network.model, network.header.inputs
+    if with_preprocessing:
+        written = _normalising(written, inputs, options)
+        real = list(written.pixels(real))
+    metadata = metadata_of(inputs, plain_pixels=with_preprocessing)
+    exported = export_network(written, shape, options, title=title, stem=path.stem, real=real, metadata=metadata)
     write_network(exported, options, path)
     notes = [*(without if exported.random is not None else ()), *exported.notes]
     figures = export_figures(exported, options, path) | {"notes": notes}
+    if card:
+        text = model_card(network.header, shape, ExportFigures(**figures), plain_pixels=with_preprocessing)
+        write_text(path.with_suffix(".md"), text)
     return ExportResult(model=network.header.spec.to_dict(), input=list(shape), **figures)
+
+
+def _normalising(model: nn.Module, inputs: InputFormat | None, options: ExportOptions) -> WithPreprocessing:
+    """Return the network behind its normalisation.
+
+    Raises:
+        ConfigError: The normalisation is not known, or the format holds the weights alone.
+    """
+    if not FORMATS[options.format].has_batch_size:
+        message = f"the format {options.format} holds the weights of the network alone. Choose another format."
+        raise ConfigError(message, argument="with_preprocessing")
+    if inputs is None:
+        raise ConfigError(
+            "the checkpoint does not say how its images were normalised: the data was your own, or an earlier version "
+            "of bnprune wrote it. Give data.mean and data.std in the recipe, and run the last stage again.",
+            argument="with_preprocessing",
+        )
+    return WithPreprocessing(model, inputs.mean, inputs.std)
 
 
 def _options(

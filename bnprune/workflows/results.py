@@ -20,6 +20,7 @@ from bnprune.runs.results import (
     LayerChange,
     NotCompensated,
     ParityOutcome,
+    PreprocessingUsed,
     ProofOutcome,
     Pruned,
     RatioOutcome,
@@ -104,19 +105,6 @@ class CompensationOutcome(Document):
     outcome: str
     """"exact", "interior", "mean" or "none"."""
     reason: str
-
-
-class PreprocessingUsed(Document):
-    """How image files became inputs of the network."""
-
-    size: list[int]
-    """Height and width."""
-    crop: bool
-    """True if the middle of a larger image was taken; false if images were resized to the size."""
-    mean: list[float]
-    """Per channel, of pixel values between 0 and 1; subtracted."""
-    std: list[float]
-    """Per channel; the difference was divided by it."""
 
 
 class CalibrationOutcome(Document):
