@@ -131,7 +131,7 @@ def prepare(base: Path) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     for module in pkgutil.walk_packages(bnprune.__path__, "bnprune."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith("__main__") and ".integrations." not in module.name:
             importlib.import_module(module.name)
     for name in (
         "timm",

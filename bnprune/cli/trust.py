@@ -60,6 +60,6 @@ def _export(error: UntrustedError) -> str:
 
 def _recipe_of(path: Path) -> str:
     """Return the recipe of the run that a run directory or checkpoint belongs to, if there is one."""
-    run = path if path.is_dir() else path.absolute().parent.parent
+    run = path if path.is_dir() else (path if len(path.parts) > 2 else path.absolute()).parent.parent
     recipe = run / "config.yaml"
     return str(recipe) if recipe.is_file() else "CONFIG.yaml"

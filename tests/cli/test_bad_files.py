@@ -128,7 +128,7 @@ def test_a_header_with_a_damaged_plan_names_the_file(trained: Path) -> None:
     ("spec", "expected_message"),
     [
         ({"name": "vgg99", "kwargs": {}}, "'vgg99' is unknown"),
-        ({"name": "mlp", "kwargs": {"hiden": [8]}}, "'mlp' cannot be built"),
+        ({"name": "mlp", "kwargs": {"hiden": [8]}}, "'mlp' has no argument 'hiden'"),
     ],
 )
 def test_a_header_that_names_a_network_that_cannot_be_built(

@@ -209,7 +209,8 @@ def test_where_the_network_comes_from_is_never_overwritten(run: Path) -> None:
     for source, outs in ((run, ("train", "other")), (run / "checkpoints/train.safetensors", ("train",))):
         for out in outs:
             message = refusal(2, "export", source, "--out", run / f"checkpoints/{out}.safetensors", "--force")
-            assert "is the source of the network, or in its folder" in message
+            protected = ("is the source of the network", f"belongs to the run '{run}'")
+            assert any(reason in message for reason in protected)
     assert contents(run) == before
 
 
@@ -226,7 +227,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--format: the format onnx needs onnxruntime: pip install onnxruntime" in message
     write("recipe.yaml", RECIPE + "export: {formats: [pt2, onnx]}\n")
     for verb in ("run", "validate"):
-        assert "bnprune[onnx]" in refusal(2, verb, "recipe.yaml")
+        assert "pip install onnxruntime" in refusal(2, verb, "recipe.yaml")
 
 
 def test_without_verification_nothing_is_claimed() -> None:

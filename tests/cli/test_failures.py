@@ -177,7 +177,7 @@ def test_ctrl_c_while_nothing_is_trained(run: Path, monkeypatch: pytest.MonkeyPa
         raise KeyboardInterrupt
 
     monkeypatch.setattr("bnprune.workflows.evaluate.evaluate_model", interrupted)
-    assert refusal(130, "evaluate", run) == "interrupted"
+    assert refusal(130, "--quiet", "evaluate", run) == "interrupted"
 
 
 def test_ctrl_c_while_a_checkpoint_is_written(slim: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
