@@ -83,16 +83,17 @@ def _require_widths(model: nn.Module, plan: PruningPlan) -> None:
     Raises:
         PruningError: A tensor that was cut is missing, or has another size now.
     """
-    gates = {gate.at for gate in plan.gates}
+    gates, folded = {gate.at for gate in plan.gates}, {fold.bias for fold in plan.folds}
     shapes = {name: tensor.shape for name, tensor in named_tensors(model)}
     for cut in plan.cuts:
         for dense_name, dim in cut.at:
             name = gated_name(dense_name, gates)
-            got = shapes[name][dim] if name in shapes else None
-            if got != len(cut.keep):
+            shape = shapes.get(name, ())
+            got = shape[dim] if len(shape) > dim else 0
+            if got != len(cut.keep) and dense_name not in folded:
                 raise PruningError(
-                    f"save: {name} was cut to {len(cut.keep)} channels in dimension {dim}, and has {got or 'gone'} "
-                    "now: the network was changed after the cut. Change the dense network instead, and cut it again."
+                    f"save: {name} was cut to {len(cut.keep)} channels in dimension {dim}, and has {got} now: the "
+                    "network was changed after the cut. Change the dense network instead, and cut it again."
                 )
 
 
