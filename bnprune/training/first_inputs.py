@@ -53,6 +53,7 @@ class FirstInputs:
             )
         self.detach()
         module, (args, kwargs) = self._found
+        self._found = None  # a batch may be large
         if args and kwargs:  # `trace` takes positional or keyword arguments, not both
             return module, dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
         return module, kwargs or args

@@ -183,6 +183,8 @@ class Sparsity:
         self._travel = LiveTravel(steps)
         self._penalty: GammaPenalty | None = None
         self._groups: Groups | None = None
+        self._share = 0.0
+        """The target as a share of all scale factors."""
         self._inputs = FirstInputs()
         self._step_hook = self._optimizer.register_step_post_hook(self._after_step)
         self.notes = tuple(self._warnings())
@@ -237,7 +239,7 @@ class Sparsity:
         self._travel.step = self._step
         self.notes = tuple(self._warnings())
         if self._penalty is not None:
-            self._build_penalty()
+            self._steer(self._penalty)
 
     def detach(self) -> None:
         """Remove all hooks. The penalty has no effect from now on."""
@@ -276,14 +278,21 @@ class Sparsity:
         penalty.gain = 1.0  # applied after the step, in any case: `_rates` holds the gain of the optimizer
         if self._is_traced:
             graph = trace(network, example, outputs=self._outputs)
-            self._groups = Groups(gamma_units(network, graph))
+            units = gamma_units(network, graph)
             if self._config.target is not None:
-                units, share = steering_target(network, graph, self._config.target, self._limits)
-                penalty.lambda_at = Steered(
-                    share, Groups(units), self._travel, self._config.epsilon, self._strength, self._steered_limit
-                )
+                units, self._share = steering_target(network, graph, self._config.target, self._limits)
+            self._groups = Groups(units)
         self._rates = Rates(self._optimizer, penalty.gammas)
+        self._steer(penalty)
         self._penalty = penalty
+
+    def _steer(self, penalty: GammaPenalty) -> None:
+        """Set λ: a schedule if there is a target."""
+        penalty.set_strength(self._strength)
+        if self._config.target is not None and self._groups is not None:
+            penalty.lambda_at = Steered(
+                self._share, self._groups, self._travel, self._config.epsilon, self._strength, self._steered_limit
+            )
 
     @property
     def _is_traced(self) -> bool:
@@ -317,7 +326,7 @@ class Sparsity:
             return None
         with torch.no_grad():
             self._penalty.at(self._step)
-            strengths = torch.as_tensor(self._penalty._lambda)
+            strengths = torch.as_tensor(self._penalty.present)
         return bool(strengths.max() < self._steered_limit)
 
     def _warnings(self) -> Iterator[Note]:

@@ -139,6 +139,15 @@ def test_a_target_counts_channels_that_go_together() -> None:
     assert state.target == 0.5
 
 
+def test_a_target_counts_layers_that_are_not_excluded() -> None:
+    model = residual()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    penalty = bnprune.sparsify(model, optimizer, steps=100, target=0.5, exclude=["stem"], example_inputs=IMAGES[:1])
+    with torch.no_grad():
+        model.branch[0][1].weight[:6] = 0
+    assert penalty.gammas().removable == pytest.approx(6 / 12)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_target_is_reached_and_pruning_there_changes_little(name: str) -> None:
     model = network()

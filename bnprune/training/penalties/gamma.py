@@ -77,6 +77,15 @@ class GammaPenalty(ABC):
     def pull(self, gammas: torch.Tensor) -> torch.Tensor:
         """Return a subgradient of the penalty for λ = 1 with respect to all scale factors, shape (n,)."""
 
+    @property
+    def present(self) -> float | torch.Tensor:
+        """λ of the present step: one number, or one per scale factor, shape (n,)."""
+        return self._lambda
+
+    def set_strength(self, strength: float) -> None:
+        """Change λ, as if the penalty had been made with it."""
+        self.strength = self._lambda = _checked(strength)
+
     def at(self, step: int) -> None:
         """Set λ for an optimizer step, counted from 0. No effect if λ is constant."""
         if self.lambda_at is not None:
