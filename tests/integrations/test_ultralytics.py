@@ -18,9 +18,9 @@ from tests.integrations.digits_detection import SIZE, write_yolo_data
 
 os.environ.setdefault("YOLO_OFFLINE", "True")
 os.environ.setdefault("YOLO_AUTOINSTALL", "False")
-ultralytics = pytest.importorskip("ultralytics")
-pruning = pytest.importorskip("bnprune.integrations.ultralytics")
-DetectionModel = pytest.importorskip("ultralytics.nn.tasks").DetectionModel
+ultralytics = pytest.importorskip("ultralytics", exc_type=ImportError)
+pruning = pytest.importorskip("bnprune.integrations.ultralytics", exc_type=ImportError)
+DetectionModel = pytest.importorskip("ultralytics.nn.tasks", exc_type=ImportError).DetectionModel
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the package
 
