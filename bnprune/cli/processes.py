@@ -82,7 +82,9 @@ def _start(count: int, arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the first process says what is wrong
+    for name in ("torch.distributed", "torch.distributed.run"):  # the first process says what is wrong
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     command = ["--standalone", "--nproc-per-node", str(count), "-m", "bnprune", *arguments]
     try:
         with stdout_for_processes():
