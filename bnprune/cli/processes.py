@@ -50,6 +50,7 @@ def with_processes(gpus: str | None, processes: int | None) -> bool:
     if chosen is not None and processes not in (None, len(chosen)):
         raise ConfigError(f"--gpus and --processes: {gpus} are {len(chosen)} GPUs, not {processes} processes.")
     if chosen is not None:
+        chosen = _among_visible(chosen)
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)  # before torch looks
         _require_gpus(chosen)
     count = processes or len(chosen or ())
@@ -68,6 +69,16 @@ def _numbers(gpus: str) -> list[str]:
     return numbers
 
 
+def _among_visible(chosen: list[str]) -> list[str]:
+    """Return the names of the chosen GPUs among those that CUDA_VISIBLE_DEVICES leaves to this program, if it does."""
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    if not visible:
+        return chosen
+    if max(map(int, chosen)) >= len(visible):
+        raise ConfigError(f"--gpus: CUDA_VISIBLE_DEVICES leaves {len(visible)} GPUs, numbered from 0.")
+    return [visible[int(number)] for number in chosen]
+
+
 def _require_gpus(chosen: list[str]) -> None:
     import torch
 
@@ -79,6 +90,7 @@ def _require_gpus(chosen: list[str]) -> None:
 
 def _start(count: int, arguments: list[str]) -> int:
     """Run `bnprune` with these arguments in several processes; return the exit code of the first that failed, or 0."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
@@ -89,6 +101,8 @@ def _start(count: int, arguments: list[str]) -> int:
     try:
         with stdout_for_processes():
             run(parse_args(command))
+    except SignalException:  # the processes have stopped, and saved their state
+        raise KeyboardInterrupt from None
     except ChildFailedError as error:
         failed = min(error.failures.values(), key=lambda failure: failure.timestamp)
         return failed.exitcode if failed.exitcode > 0 else 1

@@ -38,8 +38,9 @@ class SparseTraining(Callback):
         """Attach the penalty, at the step of a checkpoint if the trainer has loaded one."""
         steps = int(trainer.estimated_stepping_batches)
         self.penalty = sparsify(pl_module, trainer.optimizers[self._optimizer], steps=steps, **self._settings)
-        if self._saved:
-            self.penalty.load_state_dict(self._saved)
+        saved, self._saved = self._saved, {}
+        if saved and trainer.global_step:  # a trainer also restores callbacks to test a checkpoint
+            self.penalty.load_state_dict(saved)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log where the scale factors stand."""

@@ -16,7 +16,7 @@ from bnprune.training.sparsify import Sparsity, sparsify
 class SparseTraining(TrainerCallback, ExportableState):
     """Attaches `bnprune.sparsify` to the optimizer of a Trainer for the length of a training.
 
-    The share of scale factors near zero is logged with the loss: "gamma_below", and with a target "gamma_removable".
+    The share of scale factors near zero is printed with the loss: "gamma_below", and with a target "gamma_removable".
     The state of the penalty is saved with the state of the Trainer, so that a training can be resumed.
 
     Args:
@@ -64,6 +64,7 @@ class SparseTraining(TrainerCallback, ExportableState):
             self.penalty.detach()
 
     def state(self) -> dict[str, Any]:
-        """Return the settings and the state of the penalty, for the Trainer's checkpoints."""
+        """Return the state of the penalty, and those settings that JSON can hold, for the Trainer's checkpoints."""
         saved = {} if self.penalty is None else self.penalty.state_dict()
-        return {"args": self._settings, "attributes": {"saved": saved}}
+        plain = {key: value for key, value in self._settings.items() if isinstance(value, str | int | float | None)}
+        return {"args": plain, "attributes": {"saved": saved}}

@@ -22,8 +22,9 @@ def carry_over(optimizer: Any, result: PruningResult) -> torch.optim.Optimizer:
     Parameter groups keep their settings, and state of the shape of a parameter (momentum, the averages of Adam) is cut
     like the parameter. State of other shapes (the factors of Adafactor) is dropped, and begins anew.
 
-    Learning-rate schedulers and `bnprune.sparsify` hold on to the old optimizer: make new ones. An averaged copy of the
-    dense network is cut by `bnprune.apply(result.plan, copy)`.
+    Learning-rate schedulers and `bnprune.sparsify` hold on to the old optimizer: make new ones. After a schedule that
+    ended at zero, set the learning rate first (`group["lr"]` of each group in `optimizer.param_groups`). An averaged
+    copy of the dense network is cut by `bnprune.apply(result.plan, copy)`.
 
     Example::
 
@@ -39,17 +40,23 @@ def carry_over(optimizer: Any, result: PruningResult) -> torch.optim.Optimizer:
         A new optimizer of the same class, without hooks.
 
     Raises:
-        PruningError: The optimizer holds parameters of another network.
+        PruningError: The optimizer holds parameters of another network, or state that cannot be cut.
     """
     old = torch_optimizer(optimizer)
     slim = dict(result.model.named_parameters())
     gates = {gate.at for gate in result.plan.gates}
     cuts = _cuts(result.plan)
     new = copy.copy(old)  # made from its state, as from a pickle: hooks are left behind
+    if lost := [name for name, value in vars(old).items() if name not in vars(new) and _holds_parameters(value)]:
+        raise PruningError(
+            f"carry_over: {type(old).__name__} has state of its own ({', '.join(sorted(lost))}) that cannot be cut. "
+            "Build a new optimizer for the slim network."
+        )
     new.state = defaultdict(dict)
     new.param_groups = []
     for group in old.param_groups:
-        entry = {**group, "params": []}
+        entry = {key: copy.deepcopy(value) for key, value in group.items() if key not in ("params", *_OF_SCHEDULES)}
+        entry["params"] = []
         names = []
         for parameter in group["params"]:
             name = _name_of(parameter, result)
@@ -65,6 +72,16 @@ def carry_over(optimizer: Any, result: PruningResult) -> torch.optim.Optimizer:
             entry["param_names"] = names
         new.param_groups.append(entry)
     return new
+
+
+def _holds_parameters(value: Any) -> bool:
+    """True for attributes that refer to the dense network: parameters, or another optimizer."""
+    items = value if isinstance(value, list | tuple) else (value,)
+    return any(isinstance(item, torch.Tensor | torch.optim.Optimizer) for item in items)
+
+
+_OF_SCHEDULES = ("initial_lr", "max_lr", "min_lr")
+"""Settings that a learning-rate scheduler left behind; a new one starts from the present learning rate."""
 
 
 def _name_of(parameter: torch.Tensor, result: PruningResult) -> str:
@@ -94,9 +111,9 @@ def _cut_state(
         if not isinstance(value, torch.Tensor):
             cut[key] = copy.deepcopy(value)
         elif value.shape == parameter.shape:
-            for dim, keep in cuts.items():
-                value = value.index_select(dim, keep.to(value.device))
-            cut[key] = value.clone(memory_format=torch.preserve_format)
+            cut[key] = _sliced(value, cuts)
+            if cut[key].shape != target.shape:
+                raise PruningError("carry_over: the slim network has other shapes than after the cut.")
         elif value.numel() == 1:  # the number of steps
             cut[key] = value.clone()
         else:

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import bnprune
+from bnprune.cli.processes import _among_visible
 from bnprune.runs.checkpoint import read_header
 from bnprune.runs.directory import RunDirectory
 from tests.cli.harness import RECIPE, done, read_json, refusal, write
@@ -214,3 +215,12 @@ def test_gpus_that_are_not_there(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert message in refusal(2, "train", pair, *arguments)
+
+
+def test_gpus_are_chosen_among_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-7")
+    assert _among_visible(["1", "0"]) == ["GPU-7", "4"]
+    with pytest.raises(bnprune.ConfigError, match="leaves 2 GPUs"):
+        _among_visible(["2"])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert _among_visible(["3"]) == ["3"]

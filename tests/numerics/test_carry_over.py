@@ -120,6 +120,21 @@ def test_state_of_other_shapes_begins_anew() -> None:
     carried.step()
 
 
+def test_what_a_schedule_left_behind_is_not_carried_over() -> None:
+    model, optimizer = trained(OPTIMIZERS["sgd"])
+    torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    optimizer.param_groups[0]["lr"] = 0.001
+    carried = bnprune.carry_over(optimizer, bnprune.prune(model, X[:1], ratio=0.4))
+    assert torch.optim.lr_scheduler.CosineAnnealingLR(carried, 10).base_lrs == [0.001]
+
+
+def test_an_optimizer_with_state_of_its_own_is_refused() -> None:
+    model, _ = trained(OPTIMIZERS["sgd"])
+    result = bnprune.prune(model, X[:1], ratio=0.4)
+    with pytest.raises(PruningError, match="LBFGS has state of its own .* that cannot be cut"):
+        bnprune.carry_over(torch.optim.LBFGS(model.parameters()), result)
+
+
 def test_an_optimizer_of_another_network_is_refused() -> None:
     model, _ = trained(OPTIMIZERS["sgd"])
     other, optimizer = trained(OPTIMIZERS["sgd"])
