@@ -76,9 +76,7 @@ def checkpoint_of(source: Path | None, stage: str | None, default: str | None = 
     from bnprune.runs.directory import RunDirectory
 
     run = RunDirectory(source)
-    if stage is None and default is not None and run.checkpoint(default).exists():
-        stage = default
-    path = run.network() if stage is None else run.network_of(stage)
+    path = run.network(default) if stage is None else run.network_of(stage)
     if not VERBOSITY.quiet:
         echo(f"network: {path}", err=True)
     return path

@@ -67,11 +67,12 @@ def sensitivity(
     from bnprune.cli.render.progress import RichDisplay
     from bnprune.cli.render.sensitivity import save_plot, show_sensitivity
     from bnprune.cli.render.sweep import require_plot
+    from bnprune.runs.stages import TRAINED
     from bnprune.workflows import sensitivity as workflow
 
     values = parse_shares(at)
     source, changes = source_and_overrides(source, overrides)
-    source = checkpoint_of(source, stage, "train")
+    source = checkpoint_of(source, stage, TRAINED)
     require_plot(plot, sources=(source, weights), recipe=config)
     with RichDisplay() as display:
         result = workflow.sensitivity(

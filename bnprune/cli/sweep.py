@@ -68,11 +68,12 @@ def sweep(
     from bnprune.cli.render.output import output
     from bnprune.cli.render.prune_command import prune_command
     from bnprune.cli.render.sweep import require_plot, save_plot, show_sweep
+    from bnprune.runs.stages import TRAINED
     from bnprune.workflows import sweep as workflow
 
     values = parse_shares(at)
     source, changes = source_and_overrides(source, overrides)
-    source = checkpoint_of(source, stage, "train")
+    source = checkpoint_of(source, stage, TRAINED)
     require_plot(plot, sources=(source, weights), recipe=config)
     result = workflow.sweep(
         source,

@@ -61,6 +61,14 @@ class Criterion(Entry):
 
 
 @dataclass(frozen=True)
+class PenaltyEntry(Entry):
+    """A penalty on scale factors: a function from `PenaltySetting` to `GammaPenalty`."""
+
+    needs_channels: bool = False
+    """True if the penalty depends on which channels belong together, so that the network has to be traced."""
+
+
+@dataclass(frozen=True)
 class ExportFormat(Entry):
     """A file format of exported networks: a function from `ExportRequest` to `ExportedFiles`."""
 
@@ -114,13 +122,19 @@ REPAIR = Entry("repairs a slim network with calibration data", "bnprune.recovery
 
 _PENALTIES = "bnprune.training.penalties.table"
 PENALTIES: dict[str, Callable[..., Any]] = {
-    "l1": Entry("adds λ·sign(γ) to the gradient (Liu et al. 2017)", f"{_PENALTIES}:l1"),
-    "l1-proximal": Entry("soft-thresholds γ after each step, which gives exact zeros", f"{_PENALTIES}:l1_proximal"),
-    "polarization": Entry("separates γ into two groups (Zhuang et al. 2020)", f"{_PENALTIES}:polarization"),
-    "group-lasso": Entry(
-        "channels that must go together reach zero together, which gives exact zeros", f"{_PENALTIES}:group_lasso"
+    "l1": PenaltyEntry("adds λ·sign(γ) to the gradient (Liu et al. 2017)", f"{_PENALTIES}:l1"),
+    "l1-proximal": PenaltyEntry(
+        "soft-thresholds γ after each step, which gives exact zeros", f"{_PENALTIES}:l1_proximal"
     ),
-    "mac-weighted-l1": Entry("l1, in proportion to the MACs that each channel costs", f"{_PENALTIES}:mac_weighted_l1"),
+    "polarization": PenaltyEntry("separates γ into two groups (Zhuang et al. 2020)", f"{_PENALTIES}:polarization"),
+    "group-lasso": PenaltyEntry(
+        "channels that must go together reach zero together, which gives exact zeros",
+        f"{_PENALTIES}:group_lasso",
+        needs_channels=True,
+    ),
+    "mac-weighted-l1": PenaltyEntry(
+        "l1, in proportion to the MACs that each channel costs", f"{_PENALTIES}:mac_weighted_l1", needs_channels=True
+    ),
 }
 """Functions (`PenaltySetting`) -> `GammaPenalty`."""
 

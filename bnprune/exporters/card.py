@@ -12,10 +12,10 @@ from bnprune.runs.results import ExportFigures, InputFormat
 
 
 def model_card(header: Header, shape: Sequence[int], figures: ExportFigures, *, plain_pixels: bool) -> str:
-    """Return the page.
+    """Return the text of a model card.
 
     Args:
-        header: That of the network's checkpoint.
+        header: The header of the network's checkpoint.
         shape: Shape of one input, without the batch.
         figures: The exported files, and how they were compared with PyTorch.
         plain_pixels: True if the network normalises the pixel values itself.
@@ -74,7 +74,7 @@ def _cuts(header: Header) -> Iterator[str]:
         asked = ", ".join(f"{kind} {plan.requested[kind]}" for kind in TARGETS if kind in plan.requested)
         share = plan.realised.get("ratio")
         removed = "" if share is None else f": {share:.0%} of the prunable BatchNorm channels were removed"
-        yield f"- Pruned to {asked or 'a plan'}{removed}. The slim network was verified against the masked original."
+        yield f"- Pruned to {asked or 'a plan'}{removed}."
 
 
 def _figures(header: Header) -> Iterator[str]:

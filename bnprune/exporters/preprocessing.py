@@ -9,7 +9,7 @@ from torch import nn
 
 
 class WithPreprocessing(nn.Module):
-    """A network behind a normalisation: takes pixel values between 0 and 1.
+    """A network that normalises its inputs: it takes pixel values between 0 and 1.
 
     Args:
         network: Takes normalised inputs (N, C, H, W).

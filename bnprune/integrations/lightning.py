@@ -63,7 +63,7 @@ class SparseTraining(Callback):
         return {} if self.penalty is None else self.penalty.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep a state until training starts."""
+        """Store the state of a checkpoint, which is loaded when training starts."""
         self._saved = state_dict
 
     def _detach(self) -> None:

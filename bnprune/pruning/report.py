@@ -91,7 +91,7 @@ class Report:
         return [*lines, *(f"not pruned: {why.site} ({why.reason})" for why in self.refusals), *self.notes]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain data, as for `json.dumps`."""
+        """Return the report as plain data, which `json.dumps` can write."""
         plain: dict[str, Any] = {
             "target": {**asdict(self.target)},
             "ratio": {"requested": self.ratio_requested, "realised": self.ratio_realised},

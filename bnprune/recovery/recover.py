@@ -42,7 +42,7 @@ class Recovery(Generic[S]):
     """The networks that were tried after a cut, and their scores."""
 
     networks: dict[str, nn.Module]
-    """The networks by repair method: see `RepairedNetworks`."""
+    """The networks, by the name of the repair method; see `RepairedNetworks`."""
     scores: dict[str, S]
     """Score of each network."""
     compensation: tuple[Compensation, ...]

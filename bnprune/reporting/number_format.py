@@ -13,7 +13,7 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def amount(number: int, noun: str) -> str:
+def plural(number: int, noun: str) -> str:
     """Write a number of things: 1 image, 512 images."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 

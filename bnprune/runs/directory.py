@@ -251,12 +251,17 @@ class RunDirectory:
         """Write the figures of the finished stages."""
         write_json(self.result_file, result.to_dict())
 
-    def network(self) -> Path:
+    def network(self, default: str | None = None) -> Path:
         """Return the checkpoint of the last finished stage, or else of the last epoch of the current stage.
 
+        Args:
+            default: A stage whose checkpoint is returned instead, if there is one.
+
         Raises:
-            CheckpointError: There is none yet.
+            CheckpointError: There is no checkpoint yet.
         """
+        if default is not None and self.checkpoint(default).exists():
+            return self.checkpoint(default)
         names = [path.stem for path in self.path.glob("checkpoints/*.safetensors")]
         stages = sorted(filter(is_stage, names), key=order_of)
         if stages or "last" in names:

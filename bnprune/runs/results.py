@@ -275,9 +275,9 @@ class PreprocessingUsed(Document):
     crop: bool
     """True if the middle of a larger image was taken; false if images were resized to the size."""
     mean: Annotated[list[Bound], Field(max_length=64)]
-    """Per channel, of pixel values between 0 and 1; subtracted."""
+    """Mean of each channel, which is subtracted from pixel values between 0 and 1."""
     std: Annotated[list[Bound], Field(max_length=64)]
-    """Per channel; the difference was divided by it."""
+    """Standard deviation of each channel, by which the difference is divided."""
 
 
 class InputFormat(PreprocessingUsed):

@@ -8,6 +8,8 @@ from bnprune.config.schema import PipelineConfig
 
 KINDS = ("baseline", "train", "prune", "finetune", "scratch")
 """The kinds of stages, in the order of a single pass."""
+TRAINED = "train"
+"""The stage whose network is not yet pruned: that of which cuts are measured."""
 CONTROLS = ("baseline", "scratch")
 """Stages whose networks are for comparison: no other stage starts from them."""
 

@@ -17,7 +17,7 @@ from bnprune.training.optimizer_rates import torch_optimizer
 
 
 def carry_over(optimizer: Any, result: PruningResult) -> torch.optim.Optimizer:
-    """Return an optimizer for the slim network that goes on where that of the dense network stands.
+    """Return an optimizer for the slim network, with the state of the optimizer of the dense network.
 
     Parameter groups keep their settings, and state of the shape of a parameter (momentum, the averages of Adam) is cut
     like the parameter. State of other shapes (the factors of Adafactor) is dropped, and begins anew.

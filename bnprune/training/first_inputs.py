@@ -26,7 +26,7 @@ class FirstInputs:
         self._hooks: list[Any] = []
 
     def watch(self, model: nn.Module) -> None:
-        """Wait for the first call, of a network that may be wrapped."""
+        """Store the inputs of the next call of a network, which may be wrapped."""
         network = unwrapped(model)
         compiled = hasattr(model, "_orig_mod")  # hooks inside a compiled network would be compiled as well
         for module in [model] if compiled else _holders(network):
@@ -37,11 +37,11 @@ class FirstInputs:
             self._found = module, map_tensors(lambda tensor: tensor.detach().clone(), inputs)
 
     def set(self, network: nn.Module, example_inputs: Any) -> None:
-        """Take these inputs, and wait no longer."""
+        """Store these inputs, and remove the hooks."""
         self._found = network, as_inputs(example_inputs)
 
     def taken(self) -> tuple[nn.Module, Any]:
-        """Return the part that was called and its inputs as `trace` takes them, and wait no longer.
+        """Return the module that was called and its inputs as `trace` takes them, and remove the hooks.
 
         Raises:
             PruningError: There was no call.

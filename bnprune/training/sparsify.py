@@ -28,6 +28,7 @@ from bnprune.training.penalties.gamma import (
 from bnprune.training.penalties.lambda_schedule import Steered
 from bnprune.training.penalties.structured import Groups, gamma_units
 from bnprune.training.penalties.table import (
+    CLOSE,
     PENALTIES,
     TRAVEL,
     PenaltySetting,
@@ -35,11 +36,6 @@ from bnprune.training.penalties.table import (
     strongest,
     strongest_steered,
 )
-
-_NEED_CHANNELS = ("group-lasso", "mac-weighted-l1")
-"""Penalties that depend on the channels of the network, so that it has to be traced."""
-_CLOSE = 0.05
-"""A target that is missed by more than this is not reached."""
 
 
 @dataclass(frozen=True)
@@ -287,7 +283,7 @@ class Sparsity:
         self._penalty = penalty
 
     def _steer(self, penalty: GammaPenalty) -> None:
-        """Set λ: a schedule if there is a target."""
+        """Set λ of a penalty: a constant, or a schedule that steers it if there is a target."""
         penalty.set_strength(self._strength)
         if self._config.target is not None and self._groups is not None:
             penalty.lambda_at = Steered(
@@ -296,7 +292,8 @@ class Sparsity:
 
     @property
     def _is_traced(self) -> bool:
-        return self._config.target is not None or self._config.penalty in _NEED_CHANNELS
+        entry = PENALTIES[self._config.penalty]
+        return self._config.target is not None or getattr(entry, "needs_channels", False)
 
     @property
     def _limit(self) -> float:
@@ -318,7 +315,7 @@ class Sparsity:
     def _on_course(self, removable: float | None) -> bool | None:
         if self._config.target is None or removable is None or self._step == 0:
             return None
-        if removable >= self._config.target - _CLOSE:
+        if removable >= self._config.target - CLOSE:
             return True
         if self._step >= self._steps or self._penalty is None:
             return False

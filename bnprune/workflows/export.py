@@ -113,7 +113,7 @@ def export(
 
 
 def _normalising(model: nn.Module, inputs: InputFormat | None, options: ExportOptions) -> WithPreprocessing:
-    """Return the network behind its normalisation.
+    """Return the network with the normalisation of its inputs as the first step.
 
     Raises:
         ConfigError: The normalisation is not known, or the format holds the weights alone.

@@ -16,7 +16,9 @@ from bnprune.recovery.paired import CONFIDENCE
 from bnprune.recovery.sweep import Point
 from bnprune.recovery.sweep import sweep as sweep_model
 from bnprune.recovery.sweep_choice import choose, why_not_larger
+from bnprune.runs.directory import RunDirectory
 from bnprune.runs.passes import request_of
+from bnprune.runs.stages import TRAINED
 from bnprune.training.evaluate import paired_score
 from bnprune.workflows.data_source import NetworkWithData, open_with_data
 from bnprune.workflows.results import SweepPoint, SweepResult
@@ -129,8 +131,7 @@ def require_values(values: Sequence[float]) -> None:
 
 def sparse_trained(source: str | Path | None) -> str | Path | None:
     """Return the sparse-trained network of a run: the later ones have been pruned already."""
-    trained = None if source is None else Path(source) / "checkpoints" / "train.safetensors"
-    return trained if trained is not None and trained.exists() else source
+    return source if source is None or not Path(source).is_dir() else RunDirectory(Path(source)).network(TRAINED)
 
 
 def notes_on_network(opened: NetworkWithData, config: PruneConfig) -> list[str]:

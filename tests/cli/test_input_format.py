@@ -119,6 +119,7 @@ def test_a_card_says_what_a_network_is(run: Path) -> None:
     assert f"Test accuracy: {stage['finetune']['accuracy']:.2%}." in card
     assert f"{stage['finetune']['params']:,} parameters" in card
     assert "Pruned to ratio 0.5: 50% of the prunable BatchNorm channels were removed." in card
+    assert "verified" not in card  # the checkpoint does not say so
     assert "subtract" not in card
 
 

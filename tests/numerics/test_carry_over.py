@@ -116,8 +116,12 @@ def test_state_of_other_shapes_begins_anew() -> None:
     optimizer.step()
     result = bnprune.prune(model, X[:1], ratio=0.4)
     carried = bnprune.carry_over(optimizer, result)
+    factored = [p for p in result.model.parameters() if p.dim() > 1]
+    assert not any(carried.state[p] for p in factored)
+    assert any(carried.state[p] for p in result.model.parameters())  # biases have a state of their shape
     F.cross_entropy(result.model(X), Y).backward()
     carried.step()
+    assert all(carried.state[p] for p in factored)
 
 
 def test_what_a_schedule_left_behind_is_not_carried_over() -> None:

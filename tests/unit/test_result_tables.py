@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import pandas
 import pytest
 import torch
 
@@ -41,7 +42,6 @@ def test_a_report_is_plain_data(result: bnprune.PruningResult) -> None:
 
 
 def test_layers_make_a_table_in_pandas(result: bnprune.PruningResult) -> None:
-    pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame(result.report.layers)
     assert list(table["after"]) == [layer.after for layer in result.report.layers]
 

@@ -13,7 +13,7 @@ from bnprune.cli.render.notes import show_notes
 from bnprune.cli.render.refusals import show_refusals
 from bnprune.cli.render.tables import bar, show_rows
 from bnprune.cli.verbosity import VERBOSITY
-from bnprune.reporting.number_format import amount, count
+from bnprune.reporting.number_format import count, plural
 from bnprune.workflows.results import (
     CalibrationOutcome,
     Change,
@@ -54,7 +54,7 @@ def _repair(calibration: CalibrationOutcome) -> str:
     chosen, distances = calibration.chosen or "", calibration.distances
     before, after = (f"{distances[name] or 0:.3f}" for name in ("plain", chosen))
     return (
-        f"repaired with {amount(calibration.images, 'image')}: {chosen}; distance to the outputs of the dense network "
+        f"repaired with {plural(calibration.images, 'image')}: {chosen}; distance to the outputs of the dense network "
         f"{before} -> {after} (to turn it off: --calibrate-images 0)"
     )
 

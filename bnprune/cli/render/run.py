@@ -42,7 +42,7 @@ def show_run(result: RunResult) -> None:
 def _row(stage: str, figures: StageResult) -> tuple[str, ...]:
     return (
         title_of(stage),
-        percent(figures.accuracy) if figures.accuracy is not None else "",
+        percent(figures.accuracy),
         count(figures.params),
         count(figures.macs),
         str(figures.channels),

@@ -9,7 +9,7 @@ from bnprune.cli.render.notes import show_notes
 from bnprune.cli.render.tables import percent, show_rows
 from bnprune.errors import about
 from bnprune.reporting.charts import sensitivity_map
-from bnprune.reporting.number_format import amount
+from bnprune.reporting.number_format import plural
 from bnprune.reporting.pictures import save_picture
 from bnprune.workflows.results import GroupCuts, SensitivityResult
 
@@ -21,7 +21,7 @@ def show_sensitivity(result: SensitivityResult) -> None:
     show_rows(columns, [_row(group, result.shares) for group in result.groups])
     print_text(
         console,
-        f"Accuracy of {amount(result.images, 'validation image')} after recovery, by share of the channels removed; "
+        f"Accuracy of {plural(result.images, 'validation image')} after recovery, by share of the channels removed; "
         f"{result.accuracy:.2%} before the cuts",
     )
     show_notes(console, result.notes)

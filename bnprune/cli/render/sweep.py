@@ -12,7 +12,7 @@ from bnprune.cli.render.tables import show_rows
 from bnprune.errors import about
 from bnprune.reporting.charts import sweep_chart
 from bnprune.reporting.figures import Chart
-from bnprune.reporting.number_format import amount
+from bnprune.reporting.number_format import plural
 from bnprune.reporting.pictures import require_picture, save_picture
 from bnprune.reporting.text import draw
 from bnprune.runs.outputs import require_output
@@ -32,7 +32,7 @@ def show_sweep(result: SweepResult, command: Callable[[SweepPoint], str]) -> Non
     console, best = stdout(), result.recommended or result.measured or result.knee
     print_text(console, f"\n{draw(_chart(result, near=True))}\n")
     show_notes(console, result.notes)
-    print_text(console, f"{amount(result.images, 'validation image')}; the allowed loss is {result.tolerance:.1%}.")
+    print_text(console, f"{plural(result.images, 'validation image')}; the allowed loss is {result.tolerance:.1%}.")
     for line in _findings(result):
         print_text(console, line)
     if best is not None:

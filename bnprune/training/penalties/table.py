@@ -40,7 +40,7 @@ _STEERED_ADAPTIVE = 9.0
 in learning rates, so that a few hundred steps with a small learning rate need a large one. Measured on digits, 315
 steps, target 60%: with a limit of 1.5, AdamW (lr 0.002) and RMSprop (0.001) bring no γ to zero; with 9, both bring 60%
 there, and the pruned networks lose less than half a point of accuracy."""
-_CLOSE = 0.05
+CLOSE = 0.05
 """A target that is missed by more than this gives a warning."""
 
 
@@ -219,7 +219,7 @@ def shortfall(budget: TravelBudget, below: float) -> str:
         budget: The target.
         below: Share of scale factors that are near zero after training.
     """
-    if budget.target is None or abs(below - budget.target) <= _CLOSE:
+    if budget.target is None or abs(below - budget.target) <= CLOSE:
         return ""
     missed = f"{below:.0%} of γ ended near zero, the target was {budget.target:.0%}"
     if below > budget.target:
