@@ -115,13 +115,13 @@ def measure(
     can_go = gamma_units(model, trace(model, splits.example, coupling=coupling)) != NO_CHANNEL
     dead = torch.cat([values.detach().abs() for values in scale_factors(model)]) < config.train.sparsity.epsilon
     result = bnprune.prune(model, splits.example, ratio=target, coupling=coupling)
-    cut = evaluate(result.model, splits.test, CPU).top1
+    cut = evaluate(result.model, splits.test, CPU).value
     recovery = recover(
         model, result.model, result.plan, splits, CPU, score=validation_score(splits, CPU), batch_size=64
     )
     return Outcome(
         data, network, penalty, target, float(dead[can_go].float().mean()), gamma.below, gamma.split,
-        evaluate(model, splits.test, CPU).top1, cut, evaluate(recovery.model, splits.test, CPU).top1,
+        evaluate(model, splits.test, CPU).value, cut, evaluate(recovery.model, splits.test, CPU).value,
         result.report.macs_after / result.report.macs_before, time.perf_counter() - started,
     )  # fmt: skip
 

@@ -97,7 +97,7 @@ def sparse(args: argparse.Namespace) -> None:
         execute(config, directory, display, lambda: False, ["train"])
     device, splits = choose_device(config.device), load_data(config.data)
     dense = load_stage(config, directory.checkpoint("train"))[0].to(device)
-    start = evaluate(dense, splits.test, device).top1
+    start = evaluate(dense, splits.test, device).value
     found: dict[str, dict[str, float]] = {}
     rows = []
     for ratio in args.ratios:
@@ -106,7 +106,7 @@ def sparse(args: argparse.Namespace) -> None:
         tried = recover(
             dense, result.model, result.plan, splits, device, score=score, batch_size=config.data.batch_size
         )
-        scores = {name: evaluate(tried.networks[name], splits.test, device).top1 for name in NAMES}
+        scores = {name: evaluate(tried.networks[name], splits.test, device).value for name in NAMES}
         found[f"{ratio:g}"] = {"macs": result.report.macs_after / result.report.macs_before, **scores}
         rows.append((f"{ratio:.0%}", f"{found[f'{ratio:g}']['macs']:.1%}", *(f"{scores[name]:.2%}" for name in NAMES)))
     show_rows(["channels removed", "MACs left", *NAMES], rows)

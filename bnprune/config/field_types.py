@@ -35,7 +35,7 @@ OutputPath = Annotated[str, BeforeValidator(_output_path)]
 """Path of indices and keys that names an output of a network, such as `0.1`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OneOf:
     """Restricts text to the names of a table, which is read anew each time: names can be registered in Python."""
 

@@ -36,7 +36,7 @@ from bnprune.config.field_types import (
     UserOnly,
 )
 from bnprune.config.prune_options import TARGETS, Option, PruneOptions, prune_options
-from bnprune.config.tables import CRITERIA, FORMATS, PENALTIES, Criterion, listed, sentences
+from bnprune.config.tables import CRITERIA, FORMATS, PENALTIES, TASKS, Criterion, TaskEntry, listed, sentences
 
 
 class Section(BaseModel):
@@ -74,24 +74,27 @@ class DataConfig(Section):
     """The images."""
 
     name: Name | None = None
-    """Data set: `digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `svhn` or `imagefolder`."""
+    """Data set. Classification: `digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `svhn`, `imagefolder`.
+    Segmentation: `digits-segmentation`, `maskfolder`. Detection: `digits-detection`, `coco`."""
     factory: Annotated[Name | None, UserOnly()] = None
-    """A function of your own, `package.module:function`. It returns three datasets of (image tensor, label) pairs:
-    train, validation and test; or two, train and test, and validation images are held out from the first; or a
-    `bnprune.data.Splits`."""
+    """A function of your own, `package.module:function`. It returns three datasets of (image tensor, label) pairs, or
+    with another task, of pairs of an image tensor and what its loss expects: train, validation and test; or two, train
+    and test, and validation images are held out from the first; or a `bnprune.data.Splits`."""
     kwargs: Annotated[dict[str, Any], UserOnly()] = Field(default_factory=dict)
     """Keyword arguments of the factory."""
     unlabelled: Annotated[FilePath | None, UserOnly()] = None
     """Folder of images without labels, of any structure, in place of a data set. Only for fine-tuning, which then
     learns from the outputs of its teacher alone (`finetune.distill`)."""
     mean: Annotated[tuple[NonNegative, ...], Field(max_length=3)] | None = None
-    """With `imagefolder` or `unlabelled`: mean of the pixel values, which are between 0 and 1, to normalise images
-    with: one number per channel, 3 for colour images or 1 for grey ones. Default: those of ImageNet, or, for images up
-    to 64x64, of the training images. With a factory: the mean that it normalises with, for exported files."""
+    """With `imagefolder`, `maskfolder`, `coco` or `unlabelled`: mean of the pixel values, which are between 0 and 1, to
+    normalise images with: one number per channel, 3 for colour images or 1 for grey ones. Default: those of ImageNet,
+    or, for images up to 64x64 of `imagefolder`, of the training images. With a factory: the mean that it normalises
+    with, for exported files."""
     std: Annotated[tuple[Positive, ...], Field(max_length=3)] | None = None
     """Standard deviation of the pixel values, as for `mean`."""
     root: Annotated[FilePath, UserOnly()] = Path("data")
-    """Folder of the files; for `imagefolder`, the folder with `train/` and `test/`."""
+    """Folder of the files; for `imagefolder` and `maskfolder`, the folder with `train/` and `test/`; for `coco`, the
+    one with `annotations/`."""
     download: Annotated[Switch, UserOnly(needed=False)] = False
     """Download the data set if it is missing."""
     batch_size: Count = 128
@@ -124,7 +127,7 @@ class DataConfig(Section):
     def _normalises_files(self) -> Self:
         if self.mean is None and self.std is None:
             return self
-        if self.unlabelled is None and self.factory is None and self.name != "imagefolder":
+        if self.unlabelled is None and self.factory is None and self.name not in ("imagefolder", "maskfolder", "coco"):
             raise ValueError(f"'mean' and 'std' are not for '{self.name}': it has its own")
         if self.mean is None or self.std is None or len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
             raise ValueError("'mean' and 'std' must both have 3 numbers, or both 1")
@@ -362,6 +365,40 @@ class ExportConfig(Section):
     """Fold BatchNorms into the preceding layers."""
 
 
+_TASK_NAMES = listed(sentences(TASKS), "`")
+
+
+class TaskConfig(Section):
+    """What the network is trained for, and judged by. `task: NAME` is short for a section with a name."""
+
+    name: Annotated[Annotated[str, OneOf(TASKS)] | None, Field(description=f"A task of bnprune. {_TASK_NAMES}.")] = None
+    factory: Annotated[Name | None, UserOnly()] = None
+    """A function or class of your own that returns the task, an object with the methods `loss(model, batch)` and
+    `evaluate(model, batches)`: `package.module:function`."""
+    kwargs: Annotated[dict[str, Any], UserOnly()] = Field(default_factory=dict)
+    """Keyword arguments of the factory."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.name is None) == (self.factory is None):
+            raise ValueError("give either 'name' or 'factory'")
+        return self
+
+    @property
+    def entry(self) -> TaskEntry:
+        """The entry of the task in the table; for one of the user's own, an entry that requires nothing."""
+        return TaskEntry("", "") if self.name is None else TASKS[self.name]
+
+    @property
+    def label(self) -> str:
+        """Name of the task in messages."""
+        return self.name or self.factory or ""
+
+
+def _named_task(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 class PipelineConfig(Section):
     """A recipe. Every stage is optional, but at least one is needed."""
 
@@ -373,6 +410,10 @@ class PipelineConfig(Section):
     """Number of CPU threads. Default: chosen by PyTorch."""
     model: ModelConfig
     data: DataConfig
+    task: Annotated[TaskConfig, BeforeValidator(_named_task)] = Field(
+        default_factory=lambda: TaskConfig(name="classification")
+    )
+    """What the network is trained for."""
     baseline: Switch = False
     """Also train the network without a penalty, with the same schedule, for comparison."""
     train: TrainConfig | None = None
@@ -392,3 +433,15 @@ class PipelineConfig(Section):
             if value is not None and info.data.get(stage, ...) is None:
                 raise ValueError(f"needs 'train' and 'prune', whose architecture and length it repeats: add '{stage}'")
         return value
+
+    @model_validator(mode="after")
+    def _settings_fit_the_task(self) -> Self:
+        for section in ("train", "finetune"):
+            settings = getattr(self, section)
+            if settings is None:
+                continue
+            if settings.label_smoothing and not self.task.entry.label_smoothing:
+                raise ValueError(f"'{section}.label_smoothing' is not for the task '{self.task.label}'")
+            if (settings.mixup or settings.cutmix) and self.task.name != "classification":
+                raise ValueError(f"'{section}.mixup' and '{section}.cutmix' are for the task 'classification' only")
+        return self

@@ -1,4 +1,4 @@
-"""Tables of criteria, penalties and export formats: each entry has a sentence and a function.
+"""Tables of criteria, penalties, tasks and export formats: each entry has a sentence and a function.
 
 The flags, the recipe keys, the references and the messages list the names from here. Nothing here imports torch: an
 entry names its function as "module:attribute", which is imported when the entry is first called.
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 
 def imported(reference: str) -> Callable[..., Any]:
@@ -66,6 +66,23 @@ class PenaltyEntry(Entry):
 
     needs_channels: bool = False
     """True if the penalty depends on which channels belong together, so that the network has to be traced."""
+
+
+Targets = Literal["labels", "masks", "boxes", "any"]
+"""What belongs to an image of a data set: the number of its class; a class per pixel; boxes with a class each; or
+anything that the user's own task reads."""
+
+
+@dataclass(frozen=True)
+class TaskEntry(Entry):
+    """A task: a function from `TaskSetting` to `Task`."""
+
+    targets: Targets = "any"
+    """What it expects beside an image."""
+    label_smoothing: bool = False
+    """True if its loss can smooth labels."""
+    packages: tuple[str, ...] = ()
+    """Packages that have to be installed."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +154,31 @@ PENALTIES: dict[str, Callable[..., Any]] = {
     ),
 }
 """Functions (`PenaltySetting`) -> `GammaPenalty`."""
+
+_TASKS = "bnprune.training.tasks"
+TASKS: dict[str, TaskEntry] = {
+    "classification": TaskEntry(
+        "one class per image; accuracy",
+        f"{_TASKS}.classification:classification",
+        targets="labels",
+        label_smoothing=True,
+    ),
+    "segmentation": TaskEntry(
+        "one class per pixel; mean intersection over union (mIoU)",
+        f"{_TASKS}.segmentation:segmentation",
+        targets="masks",
+        label_smoothing=True,
+        packages=("torchmetrics",),
+    ),
+    "detection": TaskEntry(
+        "boxes with a class each, by a network with the contract of torchvision's detectors; mean average precision "
+        "(mAP)",
+        f"{_TASKS}.detection:detection",
+        targets="boxes",
+        packages=("torchmetrics", "pycocotools"),
+    ),
+}
+"""Functions (`TaskSetting`) -> `Task`."""
 
 FORMATS: dict[str, ExportFormat] = {
     "onnx": ExportFormat(

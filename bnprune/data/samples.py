@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import operator
-import reprlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from bnprune.config.tables import Targets
+from bnprune.data.described import described
+from bnprune.data.targets import checked_boxes, checked_mask
 from bnprune.errors import DataError
 
 Shape = tuple[int, int, int]
@@ -29,17 +31,34 @@ class SampleRequirements:
     """Shape of an image; None if it is not known yet."""
     classes: int | None = None
     """Number of classes; labels are below it. None if it is not known yet."""
+    targets: Targets = "labels"
+    """What belongs to an image."""
 
-    def pair(self, sample: Any, index: int) -> tuple[torch.Tensor, int]:
-        """Return a sample as a float32 image and an int, whatever number types they had.
+    def pair(self, sample: Any, index: int) -> tuple[torch.Tensor, Any]:
+        """Return a sample as a float32 image and its target: an int (whatever number type it had), a mask, boxes.
 
         Raises:
-            DataError: It is not an image tensor and the number of a class.
+            DataError: It is not an image tensor and such a target.
         """
         if not (isinstance(sample, tuple | list) and len(sample) == 2 and isinstance(sample[0], torch.Tensor)):
             got = _members(sample) if isinstance(sample, tuple | list) else described(sample)
-            raise DataError(f"data: {self._sample(index)} must be an (image tensor, label) pair (got {got}).")
-        return self._image(sample[0], index), self._label(sample[1], index)
+            raise DataError(f"data: {self._sample(index)} must be an (image tensor, {self._noun}) pair (got {got}).")
+        image = self._image(sample[0], index)
+        return image, self._target(sample[1], index, (image.shape[-2], image.shape[-1]))
+
+    @property
+    def _noun(self) -> str:
+        return {"labels": "label", "masks": "mask", "boxes": "boxes", "any": "target"}[self.targets]
+
+    def _target(self, target: Any, index: int, size: tuple[int, int]) -> Any:
+        match self.targets:
+            case "labels":
+                return self._label(target, index)
+            case "masks":
+                return checked_mask(target, self._sample(index), size, self.classes)
+            case "boxes":
+                return checked_boxes(target, self._sample(index), self.classes)
+        return target
 
     def labels(self, labels: torch.Tensor, indices: torch.Tensor | None = None) -> None:
         """Check the labels (N,) of all samples, or of those at some indices (N,).
@@ -53,25 +72,41 @@ class SampleRequirements:
             index = place if indices is None else int(indices[place])
             raise DataError(self._no_class(int(labels[place]), index))
 
-    def batch(self, batch: Any, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return images and labels of a batch, as float32 and int64.
+    def batch(self, batch: Any, indices: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Return images and targets of a batch; images as float32, labels and masks as int64.
 
         Labels on an accelerator are not compared with the number of classes: reading them would wait for it.
 
         Raises:
-            DataError: They are not images and the numbers of their classes.
+            DataError: They are not images and their targets.
         """
         pair = isinstance(batch, tuple | list) and len(batch) == 2
-        if not pair or not all(isinstance(part, torch.Tensor) for part in batch):
+        tensors = batch[:1] if self.targets in ("boxes", "any") else batch
+        if not pair or not all(isinstance(part, torch.Tensor) for part in tensors):
             got = _members(batch) if isinstance(batch, tuple | list) else described(batch)
-            raise DataError(f"data: a batch of {self.where} must be a pair of tensors, images and labels (got {got}).")
-        images, labels = batch
+            what = "a pair of tensors, images and" if len(tensors) == 2 else "a pair of an image tensor and"
+            raise DataError(f"data: a batch of {self.where} must be {what} {self.targets} (got {got}).")
+        images, targets = batch
         count = len(indices)
         if not images.is_floating_point() or (self.shape is not None and images.shape != (count, *self.shape)):
             raise DataError(
                 f"data: the images of a batch of {self.where} must be floating-point numbers of shape "
                 f"{(count, *(self.shape or ()))} (got {described(images)})."
             )
+        return images.float(), self._targets_of(targets, indices)
+
+    def _targets_of(self, targets: Any, indices: torch.Tensor) -> Any:
+        count, batch = len(indices), f"a batch of {self.where}"
+        if self.targets == "masks":
+            return checked_mask(targets, batch, self.shape and (self.shape[1], self.shape[2]), self.classes)
+        if self.targets == "boxes":
+            if not isinstance(targets, list | tuple) or len(targets) != count:
+                raise DataError(f"data: {batch} must have a list of {count} targets (got {described(targets)}).")
+            return [checked_boxes(one, batch, self.classes) for one in targets]
+        return targets if self.targets == "any" else self._labels_of(targets, indices)
+
+    def _labels_of(self, labels: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        count = len(indices)
         if labels.is_floating_point() or labels.is_complex() or labels.shape != (count,):
             raise DataError(
                 f"data: the labels of a batch of {self.where} must be whole numbers of shape ({count},) "
@@ -79,7 +114,7 @@ class SampleRequirements:
             )
         if labels.device.type == "cpu":
             self.labels(labels, indices)
-        return images.float(), labels.long()
+        return labels.long()
 
     @property
     def _limit(self) -> int:
@@ -132,15 +167,3 @@ def whole(label: Any) -> int | None:
 def _members(sample: tuple[Any, ...] | list[Any]) -> str:
     shown = ", ".join(described(part) for part in sample[:3])
     return f"({shown}{', ...' if len(sample) > 3 else ''})"
-
-
-def described(value: Any) -> str:
-    """Return a short description of a value from user code, without calling its `repr`."""
-    if isinstance(value, torch.Tensor | np.ndarray):
-        dtype = str(value.dtype).removeprefix("torch.")
-        place = f" on {value.device.type}" if isinstance(value, torch.Tensor) and value.device.type != "cpu" else ""
-        layout = "sparse " if isinstance(value, torch.Tensor) and value.layout != torch.strided else ""
-        return f"a {layout}{dtype} {type(value).__name__} of shape {tuple(value.shape)}{place}"
-    if value is None or type(value) in (bool, int, float, str):
-        return reprlib.repr(value)
-    return f"a {type(value).__name__}"

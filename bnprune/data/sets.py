@@ -10,9 +10,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from bnprune.config.schema import DataConfig
+from bnprune.config.schema import DataConfig, PipelineConfig
+from bnprune.config.tables import Targets
 from bnprune.config.user_code import hint
+from bnprune.data.coco import coco
+from bnprune.data.digit_scenes import digit_scenes
 from bnprune.data.folder import image_folder
+from bnprune.data.mask_folder import mask_folder
 from bnprune.data.memory import Labelled, in_memory
 from bnprune.data.splits import Splits, stratified
 from bnprune.data.unlabelled import unlabelled_splits
@@ -20,15 +24,21 @@ from bnprune.data.user_data import own_splits
 from bnprune.errors import ConfigError, DataError, first_line
 
 
-def load_data(config: DataConfig, *, needs_labels: bool = True) -> Splits:
+def splits_of(config: PipelineConfig, *, needs_labels: bool = True) -> Splits:
+    """Load the data set of a recipe, with the targets that its task expects; see `load_data`."""
+    return load_data(config.data, needs_labels=needs_labels, targets=config.task.entry.targets)
+
+
+def load_data(config: DataConfig, *, needs_labels: bool = True, targets: Targets = "labels") -> Splits:
     """Load the data set a configuration names.
 
     Args:
         config: The `data` section of a recipe.
         needs_labels: True to refuse images without labels.
+        targets: What must belong to each image: what the task of the recipe expects.
 
     Raises:
-        ConfigError: There is no data set or factory of that name, or the images lack labels that are needed.
+        ConfigError: There is no data set or factory of that name, or the images lack labels or targets that are needed.
         DataError: The files are not there, or cannot be read.
     """
     if config.unlabelled is not None:
@@ -40,30 +50,46 @@ def load_data(config: DataConfig, *, needs_labels: bool = True) -> Splits:
         return unlabelled_splits(config)
     if config.factory is not None:
         known = (config.mean, config.std) if config.mean is not None and config.std is not None else None
-        own = own_splits(config)
+        own = own_splits(config, targets)
         return replace(own, normalisation=known or own.normalisation)
     name = config.name or ""
-    if name == "imagefolder":
-        return image_folder(config)
-    if name not in _SETS:
+    if name not in NAMES:
         raise ConfigError(f"data.name: '{name}' is unknown. {hint(name, NAMES)}")
+    if targets not in ("any", kind_of_targets(name)):
+        fitting = ", ".join(other for other in NAMES if kind_of_targets(other) == targets)
+        raise ConfigError(
+            f"data.name: '{name}' has {kind_of_targets(name)}, and the task needs {targets}. Set `task`, or choose one "
+            f"of: {fitting}."
+        )
+    if name in _OTHERS:
+        return _OTHERS[name](config)
     train, test = _SETS[name](config)
     splits = in_memory(config, train, test, int(train[1].max()) + 1, flip=name in _FLIPPED)
     return replace(splits, class_names=tuple(map(str, range(10)))) if name in _DIGITS else splits
 
 
+def kind_of_targets(name: str) -> Targets:
+    """Return what belongs to the images of a named data set."""
+    return _TARGETS.get(name, "labels")
+
+
 def _digits(config: DataConfig) -> tuple[Labelled, Labelled]:
-    """Return the 1,797 digits of scikit-learn, 8x8 pixels enlarged to 16x16; a fifth of each class is for testing."""
+    """Return the digits of scikit-learn; a fifth of each class is for testing."""
+    images, labels = _all_digits()
+    fit, held = stratified(labels, 0.2)
+    return (images[fit], labels[fit]), (images[held], labels[held])
+
+
+def _all_digits() -> Labelled:
+    """Return the 1,797 digits of scikit-learn, 8x8 pixels enlarged to 16x16."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DataError("data.name: 'digits' needs scikit-learn: pip install scikit-learn") from error
+        raise DataError("data.name: the digits need scikit-learn: pip install scikit-learn") from error
     found = load_digits()
     images = torch.from_numpy(found.images * (255 / 16)).float().unsqueeze(1)
     images = F.interpolate(images, scale_factor=2, mode="bilinear").round().to(torch.uint8)
-    labels = torch.from_numpy(found.target).long()
-    fit, held = stratified(labels, 0.2)
-    return (images[fit], labels[fit]), (images[held], labels[held])
+    return images, torch.from_numpy(found.target).long()
 
 
 def _torchvision(name: str) -> Callable[[DataConfig], tuple[Labelled, Labelled]]:
@@ -118,5 +144,19 @@ _SETS: dict[str, Callable[[DataConfig], tuple[Labelled, Labelled]]] = {
 _DIGITS = {"digits", "mnist", "svhn"}
 _FLIPPED = {"fashion-mnist", "cifar10", "cifar100"}
 
-NAMES = (*_SETS, "imagefolder")
+_OTHERS: dict[str, Callable[[DataConfig], Splits]] = {
+    "imagefolder": image_folder,
+    "digits-segmentation": lambda config: digit_scenes(config, *_all_digits(), kind="masks"),
+    "digits-detection": lambda config: digit_scenes(config, *_all_digits(), kind="boxes"),
+    "maskfolder": mask_folder,
+    "coco": coco,
+}
+_TARGETS: dict[str, Targets] = {
+    "digits-segmentation": "masks",
+    "maskfolder": "masks",
+    "digits-detection": "boxes",
+    "coco": "boxes",
+}
+
+NAMES = (*_SETS, *_OTHERS)
 """Every named data set."""

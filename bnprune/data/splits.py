@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-Batch = tuple[torch.Tensor, torch.Tensor]
-"""Images (N, C, H, W), float and normalised, and labels (N,), int64."""
+from bnprune.config.tables import Targets
+
+Batch = tuple[torch.Tensor, Any]
+"""Images (N, C, H, W), float and normalised, and what belongs to them (`Splits.targets`): labels (N,), int64; masks
+(N, H, W), int64; a list of N mappings with boxes and labels; or anything that a task of the user's own reads."""
 
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -47,7 +50,7 @@ class Splits:
     shape: tuple[int, int, int]
     """Channels, height and width of an image."""
     classes: int
-    """Number of classes; 1 if the images have no labels."""
+    """Number of classes, of masks and boxes with the background; 1 if the images have none."""
     notes: tuple[str, ...] = ()
     """Remarks for the user. Data sets of bnprune give `bnprune.notes.Note`; a factory may give plain texts."""
     normalisation: Normalisation | None = None
@@ -56,6 +59,8 @@ class Splits:
     """The names of the classes; empty if they are not known."""
     labelled: bool = True
     """False if the images have no labels: batches then hold zeros in their place, and there are no test images."""
+    targets: Targets = "labels"
+    """What belongs to each image."""
 
     @property
     def example(self) -> torch.Tensor:

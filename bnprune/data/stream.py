@@ -8,21 +8,24 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
+from bnprune.config.tables import Targets
 from bnprune.config.user_code import exception_text, user_code_errors
 from bnprune.data.samples import SampleRequirements
 from bnprune.data.splits import Batch, combined_seed
+from bnprune.data.targets import collated, moved
 from bnprune.errors import BnpruneError, DataError
 
 
 @dataclass(frozen=True)
 class StreamSplit:
-    """A map-style dataset of (image tensor, label) pairs, read by worker processes."""
+    """A map-style dataset of (image tensor, target) pairs, read by worker processes."""
 
     dataset: Dataset[Any]
     evaluation: Dataset[Any] | None = None
@@ -48,11 +51,11 @@ class StreamSplit:
             _Seeded(source, seed, self.requirements),
             batch_sampler=picked,
             num_workers=min(self.workers, len(picked)),
-            collate_fn=_collated,
+            collate_fn=partial(_collated, self.requirements.targets),
             pin_memory=device.type == "cuda",
         )
-        for images, labels in _received(loader):
-            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        for images, targets in _received(loader):
+            yield images.to(device, non_blocking=True), moved(targets, device)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def _failure(what: str, error: BaseException) -> _Failure:
     return _Failure(message, traceback.format_exc())
 
 
-def read(dataset: Dataset[Any], index: int, requirements: SampleRequirements) -> tuple[torch.Tensor, int] | _Failure:
+def read(dataset: Dataset[Any], index: int, requirements: SampleRequirements) -> tuple[torch.Tensor, Any] | _Failure:
     """Return a checked sample, or the error."""
     try:
         return requirements.pair(dataset[index], index)
@@ -78,12 +81,13 @@ def read(dataset: Dataset[Any], index: int, requirements: SampleRequirements) ->
         return _failure(f"sample {index} of {requirements.where} cannot be read", error)
 
 
-def _collated(samples: list[Any]) -> Any:
+def _collated(kind: Targets, samples: list[Any]) -> Any:
     failure = next((sample for sample in samples if isinstance(sample, _Failure)), None)
     if failure is not None:
         return failure
     try:
-        return default_collate(samples)
+        images, targets = zip(*samples, strict=True)
+        return torch.stack(images), collated(list(targets), kind)
     except Exception as error:  # noqa: BLE001 - it may come from another process; see `_Failure`
         return _failure("samples cannot be put into one batch (are all of one shape?)", error)
 

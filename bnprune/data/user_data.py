@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +12,14 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from bnprune.config.schema import DataConfig
+from bnprune.config.tables import Targets
 from bnprune.config.user_code import call_factory, user_code_errors
+from bnprune.data.described import described
 from bnprune.data.memory import MemorySplit
-from bnprune.data.samples import SampleRequirements, described
+from bnprune.data.samples import SampleRequirements
 from bnprune.data.splits import Batch, Split, Splits, stratified
 from bnprune.data.stream import StreamSplit, read, require_read, seeded
+from bnprune.data.targets import IGNORED, moved
 from bnprune.errors import ConfigError, DataError
 from bnprune.notes import Note
 
@@ -26,12 +29,13 @@ _MOST_SAMPLES = 10**8
 """The limit exists because the order of an epoch is kept in memory."""
 
 
-def own_splits(config: DataConfig) -> Splits:
+def own_splits(config: DataConfig, targets: Targets = "labels") -> Splits:
     """Call the factory of a recipe, and return its data as splits.
 
-    The factory returns `bnprune.data.Splits`, or map-style datasets of (image tensor, label) pairs: (train, test) or
-    (train, validation, test). Without a validation set, a share of the training set is held out. It is read with the
-    `transform` of the test set, if both sets have one, so that validation images are not augmented.
+    The factory returns `bnprune.data.Splits`, or map-style datasets of (image tensor, target) pairs: (train, test) or
+    (train, validation, test). A target is a label, or what the task expects in its place. Without a validation set, a
+    share of the training set is held out. It is read with the `transform` of the test set, if both sets have one, so
+    that validation images are not augmented.
 
     Raises:
         ConfigError: There is no such factory, it fails, or its result is something else.
@@ -40,7 +44,7 @@ def own_splits(config: DataConfig) -> Splits:
     assert config.factory is not None
     made = call_factory(config.factory, config.kwargs, "data.factory")
     if isinstance(made, Splits):
-        return _checked_splits(made, config.factory)
+        return _checked_splits(made, config.factory, targets)
     if not isinstance(made, tuple | list) or len(made) not in (2, 3):
         count = f" of {len(made)}" if isinstance(made, tuple | list) else ""
         raise ConfigError(
@@ -48,22 +52,22 @@ def own_splits(config: DataConfig) -> Splits:
             f"(got {type(made).__name__}{count})."
         )
     names = _NAMES if len(made) == 3 else _NAMES[::2]
-    splits = [_opened(dataset, name, config) for dataset, name in zip(made, names, strict=True)]
+    splits = [_opened(dataset, name, config, targets) for dataset, name in zip(made, names, strict=True)]
     if not len(splits[0]):
         raise DataError(f"data.factory: the training set of {config.factory} is empty.")
-    splits, labels = _with_common_shape(splits)
+    splits, strata = _with_common_shape(splits)
     notes: tuple[Note, ...] = ()
     if len(splits) == 2:
         with user_code_errors(f"data.factory: the datasets of {config.factory} cannot be copied", DataError):
             unaugmented = _without_augmentation(*made)
         notes = () if unaugmented is not None else (_AUGMENTED,)
-        fit, held = stratified(labels, config.validation)
+        fit, held = stratified(strata, config.validation)
         splits = [splits[0].subset(fit), replace(splits[0].subset(held), evaluation=unaugmented), splits[1]]
     train, validation, test = splits
     shape, classes = train.requirements.shape, train.requirements.classes
     assert shape is not None
     assert classes is not None
-    return Splits(train, validation, test, shape=shape, classes=classes, notes=notes)
+    return Splits(train, validation, test, shape=shape, classes=classes, notes=notes, targets=targets)
 
 
 _AUGMENTED = Note(
@@ -74,7 +78,7 @@ _AUGMENTED = Note(
 )
 
 
-def _opened(dataset: Any, name: str, config: DataConfig) -> StreamSplit:
+def _opened(dataset: Any, name: str, config: DataConfig, targets: Targets) -> StreamSplit:
     where = f"the {name} set of {config.factory}"
     if isinstance(dataset, type | IterableDataset) or not hasattr(dataset, "__getitem__"):
         raise DataError(
@@ -82,7 +86,8 @@ def _opened(dataset: Any, name: str, config: DataConfig) -> StreamSplit:
             f"(got {described(dataset)})."
         )
     indices = torch.arange(_length(dataset, where))
-    return StreamSplit(dataset, indices=indices, workers=config.workers, requirements=SampleRequirements(where))
+    requirements = SampleRequirements(where, targets=targets)
+    return StreamSplit(dataset, indices=indices, workers=config.workers, requirements=requirements)
 
 
 def _length(dataset: Any, where: str) -> int:
@@ -95,7 +100,9 @@ def _length(dataset: Any, where: str) -> int:
 
 
 def _with_common_shape(splits: list[StreamSplit]) -> tuple[list[StreamSplit], torch.Tensor]:
-    """Return the splits with the shape and classes of the training set as requirements, and its labels (N,).
+    """Return the splits with the shape and classes of the training set as requirements, and its strata (N,).
+
+    The strata are its labels; without a label per image, there is only one.
 
     A wrong sample in the test set would be found only after training. So the first sample of each split is read now,
     and its labels if the data set lists them. The other samples are checked when they are served.
@@ -103,18 +110,37 @@ def _with_common_shape(splits: list[StreamSplit]) -> tuple[list[StreamSplit], to
     first = splits[0]
     image, _ = require_read(read(first.dataset, 0, first.requirements))
     shape = (image.shape[0], image.shape[1], image.shape[2])
-    labels = _labels(replace(first, requirements=replace(first.requirements, shape=shape)))
-    classes = int(labels.max()) + 1
+    shaped = replace(first, requirements=replace(first.requirements, shape=shape))
+    labelled = first.requirements.targets == "labels"
+    strata = _labels(shaped) if labelled else torch.zeros(len(first), dtype=torch.int64)
+    classes = int(strata.max()) + 1 if labelled else _classes(shaped)
     agreed = [
         replace(split, requirements=replace(split.requirements, shape=shape, classes=classes)) for split in splits
     ]
     for split in agreed[1:]:
         if len(split):
             require_read(read(split.dataset, 0, split.requirements))
-        listed = _listed(split.dataset, len(split))
+        listed = _listed(split.dataset, len(split)) if labelled else None
         if listed is not None:
             split.requirements.labels(listed)
-    return agreed, labels
+    return agreed, strata
+
+
+def _classes(split: StreamSplit) -> int:
+    """Return the number of classes in masks or boxes: that of the list `classes` of the dataset, or of all samples."""
+    kind = split.requirements.targets
+    if kind == "any":
+        return 1
+    named = getattr(split.dataset, "classes", None)
+    if isinstance(named, Sized) and len(named):
+        return len(named)
+    most = 0
+    with seeded(0):
+        for index in range(len(split)):
+            target = require_read(read(split.dataset, index, split.requirements))[1]
+            values = target[target != IGNORED] if kind == "masks" else target["labels"]
+            most = max(most, int(values.max()) if values.numel() else 0)
+    return most + 1
 
 
 def _labels(split: StreamSplit) -> torch.Tensor:
@@ -164,7 +190,7 @@ def _without_augmentation(train: Dataset[Any], test: Dataset[Any]) -> Dataset[An
     return copied
 
 
-def _checked_splits(made: Splits, factory: str) -> Splits:
+def _checked_splits(made: Splits, factory: str, targets: Targets) -> Splits:
     where = f"data.factory: the Splits of {factory}"
     shape, classes = made.shape, made.classes
     if not (isinstance(shape, tuple | list) and len(shape) == 3 and all(_positive(size) for size in shape)):
@@ -176,11 +202,17 @@ def _checked_splits(made: Splits, factory: str) -> Splits:
     sizes = (shape[0], shape[1], shape[2])
     given = zip((made.train, made.validation, made.test), _NAMES, strict=True)
     train, validation, test = (
-        _checked_split(split, SampleRequirements(f"the {name} set of {factory}", sizes, classes))
+        _checked_split(split, SampleRequirements(f"the {name} set of {factory}", sizes, classes, targets))
         for split, name in given
     )
     return Splits(
-        train, validation, test, shape=sizes, classes=classes, notes=tuple(_as_note(note) for note in made.notes)
+        train,
+        validation,
+        test,
+        shape=sizes,
+        classes=classes,
+        notes=tuple(_as_note(note) for note in made.notes),
+        targets=targets,
     )
 
 
@@ -201,7 +233,7 @@ def _checked_split(split: Any, requirements: SampleRequirements) -> Split:
     count = _length(split, requirements.where)
     if isinstance(split, StreamSplit):  # checks every sample when it is read
         split = replace(split, requirements=requirements)
-    if isinstance(split, MemorySplit):
+    if isinstance(split, MemorySplit) and requirements.targets == "labels":
         with user_code_errors(f"data.factory: the labels of {requirements.where} cannot be read", DataError):
             requirements.labels(split.labels)
     return CheckedSplit(split, count, requirements)
@@ -227,7 +259,7 @@ class CheckedSplit:
                 with user_code_errors(failed, DataError):
                     served = iter(self.split.serve(batches, device, seed)) if served is None else served
                     batch = next(served, None)
-                images, labels = self.requirements.batch(batch, indices)
-                yield images.to(device), labels.to(device)
+                images, targets = self.requirements.batch(batch, indices)
+                yield images.to(device), moved(targets, device)
         finally:
             del served  # ends loader processes, if it has any

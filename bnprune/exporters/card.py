@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bnprune import __version__
+from bnprune.config.metrics import metric_of
 from bnprune.config.prune_options import TARGETS
 from bnprune.errors import printable
 from bnprune.runs.checkpoint import Header
@@ -80,7 +81,8 @@ def _cuts(header: Header) -> Iterator[str]:
 def _figures(header: Header) -> Iterator[str]:
     accuracy = header.metrics.get("accuracy")
     if isinstance(accuracy, float):
-        yield f"- Test accuracy: {accuracy:.2%}."
+        metric = metric_of(str(header.metrics.get("metric", "top1")))
+        yield f"- Test {metric.label}: {metric.text(accuracy)}."
     names = {"params": "parameters", "macs": "multiply-accumulates"}
     sizes = [f"{header.metrics[key]:,} {name}" for key, name in names.items() if type(header.metrics.get(key)) is int]
     if sizes:

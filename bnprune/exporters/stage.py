@@ -12,7 +12,7 @@ import torch
 
 from bnprune.config.schema import ExportConfig, PipelineConfig
 from bnprune.config.tables import FORMATS
-from bnprune.data import Splits, load_data
+from bnprune.data import Splits, splits_of
 from bnprune.exporters.export import ExportedNetwork, ExportOptions, export_network
 from bnprune.exporters.parity import TOLERANCE, Parity
 from bnprune.exporters.python_source import is_ours
@@ -150,7 +150,7 @@ def export_run(config: PipelineConfig, directory: RunDirectory, note: Callable[[
     if not todo:
         return result
     model, header = load_stage(config, directory.network())
-    splits = load_data(config.data)
+    splits = splits_of(config)
     for options in todo:
         path = directory.export(options.suffix)
         real = real_batches(splits, options.batch)

@@ -14,9 +14,11 @@ from torch import nn
 from bnprune.channels.torch_internals import BatchNorm
 from bnprune.config.user_code import call_factory, hint, prefix, require_known_arguments
 from bnprune.errors import BnpruneError, ConfigError, first_line, quoted
+from bnprune.models.centernet import CenterNet
 from bnprune.models.densenet import DenseNet
 from bnprune.models.mlp import MLP
 from bnprune.models.resnet import PreResNet, ResNet
+from bnprune.models.unet import UNet
 from bnprune.models.vgg import VGG
 
 ZOO: dict[str, Callable[..., nn.Module]] = {
@@ -25,8 +27,11 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": partial(ResNet, depth) for depth in (20, 32, 44, 56, 110)},
     "preresnet164": partial(PreResNet, 164),
     "densenet40": partial(DenseNet, 40),
+    "unet": UNet,
+    "centernet": CenterNet,
 }
-"""The networks of this package, all for small images, each with `num_classes` and `in_channels`."""
+"""The networks of this package, all for small images, each with `num_classes` and `in_channels`: classifiers, one for
+segmentation (unet) and one for detection (centernet)."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,11 @@ class Score(Protocol):
         ...
 
     @property
+    def name(self) -> str:
+        """Name of the main value."""
+        ...
+
+    @property
     def loss(self) -> float:
         """Lower is better; it decides between networks of equal value."""
         ...

@@ -138,9 +138,9 @@ def _recovered(
     )
 
 
-def start_of(model: nn.Module, device: torch.device, score: Callable[[nn.Module], Score]) -> float:
+def start_of(model: nn.Module, device: torch.device, score: Callable[[nn.Module], Score]) -> Score:
     """Return the score of the network before the cuts."""
-    return score(copy.deepcopy(model).to(device)).value
+    return score(copy.deepcopy(model).to(device))
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -64,6 +64,10 @@ class Sweep:
     """Validation images."""
     candidates: int
     """Largest number of networks among which the best one was chosen after a cut."""
+    metric: str = "top1"
+    """Name of the main value of the task."""
+    answers: bool = True
+    """True if a network is right or wrong about each image."""
 
 
 def sweep(
@@ -125,7 +129,8 @@ def sweep(
         candidates = max(candidates, len(recovery.scores))
     if len(points) == 1 and reason is not None:
         raise reason
-    return Sweep(points, start.count, candidates)
+    answers = start.samples is not None and start.samples.dtype == torch.bool
+    return Sweep(points, start.count, candidates, start.name, answers)
 
 
 def _start(value: float, by: Literal["ratio", "macs"]) -> Point:

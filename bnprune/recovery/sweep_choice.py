@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bnprune.config.metrics import metric_of
 from bnprune.recovery.paired import CONFIDENCE, samples_needed
 from bnprune.recovery.sweep import Point, Sweep
 
@@ -85,10 +86,11 @@ def _high(point: Point) -> float:
 def why_not_larger(swept: Sweep, tolerance: float, choice: Choice) -> str:
     """Return why no larger cut is recommended, as a sentence."""
     needed = samples_needed(tolerance, (1 - CONFIDENCE) / swept.candidates)
-    loss = f"a loss of at most {tolerance:.1%} cannot be shown with {CONFIDENCE:.0%} confidence"
+    allowed = metric_of(swept.metric).text(tolerance, 1)
+    loss = f"a loss of at most {allowed} cannot be shown with {CONFIDENCE:.0%} confidence"
     if needed is None or swept.points[0].lower is None:
         return f"{loss}."
-    if swept.images < needed:
+    if swept.answers and swept.images < needed:
         return f"{loss} on {swept.images} images: even for equal answers, {needed} are needed."
     if choice.recommended is None:
         return f"{loss} on {swept.images} images, not even for the smallest cut."

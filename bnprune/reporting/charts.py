@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from bnprune.config.metrics import METRICS, Metric, metric_of
 from bnprune.recovery.sweep import Point
 from bnprune.reporting.figures import GREY, SHADES, Axis, Cell, Chart, HeatMap, Histogram, Legend, Mark, Series, Widths
 from bnprune.reporting.number_format import percent
@@ -34,7 +35,10 @@ def colour_of(stage: str) -> int:
 
 
 def accuracy_against_macs(run: RunData) -> Chart | None:
-    """Test accuracy of every stage over its MACs, and validation accuracy of the ratios that `ratio: auto` tried."""
+    """Test accuracy, or the main value of another task, of every stage over its MACs.
+
+    Also the values on validation images of the ratios that `ratio: auto` tried.
+    """
     stages = [stage for stage in run.stages if stage.figures.accuracy is not None]
     if not stages:
         return None
@@ -46,10 +50,10 @@ def accuracy_against_macs(run: RunData) -> Chart | None:
         marks.insert(0, Series("ratios that were tried (validation)", tried, GREY, "small"))
     values = [accuracy for series in marks for _, accuracy in series.points]
     return Chart(
-        "Accuracy against MACs",
+        f"{run.metric.title} against MACs",
         (Series("from stage to stage", tuple(_place(stage, most) for stage in way), GREY, "dashes"), *marks),
         Axis("MACs left", 0.0, 1.04, _whole_percent),
-        _accuracy_axis(values),
+        _value_axis(values, run.metric),
         tuple((series.mark, series.label, series.colour) for series in marks),
     )
 
@@ -65,17 +69,18 @@ def accuracy_of_runs(runs: Sequence[RunData]) -> Chart | None:
         series.append(Series(run.name, tuple(_place(stage, most) for stage in pair), number, "dashes"))
         for stage in {stage.name: stage for stage in pair}.values():
             mark: Mark = "ring" if stage is run.reference else "dot"
-            label = f"{run.name}, {stage.title}: {percent(stage.figures.accuracy or 0)}"
+            label = f"{run.name}, {stage.title}: {run.metric.text(stage.figures.accuracy)}"
             series.append(Series(label, (_place(stage, most),), number, mark))
     values = [accuracy for one in series for _, accuracy in one.points]
     if not values:
         return None
     legend: list[Legend] = [("dot", run.name, number) for number, run in enumerate(runs)]
+    metric = runs[0].metric
     return Chart(
-        "Accuracy against MACs",
+        f"{metric.title} against MACs",
         tuple(series),
         Axis("MACs (100%: the largest network)", 0.0, 1.04, _whole_percent),
-        _accuracy_axis(values),
+        _value_axis(values, metric),
         (*legend, ("ring", "before pruning", GREY)),
     )
 
@@ -86,7 +91,8 @@ def _place(stage: Stage, most: int) -> tuple[float, float]:
 
 def _marked(stage: Stage, most: int) -> Series:
     share = percent(stage.figures.macs / max(most, 1), 1)
-    hint = f"{stage.title}: {percent(stage.figures.accuracy or 0)} at {share} of the MACs"
+    value = metric_of(stage.figures.metric).text(stage.figures.accuracy)
+    hint = f"{stage.title}: {value} at {share} of the MACs"
     mark: Mark = "ring" if kind_of(stage.name) in ("baseline", "prune") else "dot"
     return Series(stage.title, (_place(stage, most),), colour_of(stage.name), mark, (hint,))
 
@@ -99,12 +105,18 @@ def _whole_percent(value: float) -> str:
     return f"{value:.0%}"
 
 
-def _accuracy_axis(values: Sequence[float]) -> Axis:
-    """Return an axis that spans at least four percentage points, so that noise does not look like a large change."""
+def _value_axis(values: Sequence[float], metric: Metric) -> Axis:
+    """Return an axis of a metric.
+
+    For a share, it spans at least four percentage points, so that noise does not look like a large change.
+    """
     low, high = min(values), max(values)
+    if not metric.share:
+        margin = 0.12 * (high - low) or 0.05 * abs(high) or 1.0
+        return Axis(metric.label, low - margin, high + margin, metric.text)
     margin = max(0.12 * (high - low), (0.04 - (high - low)) / 2, 0.005)
     top = min(high + margin, 1.005)
-    return Axis("accuracy", max(min(low - margin, top - 0.04), 0.0), top, _whole_percent)
+    return Axis(metric.label, max(min(low - margin, top - 0.04), 0.0), top, _whole_percent)
 
 
 # -- scale factors ---------------------------------------------------------------------------------------------------
@@ -173,8 +185,13 @@ def gamma_over_time(run: RunData) -> Chart | None:
 
 
 def accuracy_curves(run: RunData) -> Chart | None:
-    """Validation accuracy over the epochs of every training."""
-    return _curves(run, "Validation accuracy", lambda curve: curve.validation_top1, _whole_percent, limit=1.0)
+    """Validation accuracy, or the main value of another task, over the epochs of every training."""
+
+    def values_of(curve: Curve) -> tuple[float | None, ...]:
+        return curve.validation_value if metric_of(curve.metric) == run.metric else (None,) * len(curve.epochs)
+
+    title = f"Validation {run.metric.label}"
+    return _curves(run, title, values_of, run.metric.text_on_axis, limit=run.metric.most)
 
 
 def loss_curves(run: RunData) -> Chart | None:
@@ -184,9 +201,12 @@ def loss_curves(run: RunData) -> Chart | None:
 
 def last_trainings(runs: Sequence[RunData]) -> Chart | None:
     """Validation accuracy over the epochs of the last training of several runs."""
-    lasts = [(run.name, run.curves[-1], n) for n, run in enumerate(runs) if run.curves]
-    lines = [_line(name, number, curve, curve.validation_top1) for name, curve, number in lasts]
-    return _trained("Validation accuracy", lines, [curve for _, curve, _ in lasts], _whole_percent, 1.0)
+    metric = runs[0].metric
+    ended = [(run.name, run.curves[-1], n) for n, run in enumerate(runs) if run.curves]
+    lasts = [entry for entry in ended if metric_of(entry[1].metric) == metric]
+    lines = [_line(name, number, curve, curve.validation_value) for name, curve, number in lasts]
+    title, curves = f"Validation {metric.label}", [curve for _, curve, _ in lasts]
+    return _trained(title, lines, curves, metric.text_on_axis, metric.most)
 
 
 def _curves(
@@ -214,7 +234,8 @@ def _trained(
     if not values or max(len(one.points) for one in series) < 2:
         return None
     high = min(max(values) + 0.03 * (max(values) - min(values) or 1.0), limit * 1.005)
-    axis = Axis(title, 0.0 if limit > 1 else max(min(values) - 0.02, 0.0), high, write)
+    low = max(min(values) - 0.02, 0.0) if limit <= 1 else min(0.0, *values)
+    axis = Axis(title, low, high, write)
     legend: tuple[Legend, ...] = tuple((one.mark, one.label, one.colour) for one in series)
     return Chart(title, series, _epoch_axis(curves), axis, legend)
 
@@ -231,6 +252,7 @@ def sweep_chart(
     points: Sequence[Point | SweepPoint],
     best: Point | SweepPoint | None,
     tolerance: float | None = None,
+    metric: Metric = METRICS["top1"],
     *,
     label: str = "recommended",
     near: bool = False,
@@ -241,6 +263,7 @@ def sweep_chart(
         points: The network before pruning, then each ratio that was tried.
         best: The point that is recommended, if any.
         tolerance: The loss that is allowed; draws a line.
+        metric: The main value of the task.
         label: The name of `best`.
         near: Show only accuracies near the line, where the decision falls.
     """
@@ -264,12 +287,12 @@ def sweep_chart(
         series.append(Series(label, ((min(best.macs, 1.0), best.accuracy),), 1, "ring"))
         legend.append(("ring", label, 1))
     shown = [accuracy for _, accuracy in (*recovered, *plain, *bars)]
-    axis = _near(points, tolerance) if near and tolerance is not None else _accuracy_axis(shown)
+    axis = _near(points, tolerance, metric) if near and tolerance is not None else _value_axis(shown, metric)
     return Chart(
-        "Accuracy against MACs",
+        f"{metric.title} against MACs",
         tuple(series),
         Axis("MACs left", 0.0, 1.04, _whole_percent),
-        replace(axis, label="validation accuracy"),
+        replace(axis, label=f"validation {metric.label}"),
         tuple(legend),
     )
 
@@ -283,7 +306,7 @@ def _error_bars(points: Sequence[Point | SweepPoint]) -> Points:
     return tuple(ends)
 
 
-def _near(points: Sequence[Point | SweepPoint], tolerance: float) -> Axis:
+def _near(points: Sequence[Point | SweepPoint], tolerance: float, metric: Metric) -> Axis:
     """Return an axis around the line of the allowed loss: as far below it as accuracies go above it, or twice that.
 
     Its length is set by the tolerance and by the error bars of the points that are not below the line for certain.
@@ -292,20 +315,24 @@ def _near(points: Sequence[Point | SweepPoint], tolerance: float) -> Axis:
     ends = [(point.lower, point.upper) for point in points[1:] if point.lower is not None and point.upper is not None]
     open_ends = [(low, high) for low, high in ends if high >= allowed]
     high = max([start, *(high for _, high in open_ends)])
-    low = min([allowed - tolerance, *(low for low, _ in open_ends), high - 0.02])
-    margin = 0.08 * (high - low)
-    limit = 1.005 if start <= 1 else math.inf
-    return Axis("accuracy", low - margin, min(high + margin, limit), _whole_percent if high - low > 0.08 else _percent)
+    low = min([allowed - tolerance, *(low for low, _ in open_ends), *([high - 0.02] if metric.share else [])])
+    margin = 0.08 * (high - low) or 1.0
+    limit = 1.005 if metric.share and start <= 1 else math.inf
+    write = metric.text if not metric.share else _whole_percent if high - low > 0.08 else _percent
+    return Axis(metric.label, low - margin, min(high + margin, limit), write)
 
 
 # -- sensitivity -----------------------------------------------------------------------------------------------------
 
 _LOSSES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
-"""Losses of accuracy between the shades of a heat map."""
+"""Losses between the shades of a heat map: of a share; of another metric, as a share of its value before the cuts."""
 
 
 def sensitivity_map(
-    groups: Sequence[tuple[str, Mapping[float, float]]], shares: Sequence[float], start: float
+    groups: Sequence[tuple[str, Mapping[float, float]]],
+    shares: Sequence[float],
+    start: float,
+    metric: Metric = METRICS["top1"],
 ) -> HeatMap:
     """Accuracy after each group of layers is cut alone, by share of its channels removed; coloured by the loss.
 
@@ -313,23 +340,29 @@ def sensitivity_map(
         groups: (name, accuracy by share) of each group.
         shares: All shares.
         start: Accuracy before the cuts.
+        metric: The main value of the task, if it is not accuracy.
     """
+    unit = 1.0 if metric.share else abs(start) or 1.0
     labels = [*(f"< {loss:.1%}".replace(".0%", "%") for loss in _LOSSES), "more"]
     return HeatMap(
-        f"Accuracy after one group of layers is cut ({start:.1%} before)",
-        tuple((name, tuple(_cell(name, found.get(share), start) for share in shares)) for name, found in groups),
+        f"{metric.title} after one group of layers is cut ({metric.text(start, 1)} before)",
+        tuple(
+            (name, tuple(_cell(name, found.get(share), start, unit, metric) for share in shares))
+            for name, found in groups
+        ),
         tuple(f"{share:.0%}" for share in shares),
         Axis("channels removed", 0.0, 1.0, str, ticked=False),
-        Axis("loss of accuracy:", 0.0, 1.0, str, ticked=False),
+        Axis(f"loss of {metric.label}:", 0.0, 1.0, str, ticked=False),
         tuple(("box", label, colour) for label, colour in zip(labels, SHADES, strict=True)),
     )
 
 
-def _cell(name: str, accuracy: float | None, start: float) -> Cell | None:
-    if accuracy is None:
+def _cell(name: str, value: float | None, start: float, unit: float, metric: Metric) -> Cell | None:
+    if value is None:
         return None
-    shade = SHADES[sum(start - accuracy >= loss for loss in _LOSSES)]
-    return Cell(f"{100 * accuracy:.1f}", shade, f"{name}: {percent(accuracy)}")
+    shade = SHADES[sum(start - value >= loss * unit for loss in _LOSSES)]
+    shown = f"{100 * value:.1f}" if metric.share else metric.text(value)
+    return Cell(shown, shade, f"{name}: {metric.text(value)}")
 
 
 # -- layers ----------------------------------------------------------------------------------------------------------

@@ -8,11 +8,10 @@ from html import escape
 from typing import Any
 
 from bnprune.reporting import charts, sections
-from bnprune.reporting.number_format import MISSING, count, factor, milliseconds, percent, points
+from bnprune.reporting.number_format import MISSING, count, factor, milliseconds
 from bnprune.reporting.run_data import RunData, Stage
 
-_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("Test accuracy", "accuracy", percent),
+_COLUMNS: tuple[sections.Column, ...] = (
     ("MACs", "macs", count),
     ("Parameters", "params", count),
     ("Latency", "latency_ms", milliseconds),
@@ -21,10 +20,10 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 def comparison(runs: Sequence[RunData]) -> str:
     """Return the part of the page about all runs together."""
-    names = " · ".join(escape(run.name) for run in runs)
+    names, metric = " · ".join(escape(run.name) for run in runs), runs[0].metric
     cards = [
-        sections.card("Test accuracy against MACs", charts.accuracy_of_runs(runs)),
-        sections.card("Validation accuracy in the last training", charts.last_trainings(runs)),
+        sections.card(f"Test {metric.label} against MACs", charts.accuracy_of_runs(runs)),
+        sections.card(f"Validation {metric.label} in the last training", charts.last_trainings(runs)),
     ]
     return (
         f'<header><p class="page-kind">bnprune, {len(runs)} runs</p><h1>{names}</h1></header>'
@@ -33,26 +32,28 @@ def comparison(runs: Sequence[RunData]) -> str:
             _table(runs),
             "The last network of each run; below each number, that of the network it was pruned from.",
         )
-        + sections.section("Accuracy", sections.grid(cards))
+        + sections.section(metric.title, sections.grid(cards))
         + sections.section("What differs in their recipes", _differences(runs))
     )
 
 
 def _table(runs: Sequence[RunData]) -> str:
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title, _, _ in _COLUMNS)
-    rows = "".join(_row(number, run) for number, run in enumerate(runs))
+    metric = runs[0].metric
+    columns = ((f"Test {metric.label}", "accuracy", metric.text), *_COLUMNS)
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title, _, _ in columns)
+    rows = "".join(_row(number, run, columns) for number, run in enumerate(runs))
     return (
         f'<div class="scroll card"><table class="stages"><thead><tr><th scope="col">Run</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
 
 
-def _row(number: int, run: RunData) -> str:
+def _row(number: int, run: RunData, columns: Sequence[sections.Column]) -> str:
     final, reference = run.final, run.reference
     head = f'<th scope="row"><i class="dot c{number % 6}"></i>{escape(run.name)}'
     if final is None:
-        return f'<tr>{head}</th><td colspan="{len(_COLUMNS)}">no stage is finished yet</td></tr>'
-    cells = "".join(_cell(run, final, reference, title, key, write) for title, key, write in _COLUMNS)
+        return f'<tr>{head}</th><td colspan="{len(columns)}">no stage is finished yet</td></tr>'
+    cells = "".join(_cell(run, final, reference, title, key, write) for title, key, write in columns)
     return f"<tr>{head}<small>{escape(final.title)}</small></th>{cells}</tr>"
 
 
@@ -62,7 +63,7 @@ def _cell(
     value, was = getattr(final.figures, key), getattr(reference.figures, key) if reference else None
     change = ""
     if value is not None and was is not None and reference is not final:
-        difference = points(value - was) if key == "accuracy" else factor(was, value)
+        difference = run.metric.difference(value - was) if key == "accuracy" else factor(was, value)
         change = f"<small>{escape(difference)} from {escape(write(was))}</small>"
     number = sections.number(sections.at(run, final, key), value, write)
     return f'<td data-label="{escape(title)}">{number}{change}</td>'

@@ -44,8 +44,3 @@ def duration(seconds: float) -> str:
 def factor(before: float, after: float) -> str:
     """Write how many times smaller a number became: ÷ 10.9."""
     return f"÷ {before / after:.1f}" if after else MISSING
-
-
-def points(change: float) -> str:
-    """Write a difference of accuracies in percentage points: +0.28 points."""
-    return f"{100 * change:+.2f} points".replace("-", "−") if abs(change) >= 5e-5 else "±0.00 points"

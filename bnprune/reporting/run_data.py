@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 import torch
 
 from bnprune.config.bounded_reading import DATA_BYTES, LOG_BYTES, RECIPE_BYTES, parse_json, read_text
+from bnprune.config.metrics import Metric, metric_of
 from bnprune.config.yaml_loader import read_yaml
 from bnprune.errors import CheckpointError, ConfigError, first_line, printable
 from bnprune.pruning.plan import PruningPlan
-from bnprune.reporting.values import MOST, amount, count, loss, plain_data, share
+from bnprune.reporting.values import MOST, amount, count, loss, number, plain_data, share
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.results import LayerChange, RunResult, StageResult
 from bnprune.runs.scale_factors import read_gammas
@@ -49,8 +50,11 @@ class Curve:
     epochs: tuple[int, ...] = ()
     train_loss: tuple[float | None, ...] = ()
     validation_loss: tuple[float | None, ...] = ()
-    train_top1: tuple[float | None, ...] = ()
-    validation_top1: tuple[float | None, ...] = ()
+    train_value: tuple[float | None, ...] = ()
+    """Of the main value of the task: for classification, accuracy."""
+    validation_value: tuple[float | None, ...] = ()
+    metric: str = "top1"
+    """Name of the main value."""
     quantiles: tuple[tuple[float, ...], ...] = ()
     """Minimum, quartiles and maximum of |γ| per epoch; empty without a penalty."""
 
@@ -91,6 +95,11 @@ class RunData:
     """True if the first pruning inserted gates."""
     notes: tuple[str, ...] = field(default=())
     """Sentences about files that are missing or incomplete."""
+
+    @property
+    def metric(self) -> Metric:
+        """The main value of the task."""
+        return metric_of(next((stage.figures.metric for stage in self.stages), "top1"))
 
     @property
     def reference(self) -> Stage | None:
@@ -252,10 +261,18 @@ def _curve(stage: str, records: list[dict[str, Any]]) -> Curve:
         epochs=tuple(count(record["epoch"]) for record in records),
         train_loss=tuple(loss(record["train"]["loss"]) for record in records),
         validation_loss=tuple(loss(record["validation"]["loss"]) for record in records),
-        train_top1=tuple(share(record["train"]["top1"]) for record in records),
-        validation_top1=tuple(share(record["validation"]["top1"]) for record in records),
+        train_value=tuple(_main(record, "train") for record in records),
+        validation_value=tuple(_main(record, "validation") for record in records),
+        metric=str(records[-1].get("metric", "top1")),
         quantiles=tuple(_quantiles(record["gamma"]["quantiles"]) for record in records if "gamma" in record),
     )
+
+
+def _main(record: Mapping[str, Any], split: str) -> float | None:
+    """Return the main value of an epoch; None if it is not a number, or out of the range of its metric."""
+    name = str(record.get("metric", "top1"))
+    value = record[split][name]
+    return share(value) if metric_of(name).share else number(value)
 
 
 def _quantiles(values: Any) -> tuple[float, ...]:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
+from bnprune.config.metrics import Metric
 from bnprune.reporting import charts
 from bnprune.reporting.figures import Figure
-from bnprune.reporting.number_format import MISSING, count, duration, factor, megabytes, milliseconds, percent, points
+from bnprune.reporting.number_format import MISSING, count, duration, factor, megabytes, milliseconds, percent
 from bnprune.reporting.run_data import RunData, Stage
 from bnprune.reporting.svg import inline
 from bnprune.runs.results import Change, Pruned, RecoveryOutcome, TargetOutcome, TeacherComparison
@@ -65,10 +66,10 @@ def headline(run: RunData) -> str:
         if reference is final or reference.figures.accuracy is None:
             return removed
     return (
-        f"{removed} The {escape(final.title)} network "
-        f"classifies <b>{percent(final.figures.accuracy)}</b> of the test images correctly, the "
-        f"{escape(reference.title)} one {percent(reference.figures.accuracy)} "
-        f"({points(final.figures.accuracy - reference.figures.accuracy)})."
+        f"{removed} The test {escape(run.metric.label)} of the {escape(final.title)} network is "
+        f"<b>{escape(run.metric.text(final.figures.accuracy))}</b>, that of the {escape(reference.title)} one "
+        f"{escape(run.metric.text(reference.figures.accuracy))} "
+        f"({escape(run.metric.difference(final.figures.accuracy - reference.figures.accuracy))})."
     )
 
 
@@ -76,11 +77,11 @@ def key_figures(run: RunData) -> str:
     """Return five numbers of the slim network, each with that of the reference."""
     if run.final is None:
         return ""
-    return f'<div class="key-figures">{"".join(_key_figure(run, *entry) for entry in _KEY_FIGURES)}</div>'
+    figures = ((f"Test {run.metric.label}", "accuracy", run.metric.text), *_KEY_FIGURES)
+    return f'<div class="key-figures">{"".join(_key_figure(run, *entry) for entry in figures)}</div>'
 
 
 _KEY_FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("Test accuracy", "accuracy", percent),
     ("MACs", "macs", count),
     ("Parameters", "params", count),
     ("Latency, batch 1", "latency_ms", milliseconds),
@@ -94,7 +95,7 @@ def _key_figure(run: RunData, name: str, key: str, write: Callable[[float], str]
     value, was = getattr(final.figures, key), getattr(reference.figures, key) if reference else None
     compared = ""
     if value is not None and was is not None and reference is not final:
-        change = points(value - was) if key == "accuracy" else factor(was, value)
+        change = run.metric.difference(value - was) if key == "accuracy" else factor(was, value)
         compared = f"<small><b>{escape(change)}</b> from {escape(write(was))}</small>"
     written = number(at(run, final, key), value, write)
     return f'<div class="key-figure"><span>{escape(name)}</span><strong>{written}</strong>{compared}</div>'
@@ -116,9 +117,9 @@ def proof(run: RunData) -> str:
 
 # -- stages -----------------------------------------------------------------------------------------------------------
 
-_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("Test accuracy", "accuracy", percent),
-    ("Validation", "validation_accuracy", percent),
+Column = tuple[str, str, Callable[[float], str]]
+"""Title, attribute of `StageResult`, and how its numbers are written."""
+_COLUMNS: tuple[Column, ...] = (
     ("MACs", "macs", count),
     ("Parameters", "params", count),
     ("BN channels", "channels", lambda value: f"{value:.0f}"),
@@ -133,13 +134,17 @@ def stage_table(run: RunData) -> str:
     """Return a table of the numbers of every stage, with bars for those that pruning should reduce."""
     if not run.stages:
         return ""
-    largest = {
-        key: max((getattr(stage.figures, key) or 0 for stage in run.stages), default=0) for _, key, _ in _COLUMNS
-    }
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title, _, _ in _COLUMNS)
+    write_value = run.metric.text
+    columns: list[Column] = [
+        (f"Test {run.metric.label}", "accuracy", write_value),
+        ("Validation", "validation_accuracy", write_value),
+        *_COLUMNS,
+    ]
+    largest = {key: max(getattr(stage.figures, key) or 0 for stage in run.stages) for key in _BARS}
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title, _, _ in columns)
     rows = "".join(
         f'<tr><th scope="row"><i class="dot c{charts.colour_of(stage.name)}"></i>{escape(stage.title)}</th>'
-        + "".join(_cell(run, stage, title, key, write, largest[key]) for title, key, write in _COLUMNS)
+        + "".join(_cell(run, stage, title, key, write, largest.get(key, 0)) for title, key, write in columns)
         + "</tr>"
         for stage in run.stages
     )
@@ -160,7 +165,7 @@ def _compared(found: TeacherComparison | None) -> str:
 def _cell(run: RunData, stage: Stage, title: str, key: str, write: Callable[[float], str], largest: float) -> str:
     value: float | None = getattr(stage.figures, key)
     bar = ""
-    if key in _BARS and value is not None and largest:
+    if value is not None and largest:
         bar = _bar(value, largest)
     return f'<td data-label="{escape(title)}">{number(at(run, stage, key), value, write)}{bar}</td>'
 
@@ -172,11 +177,11 @@ def training(run: RunData) -> str:
     """Return accuracy against MACs, and the curves of training."""
     cards = [
         card(
-            "Accuracy against MACs",
+            f"{run.metric.title} against MACs",
             charts.accuracy_against_macs(run),
-            "Accuracy on the test images at the end of each stage.",
+            f"{run.metric.title} on the test images at the end of each stage.",
         ),
-        card("Validation accuracy", charts.accuracy_curves(run)),
+        card(f"Validation {run.metric.label}", charts.accuracy_curves(run)),
         card("Training loss", charts.loss_curves(run)),
         card("Scale factors while training", charts.gamma_over_time(run)),
     ]
@@ -232,7 +237,7 @@ _TARGET_TEXTS: dict[str, Callable[[float], str]] = {
 
 def prune_steps(run: RunData) -> str:
     """Return the target of each pruning, the result, and the ways of recovery that were tried."""
-    return grid([_prune_step(stage) + _recovery(stage.figures.recovery) for stage in run.pruned])
+    return grid([_prune_step(stage) + _recovery(stage.figures.recovery, run.metric) for stage in run.pruned])
 
 
 def _prune_step(stage: Stage) -> str:
@@ -259,17 +264,18 @@ def _changes(pruned: Pruned | None) -> list[tuple[str, str]]:
     return [(title, f"{write(change.before)} → {write(change.after)}") for title, change, write in rows]
 
 
-def _recovery(recovery: RecoveryOutcome | None) -> str:
+def _recovery(recovery: RecoveryOutcome | None, metric: Metric) -> str:
     if recovery is None or not recovery.validation:
         return ""
-    best = max(recovery.validation.values()) or 1.0
+    best = max(recovery.validation.values())
+    best = best if best > 0 else 1.0
     rows = "".join(
         f'<li{" class=chosen" if name == recovery.chosen else ""}><span class="name">{escape(name)}</span>'
-        f'{_bar(top1, best)}<span class="num">{percent(top1)}</span></li>'
-        for name, top1 in recovery.validation.items()
+        f'{_bar(max(value, 0.0), best)}<span class="num">{metric.text(value)}</span></li>'
+        for name, value in recovery.validation.items()
     )
     return (
-        f'<div class="card"><h3>Validation accuracy after recovery, before fine-tuning</h3>'
+        f'<div class="card"><h3>Validation {escape(metric.label)} after recovery, before fine-tuning</h3>'
         f'<ul class="layers one">{rows}</ul>'
         f'<p class="note">Kept: {escape(recovery.chosen)}.</p></div>'
     )

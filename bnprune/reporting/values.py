@@ -51,7 +51,7 @@ def amount(value: Any) -> float | None:
 
 def loss(value: Any) -> float | None:
     """Return a loss, or None. The bound is high: a training may diverge."""
-    return number(value, 0, 1e100)
+    return number(value, -1e100, 1e100)
 
 
 def count(value: Any) -> int:

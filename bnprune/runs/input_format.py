@@ -18,7 +18,7 @@ def input_format_of(splits: Splits) -> InputFormat | None:
         return None
     return InputFormat(
         size=[used.height, used.width],
-        crop=used.crop,
+        crop=used.crop and splits.targets == "labels",
         mean=list(used.mean),
         std=list(used.std),
         classes=list(splits.class_names),

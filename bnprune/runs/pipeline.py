@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bnprune.channels.pytrees import as_inputs
+from bnprune.config.metrics import metric_of
 from bnprune.config.recipe import as_data
 from bnprune.config.schema import OptimisationConfig, PipelineConfig, PruneConfig, TrainConfig
 from bnprune.data import Splits
@@ -45,7 +46,7 @@ from bnprune.runs.tensorboard_log import open_tensorboard_log
 from bnprune.runs.training_log import TrainingLog
 from bnprune.runs.training_stage import StageRequest, send_stage, set_up, settings_of
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
-from bnprune.training.evaluate import CLASSIFICATION, evaluate, paired_score, validation_score
+from bnprune.training.evaluate import evaluate, paired_score, validation_score
 from bnprune.training.loop import train
 from bnprune.training.penalties.table import advice, shortfall
 from bnprune.training.state import require_processes
@@ -63,6 +64,8 @@ class Run:
     stopping: Callable[[], bool]
     device: torch.device
     splits: Splits
+    task: Task
+    """With which networks are evaluated."""
     processes: Processes
 
 
@@ -112,14 +115,14 @@ def _execute(
         torch.set_num_threads(config.threads)
     before = _network_before(config, directory, result, todo[0]) if todo else None
     start = prepare(config, todo, before or network, processes)
-    require_teacher(config, stages, start.splits, start.network[0])
+    require_teacher(config, stages, start.splits, start.network[0], start.task)
     require_tools(config, todo, start.device)
     for note in start.splits.notes:
         display.note(f"note: {note}")
     directory.begin(config)
     if not result.stages and not directory.gamma_file.exists():
         save_gammas(directory.gamma_file, start.network[0])
-    run = Run(config, directory, display, stopping, start.device, start.splits, processes)
+    run = Run(config, directory, display, stopping, start.device, start.splits, start.task, processes)
     result.inputs = input_format_of(start.splits)
     if network is not None and not result.before:
         result.before = _networks_before(run, *network)
@@ -243,18 +246,19 @@ def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> StageResul
         outcome.plan,
         run.splits,
         run.device,
-        score=validation_score(run.splits, run.device),
+        score=validation_score(run.splits, run.device, run.task),
         compensated=config.compensate,
         reconstruct_images=config.reconstruct,
         batches=config.recalibrate,
         batch_size=run.config.data.batch_size,
     )
     extra["recovery"] = recovery_outcome(recovery)
-    tried = ", ".join(f"{name} {score.value:.2%}" for name, score in recovery.scores.items())
-    run.display.note(f"  validation accuracy after pruning: {tried}; kept: {recovery.chosen}")
+    kept = recovery.scores[recovery.chosen]
+    metric = metric_of(kept.name)
+    tried = ", ".join(f"{name} {metric.text(score.value)}" for name, score in recovery.scores.items())
+    run.display.note(f"  validation {metric.label} after pruning: {tried}; kept: {recovery.chosen}")
     before = [figures.validation_accuracy for figures in stages.values()][-1:]
-    left = recovery.scores[recovery.chosen].value
-    if before and before[0] is not None and (problem := collapse(before[0], left, run.splits.classes)):
+    if before and before[0] is not None and (problem := collapse(before[0], kept, run.splits.classes)):
         run.display.note(Note(problem.code, problem.level, f"{problem} after pruning. {_LESS}"))
     slim = Header(header.spec, (*header.plans, outcome.plan))
     return _conclude(run, recovery.model, slim, stage, _cut_result(outcome.report) | extra)
@@ -268,16 +272,17 @@ def _swept(run: Run, model: nn.Module, request: Request, config: PruneConfig) ->
     Raises:
         PruningError: Even the smallest ratio loses more than the tolerance.
     """
-    score, tolerance = paired_score(run.splits, run.device), config.tolerance
+    score, tolerance = paired_score(run.splits, run.device, run.task), config.tolerance
     swept = sweep(model, run.splits, run.device, request, config, run.config.data.batch_size, score=score)
-    choice, start = choose(swept.points, tolerance), swept.points[0].accuracy
+    choice, start, metric = choose(swept.points, tolerance), swept.points[0].accuracy, metric_of(swept.metric)
     if choice.best is None:
         raise PruningError(
-            f"no cut keeps validation accuracy within {tolerance:.1%} of {start:.2%}: "
+            f"no cut keeps validation {metric.label} within {tolerance:g} of {metric.text(start)}: "
             "train with more sparsity, allow more loss (tolerance), or give a ratio and fine-tune."
         )
     if choice.measured is not None and choice.measured != choice.recommended:
-        text = f"the largest ratio whose measured loss is within {tolerance:.1%} is {choice.measured.asked:g}, but "
+        allowed, ratio = metric.text(tolerance, 1), choice.measured.asked
+        text = f"the largest ratio whose measured loss is within {allowed} is {ratio:g}, but "
         run.display.note(Note("sweep.unsure", "note", f"note: {text}{why_not_larger(swept, tolerance, choice)}"))
     return swept.points, choice.best.asked
 
@@ -319,11 +324,12 @@ def _header(run: Run, before: Header, stage: str, metrics: Mapping[str, Any] | N
 
 
 def _conclude(
-    run: Run, model: nn.Module, header: Header, stage: str, extra: Mapping[str, Any], task: Task = CLASSIFICATION
+    run: Run, model: nn.Module, header: Header, stage: str, extra: Mapping[str, Any], task: Task | None = None
 ) -> StageResult:
     """Evaluate a stage's network, save it, and return its figures."""
     model.to(run.device)
-    found = _test(run, model, stage, task) if run.splits.labelled else _agreement(run, model, stage, task)
+    used = task or run.task
+    found = _test(run, model, stage, used) if run.splits.labelled else _agreement(run, model, stage, used)
     figures = found | _sizes(run, model)
     path = run.directory.checkpoint(stage)
     metrics = {name: value.to_dict() if isinstance(value, Document) else value for name, value in figures.items()}
@@ -339,14 +345,24 @@ def _sizes(run: Run, model: nn.Module) -> dict[str, int]:
 
 def _test(run: Run, model: nn.Module, stage: str, task: Task) -> dict[str, Any]:
     found = _accuracies(run, model, task)
-    run.directory.append_metrics({"stage": stage, "split": "test", "top1": found["accuracy"], "loss": found["loss"]})
+    values = found.get("values") or {found.get("metric", "top1"): found["accuracy"], "loss": found["loss"]}
+    run.directory.append_metrics({"stage": stage, "split": "test", **values})
     return found
 
 
-def _accuracies(run: Run, model: nn.Module, task: Task = CLASSIFICATION) -> dict[str, Any]:
-    validation = evaluate(model, run.splits.validation, run.device, task=task)
-    test = evaluate(model, run.splits.test, run.device, task=task)
-    return {"accuracy": test.value, "validation_accuracy": validation.value, "loss": test.loss}
+def _accuracies(run: Run, model: nn.Module, task: Task | None = None) -> dict[str, Any]:
+    validation = evaluate(model, run.splits.validation, run.device, task=task or run.task)
+    test = evaluate(model, run.splits.test, run.device, task=task or run.task)
+    found: dict[str, Any] = {
+        "accuracy": test.value,
+        "validation_accuracy": validation.value,
+        "loss": test.values.get("loss"),
+    }
+    if test.name != "top1":
+        found["metric"] = test.name
+    if test.values.keys() - {test.name, "loss"}:
+        found["values"] = dict(test.values)
+    return found
 
 
 def _agreement(run: Run, model: nn.Module, stage: str, task: Task) -> dict[str, Any]:

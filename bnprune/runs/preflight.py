@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bnprune.config.schema import ModelConfig, PipelineConfig, PruneConfig, TrainConfig
-from bnprune.data import Splits, load_data
+from bnprune.data import Splits, splits_of
 from bnprune.errors import ConfigError, first_line
 from bnprune.models.pretrained import build_pretrained
 from bnprune.models.zoo import ModelSpec, build, set_gamma
@@ -24,7 +24,10 @@ from bnprune.runs.trust import spec_from_file
 from bnprune.runs.weights import fit_state, read_weights
 from bnprune.training.compatibility import require_fit
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
+from bnprune.training.evaluate import CLASSIFICATION
 from bnprune.training.penalties.gamma import require_scale_factors
+from bnprune.training.tasks.factory import make_task
+from bnprune.training.tasks.task import Task
 
 Network = tuple[nn.Module, Header]
 
@@ -36,6 +39,8 @@ class Start:
     device: torch.device
     network: Network
     splits: Splits
+    task: Task
+    """Without the settings of a training."""
     prunable: int | None
     """BatchNorm channels that the prune stage may remove; None if there is no such stage."""
 
@@ -59,9 +64,11 @@ def prepare(
     device = device_of(config, processes)
     network = network or initial(config)
     needs_labels = any(kind_of(stage) != "finetune" for stage in stages)
-    model, splits = network[0], load_data(config.data, needs_labels=needs_labels)
+    model, splits = network[0], splits_of(config, needs_labels=needs_labels)
     trained = any(kind_of(stage) != "prune" for stage in stages)
-    require_fit(model, splits, "model", config.data.batch_size if trained else None)
+    task = make_task(config.task, splits.classes)
+    fitted = task if splits.labelled else CLASSIFICATION
+    require_fit(model, splits, "model", config.data.batch_size if trained else None, fitted)
     if trained:
         _require_shares(config, splits, processes)
     if "train" in stages and (config.train or TrainConfig()).sparsity.penalty != "none":
@@ -70,7 +77,7 @@ def prepare(
     prunable = None
     if cuts:
         prunable = _prunable(model, splits, config.prune or PruneConfig(), first_pass=pass_of(cuts[0]) == 1)
-    return Start(device, network, splits, prunable)
+    return Start(device, network, splits, task, prunable)
 
 
 def _prunable(model: nn.Module, splits: Splits, config: PruneConfig, *, first_pass: bool) -> int:

@@ -15,6 +15,8 @@ Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Bound = Annotated[float, Field(ge=-1e18, le=1e18)]
 """The bounds exclude values that only a damaged file can have."""
+Value = Bound
+"""The main value of a task; for classification, the accuracy in [0, 1]."""
 
 
 class Document(BaseModel):
@@ -126,8 +128,8 @@ class SweepPoint(Document):
     ratio: float
     macs: Amount
     params: Amount
-    plain: Share
-    accuracy: Share
+    plain: Value
+    accuracy: Value
     lower: Bound | None = None
     """Lower confidence bound of the accuracy, compared with the first point on the same images; None if unknown."""
     upper: Bound | None = None
@@ -145,8 +147,8 @@ class RecoveryOutcome(Document):
 
     chosen: str
     """The one with the best validation accuracy."""
-    validation: dict[str, Share]
-    """Validation accuracy of each."""
+    validation: dict[str, Value]
+    """Validation accuracy, the main value of the task, of each."""
     compensated_layers: dict[str, int]
     """Number of layers by outcome of the compensation."""
     not_compensated: list[NotCompensated]
@@ -181,11 +183,12 @@ class TeacherComparison(Document):
 class StageResult(Document):
     """The figures of one finished stage."""
 
-    accuracy: Share | None
-    """Top-1 accuracy on test images, in [0, 1]; None without labels, as the next two."""
-    validation_accuracy: Share | None
+    accuracy: Value | None
+    """The main value of the task on test images: for classification, the top-1 accuracy in [0, 1]. None without labels,
+    as the next two."""
+    validation_accuracy: Value | None
     loss: float | None
-    """Cross-entropy on test images; None if it is not finite."""
+    """On test images; None if it is not finite, or the task has none."""
     channels: Count
     """BatchNorm channels of the network."""
     params: Count
@@ -193,6 +196,11 @@ class StageResult(Document):
     """Of one input."""
     file_bytes: Count
     """Size of the checkpoint."""
+
+    metric: str = "top1"
+    """Name of the main value."""
+    values: dict[str, Value] = {}
+    """All values of the task on test images by name, if it has others than the main one and the loss."""
 
     epochs: int | None = None
     chosen: str | None = None

@@ -17,9 +17,14 @@ from bnprune.runs.preflight import Network, initial, load_stage, spec_of
 from bnprune.runs.stages import kind_of
 from bnprune.runs.weights import fit_state, read_weights
 from bnprune.training.compatibility import require_fit
+from bnprune.training.evaluate import CLASSIFICATION
+from bnprune.training.tasks.classification import Classification
+from bnprune.training.tasks.task import Task
 
 
-def require_teacher(config: PipelineConfig, stages: Sequence[str], splits: Splits, student: nn.Module) -> None:
+def require_teacher(
+    config: PipelineConfig, stages: Sequence[str], splits: Splits, student: nn.Module, task: Task
+) -> None:
     """Check that there will be a teacher if the recipe asks for one, or if there are no labels.
 
     Args:
@@ -27,6 +32,7 @@ def require_teacher(config: PipelineConfig, stages: Sequence[str], splits: Split
         stages: The stages of the run.
         splits: The data that the teacher must fit.
         student: The network that the first stage starts from, whose outputs the teacher must have.
+        task: The task of the recipe.
 
     Raises:
         ConfigError: None is named, and no stage prunes a network; or it does not fit the data or the student.
@@ -43,9 +49,15 @@ def require_teacher(config: PipelineConfig, stages: Sequence[str], splits: Split
         )
     if distill is None:
         return
+    used = task if splits.labelled else CLASSIFICATION
+    size = None if isinstance(used, Classification) else config.data.batch_size  # the loss tells if there are scores
+    wanted = require_fit(student, splits, "model", size, used)
+    if wanted is None:
+        raise ConfigError(
+            f"finetune.distill: the task '{config.task.label}' has no class scores to learn from. Leave it out."
+        )
     if distill.teacher is not None:
-        found = require_fit(_named(config, distill.teacher)[0], splits, "finetune.distill.teacher")
-        wanted = require_fit(student, splits, "model")
+        found = require_fit(_named(config, distill.teacher)[0], splits, "finetune.distill.teacher", size, used)
         if found != wanted:
             raise ConfigError(
                 f"finetune.distill.teacher: must return as many scores as the network that learns from it "

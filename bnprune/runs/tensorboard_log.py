@@ -23,13 +23,14 @@ class TensorBoardLog:
     def epoch(self, record: EpochRecord, gamma: GammaStatistics | None, network: nn.Module) -> None:
         """Write losses, accuracies, the learning rate, and with a penalty the distribution of γ."""
         kind = "accuracy" if record.validation.name == "top1" else record.validation.name
-        curves = {
+        measured = {
             "loss/train": record.train.loss,
-            "loss/validation": record.validation.loss,
+            "loss/validation": record.validation.values.get("loss"),
             f"{kind}/train": record.train.value,
             f"{kind}/validation": record.validation.value,
             "lr": record.lr,
         }
+        curves = {name: value for name, value in measured.items() if value is not None}
         if gamma is not None:
             curves |= {"gamma/below": gamma.below, "gamma/median": gamma.quantiles[2]}
             values = torch.cat([values.detach().abs().flatten() for values in scale_factors(network)])

@@ -89,7 +89,7 @@ class TrainingLog:
 
     def _warn(self, record: EpochRecord, state: State) -> None:
         """Warn once per stage if accuracy collapses, with the likely causes."""
-        problem = collapse(state.progress.best, record.validation.top1, self.classes)
+        problem = collapse(state.progress.best, record.validation, self.classes)
         if problem and not self._collapsed:
             self._collapsed = True
             causes = "the learning rate may be too high: lower lr, set clip_norm, or add warmup_epochs"
@@ -114,14 +114,16 @@ class TrainingLog:
             "stage": self.stage,
             "epoch": record.epoch,
             "lr": record.lr,
-            "train": _values(record.train),
+            "train": {"loss": record.train.loss, "top1": None, record.validation.name: record.train.value},
             "validation": _values(record.validation),
         }
+        if record.validation.name != "top1":
+            line["metric"] = record.validation.name
         if gamma is not None:
             line["gamma"] = {"quantiles": list(gamma.quantiles), "below": gamma.below, "split": gamma.split}
         return line
 
 
 def _values(score: Score) -> dict[str, float | None]:
-    """Return the values of a score by name; "top1" is None if there are no labels."""
-    return {"loss": score.loss, "top1": None, score.name: score.value}
+    """Return the values of a score by name; "top1" is None if the network is not judged by its accuracy."""
+    return {"loss": None, "top1": None, **score.values}

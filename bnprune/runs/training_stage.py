@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from bnprune.config.schema import FinetuneConfig, OptimisationConfig, PipelineConfig, SparsityConfig, TrainConfig
-from bnprune.data import Splits, load_data
+from bnprune.data import Splits, splits_of
 from bnprune.data.splits import combined_seed
 from bnprune.errors import BnpruneError, CheckpointError, Interrupted, PeerFailed, TrainingError
 from bnprune.models.zoo import ModelSpec, build
@@ -31,6 +31,8 @@ from bnprune.training.loop import EpochRecord, TrainingJob, begin, train
 from bnprune.training.penalties.gamma import Penalty, TravelBudget
 from bnprune.training.penalties.table import make_penalty
 from bnprune.training.state import Progress, State
+from bnprune.training.tasks.distillation import Distillation
+from bnprune.training.tasks.factory import make_task
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,12 @@ def set_up(
     seed = combined_seed(config.seed, KINDS.index(kind_of(same)), *([pass_of(stage)] if pass_of(stage) > 1 else []))
     distill = config.finetune.distill if config.finetune else None
     learned_from = as_teacher(teacher, device, distill.temperature, distill.weight) if teacher and distill else None
-    job = TrainingJob(splits, config.data.batch_size, settings, device, seed, processes, learned_from)
+    if splits.labelled:
+        task = make_task(config.task, splits.classes, settings.label_smoothing)
+    else:  # the teacher gives the targets
+        assert learned_from is not None
+        task, learned_from = Distillation(learned_from), None
+    job = TrainingJob(splits, config.data.batch_size, settings, device, seed, processes, learned_from, task)
     state = begin(model, job)
     sparsity = settings.sparsity if isinstance(settings, TrainConfig) else None
     example = splits.example.to(device)
@@ -166,7 +173,7 @@ def _follow(processes: Processes, stopping: Callable[[], bool]) -> None:
             torch.set_num_threads(config.threads)
         model = _unpacked(network)
         require_equal(processes, model, network.plans)
-        splits = splits or load_data(config.data, needs_labels=False)
+        splits = splits or splits_of(config, needs_labels=False)
         training = set_up(
             request, model, teacher and _unpacked(teacher), splits, device_of(config, processes), processes
         )

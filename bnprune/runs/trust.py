@@ -140,7 +140,9 @@ def _without_marked(
             clean[key] = value
         elif mark is None:
             inner = _section_of(field)
-            clean[key] = value if inner is None else _without_marked(value, inner, f"{prefix}{key}.", withheld)
+            kept = value if inner is None else _without_marked(value, inner, f"{prefix}{key}.", withheld)
+            if kept or not value:  # a section of which nothing is left is left out
+                clean[key] = kept
         elif mark.needed and value is not None and value != _default(field):
             withheld[f"{prefix}{key}"] = _shown(value)
     return clean
@@ -178,6 +180,8 @@ def require_recipe(path: str, withheld: Withheld, overridden: set[str], sections
     """
     if overridden & {"data.name", "data.factory", "data.unlabelled"}:
         overridden = overridden | {"data.factory", "data.kwargs"}
+    if overridden & {"task", "task.name", "task.factory"}:
+        overridden = overridden | {"task.factory", "task.kwargs"}
     missing = {
         key: shown
         for key, shown in withheld.items()

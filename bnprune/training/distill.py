@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bnprune.training.tasks.classification import logits_of
+from bnprune.training.tasks.scores import logits_of
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,13 @@ class Teacher:
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return T²·KL(softmax(teacher / T) ‖ softmax(student / T)) of scores (N, K), the mean over N."""
-    expected = F.log_softmax(teacher.float() / temperature, 1)
-    predicted = F.log_softmax(student.float() / temperature, 1)
+    """Return T²·KL(softmax(teacher / T) ‖ softmax(student / T)) of scores (N, K), the mean over N.
+
+    Scores of pixels, (N, K, H, W), are compared pixel by pixel, and the mean is that over all pixels.
+    """
+    expected, predicted = (
+        F.log_softmax(scores.float().movedim(1, -1).flatten(0, -2) / temperature, 1) for scores in (teacher, student)
+    )
     return temperature**2 * F.kl_div(predicted, expected, reduction="batchmean", log_target=True)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -12,8 +13,8 @@ from torch import nn
 from bnprune.data.splits import Split, Splits
 from bnprune.recovery.paired import values_on_halves
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
-from bnprune.training.tasks.classification import Classification, exact_type
-from bnprune.training.tasks.task import Task
+from bnprune.training.tasks.classification import Classification
+from bnprune.training.tasks.task import Evaluation, Task
 
 CLASSIFICATION: Task = Classification()
 """The task of networks whose recipe names none."""
@@ -24,9 +25,9 @@ class Score:
     """The main value of a network on a split, its loss, and what comparisons with other networks need."""
 
     loss: float
-    """Mean of the task's "loss"; 0 if it has none."""
+    """The task's "loss"; 0 if it has none."""
     value: float
-    """Mean of the task's main value: for classification, the share of images classified correctly, in [0, 1]."""
+    """The task's main value: for classification, the share of images classified correctly, in [0, 1]."""
     count: int
     """Images evaluated."""
     samples: torch.Tensor | None = field(default=None, compare=False, repr=False)
@@ -35,11 +36,8 @@ class Score:
     """The main value on random halves, if a comparison needs it: see `paired_score`."""
     name: str = "top1"
     """Name of the main value: "agreement" if the images have no labels, and a teacher gives the targets."""
-
-    @property
-    def top1(self) -> float:
-        """The main value, under its name in classification."""
-        return self.value
+    values: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
+    """All values of the task by name, the main one first."""
 
 
 def evaluate(
@@ -53,22 +51,36 @@ def evaluate(
 ) -> Score:
     """Evaluate in eval mode, every image once, or those at `indices`; the modes of its modules are restored.
 
-    With several processes, each evaluates a part of the images, perhaps fewer than others; all return the same score.
+    With several processes, each evaluates a part of the images, perhaps fewer than others, or the leader evaluates
+    all: see `Task.means`. All return the same score.
 
     Raises:
         ForwardError: The forward pass of the network fails.
     """
     chosen = torch.arange(len(split)) if indices is None else indices
-    own = chosen[processes.rank :: processes.size]
+    shared = processes.size > 1 and task.means
+    if not shared and not processes.leads:
+        return _of_leader(processes)
+    own = chosen[processes.rank :: processes.size] if shared else chosen
     with _evaluating(model):
-        evaluation = task.evaluate(model, split.serve(own.split(batch_size) if len(own) else (), device))
-    # A process without images has its sums on the CPU.
-    sums, (main, *_) = evaluation.sums, evaluation.sums
-    total = sums.get("loss", torch.zeros(())).to(device, exact_type(device))
-    value = sums[main].to(device, exact_type(device) if sums[main].is_floating_point() else torch.int64)
-    processes.add(total, value)
-    samples = None if evaluation.scores is None or processes.size > 1 else evaluation.scores.cpu()
-    return Score(total.item() / len(chosen), value.item() / len(chosen), len(chosen), samples, name=main)
+        found = task.evaluate(model, split.serve(own.split(batch_size) if len(own) else (), device))
+    values = _mean_values(found, processes) if shared else dict(found.values)
+    main = next(iter(values))
+    samples = None if found.scores is None or processes.size > 1 else found.scores.cpu()
+    score = Score(values.get("loss", 0.0), values[main], len(chosen), samples, name=main, values=values)
+    return score if shared or processes.size == 1 else processes.gather(score)[0]
+
+
+def _of_leader(processes: Processes) -> Score:
+    score: Score = processes.gather(None)[0]
+    return score
+
+
+def _mean_values(found: Evaluation, processes: Processes) -> dict[str, float]:
+    """Return the means over the samples of all processes; one without samples counts for nothing."""
+    parts = [(values, count) for values, count in processes.gather((dict(found.values), found.count)) if count]
+    total = sum(count for _, count in parts)
+    return {name: math.fsum(values[name] * count for values, count in parts) / max(total, 1) for name in found.values}
 
 
 def validation_score(splits: Splits, device: torch.device, task: Task = CLASSIFICATION) -> Callable[[nn.Module], Score]:

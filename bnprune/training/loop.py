@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -32,7 +32,7 @@ from bnprune.training.lr_schedule import learning_rate
 from bnprune.training.mixup import make_mix
 from bnprune.training.penalties.gamma import Penalty
 from bnprune.training.state import Progress, State
-from bnprune.training.tasks.table import make_task
+from bnprune.training.tasks.classification import Classification
 from bnprune.training.tasks.task import Task
 
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,14 +42,22 @@ _RECALIBRATION_BATCHES = 20
 
 
 @dataclass(frozen=True, slots=True)
+class RunningMeans:
+    """Means over the training samples of an epoch, while the network was trained."""
+
+    loss: float
+    value: float | None
+    """Share of the samples that were right; None if the task does not count them."""
+
+
+@dataclass(frozen=True, slots=True)
 class EpochRecord:
     """One finished epoch."""
 
     epoch: int
     """Counted from 1."""
     lr: float
-    train: Score
-    """Running averages while the network was trained."""
+    train: RunningMeans
     validation: Score
     is_best: bool
 
@@ -87,13 +95,9 @@ class TrainingJob:
     """Of this stage; stages of one run use different ones."""
     processes: Processes = SINGLE_PROCESS
     teacher: Teacher | None = None
-
-    @property
-    def task(self) -> Task:
-        """The task, with the settings of this training. Without labels, the teacher gives the targets."""
-        if not self.splits.labelled:
-            return make_task("distillation", teacher=self.teacher)
-        return make_task("classification", label_smoothing=self.config.label_smoothing)
+    """Whose scores are part of the loss."""
+    task: Task = field(default_factory=Classification)
+    """With the settings of this training."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -151,9 +155,8 @@ def train(state: State, job: TrainingJob, penalty: Penalty | None, log: Log, sto
     """
     config = job.config
     mix = make_mix(config, job.splits.classes)
-    network = _parallel(state, job)
+    network = wrap(state.model, job.processes, lambda model: _trial_loss(model, job))
     forward = cast(nn.Module, torch.compile(network)) if config.compile else network
-    task = job.task
     while state.progress.epoch < config.epochs:
         progress = state.progress
         state.model.train()
@@ -164,8 +167,8 @@ def train(state: State, job: TrainingJob, penalty: Penalty | None, log: Log, sto
             images, targets = mix(images, labels)
             with accumulating(network, completes), _synced(job):
                 with _precision(job):
-                    loss = task.loss(forward, (images, targets))
-                    if job.teacher is not None and job.splits.labelled:
+                    loss = job.task.loss(forward, (images, targets))
+                    if job.teacher is not None and loss.outputs is not None:
                         value = job.teacher.add_to(loss.value, loss.outputs, images)
                         loss = replace(loss, value=value)
                 state.scaler.scale(loss.value / _window(job, progress.step)).backward()
@@ -273,8 +276,12 @@ def _completes_update(job: TrainingJob, step: int) -> bool:
     return (step + 1) % job.config.accumulate == 0 or step + 1 == job.steps_per_epoch
 
 
-def _parallel(state: State, job: TrainingJob) -> nn.Module:
-    return wrap(state.model, job.processes, torch.zeros(2, *job.splits.shape, device=job.device))
+def _trial_loss(model: nn.Module, job: TrainingJob) -> torch.Tensor:
+    """Return the loss of two training samples."""
+    split = job.splits.train
+    first = torch.arange(min(2, len(split)))
+    (batch,) = split.serve([first], job.device)
+    return job.task.loss(model, batch).value
 
 
 def _synced(job: TrainingJob) -> contextlib.AbstractContextManager[Any]:
@@ -291,7 +298,7 @@ def _finish_epoch(state: State, job: TrainingJob, log: Log) -> None:
     progress = state.progress
     if not progress.seen:
         raise DataError("the training split holds no images.")
-    training_score = _training_score(progress, job.processes)
+    training_score = _running_means(progress, job)
     average_statistics(state.model, job.processes)
     if state.average is not None:
         with _synced(job), _precision(job):
@@ -300,16 +307,16 @@ def _finish_epoch(state: State, job: TrainingJob, log: Log) -> None:
         average_statistics(state.network, job.processes)
     batch_size = max(job.batch_size, 256)
     held_out = evaluate(state.network, job.splits.validation, job.device, batch_size, job.processes, job.task)
-    if not math.isfinite(held_out.loss):  # a bad last step of the epoch is only seen here
+    if not (math.isfinite(held_out.loss) and math.isfinite(held_out.value)):
+        # a bad last step of the epoch is only seen here
         raise _diverged(progress, f"the validation loss is not finite after epoch {progress.epoch + 1}")
-    # The loss decides between equal accuracies: on a small validation set many epochs tie.
-    is_best = (held_out.top1, -held_out.loss) > (progress.best, -progress.best_loss)
+    # The loss decides between equal values: on a small validation set many epochs tie.
+    is_best = (held_out.value, -held_out.loss) > (progress.best, -progress.best_loss)
     lr = state.optimizer.param_groups[0]["lr"]
-    training_score = replace(training_score, name=held_out.name)
     record = EpochRecord(progress.epoch + 1, lr, training_score, held_out, is_best)
     state.progress = Progress(
         epoch=progress.epoch + 1,
-        best=held_out.top1 if is_best else progress.best,
+        best=held_out.value if is_best else progress.best,
         best_loss=held_out.loss if is_best else progress.best_loss,
         best_epoch=progress.epoch if is_best else progress.best_epoch,
     )
@@ -317,8 +324,8 @@ def _finish_epoch(state: State, job: TrainingJob, log: Log) -> None:
     log.on_state(state.to_dict(job.processes))
 
 
-def _training_score(progress: Progress, processes: Processes) -> Score:
+def _running_means(progress: Progress, job: TrainingJob) -> RunningMeans:
     seen = torch.tensor(progress.seen, device=progress.correct.device)
-    processes.add(progress.loss_sum, progress.correct, seen)
-    count = int(seen)
-    return Score(float(progress.loss_sum) / count, int(progress.correct) / count, count)
+    job.processes.add(progress.loss_sum, progress.correct, seen)
+    value = int(progress.correct) / int(seen) if job.task.counts else None
+    return RunningMeans(float(progress.loss_sum) / int(seen), value)

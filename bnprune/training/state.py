@@ -13,7 +13,7 @@ from torch import nn
 from bnprune.errors import CheckpointError, ConfigError
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
 from bnprune.training.ema import Average
-from bnprune.training.tasks.classification import exact_type
+from bnprune.training.tasks.scores import exact_type
 from bnprune.training.tasks.task import Loss
 
 
@@ -24,8 +24,8 @@ class Progress:
     epoch: int = 0
     step: int = 0
     """Micro-batch within the epoch."""
-    best: float = -1.0
-    """Best validation accuracy so far."""
+    best: float = -math.inf
+    """Best main value on the validation images so far."""
     best_loss: float = math.inf
     """The validation loss of that epoch."""
     best_epoch: int = -1
@@ -38,7 +38,8 @@ class Progress:
         """Add a micro-batch; the sums stay on the device."""
         value = loss.value.detach()
         self.loss_sum = self.loss_sum.to(value.device, exact_type(value.device)) + value * loss.count
-        self.correct = self.correct.to(value.device) + loss.correct
+        if loss.correct is not None:
+            self.correct = self.correct.to(value.device) + loss.correct
         self.seen += loss.count
         self.step += 1
 
@@ -46,11 +47,6 @@ class Progress:
     def loss(self) -> float:
         """Mean loss of this epoch so far."""
         return float(self.loss_sum) / max(1, self.seen)
-
-    @property
-    def top1(self) -> float:
-        """Accuracy of this epoch so far."""
-        return int(self.correct) / max(1, self.seen)
 
 
 @dataclass

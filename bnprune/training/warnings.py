@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bnprune.config.metrics import metric_of
 from bnprune.notes import Note
+from bnprune.training.evaluate import Score
 
 _FEWEST = 8
 """Smallest number of images per batch for which the batch mean is a useful estimate (Wu & He 2018, figure 1)."""
@@ -24,18 +26,21 @@ def small_batches(size: int) -> Note | None:
     return Note("train.small_batches", "warning", text)
 
 
-def collapse(before: float, now: float, classes: int) -> Note | None:
-    """Return a warning if validation accuracy has lost more than half of what it had above chance.
+def collapse(before: float, now: Score, classes: int) -> Note | None:
+    """Return a warning if the main value on validation images has lost more than half of what it had above chance.
 
-    Example: with 10 classes, 90% is 80 points above chance; the warning comes below 10% + 40% = 50%.
+    Example: with 10 classes, 90% is 80 points above chance; the warning comes below 10% + 40% = 50%. There is none for
+    metrics that are not shares: nothing is known about their range.
 
     Args:
-        before: The best accuracy so far, in [0, 1].
-        now: The present accuracy.
-        classes: Number of classes; the accuracy of guessing is one over it.
+        before: The best value so far.
+        now: The present score.
+        classes: Number of classes; the accuracy of guessing is one over it. For other metrics, chance is 0.
     """
-    chance = 1 / classes
+    metric = metric_of(now.name)
+    chance = 1 / classes if now.name == "top1" else 0.0
     had = before - chance
-    if had < 0.1 or now - chance >= had / 2:
+    if not metric.share or had < 0.1 or now.value - chance >= had / 2:
         return None
-    return Note("train.collapse", "warning", f"validation accuracy fell from {before:.2%} to {now:.2%}")
+    fell = f"from {metric.text(before)} to {metric.text(now.value)}"
+    return Note("train.collapse", "warning", f"validation {metric.label} fell {fell}")

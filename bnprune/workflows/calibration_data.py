@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bnprune.config.schema import PipelineConfig
 from bnprune.config.user_code import call_factory
-from bnprune.data import load_data
+from bnprune.data import splits_of
 from bnprune.data.splits import Normalisation
 from bnprune.data.unlabelled import Preprocessing, unlabelled_images
 from bnprune.errors import BnpruneError, ConfigError, DataError, UntrustedError, about, shortened
@@ -98,8 +98,7 @@ def preprocessing_of(
 
 def _known(network: NetworkSource, recipe: PipelineConfig | None) -> Normalisation | None:
     try:
-        data = (recipe or network.config(sections=("data",))).data
-        return load_data(data, needs_labels=False).normalisation
+        return splits_of(recipe or network.config(sections=("data",)), needs_labels=False).normalisation
     except BnpruneError:
         return None
 
@@ -109,8 +108,7 @@ def _recorded(used: Preprocessing) -> PreprocessingUsed:
 
 
 def _from_recipe(network: NetworkSource, count: int) -> CalibrationData:
-    config = network.config(sections=("data",)).data
-    splits = load_data(config)
+    splits = splits_of(network.config(sections=("data",)))
     shape = network.header.input_shape
     if shape is not None and tuple(splits.shape) != tuple(shape):
         raise DataError(f"its images are {tuple(splits.shape)}, and the network takes {tuple(shape)}.")

@@ -11,11 +11,13 @@ import torch
 
 from bnprune.config.recipe import load_recipe
 from bnprune.config.schema import PipelineConfig
-from bnprune.data import Splits, load_data
+from bnprune.data import Splits, splits_of
 from bnprune.errors import ConfigError
 from bnprune.runs.network_source import NetworkSource, open_source, refuse_other_model
 from bnprune.runs.preflight import choose_device
 from bnprune.training.compatibility import require_fit
+from bnprune.training.tasks.factory import make_task
+from bnprune.training.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class NetworkWithData:
     config: PipelineConfig
     splits: Splits
     device: torch.device
+    task: Task
 
 
 def open_with_data(
@@ -42,7 +45,7 @@ def open_with_data(
     """Open a network, and the data of the given recipe, or else of the recipe that is stored with the network.
 
     Raises:
-        ConfigError: There is no recipe, or the data does not fit the network.
+        ConfigError: There is no recipe, or the data does not fit the network or the task.
         CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
     """
     refuse_other_model(overrides)
@@ -55,8 +58,9 @@ def open_with_data(
         message = f"{network.label}: no recipe is stored with it. Give one that names the data."
         raise ConfigError(message, remedy={"recipe": "CONFIG.yaml"})
     else:
-        config = network.config(overrides, sections=("data",))
+        config = network.config(overrides, sections=("data", "task"))
     device = choose_device(config.device)
-    splits = load_data(config.data)
-    require_fit(network.model, splits, network.label)
-    return NetworkWithData(network, config, splits, device)
+    splits = splits_of(config)
+    task = make_task(config.task, splits.classes)
+    require_fit(network.model, splits, network.label, task=task)
+    return NetworkWithData(network, config, splits, device, task)

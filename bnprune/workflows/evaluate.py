@@ -50,10 +50,11 @@ def evaluate(
         trust=trust,
     )
     network, splits, device = opened.source.model.to(opened.device), opened.splits, opened.device
-    validation = evaluate_model(network, splits.validation, device)
-    test = evaluate_model(network, splits.test, device)
-    return EvaluateResult(accuracy=test.top1, validation=_score(validation), test=_score(test))
+    validation = evaluate_model(network, splits.validation, device, task=opened.task)
+    test = evaluate_model(network, splits.test, device, task=opened.task)
+    return EvaluateResult(accuracy=test.value, metric=test.name, validation=_score(validation), test=_score(test))
 
 
 def _score(score: Score) -> SplitScore:
-    return SplitScore(top1=score.top1, loss=score.loss, count=score.count)
+    loss = score.values.get("loss")
+    return SplitScore(top1=score.value, loss=loss, count=score.count, values=dict(score.values))

@@ -12,7 +12,7 @@ from torch import nn
 from bnprune.config.bounded_reading import require_batch
 from bnprune.config.recipe import load_recipe
 from bnprune.config.tables import FORMATS, format_of
-from bnprune.data import load_data
+from bnprune.data import splits_of
 from bnprune.errors import BnpruneError, ConfigError, first_line
 from bnprune.exporters.card import model_card
 from bnprune.exporters.export import ExportOptions, export_network
@@ -30,6 +30,7 @@ from bnprune.runs.network_source import NetworkSource, open_source
 from bnprune.runs.outputs import require_output
 from bnprune.runs.results import ExportFigures, InputFormat
 from bnprune.training.compatibility import require_fit
+from bnprune.training.tasks.factory import make_task
 from bnprune.workflows.results import ExportResult
 
 
@@ -150,9 +151,9 @@ def _real(
     if recipe is None and network.header.config is None:
         return (), ["compared on random inputs only: no recipe names the data"]
     try:
-        config = network.config(sections=("data",)) if recipe is None else load_recipe(Path(recipe))
-        splits = load_data(config.data)
-        require_fit(network.model, splits, network.label)
+        config = network.config(sections=("data", "task")) if recipe is None else load_recipe(Path(recipe))
+        splits = splits_of(config)
+        require_fit(network.model, splits, network.label, task=make_task(config.task, splits.classes))
         return list(real_batches(splits, batch)), []
     except BnpruneError as error:
         if recipe is not None:

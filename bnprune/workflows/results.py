@@ -187,12 +187,16 @@ class InspectResult(Document):
 
 
 class SplitScore(Document):
-    """Accuracy and loss on one split of the data."""
+    """The values of a network on one split of the data."""
 
     top1: float
-    loss: float
+    """The main value: for classification, the top-1 accuracy in [0, 1]."""
+    loss: float | None
+    """None if the task has none."""
     count: int
     """Number of images."""
+    values: dict[str, float] = Field(default_factory=dict)
+    """All values of the task by name, the main one first."""
 
 
 class EvaluateResult(Document):
@@ -200,7 +204,9 @@ class EvaluateResult(Document):
 
     schema_: Literal["bnprune.evaluate/1"] = Field(default="bnprune.evaluate/1", alias="schema")
     accuracy: float
-    """Top-1 accuracy on test images, in [0, 1]."""
+    """The main value on test images: for classification, the top-1 accuracy in [0, 1]."""
+    metric: str = "top1"
+    """Name of the main value."""
     validation: SplitScore
     test: SplitScore
 
@@ -210,8 +216,10 @@ class SweepResult(Document):
 
     schema_: Literal["bnprune.sweep/1"] = Field(default="bnprune.sweep/1", alias="schema")
     by: Literal["ratio", "macs"]
+    metric: str = "top1"
+    """Name of the main value of the task, which stands under "accuracy" in every point."""
     tolerance: float
-    """Loss of validation accuracy that is allowed."""
+    """Loss of validation accuracy that is allowed, in the unit of the main value."""
     images: int
     """Validation images on which the networks were compared."""
     confidence: float
@@ -338,6 +346,8 @@ class SensitivityResult(Document):
     """Shape of one input, without the batch."""
     images: int
     """Validation images on which the networks were evaluated."""
+    metric: str = "top1"
+    """Name of the main value of the task, which stands under "accuracy"."""
     accuracy: float
     """Validation accuracy before the cuts."""
     shares: list[float]

@@ -99,16 +99,17 @@ def _measured(
 ) -> Sensitivity:
     config, network = opened.config.prune or PruneConfig(), opened.source
     request = request_of(config)
-    score = validation_score(opened.splits, opened.device)
+    score = validation_score(opened.splits, opened.device, opened.task)
+    start = start_of(network.model, opened.device, score)
     table = Sensitivity(
         model=type(network.model).__name__,
         digest=_identity(network),
         weights=weights_digest(network.model),
         shape=tuple(opened.splits.shape),
         shares=shares,
-        settings=_settings(request, config),
+        settings=_settings(request, config, start.name),
         images=len(opened.splits.validation),
-        accuracy=start_of(network.model, opened.device, score),
+        accuracy=start.value,
     )
     if known is not None:
         table = _continued(out, known, table, display)
@@ -129,11 +130,12 @@ def _measured(
     return table
 
 
-def _settings(request: Request, config: PruneConfig) -> dict[str, Any]:
+def _settings(request: Request, config: PruneConfig, metric: str) -> dict[str, Any]:
     """Return what the accuracies depend on, besides the network, the data and the shares."""
     asked = {name: value for name, value in constraints_of(request).items() if name not in ("cap", "layer_ratios")}
     recovery = {name: getattr(config, name) for name in _OF_RECOVERY}
-    return {"criterion": request.criterion, **asked, **recovery}
+    judged = {} if metric == "top1" else {"metric": metric}
+    return {"criterion": request.criterion, **asked, **recovery, **judged}
 
 
 def _continued(out: Path, known: Sensitivity, wanted: Sensitivity, display: Display) -> Sensitivity:
@@ -168,6 +170,7 @@ def _result(opened: NetworkWithData, table: Sensitivity, seconds: float, out: Pa
         model=opened.source.header.spec.to_dict(),
         input=list(table.shape),
         images=table.images,
+        metric=str(table.settings.get("metric", "top1")),
         accuracy=table.accuracy,
         shares=list(table.shares),
         groups=[

@@ -85,7 +85,7 @@ def sweep(
         request,
         config,
         opened.config.data.batch_size,
-        score=paired_score(opened.splits, opened.device),
+        score=paired_score(opened.splits, opened.device, opened.task),
         by=by,
         values=values,
     )
@@ -94,6 +94,7 @@ def sweep(
     choice = choose(swept.points, allowed)
     return SweepResult(
         by=by,
+        metric=swept.metric,
         tolerance=allowed,
         images=swept.images,
         confidence=CONFIDENCE,

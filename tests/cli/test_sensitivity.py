@@ -51,7 +51,7 @@ def table(measured: tuple[str, dict[str, Any]], here: Path) -> Path:
 def test_each_group_is_cut_alone(trained: Path, measured: tuple[str, dict[str, Any]]) -> None:
     _, made = measured
     model = package.load(trained / "checkpoints" / "train.safetensors")
-    start = evaluate(model, DIGITS.validation, torch.device("cpu")).top1
+    start = evaluate(model, DIGITS.validation, torch.device("cpu")).value
     assert made["accuracy"] == start
     assert made["images"] == len(DIGITS.validation)
     assert [[point["share"] for point in group["points"]] for group in made["groups"]] == [[0.5, 0.75]] * 2
@@ -60,7 +60,7 @@ def test_each_group_is_cut_alone(trained: Path, measured: tuple[str, dict[str, A
     ratios = dict.fromkeys(group["layers"], 0.5)
     alone = package.prune(model, DIGITS.example, ratio=0.01, layer_ratios=ratios, exclude=names)
     assert group["points"][0]["removed"] == group["channels"] / 2
-    assert group["points"][0]["plain"] == evaluate(alone.model, DIGITS.validation, torch.device("cpu")).top1
+    assert group["points"][0]["plain"] == evaluate(alone.model, DIGITS.validation, torch.device("cpu")).value
     assert all(point["accuracy"] >= point["plain"] for other in made["groups"] for point in other["points"])
 
 

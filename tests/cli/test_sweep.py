@@ -51,7 +51,7 @@ def test_a_sweep_tries_and_recommends(trained: Path, here: Path) -> None:
     assert start["macs"] == 1 > points[0]["macs"] > points[1]["macs"]
     dense = bnprune.load(trained / "checkpoints" / "train.safetensors")
     plain = bnprune.prune(dense, DIGITS.example, ratio=0.3).model
-    assert points[0]["plain"] == evaluate(plain, DIGITS.validation, CPU).top1
+    assert points[0]["plain"] == evaluate(plain, DIGITS.validation, CPU).value
     assert points[0]["params"] == pytest.approx(count(plain) / count(dense))
     assert found["recommended"] == points[1]
     assert (found["images"], found["confidence"]) == (len(DIGITS.validation), 0.95)
@@ -110,13 +110,13 @@ def test_recovery_keeps_what_does_best(trained: Path) -> None:
     next(dense.train().children()).eval()  # a part that is frozen
     modes = [module.training for module in (*dense.modules(), *result.model.modules())]
     found = recover(dense, result.model, result.plan, splits, CPU, score=validation_score(splits, CPU), batches=5)
-    assert found.scores["plain"].top1 == evaluate(result.model, splits.validation, CPU).top1
+    assert found.scores["plain"].value == evaluate(result.model, splits.validation, CPU).value
     assert [*found.scores] == [
         "plain", "compensated", "reconstructed",
         "recalibrated", "compensated + recalibrated", "reconstructed + recalibrated",
     ]  # fmt: skip
-    assert found.scores[found.chosen].top1 == max(score.top1 for score in found.scores.values())
-    assert evaluate(found.model, splits.validation, CPU).top1 == found.scores[found.chosen].top1
+    assert found.scores[found.chosen].value == max(score.value for score in found.scores.values())
+    assert evaluate(found.model, splits.validation, CPU).value == found.scores[found.chosen].value
     assert all(torch.equal(tensor, before[name]) for name, tensor in result.model.state_dict().items())
     assert modes == [module.training for module in (*dense.modules(), *result.model.modules())]
     bare = recover(

@@ -100,7 +100,7 @@ def test_two_processes_with_half_the_batch_each_match_one() -> None:
     for mine, theirs in zip(epochs, first_epochs, strict=True):
         for one, two in zip(mine, theirs, strict=True):
             assert one.count == two.count
-            assert one.top1 == two.top1
+            assert one.value == two.value
             assert one.loss == pytest.approx(two.loss, rel=1e-4)
 
 
@@ -207,7 +207,7 @@ def test_gradients_statistics_and_scores() -> None:
         assert all(close.values()), close
         assert all(statistics.values()), statistics
         assert averages == ([1.5, 1.5], [1.0, 1.0])
-        assert (score.top1, score.count) == (alone.top1, 45)
+        assert (score.value, score.count) == (alone.value, 45)
         assert score.loss == pytest.approx(alone.loss, rel=1e-6)
 
 

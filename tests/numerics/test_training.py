@@ -204,7 +204,7 @@ def test_evaluation_counts_every_image_once() -> None:
     with torch.no_grad():
         logits = tiny().eval()(pixels)
     assert score.count == 37
-    assert score.top1 == pytest.approx((logits.argmax(1) == split.labels).float().mean().item())
+    assert score.value == pytest.approx((logits.argmax(1) == split.labels).float().mean().item())
     assert score.loss == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=1e-5)
     assert model.training
 

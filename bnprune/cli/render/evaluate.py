@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from bnprune.cli.render.tables import show_rows
+from bnprune.config.metrics import metric_of
 from bnprune.workflows.results import EvaluateResult
 
 
 def show_evaluate(result: EvaluateResult) -> None:
-    """Print accuracy and loss on both splits."""
-    scores = {"validation": result.validation, "test": result.test}
-    rows = [(name, f"{score.top1:.2%}", f"{score.loss:.4f}", str(score.count)) for name, score in scores.items()]
-    show_rows(["split", "accuracy", "loss", "images"], rows)
+    """Print the values of the task on both splits."""
+    metrics = {name: metric_of(name) for name in result.test.values if name != "loss"}
+    columns = [metric.label for metric in metrics.values()] + ["loss"] * ("loss" in result.test.values)
+    rows = [
+        (
+            split,
+            *(metric.text(score.values.get(name)) for name, metric in metrics.items()),
+            *([f"{score.values['loss']:.4f}"] if "loss" in score.values else []),
+            str(score.count),
+        )
+        for split, score in (("validation", result.validation), ("test", result.test))
+    ]
+    show_rows(["split", *columns, "images"], rows)

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from bnprune.cli.render.console import print_text, stderr
 from bnprune.cli.render.tables import percent
 from bnprune.cli.verbosity import VERBOSITY
+from bnprune.config.metrics import metric_of
 from bnprune.notes import Note
 from bnprune.runs.results import StageResult
 from bnprune.runs.stages import title_of
@@ -62,10 +63,12 @@ class RichDisplay:
 
     def epoch(self, record: EpochRecord, epochs: int, gamma: GammaStatistics | None) -> None:
         """Print a line per epoch."""
-        width = len(str(epochs))
+        width, metric = len(str(epochs)), metric_of(record.validation.name)
+        running = "" if record.train.value is None else f"  train {metric.text(record.train.value):>6}"
+        name = "" if record.validation.name == "top1" else f" {metric.label}"
         line = (
-            f"  epoch {record.epoch:{width}}/{epochs}  loss {record.train.loss:.3f}  train {record.train.top1:6.2%}"
-            f"  validation {record.validation.top1:6.2%}{' *' if record.is_best else '  '}"
+            f"  epoch {record.epoch:{width}}/{epochs}  loss {record.train.loss:.3f}{running}"
+            f"  validation{name} {metric.text(record.validation.value):>6}{' *' if record.is_best else '  '}"
         )
         if gamma is not None:
             line += f"  {describe_gamma(gamma)}"
@@ -77,7 +80,8 @@ class RichDisplay:
         """Close a stage with its accuracy."""
         self._close()
         if figures.teacher is None:
-            reached = f"test accuracy {percent(figures.accuracy)}"
+            metric = metric_of(figures.metric)
+            reached = f"test {metric.label} {metric.text(figures.accuracy)}"
         else:
             reached = f"{percent(figures.teacher.agreement)} of the held-out images are classified as by the teacher"
         self.note(f"  {title_of(stage)}: {reached}, {figures.seconds:.1f} s")

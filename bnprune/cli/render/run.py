@@ -7,7 +7,8 @@ from collections.abc import Callable
 from bnprune.cli.render.console import print_text, stdout
 from bnprune.cli.render.output import output
 from bnprune.cli.render.progress import RichDisplay
-from bnprune.cli.render.tables import percent, show_rows
+from bnprune.cli.render.tables import show_rows
+from bnprune.config.metrics import metric_of
 from bnprune.reporting.number_format import count
 from bnprune.runs.display import Display
 from bnprune.runs.stages import title_of
@@ -25,7 +26,8 @@ def run_with_progress(work: Callable[[Display], RunResult], *, as_json: bool) ->
 
 def show_run(result: RunResult) -> None:
     """Print the figures of every stage side by side, and the path of the run directory."""
-    columns = ["network", "test accuracy", "parameters", "MACs", "BN channels", "file", "latency"]
+    metric = metric_of(next((figures.metric for figures in result.stages.values()), "top1"))
+    columns = ["network", f"test {metric.label}", "parameters", "MACs", "BN channels", "file", "latency"]
     networks = [*result.before.items(), *result.stages.items()]
     show_rows(columns, [_row(stage, figures) for stage, figures in networks])
     proofs = [figures.verification for figures in result.stages.values() if figures.verification is not None]
@@ -42,7 +44,7 @@ def show_run(result: RunResult) -> None:
 def _row(stage: str, figures: StageResult) -> tuple[str, ...]:
     return (
         title_of(stage),
-        percent(figures.accuracy),
+        metric_of(figures.metric).text(figures.accuracy),
         count(figures.params),
         count(figures.macs),
         str(figures.channels),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from bnprune.cli.render.console import print_text, stdout
 from bnprune.cli.render.notes import show_notes
-from bnprune.cli.render.tables import percent, show_rows
+from bnprune.cli.render.tables import show_rows
+from bnprune.config.metrics import Metric, metric_of
 from bnprune.errors import about
 from bnprune.reporting.charts import sensitivity_map
 from bnprune.reporting.number_format import plural
@@ -18,19 +19,20 @@ def show_sensitivity(result: SensitivityResult) -> None:
     """Print the accuracy of each cut, and the file."""
     console = stdout()
     columns = ["layers", "channels", *(f"{share:.0%}" for share in result.shares)]
-    show_rows(columns, [_row(group, result.shares) for group in result.groups])
+    metric = metric_of(result.metric)
+    show_rows(columns, [_row(group, result.shares, metric) for group in result.groups])
     print_text(
         console,
-        f"Accuracy of {plural(result.images, 'validation image')} after recovery, by share of the channels removed; "
-        f"{result.accuracy:.2%} before the cuts",
+        f"{metric.title} of {plural(result.images, 'validation image')} after recovery, by share of the channels "
+        f"removed; {metric.text(result.accuracy)} before the cuts",
     )
     show_notes(console, result.notes)
     print_text(console, f"wrote {result.out}")
 
 
-def _row(group: GroupCuts, shares: list[float]) -> tuple[str, ...]:
+def _row(group: GroupCuts, shares: list[float], metric: Metric) -> tuple[str, ...]:
     name, measured = _measured(group)
-    return name, str(group.channels), *(percent(measured.get(share), 1) for share in shares)
+    return name, str(group.channels), *(metric.text(measured.get(share), 1) for share in shares)
 
 
 def _measured(group: GroupCuts) -> tuple[str, dict[float, float]]:
@@ -49,4 +51,5 @@ def save_plot(path: Path | None, result: SensitivityResult) -> None:
     if path is None:
         return
     with about("plot"):
-        save_picture(path, [sensitivity_map([*map(_measured, result.groups)], result.shares, result.accuracy)])
+        groups = [*map(_measured, result.groups)]
+        save_picture(path, [sensitivity_map(groups, result.shares, result.accuracy, metric_of(result.metric))])

@@ -9,6 +9,7 @@ from bnprune.cli.render.console import print_text, stdout
 from bnprune.cli.render.notes import show_notes
 from bnprune.cli.render.prune_command import without_flag
 from bnprune.cli.render.tables import show_rows
+from bnprune.config.metrics import Metric, metric_of
 from bnprune.errors import about
 from bnprune.reporting.charts import sweep_chart
 from bnprune.reporting.figures import Chart
@@ -32,7 +33,8 @@ def show_sweep(result: SweepResult, command: Callable[[SweepPoint], str]) -> Non
     console, best = stdout(), result.recommended or result.measured or result.knee
     print_text(console, f"\n{draw(_chart(result, near=True))}\n")
     show_notes(console, result.notes)
-    print_text(console, f"{plural(result.images, 'validation image')}; the allowed loss is {result.tolerance:.1%}.")
+    allowed = _metric(result).text(result.tolerance, 1)
+    print_text(console, f"{plural(result.images, 'validation image')}; the allowed loss is {allowed}.")
     for line in _findings(result):
         print_text(console, line)
     if best is not None:
@@ -51,26 +53,33 @@ def _findings(result: SweepResult) -> Iterator[str]:
     if measured is not None and measured != recommended:
         yield f"within the allowed loss on these images, but not for certain: {_described(measured, result)}"
     if recommended is None and measured is None:
-        yield f"No cut keeps the measured loss within {result.tolerance:.1%}. Allow more, or fine-tune after pruning."
-    yield f"knee: {_described(knee, result)}" if knee is not None else "knee: none; accuracy does not fall steeply"
+        allowed = _metric(result).text(result.tolerance, 1)
+        yield f"No cut keeps the measured loss within {allowed}. Allow more, or fine-tune after pruning."
+    none = f"knee: none; {_metric(result).label} does not fall steeply"
+    yield none if knee is None else f"knee: {_described(knee, result)}"
+
+
+def _metric(result: SweepResult) -> Metric:
+    return metric_of(result.metric)
 
 
 def _described(point: SweepPoint, result: SweepResult) -> str:
     """Return a cut with its loss, such as "ratio 0.7: 8.0% of the MACs left, validation accuracy 99.30% ..."."""
-    start = result.points[0].accuracy
+    start, metric = result.points[0].accuracy, _metric(result)
     text = (
-        f"{result.by} {point.asked:g}: {point.macs:.1%} of the MACs left, validation accuracy {point.accuracy:.2%} "
-        f"({start:.2%} before pruning)"
+        f"{result.by} {point.asked:g}: {point.macs:.1%} of the MACs left, validation {metric.label} "
+        f"{metric.text(point.accuracy)} ({metric.text(start)} before pruning)"
     )
     if point.lower is None:
         return text
-    return f"{text}; true loss at most {max(start - point.lower, 0.0):.2%} with {result.confidence:.0%} confidence"
+    largest = metric.text(max(start - point.lower, 0.0))
+    return f"{text}; true loss at most {largest} with {result.confidence:.0%} confidence"
 
 
 def _chart(result: SweepResult, *, near: bool = False) -> Chart:
     label = "recommended" if result.recommended else "measured"
     best = result.recommended or result.measured
-    return sweep_chart(result.points, best, result.tolerance, label=label, near=near)
+    return sweep_chart(result.points, best, result.tolerance, _metric(result), label=label, near=near)
 
 
 def require_plot(path: Path | None, *, sources: Iterable[Path | None], recipe: Path | None) -> None:
@@ -100,13 +109,14 @@ def save_plot(path: Path | None, result: SweepResult) -> None:
 
 
 def _row(index: int, point: SweepPoint, result: SweepResult) -> tuple[str, ...]:
+    metric = _metric(result)
     mark = " <" if point == (result.recommended or result.measured) else ""
     return (
         (f"{result.by} {point.asked:g}" if index else "not pruned") + mark,
         f"{point.ratio:.1%}",
         f"{point.macs:.1%}",
         f"{point.params:.1%}",
-        f"{point.plain:.2%}" if index else "",
-        f"{point.accuracy:.2%}",
-        f"{point.lower:.2%} to {point.upper:.2%}" if index and point.lower is not None else "",
+        metric.text(point.plain) if index else "",
+        metric.text(point.accuracy),
+        f"{metric.text(point.lower)} to {metric.text(point.upper)}" if index and point.lower is not None else "",
     )

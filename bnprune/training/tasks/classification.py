@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -11,13 +12,16 @@ from torch.nn import functional as F
 
 from bnprune.channels.forward_pass import raising_forward_errors
 from bnprune.channels.pytrees import as_inputs
-from bnprune.training.tasks.task import Batch, Evaluation, Loss
+from bnprune.training.tasks.scores import logits_of, means_of, sum_of
+from bnprune.training.tasks.task import Batch, Evaluation, Loss, TaskSetting
 
 
 @dataclass(frozen=True, slots=True)
 class Classification:
     """One class per sample: targets are labels, shape (N,), or shares of the classes, shape (N, K)."""
 
+    means: ClassVar[bool] = True
+    counts: ClassVar[bool] = True
     label_smoothing: float = 0.0
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
@@ -28,7 +32,7 @@ class Classification:
         if targets.dim() > 1:  # shares of the classes of the data; the network may have more outputs
             targets = F.pad(targets, (0, logits.shape[1] - targets.shape[1]))
         value = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-        return Loss(value, logits, (logits.detach().argmax(1) == labels).sum(), len(labels))
+        return Loss(value, len(labels), logits, (logits.detach().argmax(1) == labels).sum())
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> Evaluation:
         """Return "top1" (the accuracy) and "loss" (the cross-entropy); the score of a sample is 1 if it is correct.
@@ -46,31 +50,9 @@ class Classification:
             correct.append(logits.argmax(1) == labels)
         scores = torch.cat(correct) if correct else torch.zeros(0, dtype=torch.bool)
         total = torch.stack(losses) if losses else torch.zeros(0)
-        return Evaluation({"top1": scores.sum(), "loss": sum_of(total)}, len(scores), scores)
+        return Evaluation(means_of({"top1": scores.sum(), "loss": sum_of(total)}, len(scores)), len(scores), scores)
 
 
-def sum_of(losses: torch.Tensor) -> torch.Tensor:
-    """Add up losses one after the other, in float64 if the device has it."""
-    total = torch.zeros((), dtype=exact_type(losses.device), device=losses.device)
-    for loss in losses:
-        total += loss
-    return total
-
-
-def exact_type(device: torch.device) -> torch.dtype:
-    """Return the type to add up losses in: float64 if the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def logits_of(output: object) -> torch.Tensor:
-    """Return the class scores in the output of a classifier: the tensor itself, or the first of several."""
-    while not isinstance(output, torch.Tensor):
-        if isinstance(output, dict):
-            output = output.get("logits", output.get("out", next(iter(output.values()))))
-        elif hasattr(output, "logits"):
-            output = output.logits
-        elif isinstance(output, tuple | list) and output:
-            output = output[0]
-        else:
-            raise TypeError(f"expected class scores from the network, got {type(output).__name__}")
-    return output
+def classification(setting: TaskSetting) -> Classification:
+    """Return the task of a recipe."""
+    return Classification(setting.label_smoothing)

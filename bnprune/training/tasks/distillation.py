@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from bnprune.channels.forward_pass import raising_forward_errors
 from bnprune.channels.pytrees import as_inputs
 from bnprune.training.distill import Teacher, divergence
-from bnprune.training.tasks.classification import logits_of, sum_of
+from bnprune.training.tasks.scores import logits_of, means_of, sum_of
 from bnprune.training.tasks.task import Batch, Evaluation, Loss
 
 
@@ -22,6 +23,8 @@ class Distillation:
     The weight of the teacher is not used: there is no other term in the loss.
     """
 
+    means: ClassVar[bool] = True
+    counts: ClassVar[bool] = True
     teacher: Teacher
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
@@ -30,7 +33,7 @@ class Distillation:
         expected = self._expected(inputs)
         logits = logits_of(model(inputs))
         value = divergence(logits, expected, self.teacher.temperature)
-        return Loss(value, logits, _agreeing(logits, expected).sum(), len(logits))
+        return Loss(value, len(logits), logits, _agreeing(logits, expected).sum().long())
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> Evaluation:
         """Return "agreement" (the share of samples with the teacher's class) and "loss" (the divergence).
@@ -48,7 +51,8 @@ class Distillation:
             agreeing.append(_agreeing(logits, expected))
         scores = torch.cat(agreeing) if agreeing else torch.zeros(0, dtype=torch.bool)
         total = torch.stack(losses) if losses else torch.zeros(0)
-        return Evaluation({"agreement": scores.sum(), "loss": sum_of(total)}, len(scores), scores)
+        sums = {"agreement": scores.sum(), "loss": sum_of(total)}
+        return Evaluation(means_of(sums, len(scores)), len(scores), scores)
 
     def _expected(self, inputs: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -56,4 +60,6 @@ class Distillation:
 
 
 def _agreeing(logits: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    return logits.detach().argmax(1) == expected.argmax(1)
+    """Return for each sample if the predictions are equal, bool; for scores of pixels, the share that is."""
+    equal = logits.detach().argmax(1) == expected.argmax(1)
+    return equal if equal.dim() == 1 else equal.flatten(1).float().mean(1)
