@@ -85,8 +85,9 @@ def checked_boxes(target: Any, sample: str, classes: int | None) -> dict[str, An
         )
     if boxes.device.type == "cpu" and not bool((boxes[:, 2:] > boxes[:, :2]).all()):
         raise DataError(f"data: {sample} has an empty box. Boxes are x1, y1, x2, y2 with x1 < x2 and y1 < y2.")
-    limit = 2**31 if classes is None else classes
-    if labels.device.type == "cpu" and bool(((labels < 1) | (labels >= limit)).any()):
-        largest = "" if classes is None else f" to {limit - 1}"
+    labels = labels.long()
+    outside = labels < 1 if classes is None else (labels < 1) | (labels >= classes)
+    if labels.device.type == "cpu" and bool(outside.any()):
+        largest = "" if classes is None else f" to {classes - 1}"
         raise DataError(f"data: the labels of {sample} must be from 1{largest or ' up'}; 0 is the background.")
-    return {**target, "boxes": boxes.float(), "labels": labels.long()}
+    return {**target, "boxes": boxes.float(), "labels": labels}

@@ -48,6 +48,8 @@ class RunningMeans:
     loss: float
     value: float | None
     """Share of the samples that were right; None if the task does not count them."""
+    count: int
+    """Samples, of all processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,4 +330,4 @@ def _running_means(progress: Progress, job: TrainingJob) -> RunningMeans:
     seen = torch.tensor(progress.seen, device=progress.correct.device)
     job.processes.add(progress.loss_sum, progress.correct, seen)
     value = int(progress.correct) / int(seen) if job.task.counts else None
-    return RunningMeans(float(progress.loss_sum) / int(seen), value)
+    return RunningMeans(float(progress.loss_sum) / int(seen), value, int(seen))

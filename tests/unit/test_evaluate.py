@@ -25,6 +25,9 @@ CPU = torch.device("cpu")
 class Confidence:
     """The probability of the right class, as a mean over all samples; with a score per sample, or without."""
 
+    means = True
+    counts = True
+
     def __init__(self, *, scored: bool) -> None:
         self.scored = scored
 
@@ -33,7 +36,7 @@ class Confidence:
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> Evaluation:
         found = torch.cat([model(inputs).softmax(1).gather(1, labels[:, None])[:, 0] for inputs, labels in batches])
-        return Evaluation({"confidence": found.double().sum()}, len(found), found if self.scored else None)
+        return Evaluation({"confidence": float(found.double().mean())}, len(found), found if self.scored else None)
 
 
 def network(seed: int = 0) -> nn.Module:

@@ -53,7 +53,8 @@ class Detection:
         """
         from torchmetrics.detection import MeanAveragePrecision
 
-        metric = MeanAveragePrecision(iou_type="bbox")
+        # Only the leading process evaluates: it must not wait for the others to add their boxes.
+        metric = MeanAveragePrecision(iou_type="bbox", sync_on_compute=False)
         metric.warn_on_many_detections = False
         count = 0
         for images, targets in batches:

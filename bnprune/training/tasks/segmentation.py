@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from bnprune.data.targets import IGNORED
 from bnprune.errors import ConfigError
 from bnprune.training.tasks.scores import logits_of, sum_of
 from bnprune.training.tasks.task import Batch, Evaluation, Loss, TaskSetting
+
+if TYPE_CHECKING:
+    from torchmetrics.classification import MulticlassJaccardIndex
 
 _AUXILIARY_WEIGHT = 0.5
 """Weight of an auxiliary head in the loss, as in torchvision's reference training of segmentation networks."""
@@ -63,8 +66,6 @@ class Segmentation:
             ForwardError: The forward pass of the network fails.
             ConfigError: The network does not return logits for every pixel.
         """
-        from torchmetrics.classification import MulticlassJaccardIndex
-
         metric: MulticlassJaccardIndex | None = None
         losses, counts, right, images = [], [], [], 0
         for inputs, masks in batches:
@@ -76,8 +77,7 @@ class Segmentation:
             counts.append(counted.sum())
             right.append(((logits.argmax(1) == masks) & counted).sum())
             if metric is None:
-                classes = logits.shape[1]
-                metric = MulticlassJaccardIndex(classes, ignore_index=IGNORED, validate_args=False).to(masks.device)
+                metric = _jaccard_index(logits.shape[1]).to(masks.device)
             metric.update(logits.argmax(1), masks)
             images += len(masks)
         if metric is None:
@@ -89,6 +89,13 @@ class Segmentation:
             "loss": float(sum_of(torch.stack(losses))) / pixels,
         }
         return Evaluation(values, images)
+
+
+def _jaccard_index(classes: int) -> MulticlassJaccardIndex:
+    from torchmetrics.classification import MulticlassJaccardIndex
+
+    # Only the leading process evaluates: it must not wait for the others to add their counts.
+    return MulticlassJaccardIndex(classes, ignore_index=IGNORED, validate_args=False, sync_on_compute=False)
 
 
 def pixel_logits(output: object, masks: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,8 @@ class Task(Protocol):
 
     means: ClassVar[bool]
     """True if every value is a mean over the samples, so that several processes can evaluate a part each. Otherwise,
-    one process evaluates all samples."""
+    one process evaluates all samples, while the others wait: metrics of torchmetrics need `sync_on_compute=False`,
+    because they would wait for the other processes in turn."""
     counts: ClassVar[bool]
     """True if `loss` counts the samples that are right (`Loss.correct`)."""
 
