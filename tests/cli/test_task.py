@@ -91,7 +91,8 @@ def test_a_killed_run_resumes_to_equal_bits(ran: tuple[str, Path, dict[str, Any]
     task, path, result = ran
     recipe = recipe_folder() / f"digits-{task}.yaml"
     line = ["run", str(recipe), *SHORT, "prune.reconstruct=64", "--out", str(tmp_path / "run")]
-    process = subprocess.Popen([sys.executable, "-m", "bnprune", *line], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "bnprune", *line]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(tmp_path / "run" / "checkpoints" / "last.safetensors", process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -153,6 +154,10 @@ def test_what_does_not_fit_the_task_is_refused_first(
 # -- a task of the user's own ------------------------------------------------------------------------------------------
 
 
+SMALL = ("model.name=mlp", "model.kwargs={num_classes: 1, in_channels: 1, image_size: 8, hidden: [32]}")
+"""A network that trains in a second."""
+
+
 @pytest.fixture
 def regression(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The task of the README: its code and its recipe."""
@@ -164,7 +169,7 @@ def regression(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_task_of_the_readme_runs_the_whole_pipeline(regression: Path) -> None:
-    quick = ("model.kwargs.width=8", "train.epochs=3", "finetune.epochs=1")
+    quick = (*SMALL, "train.epochs=6", "finetune.epochs=2")
     result = document("run", regression, *quick, "--out", "run")
     assert [figures["metric"] for figures in result["stages"].values()] == ["negative error"] * 3
     errors = {stage: -figures["accuracy"] for stage, figures in result["stages"].items()}
@@ -181,7 +186,7 @@ def test_the_task_of_the_readme_runs_the_whole_pipeline(regression: Path) -> Non
 
 
 def test_a_task_in_a_file_is_not_run_unless_it_is_trusted(regression: Path) -> None:
-    quick = ("model.kwargs.width=4", "train.epochs=1", "finetune.epochs=1", "data.batch_size=64")
+    quick = (*SMALL, "train.epochs=1", "finetune.epochs=1")
     done("run", regression, *quick, "--out", "run")
     path = "run/checkpoints/finetune.safetensors"
     text = refusal(5, "evaluate", path)
