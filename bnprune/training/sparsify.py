@@ -95,7 +95,8 @@ def sparsify(
 
     - `target` adjusts λ in each step so that this share of the prunable channels is at zero after `steps` steps. Then
       `bnprune.prune(model, inputs, ratio=target)` removes channels that no longer do anything.
-    - `travel` computes a constant λ that could move γ by this multiple of its mean, if the loss did not resist.
+    - `travel` computes a constant λ that could move γ by this multiple of its mean, if the loss did not resist and the
+      learning rate stayed at its peak. A schedule moves γ less: linear and cosine decay to zero, half as far.
     - `lambda_` is λ itself.
 
     Without any, `travel` is 5. Leave weight decay off for γ and β: it shrinks all of them alike.
@@ -113,7 +114,9 @@ def sparsify(
         steps: Optimizer steps of the whole training.
         target: Share of the prunable BatchNorm channels to bring below epsilon, in (0, 1). A channel counts if all
             channels that have to be removed with it are below epsilon.
-        travel: Distance by which the penalty alone would move γ, as a multiple of the mean |γ|.
+        travel: Distance by which the penalty alone would move γ at the peak of the learning rate, as a multiple of the
+            mean |γ|. The peak is the one that a schedule names if the optimizer has not taken a step yet, otherwise the
+            present learning rate. If the learning rate rises above that, λ is lowered in proportion.
         lambda_: λ, at least 0.
         penalty: Name of the penalty, see `bnprune.config.tables.PENALTIES`.
         epsilon: A scale factor with |γ| below this counts as zero.
@@ -175,7 +178,9 @@ class Sparsity:
         gammas = require_scale_factors(self._network)
         self._rates = Rates(self._optimizer, gammas)
         self._step, self._start = 0, mean_gamma(gammas)
-        self._strength = config.lambda_ if config.lambda_ != "auto" else self._solved()
+        self._peak = self._rates.peak()
+        """The largest lr · gain that is known, or has come."""
+        self._strength = self._solved(self._peak)
         self._travel = LiveTravel(steps)
         self._penalty: GammaPenalty | None = None
         self._groups: Groups | None = None
@@ -215,6 +220,7 @@ class Sparsity:
             "step": self._step,
             "steps": self._steps,
             "start": self._start,
+            "peak": self._peak,
             "strength": self._strength,
             "travel": self._travel.done,
         }
@@ -231,7 +237,8 @@ class Sparsity:
         if state["steps"] != self._steps:
             raise ConfigError(f"sparsify: the saved state is of {state['steps']:,} steps, not {self._steps:,}.")
         self._step, self._start = int(state["step"]), float(state["start"])
-        self._strength, self._travel.done = float(state["strength"]), float(state["travel"])
+        self._peak, self._strength = float(state["peak"]), float(state["strength"])
+        self._travel.done = float(state["travel"])
         self._travel.step = self._step
         self.notes = tuple(self._warnings())
         if self._penalty is not None:
@@ -257,6 +264,10 @@ class Sparsity:
         assert self._penalty is not None
         moves = self._rates.now()
         self._travel.step, self._travel.rate = self._step, float(torch.as_tensor(moves).max())
+        if self._travel.rate > self._peak:
+            self._peak = self._travel.rate
+            self._strength = self._solved(self._peak)
+            self._steer(self._penalty)
         if self._travel.rate:  # 0 in the first step of some warm-ups
             self._penalty.at(self._step)
             self._penalty.shrink(moves)
@@ -303,14 +314,12 @@ class Sparsity:
     def _steered_limit(self) -> float:
         return strongest_steered(sgd=isinstance(self._optimizer, torch.optim.SGD))
 
-    def _solved(self) -> float:
-        """Return λ of the travel budget, if the learning rate stayed at its peak."""
-        return min((self._config.travel or TRAVEL) * self._start / self._reach, self._limit)
-
-    @property
-    def _reach(self) -> float:
-        """The distance that γ can move at most, with λ = 1."""
-        return max(self._steps * self._rates.peak(), 1e-30)
+    def _solved(self, peak: float) -> float:
+        """Return λ: the one that was given, or that of the travel budget if lr · gain were `peak` in every step."""
+        if self._config.lambda_ != "auto":
+            return self._config.lambda_
+        reach = max(self._steps * peak, 1e-30)
+        return min((self._config.travel or TRAVEL) * self._start / reach, self._limit)
 
     def _on_course(self, removable: float | None) -> bool | None:
         if self._config.target is None or removable is None or self._step == 0:
@@ -327,13 +336,17 @@ class Sparsity:
         return bool(strengths.max() < self._steered_limit)
 
     def _warnings(self) -> Iterator[Note]:
-        needed = self._start / self._reach
+        peak = max(self._peak, self._rates.named_peak())  # the benefit of the doubt: a false warning misleads
+        reach = self._steps * peak  # the distance that γ can move at most, with λ = 1
+        if not reach:  # a warm-up that begins at 0, to a learning rate that only the loop knows
+            return
+        needed = self._start / reach
         steered = self._config.target is not None
-        strength = self._steered_limit if steered else self._strength
-        if not strength or strength * self._reach >= self._start:
+        strength = self._steered_limit if steered else self._solved(peak)
+        if not strength or strength * reach >= self._start:
             return
         text = (
-            f"λ = {strength:.3g} can move γ by at most {strength * self._reach:.2g} in {self._steps:,} steps, and mean "
+            f"λ = {strength:.3g} can move γ by at most {strength * reach:.2g} in {self._steps:,} steps, and mean "
             f"|γ| is {self._start:.2g}: no scale factor will reach zero. "
         )
         if needed <= self._limit and not steered:

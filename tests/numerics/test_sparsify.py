@@ -298,6 +298,52 @@ def test_a_scheduler_that_starts_low_names_its_peak() -> None:
         bnprune.sparsify(model, optimizer, steps=1000, target=0.5)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_names_that_an_earlier_schedule_left_in_the_groups_do_not_count(momentum: float) -> None:
+    model, gain = network(), 1 / (1 - momentum)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=momentum)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=3, cycle_momentum=False)
+    for _ in range(2):
+        step(model, optimizer)
+        schedule.step()
+    optimizer.param_groups[0]["lr"] = 0.001
+    penalty = bnprune.sparsify(model, optimizer, steps=1000, travel=0.01)
+    strength = 0.01 * float(gammas(model).abs().mean()) / (1000 * 0.001 * gain)
+    assert penalty.state_dict()["strength"] == pytest.approx(strength)
+
+
+@pytest.mark.parametrize("first", [0.0, 0.001])
+def test_a_learning_rate_that_only_the_loop_knows(first: float) -> None:
+    """λ falls as the learning rate rises, so that no step moves γ further than `travel` allows."""
+    model = network()
+    mean, steps = float(gammas(model).abs().mean()), 1000
+    optimizer = torch.optim.SGD(model.parameters(), first)
+    with warnings.catch_warnings():
+        if not first:
+            warnings.simplefilter("error")
+        penalty = bnprune.sparsify(model, optimizer, steps=steps, travel=1.5)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for rate in (first, 0.2, 0.5, 0.1):
+        optimizer.param_groups[0]["lr"] = rate
+        before = gammas(model).abs()
+        optimizer.step()
+        moved = (before - gammas(model).abs()).max()
+        assert float(moved) <= 1.5 * mean / steps * 1.001
+    assert penalty.state_dict()["strength"] == pytest.approx(1.5 * mean / (steps * 0.5))
+
+
+def test_a_steered_penalty_follows_a_learning_rate_that_rises() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    penalty = bnprune.sparsify(model, optimizer, steps=10_000, target=0.5)
+    for rate in (0.0, 0.1):
+        optimizer.param_groups[0]["lr"] = rate
+        step(model, optimizer)
+    usual = penalty._penalty.lambda_at.usual
+    assert usual == pytest.approx(penalty.state_dict()["strength"]) == pytest.approx(5 * penalty._start / 1000)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
