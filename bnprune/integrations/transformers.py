@@ -34,6 +34,7 @@ class SparseTraining(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Attach the penalty, at the step of a checkpoint if the Trainer has loaded one."""
+        self._detach()  # a training that an error ended did not call on_train_end
         self.penalty = sparsify(kwargs["model"], kwargs["optimizer"], steps=int(state.max_steps), **self._settings)
         if state.global_step:
             stored = state.stateful_callbacks.get(type(self).__name__, {})
@@ -60,11 +61,14 @@ class SparseTraining(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Detach the penalty."""
-        if self.penalty is not None:
-            self.penalty.detach()
+        self._detach()
 
     def state(self) -> dict[str, Any]:
         """Return the state of the penalty, and those settings that JSON can hold, for the Trainer's checkpoints."""
         saved = {} if self.penalty is None else self.penalty.state_dict()
         plain = {key: value for key, value in self._settings.items() if isinstance(value, str | int | float | None)}
         return {"args": plain, "attributes": {"saved": saved}}
+
+    def _detach(self) -> None:
+        if self.penalty is not None:
+            self.penalty.detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from bnprune.training.penalties.gamma import (
     gamma_statistics,
     mean_gamma,
     require_scale_factors,
+    scale_factors,
 )
 from bnprune.training.penalties.lambda_schedule import Steered
 from bnprune.training.penalties.structured import Groups, gamma_units
@@ -129,8 +131,8 @@ def sparsify(
         The penalty, which is in force until its `detach` is called.
 
     Raises:
-        ConfigError: An argument is out of range, two of target, travel and lambda_ are given, or the optimizer does not
-            train the scale factors of the network.
+        ConfigError: An argument is out of range, two of target, travel and lambda_ are given, the optimizer does not
+            train the scale factors of the network, or another penalty on them is attached to it.
         PruningError: The network has no trainable BatchNorm scale factor.
     """
     if sum(given is not None for given in (target, travel, None if lambda_ == "auto" else lambda_)) > 1:
@@ -141,7 +143,11 @@ def sparsify(
     limits = Constraints(exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude))
     attached = Sparsity(model, optimizer, config, steps, limits, outputs)
     if example_inputs is not None:
-        attached.trace_with(example_inputs)
+        try:
+            attached.trace_with(example_inputs)
+        except BaseException:
+            attached.detach()
+            raise
     for note in attached.notes:
         warnings.warn(str(note), stacklevel=2)
     return attached
@@ -155,6 +161,10 @@ def _checked(**values: Any) -> SparsityConfig:
         where = ".".join(map(str, problem["loc"])).replace("lambda", "lambda_")
         message = problem["msg"].removeprefix("Value error, ")
         raise ConfigError(f"sparsify: {where}: {message}" if where else f"sparsify: {message}") from error
+
+
+_attached: weakref.WeakSet[Sparsity] = weakref.WeakSet()
+"""All penalties that are attached to an optimizer. An optimizer alone refers to its hooks, so they end with it."""
 
 
 class Sparsity:
@@ -177,6 +187,7 @@ class Sparsity:
         self._config, self._steps, self._limits, self._outputs = config, steps, limits, outputs
         gammas = require_scale_factors(self._network)
         self._rates = Rates(self._optimizer, gammas)
+        self._require_no_other(gammas)
         self._step, self._start = 0, mean_gamma(gammas)
         self._peak = self._rates.peak()
         """The largest lr · gain that is known, or has come."""
@@ -188,6 +199,7 @@ class Sparsity:
         """The target as a share of all scale factors."""
         self._inputs = FirstInputs()
         self._step_hook = self._optimizer.register_step_post_hook(self._after_step)
+        _attached.add(self)
         self.notes = tuple(self._warnings())
         if self._is_traced:
             self._inputs.watch(model)
@@ -248,11 +260,25 @@ class Sparsity:
         """Remove all hooks. The penalty has no effect from now on."""
         self._step_hook.remove()
         self._inputs.detach()
+        _attached.discard(self)
 
     def trace_with(self, example_inputs: Any) -> None:
         """Trace the network now, with these inputs instead of those of the first forward pass."""
         self._inputs.set(self._network, example_inputs)
         self._build_penalty()
+
+    def _require_no_other(self, gammas: Sequence[nn.Parameter]) -> None:
+        """Refuse a second penalty on the same scale factors; one that has reached its last step is detached."""
+        mine = {id(gamma) for gamma in gammas}
+        for other in [one for one in _attached if one._optimizer is self._optimizer]:
+            if mine.isdisjoint(map(id, scale_factors(other._network))):
+                continue
+            if other._step < other._steps:
+                raise ConfigError(
+                    f"sparsify: a penalty is attached to this optimizer already, in step {other._step:,} of "
+                    f"{other._steps:,}, and both would act. Call its detach() first."
+                )
+            other.detach()
 
     # -- the penalty ---------------------------------------------------------------------------------------------------
 

@@ -185,19 +185,28 @@ def with_lightning(model: nn.Module, epochs: int, target: float | None) -> bnpru
     return callback.penalty.gammas()
 
 
+class WithLoss(nn.Module):
+    """A network as transformers' Trainer takes it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.net(images)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def items(count: int | None = None) -> list[dict[str, torch.Tensor]]:
+    """Training images as transformers' Trainer takes them."""
+    images, labels, _, _ = digits()
+    return [{"images": image, "labels": label} for image, label in zip(images[:count], labels[:count], strict=True)]
+
+
 def with_transformers(model: nn.Module, epochs: int, target: float | None) -> bnprune.SparsityState | None:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from bnprune.integrations.transformers import SparseTraining
-
-    class WithLoss(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = model
-
-        def forward(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-            logits = self.net(images)
-            return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
     class Recorder(TrainerCallback):
         def __init__(self) -> None:
@@ -207,15 +216,15 @@ def with_transformers(model: nn.Module, epochs: int, target: float | None) -> bn
             self.logged = logs
 
     recorder = Recorder()
-    images, labels, _, _ = digits()
-    items = [{"images": image, "labels": label} for image, label in zip(images, labels, strict=True)]
     callback = SparseTraining(target=target) if target else None
     arguments = TrainingArguments(
         num_train_epochs=epochs, per_device_train_batch_size=BATCH, learning_rate=3e-3, weight_decay=0.0,
         lr_scheduler_type="cosine", report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True,
         logging_strategy="epoch", remove_unused_columns=False, optim="adamw_torch",
     )  # fmt: skip
-    trainer = Trainer(WithLoss(), arguments, train_dataset=items, callbacks=[callback, recorder] if callback else [])
+    trainer = Trainer(
+        WithLoss(model), arguments, train_dataset=items(), callbacks=[callback, recorder] if callback else []
+    )
     trainer.train()
     if callback is None or callback.penalty is None:
         return None
@@ -305,24 +314,13 @@ def test_a_training_of_transformers_goes_on_from_its_checkpoint(tmp_path: Path) 
     transformers = pytest.importorskip("transformers")
     from bnprune.integrations.transformers import SparseTraining
 
-    class WithLoss(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = network()
-
-        def forward(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"loss": F.cross_entropy(self.net(images), labels)}
-
-    images, labels, _, _ = digits()
-    items = [{"images": image, "labels": label} for image, label in zip(images[:640], labels, strict=False)]
-
     def trained(**start: Any) -> tuple[nn.Module, Any]:
-        model, callback = WithLoss(), SparseTraining(target=0.5)
+        model, callback = WithLoss(network()), SparseTraining(target=0.5)
         arguments = transformers.TrainingArguments(
             output_dir=str(tmp_path), num_train_epochs=2, per_device_train_batch_size=64, learning_rate=3e-3,
             report_to=[], save_steps=7, use_cpu=True, disable_tqdm=True, remove_unused_columns=False,
         )  # fmt: skip
-        transformers.Trainer(model, arguments, train_dataset=items, callbacks=[callback]).train(**start)
+        transformers.Trainer(model, arguments, train_dataset=items(640), callbacks=[callback]).train(**start)
         return model.net, callback.penalty
 
     whole, penalty = trained()
@@ -330,3 +328,33 @@ def test_a_training_of_transformers_goes_on_from_its_checkpoint(tmp_path: Path) 
     assert again.gammas().step == penalty.gammas().step == 20
     assert again.gammas().quantiles == pytest.approx(penalty.gammas().quantiles, abs=1e-6)
     assert all(map(torch.allclose, whole.parameters(), resumed.parameters()))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trainer_of_transformers_that_trains_again_after_an_error(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from bnprune.integrations.transformers import SparseTraining
+
+    class FailsOnce(transformers.TrainerCallback):
+        failed = False
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if not self.failed:
+                self.failed = True
+                raise RuntimeError("the first training ends here")
+
+    callback = SparseTraining(target=0.5)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=64, learning_rate=3e-3,
+        report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, remove_unused_columns=False,
+    )  # fmt: skip
+    trainer = transformers.Trainer(
+        WithLoss(network()), arguments, train_dataset=items(), callbacks=[callback, FailsOnce()]
+    )
+    with pytest.raises(RuntimeError, match="the first training ends here"):
+        trainer.train()
+    first = callback.penalty
+    trainer.train()
+    assert first is not None
+    assert callback.penalty is not None
+    assert (first.gammas().step, callback.penalty.gammas().step) == (1, 3)

@@ -251,6 +251,30 @@ def test_after_detach_and_after_the_last_step_nothing_happens() -> None:
     assert not optimizer._optimizer_step_post_hooks
 
 
+def test_a_second_penalty_on_the_same_scale_factors_is_refused() -> None:
+    model, other = network(), network()
+    optimizer = torch.optim.SGD([*model.parameters(), *other.parameters()], 0.05)
+    penalty = bnprune.sparsify(model, optimizer, steps=2, lambda_=0.3)
+    bnprune.sparsify(other, optimizer, steps=2, lambda_=0.3)
+    with pytest.raises(ConfigError, match=r"attached to this optimizer already, in step 0 of 2.*detach\(\) first"):
+        bnprune.sparsify(nn.DataParallel(model), optimizer, steps=2, lambda_=0.3)
+    penalty.detach()
+    bnprune.sparsify(model, optimizer, steps=2, lambda_=0.3)
+    for _ in range(2):
+        optimizer.step()
+    bnprune.sparsify(model, optimizer, steps=2, lambda_=0.3)  # the one before has come to its end
+    assert len(optimizer._optimizer_step_post_hooks) == 2
+
+
+def test_a_call_that_fails_attaches_nothing() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    with pytest.raises(PruningError):
+        bnprune.sparsify(model, optimizer, steps=10, target=0.5, example_inputs=IMAGES[:, :2])
+    assert not optimizer._optimizer_step_post_hooks
+    bnprune.sparsify(model, optimizer, steps=10, target=0.5, example_inputs=IMAGES)
+
+
 def test_compiled_and_wrapped_networks() -> None:
     model = network()
     compiled = torch.compile(model, backend="eager")
@@ -271,6 +295,7 @@ def test_a_penalty_that_cannot_have_an_effect_is_named_before_training() -> None
     with pytest.warns(UserWarning, match="no scale factor will reach zero. Use λ above"):
         weak = bnprune.sparsify(model, optimizer, steps=10_000, lambda_=1e-5)
     assert [note.code for note in weak.notes] == ["sparsify.too_weak"]
+    weak.detach()
     with pytest.warns(UserWarning, match="Train for more steps"):
         bnprune.sparsify(model, optimizer, steps=10, target=0.5)
     with warnings.catch_warnings():
