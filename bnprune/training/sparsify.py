@@ -12,12 +12,14 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.modules import unwrapped
+from bnprune.channels.torch_internals import own_tensors
 from bnprune.channels.trace_network import Outputs, trace
 from bnprune.config.schema import SparsityConfig
 from bnprune.errors import ConfigError
 from bnprune.notes import Note
-from bnprune.pruning.candidates import Constraints
+from bnprune.pruning.candidates import Constraints, matches, require_match
 from bnprune.training.first_inputs import FirstInputs
 from bnprune.training.optimizer_rates import LiveTravel, Rates, torch_optimizer, was_skipped
 from bnprune.training.penalties.gamma import (
@@ -122,7 +124,8 @@ def sparsify(
         lambda_: λ, at least 0.
         penalty: Name of the penalty, see `bnprune.config.tables.PENALTIES`.
         epsilon: A scale factor with |γ| below this counts as zero.
-        exclude: Layers that will not be pruned, as for `bnprune.prune`; a target does not pull them to zero.
+        exclude: Layers that will not be pruned, by their names in `model` (in a wrapper, those of the network inside),
+            as for `bnprune.prune`; a target does not pull them to zero.
         outputs: As for `bnprune.prune`.
         example_inputs: As for `bnprune.prune`. By default, the network is traced with the inputs of its first forward
             pass. Needed if the loop calls parts of the network one by one.
@@ -131,8 +134,9 @@ def sparsify(
         The penalty, which is in force until its `detach` is called.
 
     Raises:
-        ConfigError: An argument is out of range, two of target, travel and lambda_ are given, the optimizer does not
-            train the scale factors of the network, or another penalty on them is attached to it.
+        ConfigError: An argument is out of range, two of target, travel and lambda_ are given, no layer has a name in
+            `exclude`, the optimizer does not train the scale factors of the network, or another penalty on them is
+            attached to it.
         PruningError: The network has no trainable BatchNorm scale factor.
     """
     if sum(given is not None for given in (target, travel, None if lambda_ == "auto" else lambda_)) > 1:
@@ -140,8 +144,8 @@ def sparsify(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigError(f"sparsify: steps is the number of optimizer steps, at least 1 (got {steps!r}).")
     config = _checked(penalty=penalty, target=target, travel=travel, epsilon=epsilon, **{"lambda": lambda_})
-    limits = Constraints(exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude))
-    attached = Sparsity(model, optimizer, config, steps, limits, outputs)
+    patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    attached = Sparsity(model, optimizer, config, steps, patterns, outputs)
     if example_inputs is not None:
         try:
             attached.trace_with(example_inputs)
@@ -179,12 +183,15 @@ class Sparsity:
         optimizer: Any,
         config: SparsityConfig,
         steps: int,
-        limits: Constraints,
+        exclude: Sequence[str],
         outputs: Outputs | None,
     ) -> None:
         self._network = unwrapped(model)
         self._optimizer = torch_optimizer(optimizer)
-        self._config, self._steps, self._limits, self._outputs = config, steps, limits, outputs
+        self._config, self._steps, self._exclude, self._outputs = config, steps, exclude, outputs
+        layers = [name for name, module in self._network.named_modules() if own_tensors(module)]
+        for pattern in exclude:
+            require_match(layers, pattern, "sparsify: exclude")
         gammas = require_scale_factors(self._network)
         self._rates = Rates(self._optimizer, gammas)
         self._require_no_other(gammas)
@@ -313,11 +320,18 @@ class Sparsity:
             graph = trace(network, example, outputs=self._outputs)
             units = gamma_units(network, graph)
             if self._config.target is not None:
-                units, self._share = steering_target(network, graph, self._config.target, self._limits)
+                limits = Constraints(exclude=self._excluded(network, graph))
+                units, self._share = steering_target(network, graph, self._config.target, limits)
             self._groups = Groups(units)
         self._rates = Rates(self._optimizer, penalty.gammas)
         self._steer(penalty)
         self._penalty = penalty
+
+    def _excluded(self, part: nn.Module, graph: ChannelGraph) -> tuple[str, ...]:
+        """Return the layers to exclude, by their names in the part of the network that was traced."""
+        place = next(name for name, module in self._network.named_modules() if module is part)
+        names = {layer.name: f"{place}.{layer.name}" if place else layer.name for layer in graph.layers}
+        return tuple(name for name, whole in names.items() if any(matches(whole, pattern) for pattern in self._exclude))
 
     def _steer(self, penalty: GammaPenalty) -> None:
         """Set λ of a penalty: a constant, or a schedule that steers it if there is a target."""

@@ -188,6 +188,27 @@ def test_the_network_is_traced_with_the_inputs_of_the_first_call_of_the_part_tha
     assert not model.net._forward_pre_hooks
 
 
+@pytest.mark.parametrize("pattern", ["net.0", "net.0.*", "*.0.1"])
+def test_layers_to_exclude_have_the_names_of_the_model_although_the_loop_calls_a_part_of_it(pattern: str) -> None:
+    model = nn.Module()
+    model.net, model.other = network(), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.net.parameters(), 0.05)
+    penalty = bnprune.sparsify(model, optimizer, steps=10, target=0.5, exclude=[pattern, "other"])
+    step(model.net, optimizer)
+    with torch.no_grad():
+        model.net[0][1].weight.zero_()
+        model.net[1][1].weight[:3] = 0
+    assert penalty.gammas().removable == 3 / 12
+
+
+def test_a_layer_to_exclude_that_is_not_there() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    with pytest.raises(ConfigError, match="sparsify: exclude: no layer matches '1.3'. Did you mean '1.1'"):
+        bnprune.sparsify(model, optimizer, steps=10, target=0.5, exclude=["0", "1.3"])
+    assert not optimizer._optimizer_step_post_hooks
+
+
 class Scaled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
