@@ -14,6 +14,7 @@ from bnprune.channels.pytrees import as_inputs
 from bnprune.channels.trace_network import Coupling, Outputs
 from bnprune.config.tables import REPAIR
 from bnprune.pruning.calibration import Calibration, Loss
+from bnprune.pruning.cut_history import record_plan
 from bnprune.pruning.draft_plan import DraftPlan, describe_plan, require_cut
 from bnprune.pruning.latency_search import LatencyKnowledge, plan_for_target
 from bnprune.pruning.plan import PruningPlan
@@ -24,7 +25,7 @@ from bnprune.pruning.result_tables import html_lines
 from bnprune.pruning.scores import Reduce, measure_statistics
 from bnprune.pruning.sensitivity import Sensitivity
 from bnprune.pruning.sensitivity_order import sensitivity_notes, with_sensitivity
-from bnprune.pruning.surgery import apply, copy_weights, record_plan, require_bare, require_values
+from bnprune.pruning.surgery import apply, copy_weights, require_bare, require_values
 from bnprune.pruning.verify import Verification, require, verify
 
 
