@@ -247,14 +247,20 @@ class Sparsity:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a saved `state_dict`. Call it after the weights of the network and the optimizer are restored.
 
+        The training may be longer or shorter than the one that was saved. A target is then to be reached at its new
+        end; a constant λ stays as it was.
+
         Raises:
-            ConfigError: The state is not one of a penalty, or of a training of other length.
+            ConfigError: The state is not one of a penalty, or of a training that took more steps than this one has.
         """
         missing = self.state_dict().keys() - state.keys()
         if missing:
             raise ConfigError(f"sparsify: the saved state lacks {', '.join(sorted(missing))}.")
-        if state["steps"] != self._steps:
-            raise ConfigError(f"sparsify: the saved state is of {state['steps']:,} steps, not {self._steps:,}.")
+        if state["step"] > self._steps:
+            raise ConfigError(
+                f"sparsify: the saved training took {state['step']:,} steps, and this one has {self._steps:,}. `steps` "
+                "counts those of the whole training, from its beginning."
+            )
         self._step, self._start = int(state["step"]), float(state["start"])
         self._peak, self._strength = float(state["peak"]), float(state["strength"])
         self._travel.done = float(state["travel"])

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import bnprune
+from bnprune.errors import ConfigError
 from tests.nets import conv_bn
 from tests.ranks import in_processes
 
@@ -270,10 +271,8 @@ def test_sparse_training_pruning_and_fine_tuning_in_any_loop(name: str, tmp_path
     assert sum(p.numel() for p in result.model.parameters()) < 0.4 * sum(p.numel() for p in dense.parameters())
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_lightning_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    lightning = pytest.importorskip("lightning")
-    from bnprune.integrations.lightning import SparseTraining
+def lightning_module() -> Any:
+    import lightning
 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
@@ -286,6 +285,14 @@ def test_a_lightning_training_goes_on_from_its_checkpoint(tmp_path: Path) -> Non
         def configure_optimizers(self) -> Any:
             return made("sgd", self)
 
+    return Module()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_lightning_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning")
+    from bnprune.integrations.lightning import SparseTraining
+
     class StopAfter(lightning.Callback):
         """Save a checkpoint after some steps, and stop."""
 
@@ -294,10 +301,10 @@ def test_a_lightning_training_goes_on_from_its_checkpoint(tmp_path: Path) -> Non
                 trainer.save_checkpoint(tmp_path / "half.ckpt")
                 trainer.should_stop = True
 
-    def trained(*callbacks: Any, start: Path | None = None) -> tuple[nn.Module, Any]:
-        callback, module = SparseTraining(target=0.5), Module()
+    def trained(*callbacks: Any, start: Path | None = None, epochs: int = 3) -> tuple[nn.Module, Any]:
+        callback, module = SparseTraining(target=0.5), lightning_module()
         trainer = lightning.Trainer(
-            max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, callbacks=[callback, *callbacks],
         )  # fmt: skip
         trainer.fit(module, loader(), ckpt_path=start)
@@ -307,6 +314,34 @@ def test_a_lightning_training_goes_on_from_its_checkpoint(tmp_path: Path) -> Non
     assert half.gammas().step == 25
     _, resumed = trained(start=tmp_path / "half.ckpt")
     assert resumed.gammas().step == 3 * len(loader())
+    _, longer = trained(start=tmp_path / "half.ckpt", epochs=4)
+    assert longer.gammas().step == longer.gammas().steps == 4 * len(loader())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_lightning_training_whose_length_is_given_in_steps_or_not_at_all() -> None:
+    lightning = pytest.importorskip("lightning")
+    from bnprune.integrations.lightning import SparseTraining
+
+    class Unending(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(TensorDataset(*digits()[:2]))
+
+    def trained(batches: DataLoader[Any], **length: int) -> Any:
+        callback = SparseTraining(target=0.5)
+        trainer = lightning.Trainer(
+            **length, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[callback],
+        )  # fmt: skip
+        trainer.fit(lightning_module(), batches)
+        return callback.penalty
+
+    unknown = DataLoader(Unending(), BATCH)
+    for batches, epochs in ((loader(), -1), (unknown, 2)):
+        state = trained(batches, max_epochs=epochs, max_steps=5).gammas()
+        assert (state.step, state.steps) == (5, 5)
+        with pytest.raises(ConfigError, match=f"max_epochs={epochs}, max_steps=-1.*Give it max_steps"):
+            trained(batches, max_epochs=epochs)
 
 
 @pytest.mark.filterwarnings("ignore")

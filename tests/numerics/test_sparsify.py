@@ -255,6 +255,29 @@ def test_a_training_goes_on_from_its_saved_state() -> None:
     assert torch.equal(*states)
 
 
+@pytest.mark.parametrize("setting", [{"target": 0.5}, {"travel": 2.0}])
+def test_a_training_goes_on_for_longer_than_it_was_planned(setting: dict[str, float]) -> None:
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    first = bnprune.sparsify(model, optimizer, steps=20, **setting)
+    for _ in range(20):
+        step(model, optimizer)
+    saved = first.state_dict()
+    first.detach()
+    penalty = bnprune.sparsify(model, optimizer, steps=120, **setting)
+    penalty.load_state_dict(saved)
+    assert penalty.state_dict()["strength"] == saved["strength"]
+    for _ in range(100):
+        step(model, optimizer)
+    state = penalty.gammas()
+    assert state.step == 120
+    assert setting.get("travel") or state.removable == pytest.approx(0.5, abs=0.05)
+    penalty.detach()
+    shorter = bnprune.sparsify(model, optimizer, steps=19, **setting)
+    with pytest.raises(ConfigError, match="the saved training took 20 steps, and this one has 19"):
+        shorter.load_state_dict(saved)
+
+
 def test_after_detach_and_after_the_last_step_nothing_happens() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.0001)
