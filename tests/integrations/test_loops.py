@@ -229,6 +229,7 @@ def with_transformers(model: nn.Module, epochs: int, target: float | None) -> bn
     trainer.train()
     if callback is None or callback.penalty is None:
         return None
+    assert trainer.state.log_history[-1]["gamma_removable"] == recorder.logged["gamma_removable"]
     assert recorder.logged["gamma_removable"] == callback.penalty.gammas().removable
     return callback.penalty.gammas()
 
@@ -393,3 +394,35 @@ def test_a_trainer_of_transformers_that_trains_again_after_an_error(tmp_path: Pa
     assert first is not None
     assert callback.penalty is not None
     assert (first.gammas().step, callback.penalty.gammas().step) == (1, 3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_logs_of_a_trainer_of_transformers_hold_the_shares_of_scale_factors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from bnprune.integrations.transformers import SparseTraining
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    callback = SparseTraining(target=0.5)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=64, learning_rate=3e-3, logging_steps=2,
+        report_to=["tensorboard"], save_steps=2, use_cpu=True, disable_tqdm=True, remove_unused_columns=False,
+    )  # fmt: skip
+    trainer = transformers.Trainer(WithLoss(network()), arguments, train_dataset=items())
+    callback.add_to(trainer)
+    callback.add_to(trainer)
+    assert trainer.callback_handler.callbacks.count(callback) == 1
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in logged] == [2, 4]
+    assert all({"gamma_below", "gamma_removable"} <= entry.keys() for entry in logged)
+    (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents*")}
+    events = EventAccumulator(str(folder)).Reload()
+    assert {event.step for event in events.Scalars("train/gamma_removable")} == {2, 4}
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert callback.penalty is not None
+    assert callback.penalty.gammas().step == 4  # the checkpoint holds the state of the callback
