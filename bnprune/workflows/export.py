@@ -91,6 +91,7 @@ def export(
         weights=weights,
         pretrained=pretrained,
         shape=input_shape,
+        needs_shape=True,
         trust=trust,
     )
     shape = tuple(network.inputs.shape[1:])

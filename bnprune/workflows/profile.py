@@ -85,6 +85,7 @@ def profile(
         weights=weights,
         pretrained=pretrained,
         shape=input_shape,
+        needs_shape=True,
         trust=trust,
     )
     setting = Setting(tuple(network.inputs.shape[1:]))

@@ -98,6 +98,7 @@ def prune(
         weights=weights,
         pretrained=pretrained,
         shape=input_shape,
+        needs_shape=True,
         trust=trust,
     )
     measured = layer_measurements(network.model, network.inputs, request, sensitivity=sensitivity, profile=profile)
