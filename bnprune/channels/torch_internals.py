@@ -118,3 +118,8 @@ def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
 def forward_hooks(module: nn.Module) -> Collection[Any]:
     """Return the hooks that run before and after the `forward` of a module."""
     return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+
+
+def has_stepped_under_schedule(optimizer: torch.optim.Optimizer) -> bool:
+    """True if an optimizer took a step while a learning-rate scheduler was made for it; schedulers mark it so."""
+    return getattr(optimizer, "_opt_called", False)

@@ -35,6 +35,7 @@ def override(data: dict[str, Any], origins: Origins, overrides: Sequence[str]) -
             origins.setdefault(path[:depth], "command line")
         origins[path] = "command line"
     _drop_replaced_targets(data, overrides)
+    _drop_replaced_images(data, overrides)
     return problems
 
 
@@ -44,6 +45,13 @@ def _drop_replaced_targets(data: dict[str, Any], overrides: Sequence[str]) -> No
     section = data.get("prune")
     if isinstance(section, dict) and given & {*TARGETS}:
         data["prune"] = {key: value for key, value in section.items() if key not in TARGETS or key in given}
+
+
+def _drop_replaced_images(data: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Leave out images without labels if an override names a data set: `data.name=digits` replaces `unlabelled`."""
+    keys, section = overridden_keys(overrides), data.get("data")
+    if isinstance(section, dict) and keys & {"data.name", "data.factory"} and "data.unlabelled" not in keys:
+        data["data"] = {key: value for key, value in section.items() if key != "unlabelled"}
 
 
 def overridden_keys(overrides: Sequence[str]) -> set[str]:

@@ -288,6 +288,11 @@ else:
 class PruneConfig(_PruneKeys):  # type: ignore[misc]
     """How much to remove, and what to keep."""
 
+    sensitivity: Annotated[FilePath | None, UserOnly()] = None
+    """Sensitivity table of the network (see `bnprune sensitivity`), which decides how much each group of layers loses:
+    all lose the same accuracy."""
+    profile: Annotated[FilePath | None, UserOnly()] = None
+    """Latency profile of the network (see `bnprune profile`) for `latency_ms`; gives batch size and backend."""
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """With `ratio: auto`: share of validation accuracy that may be lost before fine-tuning."""
     passes: Annotated[int, Field(ge=1, le=32, strict=True)] = 1
@@ -319,6 +324,19 @@ class PruneConfig(_PruneKeys):  # type: ignore[misc]
         if self.passes > 1 and (self.latency_ms is not None or self.ratio == "auto"):
             raise ValueError(
                 "'passes' needs a ratio, macs or params as the target: the others need one trained network"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _measurements_serve_the_target(self) -> Self:
+        if self.profile is not None and self.latency_ms is None:
+            raise ValueError("'profile' serves 'latency_ms'. Give it, or leave the profile out")
+        if self.sensitivity is not None and self.profile is not None:
+            raise ValueError("'sensitivity' and 'profile' both decide how much each layer loses. Give one")
+        if self.sensitivity is not None and (self.passes > 1 or self.ratio == "auto"):
+            raise ValueError(
+                "'sensitivity' needs one pass and a target that is a number: it is measured on one network, and "
+                "'ratio: auto' tries cuts without it"
             )
         return self
 

@@ -137,6 +137,11 @@ CRITERIA: dict[str, Callable[..., Any]] = {
 REPAIR = Entry("repairs a slim network with calibration data", "bnprune.recovery.repair:repair")
 """`prune` calls it after the proof; it is named here because `pruning` does not import `recovery`."""
 
+LAYER_MEASUREMENTS = Entry(
+    "reads a sensitivity table or a latency profile", "bnprune.workflows.layer_measurements:layer_measurements"
+)
+"""`prune` and recipes call it; it is named here because `pruning` reads no files."""
+
 _PENALTIES = "bnprune.training.penalties.table"
 PENALTIES: dict[str, Callable[..., Any]] = {
     "l1": PenaltyEntry("adds λ·sign(γ) to the gradient (Liu et al. 2017)", f"{_PENALTIES}:l1"),

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from bnprune.errors import ConfigError
 from bnprune.training.sparsify import Sparsity, sparsify
 
 try:
@@ -19,12 +21,14 @@ class SparseTraining(Callback):
     """Attaches `bnprune.sparsify` to the optimizer of a Lightning module for the length of a training.
 
     The share of scale factors near zero is logged after each epoch: "gamma_below", and with a target
-    "gamma_removable". Checkpoints of the trainer hold the state of the penalty, so that a training can be resumed.
+    "gamma_removable". Checkpoints of the trainer hold the state of the penalty, so that a training can be resumed, also
+    with more epochs.
 
     Args:
         optimizer: Index of the optimizer that trains the scale factors, if the module has several.
         settings: Keyword arguments of `bnprune.sparsify`: `target`, `travel` or `lambda_`, `penalty`, `exclude`, and so
-            on. `steps` is taken from the trainer.
+            on. `steps` is taken from the trainer, which needs `max_steps` if it has no number of epochs, or if the
+            number of batches of an epoch is not known.
     """
 
     penalty: Sparsity | None = None
@@ -35,9 +39,19 @@ class SparseTraining(Callback):
         self._saved: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attach the penalty, at the step of a checkpoint if the trainer has loaded one."""
-        steps = int(trainer.estimated_stepping_batches)
-        self.penalty = sparsify(pl_module, trainer.optimizers[self._optimizer], steps=steps, **self._settings)
+        """Attach the penalty, at the step of a checkpoint if the trainer has loaded one.
+
+        Raises:
+            ConfigError: The trainer does not know how many steps there will be.
+        """
+        steps = trainer.estimated_stepping_batches
+        if not 0 < steps < math.inf:  # -1 for data of unknown length
+            raise ConfigError(
+                "SparseTraining: the trainer does not know how many optimizer steps there will be "
+                f"(max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps}), and the penalty depends on it. "
+                "Give it max_steps."
+            )
+        self.penalty = sparsify(pl_module, trainer.optimizers[self._optimizer], steps=int(steps), **self._settings)
         saved, self._saved = self._saved, {}
         if saved and trainer.global_step:  # a trainer also restores callbacks to test a checkpoint
             self.penalty.load_state_dict(saved)

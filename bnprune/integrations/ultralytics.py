@@ -107,6 +107,7 @@ class SparseTraining:
 
     def start(self, trainer: BaseTrainer) -> None:
         """Attach the penalty."""
+        self.end(trainer)  # a training that an error ended has not called it
         network = trainer.model
         settings = {"outputs": PREDICTIONS, **self._settings}
         shape = (_channels(network), *_size(trainer.args.imgsz))

@@ -260,13 +260,21 @@ def _excluded(graph: ChannelGraph, exclude: Sequence[str], include: Sequence[str
 
 
 def _matching(graph: ChannelGraph, pattern: str, key: str) -> list[Layer]:
-    matching = [layer for layer in graph.layers if matches(layer.name, pattern)]
-    if not matching:
-        names = [layer.name for layer in graph.layers]
-        near = get_close_matches(pattern.strip("*."), [*names, *{n.rpartition(".")[0] for n in names}], n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else " `bnprune inspect` lists the layers."
-        raise ConfigError(f"{key}: no layer matches '{pattern}'.{hint}")
-    return matching
+    require_match([layer.name for layer in graph.layers], pattern, key)
+    return [layer for layer in graph.layers if matches(layer.name, pattern)]
+
+
+def require_match(names: Sequence[str], pattern: str, key: str) -> None:
+    """Refuse a pattern that no layer's name matches.
+
+    Raises:
+        ConfigError: No name matches; with the nearest name.
+    """
+    if any(matches(name, pattern) for name in names):
+        return
+    near = get_close_matches(pattern.strip("*."), [*names, *{n.rpartition(".")[0] for n in names}], n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else " `bnprune inspect` lists the layers."
+    raise ConfigError(f"{key}: no layer matches '{pattern}'.{hint}")
 
 
 def matches(name: str, pattern: str) -> bool:

@@ -12,10 +12,12 @@ from torch import nn
 from bnprune.channels.operator_mode import preserve_thread_state
 from bnprune.channels.pytrees import as_inputs
 from bnprune.channels.trace_network import Coupling, Outputs
-from bnprune.config.tables import REPAIR
+from bnprune.config.tables import LAYER_MEASUREMENTS, REPAIR
 from bnprune.pruning.calibration import Calibration, Loss
+from bnprune.pruning.cut_history import record_plan
 from bnprune.pruning.draft_plan import DraftPlan, describe_plan, require_cut
 from bnprune.pruning.latency_search import LatencyKnowledge, plan_for_target
+from bnprune.pruning.layer_measurements import LayerMeasurements, ProfileSource, SensitivitySource
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.planner import score_network
 from bnprune.pruning.report import Report, make_report, recounted, report_of_plan
@@ -24,7 +26,7 @@ from bnprune.pruning.result_tables import html_lines
 from bnprune.pruning.scores import Reduce, measure_statistics
 from bnprune.pruning.sensitivity import Sensitivity
 from bnprune.pruning.sensitivity_order import sensitivity_notes, with_sensitivity
-from bnprune.pruning.surgery import apply, copy_weights, record_plan, require_bare, require_values
+from bnprune.pruning.surgery import apply, copy_weights, require_bare, require_values
 from bnprune.pruning.verify import Verification, require, verify
 
 
@@ -101,6 +103,8 @@ def prune(
     calibrate_images: int = 512,
     calibrate: Iterable[Any] | None = None,
     loss: Loss | None = None,
+    sensitivity: SensitivitySource | None = None,
+    profile: ProfileSource | None = None,
     proof: bool = True,
 ) -> PruningResult:
     """Prune a network by its BatchNorm scale factors (Liu et al., ICCV 2017).
@@ -143,6 +147,11 @@ def prune(
             repaired with them (`bnprune.recovery.repair`): of the results, the one whose outputs on held-out images
             are nearest to those of `model` is returned. They are kept in memory.
         loss: Loss for criterion "taylor": (outputs, labels) -> scalar; default: cross-entropy.
+        sensitivity: Sensitivity table of this network, which decides how much each group of layers loses: all lose the
+            same accuracy, as measured alone. A file, the result of `bnprune.sensitivity` that wrote it, or a
+            `Sensitivity`. Inside a group, the criterion ranks.
+        profile: Latency profile of this network, for `latency_ms`: a file that `bnprune profile` wrote, or a
+            `LatencyProfile`. It gives the batch size and the backend.
         proof: Run both networks: prove in float64 (in float32, if the network runs in nothing else) that the slim one
             equals the masked original, and count MACs that depend on data (boxes per image) on the example inputs.
             Without it, such MACs are counted on surrogate values, and a note says so.
@@ -151,7 +160,9 @@ def prune(
         The slim network, its plan and a report.
 
     Raises:
-        ConfigError: An argument is out of range, a pattern matches nothing, or the network does not return `outputs`.
+        ConfigError: An argument is out of range, a pattern matches nothing, the network does not return `outputs`, or
+            `sensitivity` or `profile` serves another kind of target.
+        CheckpointError: `sensitivity` or `profile` cannot be read, or is of another network.
         PruningError: The network cannot be pruned (no BatchNorm, everything frozen), or not to the requested target.
         TraceError: The analysis fails.
         ForwardError: The forward pass fails, or its outputs are not finite.
@@ -176,7 +187,17 @@ def prune(
         calibrate_images=calibrate_images,
     )
     calibration = _calibration(calibrate, request, loss)
-    result = prune_as_requested(model, example_inputs, request, proof=proof, calibration=calibration)
+    measured = _measured(model, example_inputs, request, sensitivity, profile)
+    result = prune_as_requested(
+        model,
+        example_inputs,
+        request,
+        proof=proof,
+        calibration=calibration,
+        latency=measured.latency,
+        sensitivity=measured.sensitivity,
+    )
+    result = replace(result, report=replace(result.report, notes=(*result.report.notes, *measured.notes)))
     return result if calibration is None else _repaired(result, model, example_inputs, calibration)
 
 
@@ -203,6 +224,8 @@ def plan(
     calibrate_images: int = 512,
     calibrate: Iterable[Any] | None = None,
     loss: Loss | None = None,
+    sensitivity: SensitivitySource | None = None,
+    profile: ProfileSource | None = None,
 ) -> PruningPlan:
     """Choose the channels to remove, as `prune` does, without cutting anything.
 
@@ -229,9 +252,13 @@ def plan(
         calibrate_images: As for `prune`.
         calibrate: As for `prune`, for criteria that need data.
         loss: As for `prune`.
+        sensitivity: As for `prune`.
+        profile: As for `prune`.
 
     Raises:
-        ConfigError: An argument is out of range, a pattern matches nothing, or the network does not return `outputs`.
+        ConfigError: An argument is out of range, a pattern matches nothing, the network does not return `outputs`, or
+            `sensitivity` or `profile` serves another kind of target.
+        CheckpointError: `sensitivity` or `profile` cannot be read, or is of another network.
         PruningError: The network cannot be pruned, or not to the requested target.
         TraceError: The analysis fails.
         ForwardError: The forward pass fails.
@@ -254,9 +281,34 @@ def plan(
         outputs=outputs,
         calibrate_images=calibrate_images,
     )
-    drafted = draft(model, example_inputs, request, calibration=_calibration(calibrate, request, loss))
+    measured = _measured(model, example_inputs, request, sensitivity, profile)
+    drafted = draft(
+        model,
+        example_inputs,
+        request,
+        calibration=_calibration(calibrate, request, loss),
+        latency=measured.latency,
+        sensitivity=measured.sensitivity,
+    )
     require_cut(drafted)
-    return describe_plan(drafted)
+    planned = describe_plan(drafted)
+    return replace(planned, notes=(*planned.notes, *measured.notes))
+
+
+def _measured(
+    model: nn.Module,
+    example_inputs: Any,
+    request: Request,
+    sensitivity: SensitivitySource | None,
+    profile: ProfileSource | None,
+) -> LayerMeasurements:
+    if sensitivity is None and profile is None:
+        return LayerMeasurements()
+    require_bare(model)
+    found: LayerMeasurements = LAYER_MEASUREMENTS(
+        model, example_inputs, request, sensitivity=sensitivity, profile=profile
+    )
+    return found
 
 
 def _calibration(batches: Iterable[Any] | None, request: Request, loss: Loss | None) -> Calibration | None:

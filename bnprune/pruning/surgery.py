@@ -17,6 +17,7 @@ from bnprune.channels.structural_copy import copy_with_tensors, wrap_like
 from bnprune.channels.torch_internals import TORCH_CONTAINERS, own_tensors
 from bnprune.errors import CheckpointError, ConfigError, PruningError
 from bnprune.pruning.bias_folding import fold, misfits
+from bnprune.pruning.cut_history import record_plan
 from bnprune.pruning.gates import Gate, gated_name, install, without_gate
 from bnprune.pruning.plan import Cut, PruningPlan, Size, identity
 
@@ -103,24 +104,6 @@ def apply(plan: PruningPlan, model: nn.Module) -> nn.Module:
     slim = copy_weights(slim_on_meta(plan, model), plan, model)
     record_plan(slim, model, plan)
     return slim
-
-
-_HISTORY = "_bnprune_plans"
-"""Attribute of a slim network: the plans it was cut by, as JSON, so that a pickled network needs no bnprune."""
-
-
-def record_plan(slim: nn.Module, model: nn.Module, plan: PruningPlan) -> None:
-    """Store on a slim network the plans it was cut by, the last one being `plan`.
-
-    `bnprune.save` writes them into the checkpoint, also if the network was cut more than once.
-    """
-    earlier = vars(model).get(_HISTORY, ())
-    setattr(slim, _HISTORY, (*earlier, plan.to_json(indent=None)))
-
-
-def plans_of(model: nn.Module) -> tuple[PruningPlan, ...]:
-    """Return the plans a network was cut by, in order; none for a dense one."""
-    return tuple(PruningPlan.from_json(text) for text in vars(model).get(_HISTORY, ()))
 
 
 def slim_on_meta(plan: PruningPlan, model: nn.Module) -> nn.Module:

@@ -1,7 +1,8 @@
 """`save` and `load`: a network of a user's own program as a checkpoint, and back.
 
-A network that bnprune cut or loaded remembers the plans of its cuts, and which dense network they start from, in two
-attributes. They are plain text, so that copies of the network (averaged weights, a pickle) have them as well.
+A network that bnprune cut or loaded remembers the plans of its cuts (`bnprune.pruning.cut_history`), and which dense
+network they start from. They are attributes of plain text, so that copies of the network (averaged weights, a pickle)
+have them as well.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from torch import nn
 from bnprune.channels.modules import unwrapped
 from bnprune.errors import ConfigError, PruningError
 from bnprune.models.zoo import ModelSpec
-from bnprune.pruning.gates import gated_name
-from bnprune.pruning.plan import PruningPlan
+from bnprune.pruning.cut_history import change_since, plans_of, record_shapes
 from bnprune.pruning.pruner import PruningResult
-from bnprune.pruning.surgery import named_tensors, plans_of
 from bnprune.runs.checkpoint import Header, load_checkpoint, save_checkpoint
 
 _ORIGIN = "_bnprune_origin"
 """Attribute of a network that `load` built from a name: the name, its arguments, and the shape of one input."""
+
+_TO_KEEP_CUT = "Change the dense network instead and cut that, or store the module itself with torch.save."
+_TO_KEEP_DENSE = "Give the spec of the network that it is now."
 
 
 def save(
@@ -48,7 +50,8 @@ def save(
     Raises:
         DataError: The file cannot be written.
         ConfigError: `network` is something else.
-        PruningError: A layer has another width than after the last cut, so that the file could not be loaded.
+        PruningError: A tensor has another shape than after the last cut (a new last layer for other classes), or one is
+            missing or new, so that the file could not be loaded.
 
     Example::
 
@@ -60,9 +63,12 @@ def save(
     if not isinstance(model, nn.Module):
         raise ConfigError(f"save: expected a network or the result of bnprune.prune, got {type(network).__name__}.")
     plans = plans_of(model) or ((network.plan,) if isinstance(network, PruningResult) else ())
-    if plans:
-        _require_widths(model, plans[-1])
     origin = json.loads(vars(model).get(_ORIGIN, "{}"))
+    if (plans or (origin and spec is None)) and (change := change_since(model)):
+        since, fix = ("the cut", _TO_KEEP_CUT) if plans else ("it was loaded", _TO_KEEP_DENSE)
+        raise PruningError(
+            f"save: {change}: the network was changed after {since}, so that the file could not be loaded. {fix}"
+        )
     if isinstance(spec, str):
         spec = ModelSpec.parse(spec, {})
     elif spec is None and origin:
@@ -75,26 +81,6 @@ def save(
         stage="prune" if plans else None,
     )
     save_checkpoint(Path(path), model, header)
-
-
-def _require_widths(model: nn.Module, plan: PruningPlan) -> None:
-    """Refuse a network whose layers were replaced after the cut.
-
-    Raises:
-        PruningError: A tensor that was cut is missing, or has another size now.
-    """
-    gates, folded = {gate.at for gate in plan.gates}, {fold.bias for fold in plan.folds}
-    shapes = {name: tensor.shape for name, tensor in named_tensors(model)}
-    for cut in plan.cuts:
-        for dense_name, dim in cut.at:
-            name = gated_name(dense_name, gates)
-            shape = shapes.get(name, ())
-            got = shape[dim] if len(shape) > dim else 0
-            if got != len(cut.keep) and dense_name not in folded:
-                raise PruningError(
-                    f"save: {name} was cut to {len(cut.keep)} channels in dimension {dim}, and has {got} now: the "
-                    "network was changed after the cut. Change the dense network instead, and cut it again."
-                )
 
 
 def load(
@@ -123,4 +109,5 @@ def load(
     network, header = load_checkpoint(Path(path), model, trust=trust)
     if not header.spec.own:
         setattr(network, _ORIGIN, json.dumps({**header.spec.to_dict(), "input": header.input_shape}))
+        record_shapes(network)
     return network.to(device=device, dtype=dtype).eval()

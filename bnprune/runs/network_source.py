@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnprune.channels.forward_pass import forward, on_meta_or_cpu, raising_forward_errors
+from bnprune.channels.pytrees import as_inputs
 from bnprune.config.bounded_reading import require_shape
 from bnprune.config.overrides import overridden_keys
 from bnprune.config.recipe import amend_data
@@ -52,10 +54,7 @@ class NetworkSource:
             ConfigError: The shape is not known.
         """
         if self.header.input_shape is None:
-            raise ConfigError(
-                f"{self.label}: the shape of its input is not known. Give it as C,H,W.",
-                remedy={"input_shape": "3,224,224"},
-            )
+            raise _unknown_shape(self.label)
         return torch.zeros(1, *self.header.input_shape)
 
     def given(self, *keys: str) -> NetworkSource:
@@ -95,6 +94,11 @@ class NetworkSource:
             raise CheckpointError(f"{self.label}: the stored recipe is not valid here: {error}") from error
 
 
+def _unknown_shape(label: str) -> ConfigError:
+    message = f"{label}: the shape of its input is not known. Give it as C,H,W."
+    return ConfigError(message, remedy={"input_shape": "3,224,224"})
+
+
 def open_source(
     source: str | Path | None,
     *,
@@ -103,10 +107,11 @@ def open_source(
     weights: str | Path | None = None,
     pretrained: bool = False,
     shape: Sequence[int] | None = None,
+    needs_shape: bool = False,
     recipe: ModelSpec | None = None,
     trust: bool = False,
 ) -> NetworkSource:
-    """Load a network.
+    """Load a network. Arguments are checked before anything is downloaded.
 
     Args:
         source: A run directory or a checkpoint.
@@ -116,13 +121,15 @@ def open_source(
         weights: File with the initial weights of `model`.
         pretrained: Load the weights that torchvision or timm publish for `model`.
         shape: Shape of one input, without the batch.
+        needs_shape: True if the caller needs `inputs`, so that published weights are useless without `shape`.
         recipe: The model of a recipe, to rebuild such a checkpoint if `model` is not given.
         trust: Let the file name code, paths and downloads.
 
     Raises:
-        ConfigError: No source or contradictory ones, an unknown model, or a shape out of range.
+        ConfigError: No source or contradictory ones, an unknown model, or a shape that is missing or out of range.
         CheckpointError: A file is missing, damaged, or not a bnprune checkpoint, or the published weights cannot be
             loaded.
+        ForwardError: A network with published weights does not take inputs of this shape.
     """
     input_shape = None if shape is None else checked_shape(shape)
     if source is None and model is None:
@@ -143,12 +150,19 @@ def open_source(
     if source is not None:
         return _from_file(Path(source), spec, recipe, input_shape, trust=trust)
     assert spec is not None
+    if needs_shape and pretrained and input_shape is None:  # before weights are downloaded; else, `inputs` says so
+        raise _unknown_shape(spec.label)
     return _from_model(spec, None if weights is None else Path(weights), input_shape, pretrained=pretrained)
 
 
 def _from_model(
     spec: ModelSpec, weights: Path | None, shape: tuple[int, ...] | None, *, pretrained: bool
 ) -> NetworkSource:
+    if pretrained and shape is not None and not spec.own:  # before weights are downloaded
+        with about("model"):
+            drawn = build(spec, where="")
+        with about("input_shape"):
+            _require_input(drawn, shape)
     with about("model"):
         network = (build_pretrained if pretrained else build)(spec, where="")
     if weights is not None:
@@ -158,6 +172,17 @@ def _from_model(
     is_random = weights is None and not pretrained and has_random_weights(spec)
     notes = (_random_weights(spec),) if is_random else ()
     return NetworkSource(network, Header(spec, input_shape=shape), spec.label, notes)
+
+
+def _require_input(model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Run a network once, without its weights if possible.
+
+    Raises:
+        ForwardError: It does not take inputs of this shape.
+    """
+    inputs = as_inputs(torch.zeros(1, *shape))
+    with raising_forward_errors(inputs):
+        on_meta_or_cpu(lambda device: forward(model, inputs, device=device))
 
 
 def _random_weights(spec: ModelSpec) -> Note:

@@ -14,12 +14,14 @@ from bnprune.channels.pytrees import as_inputs
 from bnprune.config.metrics import metric_of
 from bnprune.config.recipe import as_data
 from bnprune.config.schema import OptimisationConfig, PipelineConfig, PruneConfig, TrainConfig
+from bnprune.config.tables import LAYER_MEASUREMENTS
 from bnprune.data import Splits
 from bnprune.errors import PruningError
 from bnprune.models.zoo import build
 from bnprune.notes import Note
 from bnprune.pruning.cost import cost
 from bnprune.pruning.latency import latencies
+from bnprune.pruning.layer_measurements import LayerMeasurements
 from bnprune.pruning.pruner import PruningResult, prune_as_requested
 from bnprune.pruning.report import Report
 from bnprune.pruning.request import Request
@@ -294,8 +296,20 @@ def _pruned(run: Run, model: nn.Module, request: Request) -> PruningResult:
     """Prune and verify on the CPU; for a latency target, on the device on which the latency is measured."""
     device = run.device if request.latency_ms is not None else torch.device("cpu")
     example = run.splits.example.to(device)
-    calibration = calibration_for(run.splits.train, request)
-    return prune_as_requested(model.to(device), example, request, calibration=calibration)
+    calibration, config = calibration_for(run.splits.train, request), run.config.prune or PruneConfig()
+    measured: LayerMeasurements = LAYER_MEASUREMENTS(
+        model, example, request, sensitivity=config.sensitivity, profile=config.profile
+    )
+    for note in measured.notes:
+        run.display.note(note)
+    return prune_as_requested(
+        model.to(device),
+        example,
+        request,
+        calibration=calibration,
+        latency=measured.latency,
+        sensitivity=measured.sensitivity,
+    )
 
 
 def _cut_result(report: Report) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bnprune.config.schema import ModelConfig, PipelineConfig, PruneConfig, TrainConfig
+from bnprune.config.tables import LAYER_MEASUREMENTS
 from bnprune.data import Splits, splits_of
 from bnprune.errors import ConfigError, first_line
 from bnprune.models.pretrained import build_pretrained
@@ -82,6 +83,7 @@ def prepare(
 
 def _prunable(model: nn.Module, splits: Splits, config: PruneConfig, *, first_pass: bool) -> int:
     asked = request_of(config)
+    LAYER_MEASUREMENTS(model, splits.example, asked, sensitivity=config.sensitivity, profile=config.profile)
     if (
         asked.latency_ms is not None or not first_pass
     ):  # solved later; here, check only that some channel can be removed

@@ -179,7 +179,7 @@ def require_recipe(path: str, withheld: Withheld, overridden: set[str], sections
         UntrustedError: An entry is missing.
     """
     if overridden & {"data.name", "data.factory", "data.unlabelled"}:
-        overridden = overridden | {"data.factory", "data.kwargs"}
+        overridden = overridden | {"data.factory", "data.kwargs", "data.unlabelled"}
     if overridden & {"task", "task.name", "task.factory"}:
         overridden = overridden | {"task.factory", "task.kwargs"}
     missing = {

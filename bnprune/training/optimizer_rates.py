@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bnprune.channels.torch_internals import has_stepped_under_schedule
 from bnprune.errors import ConfigError
 
 
@@ -73,14 +74,27 @@ class Rates:
         return torch.tensor(rates).repeat_interleave(sizes).to(self._gammas[0])
 
     def peak(self) -> float:
-        """Return the largest lr · gain that the optimizer or its learning-rate scheduler names."""
+        """Return the largest lr · gain that is known to come; later learning rates may exceed it.
+
+        A learning-rate schedule names its peak in the parameter groups, and leaves the name there when it ends. So the
+        names count for an optimizer that has not taken a step; afterwards, only the present learning rate does.
+        """
+        return self._largest("lr") if self._is_used else self.named_peak()
+
+    def named_peak(self) -> float:
+        """Return the largest lr · gain that is in the parameter groups, although it may be of an earlier schedule."""
+        return self._largest("lr", "initial_lr", "max_lr")
+
+    def _largest(self, *keys: str) -> float:
         groups = self._groups()
         used = [groups[id(gamma)] for gamma in self._gammas if id(gamma) in groups]
-        return max(max(map(float, self._peaks(group))) * self._gain(group) for group in used)
+        return max(
+            float(group[key]) * self._gain(group) for group in used for key in keys if group.get(key) is not None
+        )
 
-    @staticmethod
-    def _peaks(group: Mapping[str, Any]) -> list[Any]:
-        return [group[key] for key in ("lr", "initial_lr", "max_lr") if group.get(key) is not None]
+    @property
+    def _is_used(self) -> bool:
+        return bool(self._optimizer.state) or has_stepped_under_schedule(self._optimizer)
 
     def _groups(self) -> dict[int, dict[str, Any]]:
         """Return the parameter group of each parameter; `load_state_dict` of the optimizer replaces them."""

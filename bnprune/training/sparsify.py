@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,12 +12,14 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from bnprune.channels.graph import ChannelGraph
 from bnprune.channels.modules import unwrapped
+from bnprune.channels.torch_internals import own_tensors
 from bnprune.channels.trace_network import Outputs, trace
 from bnprune.config.schema import SparsityConfig
 from bnprune.errors import ConfigError
 from bnprune.notes import Note
-from bnprune.pruning.candidates import Constraints
+from bnprune.pruning.candidates import Constraints, matches, require_match
 from bnprune.training.first_inputs import FirstInputs
 from bnprune.training.optimizer_rates import LiveTravel, Rates, torch_optimizer, was_skipped
 from bnprune.training.penalties.gamma import (
@@ -24,6 +27,7 @@ from bnprune.training.penalties.gamma import (
     gamma_statistics,
     mean_gamma,
     require_scale_factors,
+    scale_factors,
 )
 from bnprune.training.penalties.lambda_schedule import Steered
 from bnprune.training.penalties.structured import Groups, gamma_units
@@ -95,7 +99,8 @@ def sparsify(
 
     - `target` adjusts λ in each step so that this share of the prunable channels is at zero after `steps` steps. Then
       `bnprune.prune(model, inputs, ratio=target)` removes channels that no longer do anything.
-    - `travel` computes a constant λ that could move γ by this multiple of its mean, if the loss did not resist.
+    - `travel` computes a constant λ that could move γ by this multiple of its mean, if the loss did not resist and the
+      learning rate stayed at its peak. A schedule moves γ less: linear and cosine decay to zero, half as far.
     - `lambda_` is λ itself.
 
     Without any, `travel` is 5. Leave weight decay off for γ and β: it shrinks all of them alike.
@@ -113,11 +118,14 @@ def sparsify(
         steps: Optimizer steps of the whole training.
         target: Share of the prunable BatchNorm channels to bring below epsilon, in (0, 1). A channel counts if all
             channels that have to be removed with it are below epsilon.
-        travel: Distance by which the penalty alone would move γ, as a multiple of the mean |γ|.
+        travel: Distance by which the penalty alone would move γ at the peak of the learning rate, as a multiple of the
+            mean |γ|. The peak is the one that a schedule names if the optimizer has not taken a step yet, otherwise the
+            present learning rate. If the learning rate rises above that, λ is lowered in proportion.
         lambda_: λ, at least 0.
         penalty: Name of the penalty, see `bnprune.config.tables.PENALTIES`.
         epsilon: A scale factor with |γ| below this counts as zero.
-        exclude: Layers that will not be pruned, as for `bnprune.prune`; a target does not pull them to zero.
+        exclude: Layers that will not be pruned, by their names in `model` (in a wrapper, those of the network inside),
+            as for `bnprune.prune`; a target does not pull them to zero.
         outputs: As for `bnprune.prune`.
         example_inputs: As for `bnprune.prune`. By default, the network is traced with the inputs of its first forward
             pass. Needed if the loop calls parts of the network one by one.
@@ -126,8 +134,9 @@ def sparsify(
         The penalty, which is in force until its `detach` is called.
 
     Raises:
-        ConfigError: An argument is out of range, two of target, travel and lambda_ are given, or the optimizer does not
-            train the scale factors of the network.
+        ConfigError: An argument is out of range, two of target, travel and lambda_ are given, no layer has a name in
+            `exclude`, the optimizer does not train the scale factors of the network, or another penalty on them is
+            attached to it.
         PruningError: The network has no trainable BatchNorm scale factor.
     """
     if sum(given is not None for given in (target, travel, None if lambda_ == "auto" else lambda_)) > 1:
@@ -135,10 +144,14 @@ def sparsify(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigError(f"sparsify: steps is the number of optimizer steps, at least 1 (got {steps!r}).")
     config = _checked(penalty=penalty, target=target, travel=travel, epsilon=epsilon, **{"lambda": lambda_})
-    limits = Constraints(exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude))
-    attached = Sparsity(model, optimizer, config, steps, limits, outputs)
+    patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    attached = Sparsity(model, optimizer, config, steps, patterns, outputs)
     if example_inputs is not None:
-        attached.trace_with(example_inputs)
+        try:
+            attached.trace_with(example_inputs)
+        except BaseException:
+            attached.detach()
+            raise
     for note in attached.notes:
         warnings.warn(str(note), stacklevel=2)
     return attached
@@ -154,6 +167,10 @@ def _checked(**values: Any) -> SparsityConfig:
         raise ConfigError(f"sparsify: {where}: {message}" if where else f"sparsify: {message}") from error
 
 
+_attached: weakref.WeakSet[Sparsity] = weakref.WeakSet()
+"""All penalties that are attached to an optimizer. An optimizer alone refers to its hooks, so they end with it."""
+
+
 class Sparsity:
     """A penalty that `sparsify` attached to an optimizer."""
 
@@ -166,16 +183,22 @@ class Sparsity:
         optimizer: Any,
         config: SparsityConfig,
         steps: int,
-        limits: Constraints,
+        exclude: Sequence[str],
         outputs: Outputs | None,
     ) -> None:
         self._network = unwrapped(model)
         self._optimizer = torch_optimizer(optimizer)
-        self._config, self._steps, self._limits, self._outputs = config, steps, limits, outputs
+        self._config, self._steps, self._exclude, self._outputs = config, steps, exclude, outputs
+        layers = [name for name, module in self._network.named_modules() if own_tensors(module)]
+        for pattern in exclude:
+            require_match(layers, pattern, "sparsify: exclude")
         gammas = require_scale_factors(self._network)
         self._rates = Rates(self._optimizer, gammas)
+        self._require_no_other(gammas)
         self._step, self._start = 0, mean_gamma(gammas)
-        self._strength = config.lambda_ if config.lambda_ != "auto" else self._solved()
+        self._peak = self._rates.peak()
+        """The largest lr · gain that is known, or has come."""
+        self._strength = self._solved(self._peak)
         self._travel = LiveTravel(steps)
         self._penalty: GammaPenalty | None = None
         self._groups: Groups | None = None
@@ -183,6 +206,7 @@ class Sparsity:
         """The target as a share of all scale factors."""
         self._inputs = FirstInputs()
         self._step_hook = self._optimizer.register_step_post_hook(self._after_step)
+        _attached.add(self)
         self.notes = tuple(self._warnings())
         if self._is_traced:
             self._inputs.watch(model)
@@ -215,6 +239,7 @@ class Sparsity:
             "step": self._step,
             "steps": self._steps,
             "start": self._start,
+            "peak": self._peak,
             "strength": self._strength,
             "travel": self._travel.done,
         }
@@ -222,16 +247,23 @@ class Sparsity:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a saved `state_dict`. Call it after the weights of the network and the optimizer are restored.
 
+        The training may be longer or shorter than the one that was saved. A target is then to be reached at its new
+        end; a constant λ stays as it was.
+
         Raises:
-            ConfigError: The state is not one of a penalty, or of a training of other length.
+            ConfigError: The state is not one of a penalty, or of a training that took more steps than this one has.
         """
         missing = self.state_dict().keys() - state.keys()
         if missing:
             raise ConfigError(f"sparsify: the saved state lacks {', '.join(sorted(missing))}.")
-        if state["steps"] != self._steps:
-            raise ConfigError(f"sparsify: the saved state is of {state['steps']:,} steps, not {self._steps:,}.")
+        if state["step"] > self._steps:
+            raise ConfigError(
+                f"sparsify: the saved training took {state['step']:,} steps, and this one has {self._steps:,}. `steps` "
+                "counts those of the whole training, from its beginning."
+            )
         self._step, self._start = int(state["step"]), float(state["start"])
-        self._strength, self._travel.done = float(state["strength"]), float(state["travel"])
+        self._peak, self._strength = float(state["peak"]), float(state["strength"])
+        self._travel.done = float(state["travel"])
         self._travel.step = self._step
         self.notes = tuple(self._warnings())
         if self._penalty is not None:
@@ -241,11 +273,25 @@ class Sparsity:
         """Remove all hooks. The penalty has no effect from now on."""
         self._step_hook.remove()
         self._inputs.detach()
+        _attached.discard(self)
 
     def trace_with(self, example_inputs: Any) -> None:
         """Trace the network now, with these inputs instead of those of the first forward pass."""
         self._inputs.set(self._network, example_inputs)
         self._build_penalty()
+
+    def _require_no_other(self, gammas: Sequence[nn.Parameter]) -> None:
+        """Refuse a second penalty on the same scale factors; one that has reached its last step is detached."""
+        mine = {id(gamma) for gamma in gammas}
+        for other in [one for one in _attached if one._optimizer is self._optimizer]:
+            if mine.isdisjoint(map(id, scale_factors(other._network))):
+                continue
+            if other._step < other._steps:
+                raise ConfigError(
+                    f"sparsify: a penalty is attached to this optimizer already, in step {other._step:,} of "
+                    f"{other._steps:,}, and both would act. Call its detach() first."
+                )
+            other.detach()
 
     # -- the penalty ---------------------------------------------------------------------------------------------------
 
@@ -257,6 +303,10 @@ class Sparsity:
         assert self._penalty is not None
         moves = self._rates.now()
         self._travel.step, self._travel.rate = self._step, float(torch.as_tensor(moves).max())
+        if self._travel.rate > self._peak:
+            self._peak = self._travel.rate
+            self._strength = self._solved(self._peak)
+            self._steer(self._penalty)
         if self._travel.rate:  # 0 in the first step of some warm-ups
             self._penalty.at(self._step)
             self._penalty.shrink(moves)
@@ -276,11 +326,18 @@ class Sparsity:
             graph = trace(network, example, outputs=self._outputs)
             units = gamma_units(network, graph)
             if self._config.target is not None:
-                units, self._share = steering_target(network, graph, self._config.target, self._limits)
+                limits = Constraints(exclude=self._excluded(network, graph))
+                units, self._share = steering_target(network, graph, self._config.target, limits)
             self._groups = Groups(units)
         self._rates = Rates(self._optimizer, penalty.gammas)
         self._steer(penalty)
         self._penalty = penalty
+
+    def _excluded(self, part: nn.Module, graph: ChannelGraph) -> tuple[str, ...]:
+        """Return the layers to exclude, by their names in the part of the network that was traced."""
+        place = next(name for name, module in self._network.named_modules() if module is part)
+        names = {layer.name: f"{place}.{layer.name}" if place else layer.name for layer in graph.layers}
+        return tuple(name for name, whole in names.items() if any(matches(whole, pattern) for pattern in self._exclude))
 
     def _steer(self, penalty: GammaPenalty) -> None:
         """Set λ of a penalty: a constant, or a schedule that steers it if there is a target."""
@@ -303,14 +360,12 @@ class Sparsity:
     def _steered_limit(self) -> float:
         return strongest_steered(sgd=isinstance(self._optimizer, torch.optim.SGD))
 
-    def _solved(self) -> float:
-        """Return λ of the travel budget, if the learning rate stayed at its peak."""
-        return min((self._config.travel or TRAVEL) * self._start / self._reach, self._limit)
-
-    @property
-    def _reach(self) -> float:
-        """The distance that γ can move at most, with λ = 1."""
-        return max(self._steps * self._rates.peak(), 1e-30)
+    def _solved(self, peak: float) -> float:
+        """Return λ: the one that was given, or that of the travel budget if lr · gain were `peak` in every step."""
+        if self._config.lambda_ != "auto":
+            return self._config.lambda_
+        reach = max(self._steps * peak, 1e-30)
+        return min((self._config.travel or TRAVEL) * self._start / reach, self._limit)
 
     def _on_course(self, removable: float | None) -> bool | None:
         if self._config.target is None or removable is None or self._step == 0:
@@ -327,13 +382,17 @@ class Sparsity:
         return bool(strengths.max() < self._steered_limit)
 
     def _warnings(self) -> Iterator[Note]:
-        needed = self._start / self._reach
+        peak = max(self._peak, self._rates.named_peak())  # the benefit of the doubt: a false warning misleads
+        reach = self._steps * peak  # the distance that γ can move at most, with λ = 1
+        if not reach:  # a warm-up that begins at 0, to a learning rate that only the loop knows
+            return
+        needed = self._start / reach
         steered = self._config.target is not None
-        strength = self._steered_limit if steered else self._strength
-        if not strength or strength * self._reach >= self._start:
+        strength = self._steered_limit if steered else self._solved(peak)
+        if not strength or strength * reach >= self._start:
             return
         text = (
-            f"λ = {strength:.3g} can move γ by at most {strength * self._reach:.2g} in {self._steps:,} steps, and mean "
+            f"λ = {strength:.3g} can move γ by at most {strength * reach:.2g} in {self._steps:,} steps, and mean "
             f"|γ| is {self._start:.2g}: no scale factor will reach zero. "
         )
         if needed <= self._limit and not steered:

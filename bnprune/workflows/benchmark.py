@@ -125,6 +125,7 @@ class _NetworkArguments:
             weights=self.weights,
             pretrained=self.pretrained,
             shape=self.shape,
+            needs_shape=True,
             trust=self.trust,
         )
 

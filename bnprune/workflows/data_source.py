@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from bnprune.config.overrides import overridden_keys
 from bnprune.config.recipe import load_recipe
 from bnprune.config.schema import PipelineConfig
 from bnprune.data import Splits, splits_of
@@ -58,9 +59,28 @@ def open_with_data(
         message = f"{network.label}: no recipe is stored with it. Give one that names the data."
         raise ConfigError(message, remedy={"recipe": "CONFIG.yaml"})
     else:
+        _require_labels(network, overrides)
         config = network.config(overrides, sections=("data", "task"))
     device = choose_device(config.device)
     splits = splits_of(config)
     task = make_task(config.task, splits.classes)
     require_fit(network.model, splits, network.label, task=task)
     return NetworkWithData(network, config, splits, device, task)
+
+
+def _require_labels(network: NetworkSource, overrides: Sequence[str]) -> None:
+    """Refuse the stored recipe of a fine-tuning without labels, before the question whether its file is trusted.
+
+    Raises:
+        ConfigError: The recipe has images without labels, and the user names no other data.
+    """
+    if overridden_keys(overrides) & {"data.name", "data.factory", "data.unlabelled"}:
+        return
+    data = (network.header.config or {}).get("data")
+    stored = isinstance(data, Mapping) and data.get("unlabelled") is not None
+    if stored or "data.unlabelled" in network.header.withheld:
+        raise ConfigError(
+            f"{network.label}: it was fine-tuned on images without labels, and its recipe names no others. Give a "
+            "recipe that names a data set with labels.",
+            remedy={"recipe": "CONFIG.yaml"},
+        )

@@ -92,6 +92,7 @@ def export(
         weights=weights,
         pretrained=pretrained,
         shape=input_shape,
+        needs_shape=True,
         trust=trust,
     )
     shape = tuple(network.inputs.shape[1:])

@@ -56,6 +56,7 @@ def inspect(
         weights=weights,
         pretrained=pretrained,
         shape=input_shape,
+        needs_shape=True,
         trust=trust,
     )
     found = inspect_model(

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from bnprune.channels.pytrees import as_inputs, tensors
 from bnprune.config.bounded_reading import DATA_BYTES, read_text, require_batch
 from bnprune.errors import CheckpointError, ConfigError
 from bnprune.notes import Note
@@ -83,6 +85,7 @@ def profile(
         weights=weights,
         pretrained=pretrained,
         shape=input_shape,
+        needs_shape=True,
         trust=trust,
     )
     setting = Setting(tuple(network.inputs.shape[1:]))
@@ -150,38 +153,12 @@ def _result(network: NetworkSource, made: LatencyProfile, seconds: float, out: P
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_profile(path: Path, network: NetworkSource, display: Display = NO_DISPLAY) -> LatencyKnowledge:
-    """Read a profile and check that it fits the network and this process.
-
-    On the machine of the profile, networks are measured as it says. On another one, latency is only estimated.
+def read_profile(path: Path) -> LatencyProfile:
+    """Read a profile.
 
     Raises:
-        CheckpointError: The file cannot be read, is no profile, or was made for another network or input size.
-        ConfigError: It was made with another number of threads, or its backend is not installed.
+        CheckpointError: The file cannot be read, or is no profile.
     """
-    made = _read(path)
-    setting = _fitting_setting(path, made, network)
-    backend = _backend(made.backend)
-    if made.machine.get("processor") != processor():
-        return LatencyKnowledge(made, None)
-    if made.threads != torch.get_num_threads():
-        raise ConfigError(
-            f"'{path}' was measured with {made.threads} threads, and this process has {torch.get_num_threads()}. Make "
-            f"a new profile (bnprune profile), or set OMP_NUM_THREADS={made.threads}.",
-            argument="profile",
-        )
-    setting.check(backend)
-    now = _versions(backend)
-    changed = [
-        f"{name} {made.versions.get(name)}, now {now[name]}" for name in now if made.versions.get(name) != now[name]
-    ]
-    if changed:
-        text = f"'{path}' was measured with {' and '.join(changed)}: make a new profile if latencies are missed"
-        display.note(Note("profile.versions", "warning", text))
-    return LatencyKnowledge(made, lambda model: network_ms(model, setting, made.batch, backend))
-
-
-def _read(path: Path) -> LatencyProfile:
     try:
         return LatencyProfile.from_json(read_text(path, DATA_BYTES))
     except OSError as error:
@@ -192,15 +169,57 @@ def _read(path: Path) -> LatencyProfile:
         raise CheckpointError(f"'{path}': {error}", argument="profile") from error
 
 
-def _fitting_setting(path: Path, made: LatencyProfile, network: NetworkSource) -> Setting:
-    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(network.model)}
+def fitting_profile(
+    made: LatencyProfile, label: str, model: nn.Module, example_inputs: Any
+) -> tuple[LatencyKnowledge, tuple[Note, ...]]:
+    """Check that a profile fits a network and this process.
+
+    On the machine of the profile, networks are measured as it says. On another one, latency is only estimated.
+
+    Args:
+        made: The profile.
+        label: Its name in messages.
+        model: The network.
+        example_inputs: As for `bnprune.prune`.
+
+    Returns:
+        The profile with the way to measure networks, and warnings.
+
+    Raises:
+        CheckpointError: It was made for another network or input size.
+        ConfigError: It was made with another number of threads, or its backend is not installed.
+    """
+    setting = _fitting_setting(label, made, model, example_inputs)
+    backend = _backend(made.backend)
+    if made.machine.get("processor") != processor():
+        return LatencyKnowledge(made, None), ()
+    if made.threads != torch.get_num_threads():
+        raise ConfigError(
+            f"{label} was measured with {made.threads} threads, and this process has {torch.get_num_threads()}. Make "
+            f"a new profile (bnprune profile), or set OMP_NUM_THREADS={made.threads}.",
+            argument="profile",
+        )
+    setting.check(backend)
+    now = _versions(backend)
+    changed = [
+        f"{name} {made.versions.get(name)}, now {now[name]}" for name in now if made.versions.get(name) != now[name]
+    ]
+    text = f"{label} was measured with {' and '.join(changed)}: make a new profile if latencies are missed"
+    notes = (Note("profile.versions", "warning", text),) if changed else ()
+    return LatencyKnowledge(made, lambda slim: network_ms(slim, setting, made.batch, backend)), notes
+
+
+def _fitting_setting(label: str, made: LatencyProfile, model: nn.Module, example_inputs: Any) -> Setting:
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
     again = "Make a profile of this network: bnprune profile."
     if made.digest != identity(shapes):
-        message = f"'{path}' is the latency profile of another network ({made.model}). {again}"
+        message = f"{label} is the latency profile of another network ({made.model}). {again}"
         raise CheckpointError(message, argument="profile")
-    shape = tuple(network.inputs.shape[1:])
-    if made.shape != shape:
-        sizes = [",".join(map(str, size)) for size in (made.shape, shape)]
-        message = f"'{path}' was measured for inputs of shape {sizes[0]}, and these are {sizes[1]}. {again}"
+    given = [tuple(tensor.shape[1:]) for tensor in tensors(as_inputs(example_inputs))]
+    if given != [made.shape]:
+        sizes = [",".join(map(str, size)) for size in (made.shape, *given)]
+        message = (
+            f"{label} was measured for inputs of shape {sizes[0]}, and these are {' and '.join(sizes[1:])}. {again}"
+        )
         raise CheckpointError(message, argument="profile")
-    return Setting(shape)
+    return Setting(made.shape)

@@ -10,17 +10,16 @@ from typing import Any
 from torch import nn
 
 from bnprune.config.bounded_reading import DATA_BYTES, read_text
-from bnprune.errors import CheckpointError, ConfigError, ForwardError
+from bnprune.errors import CheckpointError, ForwardError
 from bnprune.notes import Note
 from bnprune.pruning.calibration import DEFAULT_IMAGES, Calibration
 from bnprune.pruning.draft_plan import describe_plan, require_cut
-from bnprune.pruning.latency_search import LatencyKnowledge
+from bnprune.pruning.layer_measurements import LayerMeasurements
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.pruner import PruningResult, RepairOutcome, draft, prune_as_requested, replay
 from bnprune.pruning.report import Report, make_report, report_of_plan
 from bnprune.pruning.request import Request
 from bnprune.pruning.scores import needs_data, uses_data
-from bnprune.pruning.sensitivity import Sensitivity
 from bnprune.pruning.surgery import require_plan_fits
 from bnprune.recovery.compensate import Compensation, compensate
 from bnprune.recovery.repair import Repair
@@ -31,9 +30,8 @@ from bnprune.runs.network_source import NetworkSource, open_source
 from bnprune.runs.outputs import require_output
 from bnprune.runs.summary import cut_figures, pruned_of, seconds_of
 from bnprune.workflows.calibration_data import CalibrationData, open_calibration
-from bnprune.workflows.profile import read_profile
+from bnprune.workflows.layer_measurements import layer_measurements
 from bnprune.workflows.results import CalibrationOutcome, CompensationOutcome, PruneResult
-from bnprune.workflows.sensitivity import read_sensitivity
 
 
 def prune(
@@ -100,16 +98,18 @@ def prune(
         weights=weights,
         pretrained=pretrained,
         shape=input_shape,
+        needs_shape=True,
         trust=trust,
     )
-    losses = _sensitivity(network, request, sensitivity, profile, display)
-    latency = _latency(network, request, profile, display)
+    measured = layer_measurements(network.model, network.inputs, request, sensitivity=sensitivity, profile=profile)
+    for note in measured.notes:
+        display.note(note)
     replayed = None if plan is None else _read_plan(Path(plan), network.model)
     data, notes = _calibration(network, request, calibrate, dry_run=dry_run)
     notes = (*_cut_before(network), *notes)
     calibration = None if data is None else data.calibration
     if dry_run:
-        report, planned = _foreseen(network, request, replayed, calibration, latency, losses)
+        report, planned = _foreseen(network, request, replayed, calibration, measured)
         return _result(network, _noted(report, notes), (), out=None, plan=planned, calibration=_calibrated(data, None))
     if replayed is not None:
         result = replay(replayed, network.model, network.inputs)
@@ -119,8 +119,8 @@ def prune(
             network.inputs,
             _required(request),
             calibration=calibration,
-            latency=latency,
-            sensitivity=losses,
+            latency=measured.latency,
+            sensitivity=measured.sensitivity,
         )
     result, done = _recovered(network, result, calibration, display, compensated=compensated)
     outcome = _calibrated(data, result.repair)
@@ -192,45 +192,12 @@ def _required(request: Request | None) -> Request:
     return Request() if request is None else request  # an empty request raises: a target is missing
 
 
-def _latency(
-    network: NetworkSource, request: Request | None, profile: str | Path | None, display: Display
-) -> LatencyKnowledge | None:
-    """Read the latency profile; None if there is none."""
-    if profile is None:
-        return None
-    if request is None or request.latency_ms is None:
-        message = "a latency profile serves a target in milliseconds. Give one, or leave the profile out."
-        raise ConfigError(message, argument="profile")
-    return read_profile(Path(profile), network, display)
-
-
-def _sensitivity(
-    network: NetworkSource,
-    request: Request | None,
-    sensitivity: str | Path | None,
-    profile: str | Path | None,
-    display: Display,
-) -> Sensitivity | None:
-    """Read the sensitivity table; None if there is none."""
-    if sensitivity is None:
-        return None
-    if request is None:
-        raise ConfigError("a plan says which channels go. Leave the sensitivity table out.", argument="sensitivity")
-    if profile is not None:
-        raise ConfigError(
-            "a sensitivity table and a latency profile both decide how much each layer loses. Give one.",
-            argument="sensitivity",
-        )
-    return read_sensitivity(Path(sensitivity), network, display)
-
-
 def _foreseen(
     network: NetworkSource,
     request: Request | None,
     plan: PruningPlan | None,
     calibration: Calibration | None,
-    latency: LatencyKnowledge | None,
-    sensitivity: Sensitivity | None,
+    measured: LayerMeasurements,
 ) -> tuple[Report, PruningPlan]:
     """Return the report of a plan, made now or replayed, without pruning, and the plan."""
     if plan is not None:
@@ -240,8 +207,8 @@ def _foreseen(
         network.inputs,
         _required(request),
         calibration=calibration,
-        latency=latency,
-        sensitivity=sensitivity,
+        latency=measured.latency,
+        sensitivity=measured.sensitivity,
     )
     require_cut(drafted)
     made = describe_plan(drafted)

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from bnprune.config.bounded_reading import DATA_BYTES, read_text
 from bnprune.config.schema import PruneConfig
 from bnprune.errors import CheckpointError
@@ -19,7 +21,6 @@ from bnprune.pruning.surgery import named_tensors
 from bnprune.recovery.sensitivity import SHARES, measure_sensitivity, start_of, weights_digest
 from bnprune.runs.display import NO_DISPLAY, Display
 from bnprune.runs.files import write_text
-from bnprune.runs.network_source import NetworkSource
 from bnprune.runs.outputs import require_output
 from bnprune.runs.passes import request_of
 from bnprune.training.evaluate import validation_score
@@ -103,7 +104,7 @@ def _measured(
     start = start_of(network.model, opened.device, score)
     table = Sensitivity(
         model=type(network.model).__name__,
-        digest=_identity(network),
+        digest=_identity(network.model),
         weights=weights_digest(network.model),
         shape=tuple(opened.splits.shape),
         shares=shares,
@@ -193,25 +194,29 @@ def _result(opened: NetworkWithData, table: Sensitivity, seconds: float, out: Pa
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_sensitivity(path: Path, network: NetworkSource, display: Display = NO_DISPLAY) -> Sensitivity:
-    """Read a sensitivity table and check that it fits a network.
+def fitting_table(table: Sensitivity, label: str, model: nn.Module) -> tuple[Note, ...]:
+    """Check that a sensitivity table fits a network, and return warnings.
+
+    Args:
+        table: The table.
+        label: Its name in messages.
+        model: The network.
 
     Raises:
-        CheckpointError: The file cannot be read, is no sensitivity table, or was made for another network.
+        CheckpointError: It was made for another network, or holds nothing yet.
     """
-    table = read_table(path, "sensitivity")
     again = "Make a table of this network: bnprune sensitivity."
-    if table.digest != _identity(network):
-        message = f"'{path}' is the sensitivity table of another network ({table.model}). {again}"
+    if table.digest != _identity(model):
+        message = f"{label} is the sensitivity table of another network ({table.model}). {again}"
         raise CheckpointError(message, argument="sensitivity")
     if not any(group.points for group in table.groups):
         raise CheckpointError(
-            f"'{path}' has no measured cut yet. Let bnprune sensitivity finish.", argument="sensitivity"
+            f"{label} has no measured cut yet. Let bnprune sensitivity finish.", argument="sensitivity"
         )
-    if table.weights != weights_digest(network.model):
-        text = f"'{path}' was measured with other weights of this network: make a new table if they differ much"
-        display.note(Note("sensitivity.weights", "warning", text))
-    return table
+    if table.weights == weights_digest(model):
+        return ()
+    text = f"{label} was measured with other weights of this network: make a new table if they differ much"
+    return (Note("sensitivity.weights", "warning", text),)
 
 
 def read_table(path: Path, argument: str) -> Sensitivity:
@@ -230,5 +235,5 @@ def read_table(path: Path, argument: str) -> Sensitivity:
         raise CheckpointError(f"'{path}': {error}", argument=argument) from error
 
 
-def _identity(network: NetworkSource) -> str:
-    return identity({name: tuple(tensor.shape) for name, tensor in named_tensors(network.model)})
+def _identity(model: nn.Module) -> str:
+    return identity({name: tuple(tensor.shape) for name, tensor in named_tensors(model)})

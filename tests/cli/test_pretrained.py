@@ -42,6 +42,26 @@ def test_every_verb_that_takes_weights_takes_published_ones(verb: str) -> None:
     assert "check the connection and the arguments, or give a file of weights" in message
 
 
+@pytest.mark.parametrize("verb", ["prune", "inspect", "benchmark", "profile", "export --out w.onnx"])
+@pytest.mark.parametrize(
+    ("shape", "code", "message"),
+    [
+        ((), 2, "the shape of its input is not known. Give it as C,H,W: --input 3,224,224"),
+        (("--input", "1,64,64"), 2, "expected input[1, 1, 64, 64] to have 3 channels"),
+        (("--input", "3,64"), 2, "--input: the forward pass of the network fails"),
+        (("--input", "3,0,64"), 2, "--input: expected the shape of one input"),
+    ],
+)
+def test_a_shape_is_checked_before_weights_are_downloaded(
+    verb: str, shape: tuple[str, ...], code: int, message: str, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, *_, **__: fetched.append(url))
+    assert message in refusal(code, *verb.split(), "--model", NAME, *shape, "--pretrained")
+    assert not fetched
+    assert not [*hub.iterdir()]
+
+
 def test_the_flag_is_refused_beside_other_weights() -> None:
     message = refusal(2, "inspect", "--model", NAME, *SHAPE, "--weights", "w.pt", "--pretrained")
     assert "--pretrained: gives the network other weights than 'w.pt'. Give one of them." in message

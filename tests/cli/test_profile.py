@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+import bnprune as package
+from bnprune.errors import CheckpointError, ConfigError
+from bnprune.pruning.latency_profile import LatencyProfile
 from bnprune.runs.directory import processor
 from tests.cli.harness import CHAIN, bnprune, document
+from tests.nets import chain
 
 LARGER = ("--model", "tests.nets:chain", "--input", "3,64,64")
 
@@ -34,6 +38,37 @@ def test_a_profile_serves_prune(made: dict[str, Any]) -> None:
     assert done["target"]["kind"] == "latency_ms"
     assert 0 < done["target"]["realised"] <= limit
     assert done["verification"]["passed"]
+
+
+def test_a_profile_serves_python_and_recipes(made: dict[str, Any]) -> None:
+    """With a profile of another machine, so that nothing is measured, and noise does not matter."""
+    edit(machine={"processor": "Abacus"}, threads=63, total_ms=1e4)
+    limit, model, inputs = 9e3, chain(), torch.zeros(1, 3, 64, 64)
+    for given in ("cpu.json", LatencyProfile.from_json(Path("cpu.json").read_text())):
+        report = package.prune(model, inputs, latency_ms=limit, profile=given).report
+        assert 0 < report.target.realised <= limit
+        assert any("estimated by the latency profile (Abacus)" in str(note) for note in report.notes)
+        assert package.plan(model, inputs, latency_ms=limit, profile=given).cuts
+    with pytest.raises(ConfigError, match="a latency profile serves a target in milliseconds"):
+        package.prune(model, inputs, ratio=0.5, profile="cpu.json")
+    with pytest.raises(CheckpointError, match="inputs of shape 3,64,64, and these are 3,32,32"):
+        package.prune(model, inputs[..., :32, :32], latency_ms=limit, profile="cpu.json")
+    network = "{name: mlp, kwargs: {in_channels: 1, image_size: 16, hidden: [256, 128]}}"
+    Path("recipe.yaml").write_text(f"""
+model: {network}
+data: {{name: digits, augment: false}}
+train: {{epochs: 1}}
+prune: {{latency_ms: 1000, profile: digits.json}}
+finetune: {{epochs: 1}}
+""")
+    document("train", "recipe.yaml", "--out", "run")
+    document("profile", "run", "--out", "digits.json")
+    stored = json.loads(Path("digits.json").read_text())
+    Path("digits.json").write_text(json.dumps(stored | {"machine": {"processor": "Abacus"}, "total_ms": 1e4}))
+    done = document("run", "recipe.yaml", f"prune.latency_ms={limit}", "--out", "whole")
+    assert "estimated by the latency profile (Abacus)" in str(done)
+    result = bnprune("run", "recipe.yaml", "prune.latency_ms=null", "prune.ratio=0.5", "--out", "other")
+    assert "'profile' serves 'latency_ms'" in result.stderr
 
 
 def edit(**changes: Any) -> None:

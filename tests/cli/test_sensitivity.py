@@ -12,10 +12,12 @@ import torch
 import bnprune as package
 from bnprune.config.schema import DataConfig
 from bnprune.data import load_data
+from bnprune.errors import CheckpointError, ConfigError
 from bnprune.pruning.sensitivity import Sensitivity
 from bnprune.training.evaluate import evaluate
 from bnprune.workflows import sensitivity as workflow
 from tests.cli.harness import CHAIN, bnprune, document, done, refusal, squeezed
+from tests.nets import chain
 
 DIGITS = load_data(DataConfig(name="digits"))
 RECIPE = """
@@ -101,19 +103,75 @@ def test_a_table_measured_in_another_way_is_not_continued(trained: Path, table: 
     assert "must be between 0 and 1" in refusal(2, *command, "--at", "1.5")
 
 
-def test_prune_cuts_by_a_table(trained: Path, table: Path) -> None:
-    """A layer that loses nothing is cut as far as it was measured; of one that loses all, nothing goes."""
-    data = json.loads(table.read_text())
+def spare_first_group(table: Path) -> dict[str, Any]:
+    """Let the table say that the second group can go, and that every cut of the first is ruinous."""
+    data: dict[str, Any] = json.loads(table.read_text())
     for number, group in enumerate(data["groups"]):
         for point in group["points"]:
             point["accuracy"] = data["accuracy"] if number == 1 else 0.1
     table.write_text(json.dumps(data))
+    return data
+
+
+def test_prune_cuts_by_a_table(trained: Path, table: Path) -> None:
+    """A layer that loses nothing is cut as far as it was measured; of one that loses all, nothing goes."""
+    data = spare_first_group(table)
     source = trained / "checkpoints" / "train.safetensors"
     cut = document("prune", source, "--params", "0.93", "--sensitivity", TABLE, "--calibrate-images", "0", "--dry-run")
     names = data["groups"][1]["layers"]
     for layer in cut["layers"]:
         assert (layer["after"] < layer["before"]) == (layer["name"] in names)
     assert cut["target"]["realised"] <= 0.93
+
+
+def test_python_and_recipes_cut_by_a_table_as_the_command_line_does(trained: Path, table: Path) -> None:
+    spare_first_group(table)
+    source = trained / "checkpoints" / "train.safetensors"
+    done(
+        "prune", source, "--params", "0.9", "--sensitivity", TABLE, "--calibrate-images", "0", "--out", "a.safetensors"
+    )
+    model, widths = package.load(source), shapes(package.load("a.safetensors"))
+    assert shapes(package.prune(model, DIGITS.example, params=0.9).model) != widths
+    made = package.sensitivity(trained, values=(0.5, 0.75), out=TABLE)
+    for given in (TABLE, str(TABLE), Sensitivity.from_json(table.read_text()), made):
+        result = package.prune(model, DIGITS.example, params=0.9, sensitivity=given)
+        assert shapes(result.model) == widths
+        assert package.plan(model, DIGITS.example, params=0.9, sensitivity=given) == result.plan
+    overrides = (
+        "prune.params=0.9",
+        f"prune.sensitivity={TABLE.absolute()}",
+        "prune.reconstruct=0",
+        "finetune.epochs=1",
+    )
+    done("run", trained.parent / "recipe.yaml", "--out", "run", *overrides)
+    assert shapes(package.load("run/checkpoints/prune.safetensors")) == widths
+
+
+def shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def test_a_table_that_does_not_fit_is_refused_in_python_and_before_a_recipe_trains(trained: Path, table: Path) -> None:
+    other, inputs = chain(), torch.zeros(1, 3, 8, 8)
+    message = "'table.json' is the sensitivity table of another network .MLP."
+    with pytest.raises(CheckpointError, match=message):
+        package.prune(other, inputs, ratio=0.5, sensitivity=TABLE)
+    with pytest.raises(ConfigError, match="both decide how much each layer loses"):
+        package.prune(other, inputs, latency_ms=1.0, sensitivity=TABLE, profile="cpu.json")
+    with pytest.raises(ConfigError, match="sensitivity: expected a file, or what it holds, got int"):
+        package.prune(other, inputs, ratio=0.5, sensitivity=3)
+    table.write_text(table.read_text().replace(json.loads(table.read_text())["model"]["weights"], "0"))
+    model = package.load(trained / "checkpoints" / "train.safetensors")
+    result = package.prune(model, DIGITS.example, macs=0.5, sensitivity=TABLE)
+    assert [note.code for note in result.report.notes].count("sensitivity.weights") == 1
+    recipe = trained.parent / "recipe.yaml"
+    wider = ("model.kwargs.hidden=[40,24]", "prune.ratio=0.5", "prune.sensitivity=table.json")
+    assert "of another network (MLP)" in refusal(5, "run", recipe, *wider, "--out", "other")
+    assert not Path("other", "metrics.jsonl").exists()
+    for change in ("prune.passes=2", "prune.ratio=auto"):
+        assert "'sensitivity' needs one pass and a target" in refusal(
+            2, "run", recipe, "prune.sensitivity=table.json", change
+        )
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_the_folder_must_hold_images(dense: nn.Module, here: Path) -> None:
 def test_labels_are_not_made_up(dense: nn.Module, images: Path) -> None:
     """What needs labels refuses a recipe without them."""
     done(*tuned("--unlabelled", images, "--teacher", "dense.pt", "--out", "run", *SHORT))
-    for command in (("train", "run/config.yaml"), *((verb, "run", "--trust") for verb in ("evaluate", "sweep"))):
+    for command in (("train", "run/config.yaml"), ("evaluate", "run", *CHAIN[:2], "--config", "run/config.yaml")):
         assert "data.unlabelled: images without labels are for fine-tuning only" in refusal(2, *command)
 
 
@@ -174,3 +174,23 @@ def test_a_teacher_that_is_given_replaces_the_one_in_the_file(dense: nn.Module, 
     page = Path("second/report.html").read_text(encoding="utf-8")
     assert "the same class as its teacher for" in page
     assert "no labels" in squeezed(done("validate", "second/config.yaml").output)
+
+
+def test_afterwards_an_evaluation_asks_for_labels_not_for_trust(dense: nn.Module, images: Path, here: Path) -> None:
+    done(*tuned("--unlabelled", images, "--teacher", "dense.pt", "--out", "run", *SHORT))
+    wanted = "Give a recipe that names a data set with labels: --config CONFIG.yaml"
+    for verb in ("evaluate", "sweep", "sensitivity"):
+        message = refusal(2, verb, "run", *CHAIN[:2])
+        assert wanted in message
+        assert "trust" not in message.lower()
+    for verb in ("evaluate", "sweep"):
+        assert wanted in refusal(2, verb, "run", "--trust")
+    for number, path in enumerate(sorted(images.rglob("*.png"))):
+        for split in ("train", "val"):
+            copy = here / "labelled" / split / str(number % 5) / path.name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    named = ("data.name=imagefolder", "data.root=labelled")
+    found = [document("evaluate", "run", *CHAIN[:2], *named, *trust) for trust in ((), ("--trust",))]
+    assert found[0] == found[1]
+    assert found[0]["test"]["count"] == 80

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import bnprune
+from bnprune.errors import ConfigError
 from tests.nets import conv_bn
 from tests.ranks import in_processes
 
@@ -185,19 +186,28 @@ def with_lightning(model: nn.Module, epochs: int, target: float | None) -> bnpru
     return callback.penalty.gammas()
 
 
+class WithLoss(nn.Module):
+    """A network as transformers' Trainer takes it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.net(images)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def items(count: int | None = None) -> list[dict[str, torch.Tensor]]:
+    """Training images as transformers' Trainer takes them."""
+    images, labels, _, _ = digits()
+    return [{"images": image, "labels": label} for image, label in zip(images[:count], labels[:count], strict=True)]
+
+
 def with_transformers(model: nn.Module, epochs: int, target: float | None) -> bnprune.SparsityState | None:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from bnprune.integrations.transformers import SparseTraining
-
-    class WithLoss(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = model
-
-        def forward(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-            logits = self.net(images)
-            return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
     class Recorder(TrainerCallback):
         def __init__(self) -> None:
@@ -207,18 +217,19 @@ def with_transformers(model: nn.Module, epochs: int, target: float | None) -> bn
             self.logged = logs
 
     recorder = Recorder()
-    images, labels, _, _ = digits()
-    items = [{"images": image, "labels": label} for image, label in zip(images, labels, strict=True)]
     callback = SparseTraining(target=target) if target else None
     arguments = TrainingArguments(
         num_train_epochs=epochs, per_device_train_batch_size=BATCH, learning_rate=3e-3, weight_decay=0.0,
         lr_scheduler_type="cosine", report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True,
         logging_strategy="epoch", remove_unused_columns=False, optim="adamw_torch",
     )  # fmt: skip
-    trainer = Trainer(WithLoss(), arguments, train_dataset=items, callbacks=[callback, recorder] if callback else [])
+    trainer = Trainer(
+        WithLoss(model), arguments, train_dataset=items(), callbacks=[callback, recorder] if callback else []
+    )
     trainer.train()
     if callback is None or callback.penalty is None:
         return None
+    assert trainer.state.log_history[-1]["gamma_removable"] == recorder.logged["gamma_removable"]
     assert recorder.logged["gamma_removable"] == callback.penalty.gammas().removable
     return callback.penalty.gammas()
 
@@ -261,10 +272,8 @@ def test_sparse_training_pruning_and_fine_tuning_in_any_loop(name: str, tmp_path
     assert sum(p.numel() for p in result.model.parameters()) < 0.4 * sum(p.numel() for p in dense.parameters())
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_lightning_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    lightning = pytest.importorskip("lightning")
-    from bnprune.integrations.lightning import SparseTraining
+def lightning_module() -> Any:
+    import lightning
 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
@@ -277,6 +286,14 @@ def test_a_lightning_training_goes_on_from_its_checkpoint(tmp_path: Path) -> Non
         def configure_optimizers(self) -> Any:
             return made("sgd", self)
 
+    return Module()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_lightning_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning")
+    from bnprune.integrations.lightning import SparseTraining
+
     class StopAfter(lightning.Callback):
         """Save a checkpoint after some steps, and stop."""
 
@@ -285,10 +302,10 @@ def test_a_lightning_training_goes_on_from_its_checkpoint(tmp_path: Path) -> Non
                 trainer.save_checkpoint(tmp_path / "half.ckpt")
                 trainer.should_stop = True
 
-    def trained(*callbacks: Any, start: Path | None = None) -> tuple[nn.Module, Any]:
-        callback, module = SparseTraining(target=0.5), Module()
+    def trained(*callbacks: Any, start: Path | None = None, epochs: int = 3) -> tuple[nn.Module, Any]:
+        callback, module = SparseTraining(target=0.5), lightning_module()
         trainer = lightning.Trainer(
-            max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, callbacks=[callback, *callbacks],
         )  # fmt: skip
         trainer.fit(module, loader(), ckpt_path=start)
@@ -298,6 +315,34 @@ def test_a_lightning_training_goes_on_from_its_checkpoint(tmp_path: Path) -> Non
     assert half.gammas().step == 25
     _, resumed = trained(start=tmp_path / "half.ckpt")
     assert resumed.gammas().step == 3 * len(loader())
+    _, longer = trained(start=tmp_path / "half.ckpt", epochs=4)
+    assert longer.gammas().step == longer.gammas().steps == 4 * len(loader())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_lightning_training_whose_length_is_given_in_steps_or_not_at_all() -> None:
+    lightning = pytest.importorskip("lightning")
+    from bnprune.integrations.lightning import SparseTraining
+
+    class Unending(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(TensorDataset(*digits()[:2]))
+
+    def trained(batches: DataLoader[Any], **length: int) -> Any:
+        callback = SparseTraining(target=0.5)
+        trainer = lightning.Trainer(
+            **length, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[callback],
+        )  # fmt: skip
+        trainer.fit(lightning_module(), batches)
+        return callback.penalty
+
+    unknown = DataLoader(Unending(), BATCH)
+    for batches, epochs in ((loader(), -1), (unknown, 2)):
+        state = trained(batches, max_epochs=epochs, max_steps=5).gammas()
+        assert (state.step, state.steps) == (5, 5)
+        with pytest.raises(ConfigError, match=f"max_epochs={epochs}, max_steps=-1.*Give it max_steps"):
+            trained(batches, max_epochs=epochs)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -305,24 +350,13 @@ def test_a_training_of_transformers_goes_on_from_its_checkpoint(tmp_path: Path) 
     transformers = pytest.importorskip("transformers")
     from bnprune.integrations.transformers import SparseTraining
 
-    class WithLoss(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = network()
-
-        def forward(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"loss": F.cross_entropy(self.net(images), labels)}
-
-    images, labels, _, _ = digits()
-    items = [{"images": image, "labels": label} for image, label in zip(images[:640], labels, strict=False)]
-
     def trained(**start: Any) -> tuple[nn.Module, Any]:
-        model, callback = WithLoss(), SparseTraining(target=0.5)
+        model, callback = WithLoss(network()), SparseTraining(target=0.5)
         arguments = transformers.TrainingArguments(
             output_dir=str(tmp_path), num_train_epochs=2, per_device_train_batch_size=64, learning_rate=3e-3,
             report_to=[], save_steps=7, use_cpu=True, disable_tqdm=True, remove_unused_columns=False,
         )  # fmt: skip
-        transformers.Trainer(model, arguments, train_dataset=items, callbacks=[callback]).train(**start)
+        transformers.Trainer(model, arguments, train_dataset=items(640), callbacks=[callback]).train(**start)
         return model.net, callback.penalty
 
     whole, penalty = trained()
@@ -330,3 +364,65 @@ def test_a_training_of_transformers_goes_on_from_its_checkpoint(tmp_path: Path) 
     assert again.gammas().step == penalty.gammas().step == 20
     assert again.gammas().quantiles == pytest.approx(penalty.gammas().quantiles, abs=1e-6)
     assert all(map(torch.allclose, whole.parameters(), resumed.parameters()))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trainer_of_transformers_that_trains_again_after_an_error(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from bnprune.integrations.transformers import SparseTraining
+
+    class FailsOnce(transformers.TrainerCallback):
+        failed = False
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if not self.failed:
+                self.failed = True
+                raise RuntimeError("the first training ends here")
+
+    callback = SparseTraining(target=0.5)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=64, learning_rate=3e-3,
+        report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, remove_unused_columns=False,
+    )  # fmt: skip
+    trainer = transformers.Trainer(
+        WithLoss(network()), arguments, train_dataset=items(), callbacks=[callback, FailsOnce()]
+    )
+    with pytest.raises(RuntimeError, match="the first training ends here"):
+        trainer.train()
+    first = callback.penalty
+    trainer.train()
+    assert first is not None
+    assert callback.penalty is not None
+    assert (first.gammas().step, callback.penalty.gammas().step) == (1, 3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_logs_of_a_trainer_of_transformers_hold_the_shares_of_scale_factors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from bnprune.integrations.transformers import SparseTraining
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    callback = SparseTraining(target=0.5)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=64, learning_rate=3e-3, logging_steps=2,
+        report_to=["tensorboard"], save_steps=2, use_cpu=True, disable_tqdm=True, remove_unused_columns=False,
+    )  # fmt: skip
+    trainer = transformers.Trainer(WithLoss(network()), arguments, train_dataset=items())
+    callback.add_to(trainer)
+    callback.add_to(trainer)
+    assert trainer.callback_handler.callbacks.count(callback) == 1
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in logged] == [2, 4]
+    assert all({"gamma_below", "gamma_removable"} <= entry.keys() for entry in logged)
+    (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents*")}
+    events = EventAccumulator(str(folder)).Reload()
+    assert {event.step for event in events.Scalars("train/gamma_removable")} == {2, 4}
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert callback.penalty is not None
+    assert callback.penalty.gammas().step == 4  # the checkpoint holds the state of the callback

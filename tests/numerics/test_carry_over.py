@@ -214,3 +214,38 @@ def test_a_network_that_was_changed_after_the_cut_is_not_saved(tmp_path: Path) -
     assert not [*tmp_path.iterdir()]
     with pytest.raises(ConfigError, match="expected a network or the result"):
         bnprune.save(slim.state_dict(), tmp_path / "slim.safetensors")
+
+
+def change_classes(model: nn.Module, count: int) -> None:
+    """Replace the last layer, as for another data set."""
+    name, last = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    model.set_submodule(name, nn.Linear(last.in_features, count))
+
+
+def test_a_network_with_a_new_last_layer_is_not_saved_although_that_layer_was_not_cut(tmp_path: Path) -> None:
+    model, _ = trained(OPTIMIZERS["sgd"])
+    slim = bnprune.prune(model, X[:1], ratio=0.3).model
+    change_classes(slim, 7)
+    message = r"weight had shape \(5, .*\), and has \(7, .*\) now: the network was changed after the cut.*torch\.save"
+    with pytest.raises(PruningError, match=message):
+        bnprune.save(copy.deepcopy(slim), tmp_path / "slim.safetensors")
+    again = bnprune.prune(slim, X[:1], ratio=0.3).model  # its plan is for another network than the first plan gives
+    with pytest.raises(PruningError, match=message):
+        bnprune.save(again, tmp_path / "slim.safetensors")
+    change_classes(model, 7)  # the way out
+    slim = bnprune.prune(model, X[:1], ratio=0.3).model
+    bnprune.save(slim, tmp_path / "slim.safetensors")
+    assert torch.equal(bnprune.load(tmp_path / "slim.safetensors", model=model)(X), slim.eval()(X))
+
+
+def test_a_network_loaded_by_name_with_a_new_last_layer_needs_a_new_spec(tmp_path: Path) -> None:
+    kwargs = {"num_classes": 5, "in_channels": 3, "width": 0.125}
+    spec = bnprune.ModelSpec(name="vgg11", kwargs=kwargs)
+    path = tmp_path / "dense.safetensors"
+    bnprune.save(bnprune.build(spec), path, spec=spec, input_shape=(3, 32, 32))
+    loaded = bnprune.load(path)
+    change_classes(loaded, 7)
+    with pytest.raises(PruningError, match="changed after it was loaded.*Give the spec"):
+        bnprune.save(loaded, path)
+    bnprune.save(loaded, path, spec=bnprune.ModelSpec(name="vgg11", kwargs={**kwargs, "num_classes": 7}))
+    assert bnprune.load(path)(torch.zeros(1, 3, 32, 32)).shape == (1, 7)

@@ -188,6 +188,27 @@ def test_the_network_is_traced_with_the_inputs_of_the_first_call_of_the_part_tha
     assert not model.net._forward_pre_hooks
 
 
+@pytest.mark.parametrize("pattern", ["net.0", "net.0.*", "*.0.1"])
+def test_layers_to_exclude_have_the_names_of_the_model_although_the_loop_calls_a_part_of_it(pattern: str) -> None:
+    model = nn.Module()
+    model.net, model.other = network(), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.net.parameters(), 0.05)
+    penalty = bnprune.sparsify(model, optimizer, steps=10, target=0.5, exclude=[pattern, "other"])
+    step(model.net, optimizer)
+    with torch.no_grad():
+        model.net[0][1].weight.zero_()
+        model.net[1][1].weight[:3] = 0
+    assert penalty.gammas().removable == 3 / 12
+
+
+def test_a_layer_to_exclude_that_is_not_there() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    with pytest.raises(ConfigError, match="sparsify: exclude: no layer matches '1.3'. Did you mean '1.1'"):
+        bnprune.sparsify(model, optimizer, steps=10, target=0.5, exclude=["0", "1.3"])
+    assert not optimizer._optimizer_step_post_hooks
+
+
 class Scaled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -234,6 +255,29 @@ def test_a_training_goes_on_from_its_saved_state() -> None:
     assert torch.equal(*states)
 
 
+@pytest.mark.parametrize("setting", [{"target": 0.5}, {"travel": 2.0}])
+def test_a_training_goes_on_for_longer_than_it_was_planned(setting: dict[str, float]) -> None:
+    model = network()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    first = bnprune.sparsify(model, optimizer, steps=20, **setting)
+    for _ in range(20):
+        step(model, optimizer)
+    saved = first.state_dict()
+    first.detach()
+    penalty = bnprune.sparsify(model, optimizer, steps=120, **setting)
+    penalty.load_state_dict(saved)
+    assert penalty.state_dict()["strength"] == saved["strength"]
+    for _ in range(100):
+        step(model, optimizer)
+    state = penalty.gammas()
+    assert state.step == 120
+    assert setting.get("travel") or state.removable == pytest.approx(0.5, abs=0.05)
+    penalty.detach()
+    shorter = bnprune.sparsify(model, optimizer, steps=19, **setting)
+    with pytest.raises(ConfigError, match="the saved training took 20 steps, and this one has 19"):
+        shorter.load_state_dict(saved)
+
+
 def test_after_detach_and_after_the_last_step_nothing_happens() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.0001)
@@ -249,6 +293,30 @@ def test_after_detach_and_after_the_last_step_nothing_happens() -> None:
     assert penalty.gammas().step == 2
     penalty.detach()
     assert not optimizer._optimizer_step_post_hooks
+
+
+def test_a_second_penalty_on_the_same_scale_factors_is_refused() -> None:
+    model, other = network(), network()
+    optimizer = torch.optim.SGD([*model.parameters(), *other.parameters()], 0.05)
+    penalty = bnprune.sparsify(model, optimizer, steps=2, lambda_=0.3)
+    bnprune.sparsify(other, optimizer, steps=2, lambda_=0.3)
+    with pytest.raises(ConfigError, match=r"attached to this optimizer already, in step 0 of 2.*detach\(\) first"):
+        bnprune.sparsify(nn.DataParallel(model), optimizer, steps=2, lambda_=0.3)
+    penalty.detach()
+    bnprune.sparsify(model, optimizer, steps=2, lambda_=0.3)
+    for _ in range(2):
+        optimizer.step()
+    bnprune.sparsify(model, optimizer, steps=2, lambda_=0.3)  # the one before has come to its end
+    assert len(optimizer._optimizer_step_post_hooks) == 2
+
+
+def test_a_call_that_fails_attaches_nothing() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    with pytest.raises(PruningError):
+        bnprune.sparsify(model, optimizer, steps=10, target=0.5, example_inputs=IMAGES[:, :2])
+    assert not optimizer._optimizer_step_post_hooks
+    bnprune.sparsify(model, optimizer, steps=10, target=0.5, example_inputs=IMAGES)
 
 
 def test_compiled_and_wrapped_networks() -> None:
@@ -271,6 +339,7 @@ def test_a_penalty_that_cannot_have_an_effect_is_named_before_training() -> None
     with pytest.warns(UserWarning, match="no scale factor will reach zero. Use λ above"):
         weak = bnprune.sparsify(model, optimizer, steps=10_000, lambda_=1e-5)
     assert [note.code for note in weak.notes] == ["sparsify.too_weak"]
+    weak.detach()
     with pytest.warns(UserWarning, match="Train for more steps"):
         bnprune.sparsify(model, optimizer, steps=10, target=0.5)
     with warnings.catch_warnings():
@@ -296,6 +365,52 @@ def test_a_scheduler_that_starts_low_names_its_peak() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         bnprune.sparsify(model, optimizer, steps=1000, target=0.5)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_names_that_an_earlier_schedule_left_in_the_groups_do_not_count(momentum: float) -> None:
+    model, gain = network(), 1 / (1 - momentum)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=momentum)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=3, cycle_momentum=False)
+    for _ in range(2):
+        step(model, optimizer)
+        schedule.step()
+    optimizer.param_groups[0]["lr"] = 0.001
+    penalty = bnprune.sparsify(model, optimizer, steps=1000, travel=0.01)
+    strength = 0.01 * float(gammas(model).abs().mean()) / (1000 * 0.001 * gain)
+    assert penalty.state_dict()["strength"] == pytest.approx(strength)
+
+
+@pytest.mark.parametrize("first", [0.0, 0.001])
+def test_a_learning_rate_that_only_the_loop_knows(first: float) -> None:
+    """λ falls as the learning rate rises, so that no step moves γ further than `travel` allows."""
+    model = network()
+    mean, steps = float(gammas(model).abs().mean()), 1000
+    optimizer = torch.optim.SGD(model.parameters(), first)
+    with warnings.catch_warnings():
+        if not first:
+            warnings.simplefilter("error")
+        penalty = bnprune.sparsify(model, optimizer, steps=steps, travel=1.5)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for rate in (first, 0.2, 0.5, 0.1):
+        optimizer.param_groups[0]["lr"] = rate
+        before = gammas(model).abs()
+        optimizer.step()
+        moved = (before - gammas(model).abs()).max()
+        assert float(moved) <= 1.5 * mean / steps * 1.001
+    assert penalty.state_dict()["strength"] == pytest.approx(1.5 * mean / (steps * 0.5))
+
+
+def test_a_steered_penalty_follows_a_learning_rate_that_rises() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    penalty = bnprune.sparsify(model, optimizer, steps=10_000, target=0.5)
+    for rate in (0.0, 0.1):
+        optimizer.param_groups[0]["lr"] = rate
+        step(model, optimizer)
+    usual = penalty._penalty.lambda_at.usual
+    assert usual == pytest.approx(penalty.state_dict()["strength"]) == pytest.approx(5 * penalty._start / 1000)
 
 
 @pytest.mark.parametrize(

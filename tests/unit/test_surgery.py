@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import bnprune
-from bnprune.pruning.surgery import apply, plans_of
+from bnprune.pruning.cut_history import plans_of
+from bnprune.pruning.surgery import apply
 from tests.nets import MOTIFS, Net, conv_bn, head, randomized
 
 X = torch.zeros(1, 3, 8, 8)
@@ -282,5 +283,5 @@ def test_the_copy_is_what_deepcopy_makes() -> None:
     assert slim.settings["sizes"] is not model.settings["sizes"]
     assert len(slim.a._forward_hooks) == 1
     assert slim.absent is None
-    assert vars(slim).keys() - vars(model).keys() == {"_bnprune_plans"}
+    assert vars(slim).keys() - vars(model).keys() == {"_bnprune_plans", "_bnprune_shapes"}
     assert (slim.seen, model.seen) == ([], [])
