@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bnprune.cli.loading import loading_torch
 from bnprune.cli.options import (
     DataConfig,
     Force,
@@ -55,9 +56,10 @@ def finetune(
     """
     if with_processes(gpus, processes):
         return
-    from bnprune.cli.arguments import parse_arguments, recipe_and_overrides
-    from bnprune.cli.render.run import run_with_progress
-    from bnprune.workflows import run as workflow
+    with loading_torch():
+        from bnprune.cli.arguments import parse_arguments, recipe_and_overrides
+        from bnprune.cli.render.run import run_with_progress
+        from bnprune.workflows import run as workflow
 
     recipe, overrides = recipe_and_overrides(changes or (), config)
     arguments = parse_arguments(model_arg)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from bnprune.cli.loading import loading_torch
 from bnprune.cli.options import Config, Force, Gpus, Json, OutDirectory, Overrides, ProcessCount, Resume
 from bnprune.cli.processes import with_processes
 
@@ -26,8 +27,9 @@ def run(
     """Run all stages of a recipe: train, prune, fine-tune, export."""
     if with_processes(gpus, processes):
         return
-    from bnprune.cli.render.run import run_with_progress
-    from bnprune.workflows import run as workflow
+    with loading_torch():
+        from bnprune.cli.render.run import run_with_progress
+        from bnprune.workflows import run as workflow
 
     run_with_progress(
         lambda display: workflow.run(config, overrides or (), out=out, resume=resume, force=force, display=display),
