@@ -28,7 +28,7 @@ from bnprune.cli.processes import with_processes
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("finetune", epilog="Example:  bnprune finetune slim.safetensors finetune.epochs=20")(finetune)
+    app.command("finetune", epilog="Example:\nbnprune finetune slim.safetensors finetune.epochs=20")(finetune)
 
 
 def finetune(

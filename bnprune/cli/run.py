@@ -11,7 +11,9 @@ from bnprune.cli.processes import with_processes
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("run", epilog="Example:  bnprune run digits.yaml --out runs/digits train.epochs=10")(run)
+    app.command(
+        "run", epilog="Example:\nbnprune init digits.yaml\nbnprune run digits.yaml --out runs/digits train.epochs=10"
+    )(run)
 
 
 def run(

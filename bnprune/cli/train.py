@@ -11,7 +11,7 @@ from bnprune.cli.processes import with_processes
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    example = "Example:  bnprune train digits.yaml --out runs/sparse train.sparsity.lambda=1e-4"
+    example = "Example:\nbnprune train digits.yaml --out runs/sparse train.sparsity.lambda=1e-4"
     app.command("train", epilog=example)(train)
 
 
