@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -314,7 +315,9 @@ def sensitivity_map(
         shares: All shares.
         start: Accuracy before the cuts.
     """
-    labels = [*(f"< {loss:.1%}".replace(".0%", "%") for loss in _LOSSES), "more"]
+    bounds = [f"{100 * loss:g}" for loss in _LOSSES]
+    between = [f"{low} to {high}%" for low, high in pairwise(bounds)]
+    labels = [f"below {bounds[0]}%", *between, f"{bounds[-1]}% or more"]
     return HeatMap(
         f"Accuracy after one group of layers is cut ({start:.1%} before)",
         tuple((name, tuple(_cell(name, found.get(share), start) for share in shares)) for name, found in groups),

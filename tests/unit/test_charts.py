@@ -85,7 +85,9 @@ def test_losses_are_coloured_by_their_size() -> None:
     assert none is not None and small is not None and large is not None  # noqa: PT018
     assert [none.colour, small.colour, large.colour] == [SHADES[0], SHADES[2], SHADES[6]]
     assert absent is None
-    assert made.legend[2] == ("box", "< 2%", SHADES[2])
+    assert made.legend[2] == ("box", "1 to 2%", SHADES[2])
+    assert made.legend[0][1] == "below 0.5%"
+    assert made.legend[-1][1] == "20% or more"
 
 
 def test_widths_are_proportional_to_channels() -> None:

@@ -52,7 +52,8 @@ def _findings(result: SweepResult) -> Iterator[str]:
         yield f"within the allowed loss on these images, but not for certain: {_described(measured, result)}"
     if recommended is None and measured is None:
         yield f"No cut keeps the measured loss within {result.tolerance:.1%}. Allow more, or fine-tune after pruning."
-    yield f"knee: {_described(knee, result)}" if knee is not None else "knee: none; accuracy does not fall steeply"
+    found = _described(knee, result) if knee is not None else "none"
+    yield f"knee, the last cut before accuracy falls steeply: {found}"
 
 
 def _described(point: SweepPoint, result: SweepResult) -> str:
@@ -100,7 +101,8 @@ def save_plot(path: Path | None, result: SweepResult) -> None:
 
 
 def _row(index: int, point: SweepPoint, result: SweepResult) -> tuple[str, ...]:
-    mark = " <" if point == (result.recommended or result.measured) else ""
+    named = result.recommended or result.measured
+    mark = (" (recommended)" if result.recommended else " (not certain)") if point == named else ""
     return (
         (f"{result.by} {point.asked:g}" if index else "not pruned") + mark,
         f"{point.ratio:.1%}",
