@@ -28,6 +28,7 @@ def comparison(runs: Sequence[RunData]) -> str:
     ]
     return (
         f'<header><p class="page-kind">bnprune, {len(runs)} runs</p><h1>{names}</h1></header>'
+        f'<p class="headline">{headline(runs)}</p>'
         + sections.section(
             "Side by side",
             _table(runs),
@@ -36,6 +37,28 @@ def comparison(runs: Sequence[RunData]) -> str:
         + sections.section("Accuracy", sections.grid(cards))
         + sections.section("What differs in their recipes", _differences(runs))
     )
+
+
+def headline(runs: Sequence[RunData]) -> str:
+    """Say which run ends with the most accurate network, and which with the fewest MACs."""
+    ends = [(run, run.final) for run in runs if run.final is not None and run.final.figures.accuracy is not None]
+    if len(ends) < 2:
+        return "Fewer than two of these runs have a network whose accuracy on test images is known."
+    best = max(ends, key=lambda end: (end[1].figures.accuracy or 0.0, -end[1].figures.macs))
+    least = min(ends, key=lambda end: (end[1].figures.macs, -(end[1].figures.accuracy or 0.0)))
+    if best == least:
+        return f"{_ended(*best)}: the highest test accuracy and the fewest MACs of these runs."
+    macs = best[1].figures.macs / max(least[1].figures.macs, 1)
+    lost = points((least[1].figures.accuracy or 0.0) - (best[1].figures.accuracy or 0.0))
+    return (
+        f"{_ended(*best)}: the highest test accuracy. {_ended(*least)}: the fewest MACs, {macs:.1f} times fewer, at "
+        f"{lost}."
+    )
+
+
+def _ended(run: RunData, final: Stage) -> str:
+    accuracy, macs = percent(final.figures.accuracy or 0.0), count(final.figures.macs)
+    return f"<b>{escape(run.name)}</b> ends at {accuracy} with {macs} MACs"
 
 
 def _table(runs: Sequence[RunData]) -> str:

@@ -69,7 +69,7 @@ def _described(point: SweepPoint, result: SweepResult) -> str:
 
 
 def _chart(result: SweepResult, *, near: bool = False) -> Chart:
-    label = "recommended" if result.recommended else "measured"
+    label = "recommended" if result.recommended else "not certain"
     best = result.recommended or result.measured
     return sweep_chart(result.points, best, result.tolerance, label=label, near=near)
 
