@@ -70,6 +70,29 @@ def test_a_batchnorm_of_a_sum_belongs_to_no_layer() -> None:
     assert {layer.norm for layer in layers.values()} == {None}
 
 
+def test_a_batchnorm_of_several_layers_belongs_to_none() -> None:
+    class Shared(Backwards):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first_norm(self.first(x)).relu()
+            return self.head(self.first_norm(self.second(self.inner(x))).mean((2, 3)))
+
+    layers = by_name(bnprune.inspect(Shared(), IMAGES))
+    assert {layer.norm for layer in layers.values()} == {None}
+
+
+def test_a_name_that_two_batchnorms_have_names_neither() -> None:
+    class Functional(Backwards):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer, norm in ((self.first, self.first_norm), (self.inner, self.inner_norm)):
+                x = F.batch_norm(layer(x), norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training)
+            return self.head(self.second_norm(self.second(x)).mean((2, 3)))
+
+    found = bnprune.inspect(Functional(), IMAGES)
+    assert [layer.position for layer in found.layers if layer.name == ""] == [1, 3]
+    assert by_name(found)["first"].norm is None
+    assert by_name(found)["second"].norm == "second_norm"
+
+
 def test_the_macs_of_the_layers_are_those_of_the_network(found: Inspection) -> None:
     layers = by_name(found)
     assert layers["inner"].macs == 64 * 8 * 6 * 9

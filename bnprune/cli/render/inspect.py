@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from bnprune.cli.render.console import print_text, stdout
-from bnprune.cli.render.fitted_line import width_of, wrapped
+from bnprune.cli.render.fitted_line import wrapped
 from bnprune.cli.render.notes import show_notes
 from bnprune.cli.render.refusals import show_refusals
 from bnprune.cli.render.tables import percent, show_rows, sparkline
@@ -81,4 +81,4 @@ def _explain(result: InspectResult, rows: Sequence[InspectedLayer], largest: flo
     console = stdout()
     print_text(console, "")
     for line in lines:
-        print_text(console, wrapped(line, width_of(console)), "dim")
+        print_text(console, wrapped(line, console.width if console.is_terminal else None), "dim")
