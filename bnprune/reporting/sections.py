@@ -218,8 +218,8 @@ def _threshold_note(gammas: Gammas) -> str:
         return text
     return (
         f"{text} {plural(gammas.kept_below, 'channel')} left of it stayed: channels that several layers share, as in a "
-        "residual stream, go together, ranked by the largest |γ| among them; and a layer keeps at least "
-        "prune.min_channels."
+        "residual stream, go together, ranked by the largest |γ| among them; others cannot be removed (see: not "
+        "pruned, and why), or are kept by a limit such as prune.min_channels."
     )
 
 
