@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic.fields import FieldInfo
-from rich.text import Text
 from typer.models import ArgumentInfo, OptionInfo
 
 from bnprune.cli import app
@@ -84,8 +83,8 @@ def choices(kind: Any) -> list[str]:
 
 
 def help_of(kind: Any, info: ArgumentInfo | OptionInfo, default: Any) -> str:
-    text = Text.from_markup(info.help or "").plain  # help is written in rich's markup
-    if info.metavar and any(f"{name}: " not in text for name in choices(kind)):
+    text = info.help or ""
+    if any(name not in text for name in choices(kind)):
         text += f"  One of: {', '.join(choices(kind))}."
     shown = info.show_default and default not in (inspect.Parameter.empty, None, False, True) and "efault" not in text
     return cell(f"{text}  [default: {default}]" if shown else text)

@@ -29,6 +29,7 @@ from bnprune.cli import (
     validate,
 )
 from bnprune.cli.error_messages import naming_options, refusing_exits, reporting
+from bnprune.cli.help_text import Verb, write_program_help
 from bnprune.cli.processes import exit_immediately, require_single_process
 from bnprune.cli.stdout import json_only
 from bnprune.cli.streams import exit_code, open_streams
@@ -46,7 +47,7 @@ class _Verbs(TyperGroup):
 
     def format_help(self, context: Any, formatter: Any) -> None:
         """Write the list of verbs as plain text: importing rich would more than double the time it takes."""
-        super(TyperGroup, self).format_help(context, formatter)
+        write_program_help(self, context, formatter, _PANELS)
 
     def parse_args(self, context: Any, args: list[str]) -> list[str]:
         if not args and not context.resilient_parsing:  # shell completion parses incomplete lines
@@ -73,11 +74,11 @@ app = typer.Typer(
     name="bnprune",
     cls=_Verbs,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Prune CNNs by BatchNorm scale factors (Network Slimming). "
     "Each slim network is verified before it is written.",
-    epilog="Start here:  bnprune init digits.yaml && bnprune run digits.yaml",
+    epilog="Start here:\nbnprune init digits.yaml\nbnprune run digits.yaml",
 )
 
 
@@ -110,8 +111,13 @@ _TRAINING = (run, train, prune, finetune)
 _ANALYSIS = (sweep, sensitivity, evaluate, inspect, profile, benchmark, report, export)
 _SETUP = (validate, init, doctor)
 
-for verb in (*_TRAINING, *_ANALYSIS, *_SETUP):
-    verb.register(app)
+_PANELS: dict[str, list[str]] = {}
+"""The names of the verbs by the titles that the help has for them."""
+for _title, _verbs in {"Commands": _TRAINING, "Analysis": _ANALYSIS, "Setup": _SETUP}.items():
+    for _verb in _verbs:
+        _verb.register(app)
+        app.registered_commands[-1].cls = Verb
+        _PANELS.setdefault(_title, []).append(str(app.registered_commands[-1].name))
 
 
 def main() -> None:

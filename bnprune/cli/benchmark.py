@@ -40,7 +40,7 @@ BackendOption = Annotated[
         _RUNNING,
         "--backend",
         "NAME",
-        "eager, compiled or onnxruntime; repeatable, or separated by commas.  \\[default: eager]",
+        "eager, compiled or onnxruntime; repeatable, or separated by commas.  [default: eager]",
     ),
 ]
 Batch = Annotated[
@@ -63,7 +63,12 @@ Threads = Annotated[
 ]
 DtypeOption = Annotated[
     Literal["float32", "bfloat16", "float16"],
-    typer.Option("--dtype", help="Data type of weights and inputs.", rich_help_panel=_RUNNING),
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="Data type of weights and inputs: float32, bfloat16 or float16.",
+        rich_help_panel=_RUNNING,
+    ),
 ]
 ChannelsLast = Annotated[
     bool, typer.Option("--channels-last", help="Use the memory format channels_last.", rich_help_panel=_RUNNING)
@@ -87,7 +92,7 @@ Rounds = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("benchmark", epilog="Example:  bnprune benchmark slim.safetensors --dense --threads 1")(benchmark)
+    app.command("benchmark", epilog="Example:\nbnprune benchmark slim.safetensors --dense --threads 1")(benchmark)
 
 
 def benchmark(

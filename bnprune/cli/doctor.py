@@ -9,7 +9,7 @@ from bnprune.cli.options import Json
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("doctor", epilog="Example:  bnprune doctor --json")(doctor)
+    app.command("doctor", epilog="Example:\nbnprune doctor --json")(doctor)
 
 
 def doctor(json: Json = False) -> None:

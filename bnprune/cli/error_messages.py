@@ -68,7 +68,7 @@ _PLAIN = {
     "Input should be a valid number, unable to parse string as a number": "expected a number such as 0.5",
     "Input should be a valid integer, unable to parse string as an integer": "expected a whole number",
     "Input should be": "must be",
-    "Missing argument 'CONFIG'": "Missing argument 'CONFIG', a recipe: `bnprune init` writes one",
+    "Missing argument 'CONFIG'": "Missing argument 'CONFIG', the recipe. To write one: bnprune init digits.yaml",
 }
 """Wordings of the libraries that parse the command line, and those that are shown."""
 

@@ -20,7 +20,7 @@ from bnprune.cli.options import (
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("evaluate", epilog="Example:  bnprune evaluate runs/digits")(evaluate)
+    app.command("evaluate", epilog="Example:\nbnprune evaluate runs/digits")(evaluate)
 
 
 def evaluate(

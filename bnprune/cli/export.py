@@ -31,11 +31,11 @@ _EXPORT = "Export"
 
 FormatOption = Annotated[
     _Format | None,
-    option(_EXPORT, "--format", "FORMAT", f"{listed(sentences(FORMATS))}.  \\[default: by the suffix of --out]"),
+    option(_EXPORT, "--format", "FORMAT", f"{listed(sentences(FORMATS))}.  [default: by the suffix of --out]"),
 ]
 OutFile = Annotated[
     Path | None,
-    option("Output", "--out", "FILE", "File to write.  \\[default: network.onnx, .pt2 or .safetensors]"),
+    option("Output", "--out", "FILE", "File to write.  [default: network.onnx, .pt2 or .safetensors]"),
 ]
 FoldBn = Annotated[
     bool,
@@ -69,7 +69,7 @@ Card = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("export", epilog="Example:  bnprune export runs/digits --format onnx --out digits.onnx")(export)
+    app.command("export", epilog="Example:\nbnprune export runs/digits --format onnx --out digits.onnx")(export)
 
 
 def export(

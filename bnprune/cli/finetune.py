@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bnprune.cli.loading import loading_torch
 from bnprune.cli.options import (
     DataConfig,
     Force,
@@ -27,7 +28,7 @@ from bnprune.cli.processes import with_processes
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("finetune", epilog="Example:  bnprune finetune slim.safetensors finetune.epochs=20")(finetune)
+    app.command("finetune", epilog="Example:\nbnprune finetune slim.safetensors finetune.epochs=20")(finetune)
 
 
 def finetune(
@@ -55,9 +56,10 @@ def finetune(
     """
     if with_processes(gpus, processes):
         return
-    from bnprune.cli.arguments import parse_arguments, recipe_and_overrides
-    from bnprune.cli.render.run import run_with_progress
-    from bnprune.workflows import run as workflow
+    with loading_torch():
+        from bnprune.cli.arguments import parse_arguments, recipe_and_overrides
+        from bnprune.cli.render.run import run_with_progress
+        from bnprune.workflows import run as workflow
 
     recipe, overrides = recipe_and_overrides(changes or (), config)
     arguments = parse_arguments(model_arg)

@@ -12,7 +12,7 @@ from bnprune.cli.options import Force
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("init", epilog="Example:  bnprune init cifar10-vgg11.yaml --out mine.yaml")(init)
+    app.command("init", epilog="Example:\nbnprune init cifar10-vgg11.yaml --out mine.yaml")(init)
 
 
 def _recipes(incomplete: str) -> list[tuple[str, str]]:

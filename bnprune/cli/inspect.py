@@ -22,7 +22,7 @@ from bnprune.cli.options import (
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("inspect", epilog="Example:  bnprune inspect --model torchvision/resnet50 --input 3,224,224")(inspect)
+    app.command("inspect", epilog="Example:\nbnprune inspect --model torchvision/resnet50 --input 3,224,224")(inspect)
 
 
 @with_prune_flags(("exclude", "include", "coupling", "outputs"))

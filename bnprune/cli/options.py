@@ -37,7 +37,9 @@ Stage = Annotated[
     Literal["baseline", "train", "prune", "finetune", "scratch"] | None,
     typer.Option(
         "--stage",
-        help="Which network of a run directory. Default: of the last stage that has finished.",
+        metavar="NAME",
+        help="Which network of a run directory: that of baseline, train, prune, finetune or scratch. Default: of the "
+        "last stage that has finished.",
         rich_help_panel=_INPUT,
         show_default=False,
     ),
@@ -185,4 +187,4 @@ def flag_help(item: Option) -> str:
     if item.kind == "patterns":
         text = f"{text.removesuffix('.')}; repeatable."
     default = item.default_text or ("" if item.default in (None, False, ()) else str(item.default))
-    return f"{text}  \\[default: {default}]" if default else text
+    return f"{text}  [default: {default}]" if default else text

@@ -23,7 +23,10 @@ from bnprune.cli.options import (
 
 _RUNNING = "Running"
 BackendName = Annotated[
-    Literal["eager", "onnxruntime"], typer.Option("--backend", help="What runs the network.", rich_help_panel=_RUNNING)
+    Literal["eager", "onnxruntime"],
+    typer.Option(
+        "--backend", metavar="NAME", help="What runs the network: eager or onnxruntime.", rich_help_panel=_RUNNING
+    ),
 ]
 BatchSize = Annotated[
     int, typer.Option("--batch", metavar="N", min=1, max=1_000_000, help="Batch size.", rich_help_panel=_RUNNING)
@@ -35,7 +38,7 @@ OutFile = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("profile", epilog="Example:  bnprune profile trained.safetensors --out cpu.json")(profile)
+    app.command("profile", epilog="Example:\nbnprune profile trained.safetensors --out cpu.json")(profile)
 
 
 def profile(

@@ -77,7 +77,7 @@ def register(app: typer.Typer) -> None:
     """Add the verb."""
     app.command(
         "prune",
-        epilog="Example:  bnprune prune --model torchvision/resnet18 --input 3,224,224 --ratio 0.5",
+        epilog="Example:\nbnprune prune --model torchvision/resnet18 --input 3,224,224 --ratio 0.5",
     )(prune)
 
 

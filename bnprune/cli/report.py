@@ -12,7 +12,7 @@ from bnprune.cli.options import Force, Json, option
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("report", epilog="Example:  bnprune report runs/digits runs/digits-gates --out compared.html")(report)
+    app.command("report", epilog="Example:\nbnprune report runs/digits runs/digits-gates --out compared.html")(report)
 
 
 def report(

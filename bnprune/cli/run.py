@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import typer
 
+from bnprune.cli.loading import loading_torch
 from bnprune.cli.options import Config, Force, Gpus, Json, OutDirectory, Overrides, ProcessCount, Resume
 from bnprune.cli.processes import with_processes
 
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("run", epilog="Example:  bnprune run digits.yaml --out runs/digits train.epochs=10")(run)
+    app.command(
+        "run", epilog="Example:\nbnprune init digits.yaml\nbnprune run digits.yaml --out runs/digits train.epochs=10"
+    )(run)
 
 
 def run(
@@ -26,8 +29,9 @@ def run(
     """Run all stages of a recipe: train, prune, fine-tune, export."""
     if with_processes(gpus, processes):
         return
-    from bnprune.cli.render.run import run_with_progress
-    from bnprune.workflows import run as workflow
+    with loading_torch():
+        from bnprune.cli.render.run import run_with_progress
+        from bnprune.workflows import run as workflow
 
     run_with_progress(
         lambda display: workflow.run(config, overrides or (), out=out, resume=resume, force=force, display=display),

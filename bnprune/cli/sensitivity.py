@@ -30,7 +30,7 @@ OutFile = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("sensitivity", epilog="Example:  bnprune sensitivity runs/digits --plot sensitivity.svg")(sensitivity)
+    app.command("sensitivity", epilog="Example:\nbnprune sensitivity runs/digits --plot sensitivity.svg")(sensitivity)
 
 
 def sensitivity(

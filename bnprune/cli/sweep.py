@@ -25,7 +25,7 @@ from bnprune.cli.options import (
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("sweep", epilog="Example:  bnprune sweep runs/digits --tolerance 0.005")(sweep)
+    app.command("sweep", epilog="Example:\nbnprune sweep runs/digits --tolerance 0.005")(sweep)
 
 
 def sweep(
@@ -40,7 +40,9 @@ def sweep(
     trust: Trust = False,
     by: Annotated[
         Literal["ratio", "macs"],
-        typer.Option("--by", help="Vary the share of channels to remove, or the share of MACs to keep."),
+        typer.Option(
+            "--by", metavar="NAME", help="ratio: vary the share of channels to remove; macs: that of the MACs to keep."
+        ),
     ] = "ratio",
     at: Annotated[str | None, option(None, "--at", "V,V,...", "Values to try. Default: a dozen.")] = None,
     tolerance: Annotated[
@@ -49,7 +51,7 @@ def sweep(
             None,
             "--tolerance",
             "F",
-            "Largest loss of accuracy, as a share of all images.  \\[default: prune.tolerance]",
+            "Largest loss of accuracy, as a share of all images.  [default: prune.tolerance]",
         ),
     ] = None,
     plot: Annotated[

@@ -11,7 +11,7 @@ from bnprune.cli.options import Config, Json, Overrides
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command("validate", epilog="Example:  bnprune validate digits.yaml train.lr=0.05 --print")(validate)
+    app.command("validate", epilog="Example:\nbnprune validate digits.yaml train.lr=0.05 --print")(validate)
 
 
 def validate(

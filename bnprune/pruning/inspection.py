@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from bnprune.channels.graph import ChannelGraph
+from bnprune.channels.layer_calls import layer_calls
 from bnprune.channels.modules import parameter_count
 from bnprune.channels.operator_mode import preserve_thread_state
 from bnprune.channels.trace_network import Coupling, Outputs
 from bnprune.channels.union_find import NO_CHANNEL, Refusal
 from bnprune.notes import Note
+from bnprune.pruning.candidates import Mask
 from bnprune.pruning.draft_plan import DraftPlan
 from bnprune.pruning.planner import plan_cut, score_network
 from bnprune.pruning.request import Request
 from bnprune.pruning.result_tables import Row, html_lines, html_table, text_table
 from bnprune.pruning.select import NO_GAMMA
+from bnprune.pruning.sensitivity_order import layer_groups
 from bnprune.pruning.surgery import named_tensors
 
 _RATIO = 0.5
 """Ratio of the selection that is tried; the set of prunable channels does not depend on it."""
 _FIXED = "its width is fixed"
+_QUANTILES = np.linspace(0, 1, 11)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,16 @@ class LayerInspection:
     """Median γ̂, the standard deviation of its output, of layers without a BatchNorm that write prunable channels."""
     reason: str
     """Why channels stay; empty if all can be removed."""
+    position: int | None
+    """Rank of its first call among those of all layers in the forward pass, from 0; None if it is not called."""
+    macs: int
+    """Multiply-accumulates for one input."""
+    norm: str | None
+    """Name of the BatchNorm that normalises the output of a convolution or linear layer, if there is one."""
+    groups: tuple[int, ...]
+    """Numbers of the groups of prunable channels that it holds, from 1. Layers of one group lose the same channels."""
+    gamma_quantiles: tuple[float, ...] | None
+    """Minimum, the nine deciles and maximum of |γ|; None for layers without scale factors of their own."""
 
 
 @dataclass(frozen=True)
@@ -109,28 +124,8 @@ def inspect(
     scored = score_network(model, example_inputs, request)
     draft = plan_cut(model, example_inputs, scored)
     graph, prunable = scored.graph, draft.candidates.prunable
-    tensors = dict(named_tensors(model))
-    written = {deviation.layer: deviation.median for deviation in draft.written}
-    layers = []
-    for layer in graph.layers:
-        units = graph.units(layer.ids)
-        name = next((key for key, module in graph.gammas.items() if module == layer.name), None)
-        median = float(tensors[name].detach().abs().median()) if name in tensors and layer.kind == "norm" else None
-        staying = units[~prunable[units]]
-        layers.append(
-            LayerInspection(
-                name=layer.name,
-                kind=layer.kind,
-                width=len(units),
-                prunable=int(prunable[units].sum()),
-                units=len(np.unique(units)),
-                gamma_median=median,
-                deviation_median=written.get(layer.name),
-                reason=_reason(draft, int(staying[0])) if len(staying) else "",
-            )
-        )
     return Inspection(
-        layers=tuple(layers),
+        layers=tuple(_inspected(model, draft)),
         refusals=draft.refusals,
         channels=int(graph.gamma_count.sum()),
         prunable=int(graph.gamma_count[prunable].sum()),
@@ -138,6 +133,39 @@ def inspect(
         macs=graph.traces["eval"].macs,
         notes=(*scored.notes, *draft.advice, *draft.notes_on_network),
     )
+
+
+def _inspected(model: nn.Module, draft: DraftPlan) -> Iterator[LayerInspection]:
+    graph, prunable = draft.scored.graph, draft.candidates.prunable
+    tensors = dict(named_tensors(model))
+    gammas = {module: tensors[name].detach().abs() for name, module in graph.gammas.items() if name in tensors}
+    written = {deviation.layer: deviation.median for deviation in draft.written}
+    groups = _groups(graph, prunable)
+    for layer, call in zip(graph.layers, layer_calls(graph), strict=True):
+        units = graph.units(layer.ids)
+        gamma = gammas.get(layer.name) if layer.kind == "norm" else None
+        staying = units[~prunable[units]]
+        yield LayerInspection(
+            name=layer.name,
+            kind=layer.kind,
+            width=len(units),
+            prunable=int(prunable[units].sum()),
+            units=len(np.unique(units)),
+            gamma_median=None if gamma is None else float(gamma.median()),
+            deviation_median=written.get(layer.name),
+            reason=_reason(draft, int(staying[0])) if len(staying) else "",
+            position=call.position,
+            macs=call.macs,
+            norm=call.norm,
+            groups=tuple(number for number, members in groups.items() if layer.name in members),
+            gamma_quantiles=None if gamma is None else tuple(np.quantile(gamma.double().cpu(), _QUANTILES).tolist()),
+        )
+
+
+def _groups(graph: ChannelGraph, prunable: Mask) -> dict[int, tuple[str, ...]]:
+    """Return the names of the layers of each group that has prunable channels."""
+    found = [layers for layers, units in layer_groups(graph).items() if prunable[units].any()]
+    return dict(enumerate(found, 1))
 
 
 def _reason(draft: DraftPlan, unit: int) -> str:

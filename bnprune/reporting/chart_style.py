@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bnprune.reporting.figures import GREY, PALE, SHADES
+from bnprune.reporting.figures import GREY, KEPT, SHADES
 
-COLOURS = ("#1f6fd6", "#c9621a", "#7a4fc4", "#1c8a6b", "#b8345f", "#7d7420")
-"""The colours c0 to c5 of style.css."""
+COLOURS = ("#0072b2", "#d55e00", "#cc79a7", "#009e73", "#e69f00", "#56b4e9")
+"""The colours c0 to c5 of style.css: those of Okabe and Ito (2008), which colour-blind readers can tell apart."""
 SCALE = ("#f3f1ea", "#fbe6c2", "#f8cf94", "#f3b06b", "#ea9158", "#e07355", "#d05a4c")
 """The colours s0 to s6 of style.css, light enough for dark text."""
-TEXT, SOFT, FAINT, BAD = "#1d1e20", "#63656b", "#e3e1db", "#b4461f"
-FONTS = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
+TEXT, SOFT, FAINT, LEFT = "#1d1e20", "#63656b", "#e3e1db", "#3f434b"
+FONT_NAMES = ("Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
+FONTS = ", ".join([*(f"'{name}'" for name in FONT_NAMES), "sans-serif"])
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ STROKES = {
     "axis": Stroke(1, SOFT),
     "line": Stroke(1.8),
     "dashes": Stroke(1.4, dashes=(3, 4)),
-    "threshold": Stroke(1.6, BAD, (4, 3)),
+    "bar": Stroke(1.1),
+    "threshold": Stroke(1.6, TEXT, (4, 3)),
     "ring": Stroke(2.2),
 }
 SIZES = {"tick": 10.5, "label": 10.5, "note": 10.5, "title": 12.5}
@@ -39,6 +41,6 @@ TEXT_COLOURS = {"tick": SOFT, "label": SOFT, "note": TEXT, "title": TEXT}
 
 def colour(number: int) -> str:
     """Return the colour of a series, or of a shade."""
-    return ({GREY: "#9a9ba1", PALE: "#dcdad4"} | dict(zip(SHADES, SCALE, strict=True))).get(number) or COLOURS[
+    return ({GREY: "#b3b4b9", KEPT: LEFT} | dict(zip(SHADES, SCALE, strict=True))).get(number) or COLOURS[
         number % len(COLOURS)
     ]

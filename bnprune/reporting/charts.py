@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -343,7 +344,9 @@ def sensitivity_map(
         metric: The main value of the task, if it is not accuracy.
     """
     unit = 1.0 if metric.share else abs(start) or 1.0
-    labels = [*(f"< {loss:.1%}".replace(".0%", "%") for loss in _LOSSES), "more"]
+    bounds = [f"{100 * loss:g}" for loss in _LOSSES]
+    between = [f"{low} to {high}%" for low, high in pairwise(bounds)]
+    labels = [f"below {bounds[0]}%", *between, f"{bounds[-1]}% or more"]
     return HeatMap(
         f"{metric.title} after one group of layers is cut ({metric.text(start, 1)} before)",
         tuple(

@@ -27,6 +27,7 @@ def comparison(runs: Sequence[RunData]) -> str:
     ]
     return (
         f'<header><p class="page-kind">bnprune, {len(runs)} runs</p><h1>{names}</h1></header>'
+        f'<p class="headline">{headline(runs)}</p>'
         + sections.section(
             "Side by side",
             _table(runs),
@@ -35,6 +36,30 @@ def comparison(runs: Sequence[RunData]) -> str:
         + sections.section(metric.title, sections.grid(cards))
         + sections.section("What differs in their recipes", _differences(runs))
     )
+
+
+def headline(runs: Sequence[RunData]) -> str:
+    """Say which run ends with the most accurate network, and which with the fewest MACs."""
+    metric = runs[0].metric
+    alike = [run for run in runs if run.metric == metric]
+    ends = [(run, run.final) for run in alike if run.final is not None and run.final.figures.accuracy is not None]
+    if len(ends) < 2:
+        return f"Fewer than two of these runs have a network whose {escape(metric.label)} on test images is known."
+    best = max(ends, key=lambda end: (end[1].figures.accuracy or 0.0, -end[1].figures.macs))
+    least = min(ends, key=lambda end: (end[1].figures.macs, -(end[1].figures.accuracy or 0.0)))
+    if best == least:
+        return f"{_ended(*best)}: the highest test {escape(metric.label)} and the fewest MACs of these runs."
+    macs = best[1].figures.macs / max(least[1].figures.macs, 1)
+    lost = metric.difference((least[1].figures.accuracy or 0.0) - (best[1].figures.accuracy or 0.0))
+    return (
+        f"{_ended(*best)}: the highest test {escape(metric.label)}. {_ended(*least)}: the fewest MACs, {macs:.1f} times "
+        f"fewer, at {lost}."
+    )
+
+
+def _ended(run: RunData, final: Stage) -> str:
+    value, macs = escape(run.metric.text(final.figures.accuracy)), count(final.figures.macs)
+    return f"<b>{escape(run.name)}</b> ends at {value} with {macs} MACs"
 
 
 def _table(runs: Sequence[RunData]) -> str:

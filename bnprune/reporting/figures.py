@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 
 Mark = Literal["line", "dashes", "dot", "ring", "small", "box", "bar", "level"]
 """`bar`: error bars; each pair of points are the ends of one. `level`: a horizontal line."""
-GREY, PALE = -1, -2
-"""Colours besides those of series, which are numbered from 0."""
+GREY, KEPT = -1, -2
+"""Colours besides those of series, which are numbered from 0. Kept channels have the second, removed ones the first."""
 SHADES = tuple(range(-10, -17, -1))
 """Colours of a scale, from the lightest to the darkest."""
 Legend = tuple[Mark | None, str, int]
@@ -104,7 +104,8 @@ class Histogram:
     x: Axis
     y: Axis
     threshold: float | None = None
-    colour = 0
+    """The largest |γ| of a removed channel."""
+    colour = KEPT
 
     @property
     def legend(self) -> tuple[Legend, ...]:
@@ -119,12 +120,12 @@ class Widths:
     title: str
     layers: tuple[tuple[str, int, int], ...]
     """(name, channels before, channels after), from input to output."""
-    colour, pale = 0, PALE
-    legend: ClassVar[tuple[Legend, ...]] = (("box", "kept", colour), ("box", "removed", pale))
-    x: ClassVar[Axis] = Axis("layer, from input to output", 0.0, 1.0, str, ticked=False)
+    colour = KEPT
+    legend: ClassVar[tuple[Legend, ...]] = (("box", "kept", colour), ("box", "removed", GREY))
+    y: ClassVar[Axis] = Axis("layers, from input to output", 0.0, 1.0, str, ticked=False)
 
     @property
-    def y(self) -> Axis:
+    def x(self) -> Axis:
         """Axis of channel counts, from 0 to the widest layer."""
         most = max((before for _, before, _ in self.layers), default=0)
         return Axis("channels", 0.0, max(most, 1), lambda value: f"{value:.0f}", whole=True)

@@ -7,7 +7,8 @@ coordinates are units of which a panel is `WIDTH` wide; y points downwards.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,7 +18,11 @@ WIDTH, HEIGHT = 400.0, 230.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 12.0, 40.0
 """Margins around the plot."""
 _ROW = 17.0
-"""Height of a row of a heat map."""
+"""Height of a row of a heat map, and the largest one of a layer."""
+_THINNEST, _TALLEST, _SMALLEST_ROW = 4.0, 560.0, 11.0
+"""Smallest height of the row of a layer; height of all of them from which on they shrink; room that a name needs."""
+_LOSS = 32.0
+"""Room for the share that a layer has lost."""
 _RADIUS = {"dot": 4.5, "ring": 7.5, "small": 2.5}
 
 
@@ -25,7 +30,7 @@ _RADIUS = {"dot": 4.5, "ring": 7.5, "small": 2.5}
 class Line:
     """A line through points."""
 
-    kind: Literal["grid", "axis", "line", "dashes", "threshold"]
+    kind: Literal["grid", "axis", "line", "dashes", "bar", "threshold"]
     points: tuple[tuple[float, float], ...]
     colour: int = GREY
     hint: str = ""
@@ -78,14 +83,19 @@ def plot(figure: Figure) -> list[Shape]:
         case Histogram():
             return [*_frame(figure.x, figure.y), *_histogram(figure), *_threshold(figure)]
         case Widths():
-            return [*_frame(figure.x, figure.y), *widths(figure, _LEFT, WIDTH - _RIGHT, _bottom(), _TOP)]
+            return _widths(figure)
         case HeatMap():
             return _heat_map(figure)
 
 
 def height_of(figure: Figure) -> float:
-    """Return the height of a plot, `WIDTH` wide: `HEIGHT`, or as much as the rows of a heat map need."""
-    return _TOP + _ROW * len(figure.rows) + _BOTTOM if isinstance(figure, HeatMap) else HEIGHT
+    """Return the height of a plot, `WIDTH` wide: `HEIGHT`, or as much as the rows of a figure need."""
+    match figure:
+        case HeatMap():
+            return _TOP + _ROW * len(figure.rows) + _BOTTOM
+        case Widths():
+            return _TOP + _bar_row(figure) * len(figure.layers) + _BOTTOM
+    return HEIGHT
 
 
 def _bottom() -> float:
@@ -118,7 +128,7 @@ def _series(series: Series, chart: Chart) -> list[Shape]:
     if series.mark == "level":
         return [Line("dashes", points, series.colour, series.label)]
     if series.mark == "bar":
-        return [Line("line", ends, series.colour, series.label) for ends in zip(points[::2], points[1::2], strict=True)]
+        return [Line("bar", ends, series.colour, series.label) for ends in zip(points[::2], points[1::2], strict=True)]
     hints = series.names or (series.label,) * len(points)
     radius, filled = _RADIUS[series.mark], series.mark != "ring"
     return [Circle(x, y, radius, filled, series.colour, hint) for (x, y), hint in zip(points, hints, strict=True)]
@@ -147,22 +157,46 @@ def _threshold(figure: Histogram) -> list[Shape]:
     return [Line("threshold", ((at, _TOP), (at, _bottom()))), beside]
 
 
-def widths(figure: Widths, left: float, right: float, bottom: float, top: float) -> list[Box]:
-    """Return two bars per layer within these bounds: channels before pruning, and in front of it those after."""
-    step = (right - left) / max(len(figure.layers), 1)
-    boxes = []
-    for position, (name, before, after) in enumerate(figure.layers):
-        for colour, count in ((figure.pale, before), (figure.colour, after)):
-            y = figure.y.place(count, bottom, top)
-            hint = f"{name}: {before} → {after}"
-            boxes.append(Box(left + (position + 0.1) * step, y, 0.8 * step, bottom - y, colour, hint))
-    return boxes
+def _bar_row(figure: Widths) -> float:
+    """Return the height of a row: smaller for networks of many layers."""
+    return min(_ROW, max(_THINNEST, _TALLEST / max(len(figure.layers), 1)))
+
+
+def _widths(figure: Widths) -> list[Shape]:
+    """Return two bars per layer: channels before pruning, and in front of them those after.
+
+    The names are on the left, as many as there is room for, and the share that was lost is behind the bar.
+    """
+    left = _name_margin(name for name, _, _ in figure.layers)
+    right, step, axis = WIDTH - _RIGHT - _LOSS, _bar_row(figure), figure.x
+    every = math.ceil(_SMALLEST_ROW / step)
+    bottom = _TOP + step * len(figure.layers)
+    shapes: list[Shape] = []
+    for tick in axis.ticks():
+        x = axis.place(tick, left, right)
+        shapes += [Line("grid", ((x, _TOP), (x, bottom))), Text("tick", x, bottom + 12, axis.write(tick), "middle")]
+    for row, (name, before, after) in enumerate(figure.layers):
+        y = _TOP + row * step
+        if row % every == 0:
+            shapes.append(Text("tick", left - 6, y + step / 2, _fitting(name, left - 14), "end"))
+        for colour, count in ((GREY, before), (figure.colour, after)):
+            width = axis.place(count, left, right) - left
+            shapes.append(Box(left, y + 0.12 * step, width, 0.76 * step, colour, f"{name}: {before} → {after}"))
+        if after < before and row % every == 0:
+            end = axis.place(before, left, right)
+            shapes.append(Text("tick", end + 5, y + step / 2, f"−{1 - after / before:.0%}"))
+    shapes.append(Line("axis", ((left, _TOP), (left, bottom))))
+    return [*shapes, Text("label", (left + right) / 2, bottom + _BOTTOM - 6, axis.label, "middle")]
+
+
+def _name_margin(names: Iterable[str]) -> float:
+    """Return the left margin for names of rows: at most half of the panel."""
+    return min(_CHARACTER * max(map(len, names), default=0) + 14, 0.5 * WIDTH)
 
 
 def _heat_map(figure: HeatMap) -> list[Shape]:
     """Return a box with its text per cell, the names of the rows on the left, those of the columns below."""
-    longest = max((len(name) for name, _ in figure.rows), default=0)
-    left = min(_CHARACTER * longest + 14, 0.5 * WIDTH)
+    left = _name_margin(name for name, _ in figure.rows)
     step = (WIDTH - _RIGHT - left) / max(len(figure.columns), 1)
     middles = [left + (column + 0.5) * step for column in range(len(figure.columns))]
     shapes: list[Shape] = []
@@ -251,7 +285,7 @@ def _icon(mark: str, x: float, y: float, colour: int) -> Shape:
     if mark == "line" or mark == "dashes":
         return Line("line" if mark == "line" else "dashes", ((x, y), (x + 14, y)), colour)
     if mark == "bar" or mark == "level":
-        return _icon("line" if mark == "bar" else "dashes", x, y, colour)
+        return Line("bar", ((x + 7, y - 6), (x + 7, y + 6)), colour) if mark == "bar" else _icon("dashes", x, y, colour)
     if mark == "box":
         return Box(x + 3, y - 4.5, 9, 9, colour)
     return Circle(x + 7, y, min(_RADIUS[mark], 5.0), mark != "ring", colour)

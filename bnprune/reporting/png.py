@@ -25,16 +25,24 @@ def save_png(path: Path, figures: Sequence[Figure]) -> None:
     from matplotlib.figure import Figure as Canvas
 
     width, height = len(figures) * (WIDTH + GAP) - GAP, panel_height(figures)
-    canvas = Canvas(figsize=(width / _INCH, height / _INCH))
+    canvas, font = Canvas(figsize=(width / _INCH, height / _INCH)), _font()
     axes = canvas.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     for order, shape in enumerate(panels(figures)):
-        _draw(shape, axes, order)
+        _draw(shape, axes, order, font)
     canvas.savefig(path, format="png", dpi=150)
 
 
-def _draw(shape: Shape, axes: Axes, order: int) -> None:
+def _font() -> str:
+    """Return the first font of the pages' list that is installed."""
+    from matplotlib.font_manager import get_font_names
+
+    installed = set(get_font_names())
+    return next((name for name in chart_style.FONT_NAMES if name in installed), "sans-serif")
+
+
+def _draw(shape: Shape, axes: Axes, order: int, font: str) -> None:
     from matplotlib import lines, patches
 
     match shape:
@@ -54,6 +62,7 @@ def _draw(shape: Shape, axes: Axes, order: int) -> None:
                 shape.x,
                 shape.y,
                 shape.text,
+                fontfamily=font,
                 fontsize=chart_style.SIZES[shape.kind] * _POINT,
                 fontweight="bold" if shape.kind == "title" else "normal",
                 color=chart_style.TEXT_COLOURS[shape.kind],

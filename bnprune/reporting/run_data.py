@@ -76,6 +76,13 @@ class Gammas:
             return None
         return float(self.values[self.removed].max())
 
+    @property
+    def kept_below(self) -> int:
+        """Number of kept channels whose |γ| is below the threshold."""
+        if self.threshold is None or self.removed is None:
+            return 0
+        return int(((self.values < self.threshold) & ~self.removed).sum())
+
 
 @dataclass(frozen=True)
 class RunData:

@@ -10,12 +10,24 @@ from typing import Any
 from bnprune.config.metrics import Metric
 from bnprune.reporting import charts
 from bnprune.reporting.figures import Figure
-from bnprune.reporting.number_format import MISSING, count, duration, factor, megabytes, milliseconds, percent
-from bnprune.reporting.run_data import RunData, Stage
-from bnprune.reporting.svg import inline
+from bnprune.reporting.number_format import (
+    MISSING,
+    count,
+    duration,
+    factor,
+    megabytes,
+    milliseconds,
+    percent,
+    plural,
+)
+from bnprune.reporting.run_data import Gammas, RunData, Stage
+from bnprune.reporting.svg import inline, legend
 from bnprune.runs.results import Change, Pruned, RecoveryOutcome, TargetOutcome, TeacherComparison
 
-_FEW_LAYERS = 24
+_MANY_LAYERS = 80
+"""Number of layers above which the list is folded."""
+_MOST_CUT = 3
+"""Layers that are named as those that lost most."""
 
 
 def number(at: str, value: float | None, write: Callable[[float], str]) -> str:
@@ -191,12 +203,28 @@ def training(run: RunData) -> str:
 def gammas(run: RunData) -> str:
     """Return histograms of |γ|, or one sentence for a network whose scale factors are all equal."""
     figures = charts.gamma_histograms(run)
-    cards = [card(figure.title, figure) for figure in figures]
+    drawn = [gammas for gammas in run.gammas if not charts.constant(gammas)]
+    cards = [
+        card(figure.title, figure, "" if figure.threshold is None else _threshold_note(gammas))
+        for figure, gammas in zip(figures, drawn, strict=True)
+    ]
     flat = [gammas for gammas in run.gammas if charts.constant(gammas)]
     sentences = "".join(
         f'<p class="note">{escape(g.title.capitalize())}, every |γ| was {float(g.values[0]):g}.</p>' for g in flat
     )
     return grid(cards) + sentences
+
+
+def _threshold_note(gammas: Gammas) -> str:
+    """Explain the threshold, and the kept channels left of it."""
+    text = "Threshold: the largest |γ| of a removed channel."
+    if not gammas.kept_below:
+        return text
+    return (
+        f"{text} {plural(gammas.kept_below, 'channel')} left of it stayed: channels that several layers share, as in a "
+        "residual stream, go together, ranked by the largest |γ| among them; others cannot be removed (see: not "
+        "pruned, and why), or are kept by a limit such as prune.min_channels."
+    )
 
 
 def grid(cards: Sequence[str]) -> str:
@@ -209,20 +237,30 @@ def grid(cards: Sequence[str]) -> str:
 
 
 def layers(run: RunData) -> str:
-    """Return the channels of every layer: a chart, then a list."""
+    """Return the channels of every layer from input to output, with bars and the share that each lost."""
     figure = charts.layer_widths(run)
     if figure is None:
         return ""
+    longest = max(before for _, before, _ in figure.layers)
+    lost = {name: 1 - after / max(before, 1) for name, before, after in figure.layers}
+    most = [name for name in sorted(lost, key=lambda name: -lost[name])[:_MOST_CUT] if lost[name]]
     rows = "".join(
-        f'<li><span class="name">{escape(name)}</span>{_bar(after, before)}'
-        f'<span class="num">{before} → <b>{after}</b></span></li>'
+        f'<li{" class=most" if name in most else ""}><span class="name">{escape(name)}</span>'
+        f'<span class="track"><span class="bar" style="width:{100 * before / (longest or 1):.1f}%">'
+        f'<i style="width:{100 * after / (before or 1):.1f}%"></i></span></span>'
+        f'<span class="num">{before} → <b>{after}</b></span><span class="lost">{_lost(lost[name])}</span></li>'
         for name, before, after in figure.layers
     )
-    opened = " open" if len(figure.layers) <= _FEW_LAYERS else ""
-    ends = '<p class="note ends"><span>input</span><span>output</span></p>'
-    named = f"<summary>Layer by layer ({len(figure.layers)})</summary>"
-    listed = f'<details{opened}>{named}<ul class="layers">{rows}</ul></details>'
-    return f'<figure class="card">{inline(figure)}{ends}{listed}</figure>'
+    listed = f'{legend(figure.legend)}<ol class="layers cut">{rows}</ol>'
+    if len(figure.layers) > _MANY_LAYERS:
+        listed = f"<details><summary>All {len(figure.layers)} layers</summary>{listed}</details>"
+    named = ", ".join(f"<code>{escape(name)}</code> ({_lost(lost[name])})" for name in most)
+    lead = f'<p class="lead">Cut most: {named}.</p>' if most else ""
+    return f'{lead}<figure class="card">{listed}</figure>'
+
+
+def _lost(share: float) -> str:
+    return f"−{share:.0%}" if share else ""
 
 
 # -- pruning ----------------------------------------------------------------------------------------------------------
@@ -270,15 +308,19 @@ def _recovery(recovery: RecoveryOutcome | None, metric: Metric) -> str:
     best = max(recovery.validation.values())
     best = best if best > 0 else 1.0
     rows = "".join(
-        f'<li{" class=chosen" if name == recovery.chosen else ""}><span class="name">{escape(name)}</span>'
+        f'<li{" class=chosen" if name == recovery.chosen else ""}><span class="name">{escape(_way(name))}</span>'
         f'{_bar(max(value, 0.0), best)}<span class="num">{metric.text(value)}</span></li>'
         for name, value in recovery.validation.items()
     )
     return (
         f'<div class="card"><h3>Validation {escape(metric.label)} after recovery, before fine-tuning</h3>'
         f'<ul class="layers one">{rows}</ul>'
-        f'<p class="note">Kept: {escape(recovery.chosen)}.</p></div>'
+        f'<p class="note">Kept: {escape(_way(recovery.chosen))}.</p></div>'
     )
+
+
+def _way(name: str) -> str:
+    return {"plain": "without recovery", "both": "compensated + recalibrated"}.get(name, name)
 
 
 def _bar(part: float, whole: float) -> str:

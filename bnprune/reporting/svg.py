@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 from bnprune.reporting import chart_style
-from bnprune.reporting.figures import GREY, PALE, SHADES, Figure, Legend, Widths
+from bnprune.reporting.figures import GREY, KEPT, SHADES, Figure, Legend
 from bnprune.reporting.layout import (
     GAP,
     WIDTH,
@@ -19,7 +19,6 @@ from bnprune.reporting.layout import (
     panel_height,
     panels,
     plot,
-    widths,
 )
 
 Attributes = dict[str, str]
@@ -28,14 +27,9 @@ Style = Callable[[Shape], Attributes]
 
 def inline(figure: Figure) -> str:
     """Return a figure for the page, with its legend."""
-    if isinstance(figure, Widths):
-        # As wide as the page, whatever its width: the bars are stretched, so that there can be no text among them.
-        bars = _elements(widths(figure, 0, WIDTH, 100, 0), _page_style)
-        box = f'class="bars" viewBox="0 0 {WIDTH:g} 100" preserveAspectRatio="none"'
-    else:
-        bars = _elements(plot(figure), _page_style)
-        box = f'class="chart" viewBox="0 0 {WIDTH:g} {height_of(figure):g}"'
-    return f'{legend(figure.legend)}<svg {box} role="img" aria-label="{escape(figure.title)}">{bars}</svg>'
+    shapes = _elements(plot(figure), _page_style)
+    box = f'class="chart" viewBox="0 0 {WIDTH:g} {height_of(figure):g}"'
+    return f'{legend(figure.legend)}<svg {box} role="img" aria-label="{escape(figure.title)}">{shapes}</svg>'
 
 
 def legend(entries: Sequence[Legend]) -> str:
@@ -102,7 +96,7 @@ def _page_style(shape: Shape) -> Attributes:
 def _colour_class(number: int) -> str:
     if number in SHADES:
         return f"s{SHADES.index(number)}"
-    return {GREY: "grey", PALE: "pale"}.get(number) or f"c{number % len(chart_style.COLOURS)}"
+    return {GREY: "grey", KEPT: "kept"}.get(number) or f"c{number % len(chart_style.COLOURS)}"
 
 
 def _file_style(shape: Shape) -> Attributes:

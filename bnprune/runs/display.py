@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from bnprune.runs.results import StageResult
@@ -12,11 +13,21 @@ from bnprune.training.penalties.gamma import GammaStatistics
 class Display(Protocol):
     """The interface of a progress display."""
 
-    def begin(self, stage: str, epochs: int, note: str) -> None:
-        """Open a stage; 0 epochs if it is not a training."""
+    def schedule(self, epochs: Mapping[str, int]) -> None:
+        """Receive the stages that will run, in order, and their epochs: 0 for one that is not a training."""
         ...
 
-    def step(self, epoch: int, step: int, steps: int, loss: float, gamma: GammaStatistics | None) -> None:
+    def doing(self, what: str) -> None:
+        """Say what is being done, such as "measuring the latency", until the next call."""
+        ...
+
+    def begin(self, stage: str, epochs: int, note: str, images: int = 0) -> None:
+        """Open a stage: 0 epochs if it is not a training, else also the training images of an epoch."""
+        ...
+
+    def step(
+        self, epoch: int, step: int, steps: int, loss: float, gamma: GammaStatistics | None, lr: float | None = None
+    ) -> None:
         """Show progress within an epoch; the scale factors may be about a second old."""
         ...
 
@@ -40,10 +51,18 @@ class Display(Protocol):
 class NoDisplay:
     """A display that shows nothing."""
 
-    def begin(self, stage: str, epochs: int, note: str) -> None:
+    def schedule(self, epochs: Mapping[str, int]) -> None:
         """Ignore the call: there is no display."""
 
-    def step(self, epoch: int, step: int, steps: int, loss: float, gamma: GammaStatistics | None) -> None:
+    def doing(self, what: str) -> None:
+        """Ignore the call: there is no display."""
+
+    def begin(self, stage: str, epochs: int, note: str, images: int = 0) -> None:
+        """Ignore the call: there is no display."""
+
+    def step(
+        self, epoch: int, step: int, steps: int, loss: float, gamma: GammaStatistics | None, lr: float | None = None
+    ) -> None:
         """Ignore the call: there is no display."""
 
     def epoch(self, record: EpochRecord, epochs: int, gamma: GammaStatistics | None) -> None:

@@ -115,6 +115,7 @@ def _execute(
         return result
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    display.doing("reading the data and tracing the network")
     before = _network_before(config, directory, result, todo[0]) if todo else None
     start = prepare(config, todo, before or network, processes)
     require_teacher(config, stages, start.splits, start.network[0], start.task)
@@ -128,6 +129,7 @@ def _execute(
     result.inputs = input_format_of(start.splits)
     if network is not None and not result.before:
         result.before = _networks_before(run, *network)
+    display.schedule(_epochs(config, todo))
     for stage in todo:
         started = time.perf_counter()
         first = start.network if stage == todo[0] else None
@@ -138,9 +140,17 @@ def _execute(
         result.metrics_bytes = directory.metrics_bytes()
         directory.write_result(result)
         display.end(stage, figures)
+    display.doing("measuring the latency of the networks")
     _measure_latency(run, result, stages)
     directory.write_result(result)
     return result
+
+
+def _epochs(config: PipelineConfig, stages: Sequence[str]) -> dict[str, int]:
+    """Return the epochs of every stage; 0 for the cuts. `scratch` takes as long as all other training together."""
+    trained = {stage: settings_of(config, stage).epochs for stage in stages if kind_of(stage) in ("train", "finetune")}
+    known = trained | {"baseline": settings_of(config, "baseline").epochs, "scratch": sum(trained.values())}
+    return {stage: known.get(stage, 0) for stage in stages}
 
 
 def _networks_before(run: Run, model: nn.Module, header: Header) -> dict[str, StageResult]:
@@ -190,10 +200,11 @@ def _training(
     )
     if saved is not None:
         training_log.seconds = saved["seconds"]
-    run.display.begin(stage, config.epochs, str(budget) if budget else "")
+    together = min(run.config.data.batch_size, len(run.splits.train))
+    images = together * training.job.steps_per_epoch
+    run.display.begin(stage, config.epochs, str(budget) if budget else "", images)
     if budget and sparsity and budget.strength and not budget.enough:
         run.display.note(Note("sparsity.travel", "warning", f"{budget}. {advice(budget, config, sparsity)}"))
-    together = min(run.config.data.batch_size, len(run.splits.train))
     if problem := small_batches(together if config.sync_bn else together // run.processes.size):
         run.display.note(problem)
     if not run.splits.labelled:
@@ -231,10 +242,12 @@ def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> StageResul
     try:
         request = request_of(config, pass_of(stage), *([earlier[0], earlier[-1]] if earlier else []))
         if config.ratio == "auto":
+            run.display.doing("measuring the accuracy of cuts of several sizes")
             points, ratio = _swept(run, model, request, config)
             request = request.aimed("ratio", ratio)
             extra["sweep"] = [SweepPoint(**asdict(point)) for point in points]
         run.display.begin(stage, 0, describe_request(request))
+        run.display.doing("cutting the network and comparing it with the original")
         outcome = _pruned(run, model, request)
     except PruningError as error:
         if not earlier:
@@ -242,6 +255,7 @@ def _prune(run: Run, model: nn.Module, header: Header, stage: str) -> StageResul
         run.display.note(f"{stage}: the network stays as it is: {error}")
         return _conclude(run, model, header, stage, {"skipped": str(error)})
     write_text(run.directory.plan_file(stage), outcome.plan.to_json())
+    run.display.doing("trying repairs of the cut network on validation images")
     recovery = recover(
         model,
         outcome.model,
@@ -341,6 +355,7 @@ def _conclude(
     run: Run, model: nn.Module, header: Header, stage: str, extra: Mapping[str, Any], task: Task | None = None
 ) -> StageResult:
     """Evaluate a stage's network, save it, and return its figures."""
+    run.display.doing("evaluating on held-out images")
     model.to(run.device)
     used = task or run.task
     found = _test(run, model, stage, used) if run.splits.labelled else _agreement(run, model, stage, used)

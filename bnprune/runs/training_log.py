@@ -61,7 +61,8 @@ class TrainingLog:
         if time.monotonic() - self._gamma_time > _GAMMA_EVERY_S:
             self._last_gamma = self._gamma(state.network)
             self._gamma_time = time.monotonic()
-        self.display.step(state.progress.epoch, state.progress.step, steps, loss, self._last_gamma)
+        position, lr = state.progress, state.optimizer.param_groups[0]["lr"]
+        self.display.step(position.epoch, position.step, steps, loss, self._last_gamma, lr)
 
     def on_epoch(self, record: EpochRecord, state: State) -> None:
         """Write metrics and checkpoints; the state follows, so that a crash in between repeats the epoch."""

@@ -67,7 +67,7 @@ class SparsityState:
     def __str__(self) -> str:
         low, _, median, _, high = self.quantiles
         text = f"step {self.step:,} of {self.steps:,}: |γ| from {low:.2g} to {high:.2g}, median {median:.2g}"
-        text += f"; {self.below:.0%} near zero, {'split' if self.split else 'not split yet'}"
+        text += f"; {self.below:.0%} near zero, {'' if self.split else 'not yet '}apart from the others"
         if self.target is None or self.removable is None:
             return text
         course = "" if self.on_course is None else f" ({'on course' if self.on_course else 'not on course'})"

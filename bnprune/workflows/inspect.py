@@ -9,6 +9,7 @@ from typing import Any
 
 from bnprune.channels.trace_network import Coupling, Outputs
 from bnprune.pruning.inspection import inspect as inspect_model
+from bnprune.runs.files import plain
 from bnprune.runs.network_source import open_source
 from bnprune.workflows.results import InspectedChannels, InspectedLayer, InspectResult, RefusedSite
 
@@ -69,7 +70,7 @@ def inspect(
         channels=InspectedChannels(total=found.channels, prunable=found.prunable),
         params=found.params,
         macs=found.macs,
-        layers=[InspectedLayer(**asdict(layer)) for layer in found.layers],
+        layers=[InspectedLayer(**plain(asdict(layer))) for layer in found.layers],
         refusals=[RefusedSite(site=r.site, reason=r.reason, fix=r.fix) for r in found.refusals],
         notes=network.notes_with(found.notes),
     )

@@ -169,6 +169,11 @@ class InspectedLayer(Document):
     gamma_median: float | None
     deviation_median: float | None
     reason: str
+    position: int | None
+    macs: int
+    norm: str | None
+    groups: list[int]
+    gamma_quantiles: list[float] | None
 
 
 class InspectResult(Document):

@@ -225,7 +225,9 @@ def _run_stages(
         stopping = stack.enter_context(stop_requests())
         result = execute(config, directory, display, stopping, stages, network, processes)
         if exporting:
+            display.doing("exporting the last network")
             result = export_run(config, directory, display.note)
+        display.doing("writing the report")
         display.note(report_of_run(directory.path))
     return result
 

@@ -21,7 +21,7 @@ VERBS = list(COMMANDS)
 def test_every_verb_has_help_with_an_example(verb: str) -> None:
     text = squeezed(done(verb, "--help").stdout)
     assert f"Usage: bnprune {verb}" in text
-    assert f"Example: bnprune {verb}" in text
+    assert f" bnprune {verb} " in text.partition("Example:")[2] + " "
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -37,11 +37,48 @@ def test_every_option_has_help(verb: str) -> None:
     assert not silent
 
 
+@pytest.mark.parametrize("columns", [60, 80, 140])
+@pytest.mark.parametrize("verb", [None, *VERBS])
+def test_help_fits_the_terminal_and_examples_can_be_copied(
+    verb: str | None, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = done(*([] if verb is None else [verb]), "--help").stdout
+    command = typer.main.get_group(app) if verb is None else COMMANDS[verb]
+    commands = [f"  {line}" for line in (command.epilog or "").splitlines()[1:]]
+    assert commands
+    lines = text.splitlines()
+    assert lines[-len(commands) :] == commands
+    assert max(len(line) for line in lines if line not in commands) <= columns
+    for noise in ("[[", "<bool>", "<path>", "<=x", "│", "\\["):
+        assert noise not in text
+
+
+def test_paragraphs_are_wrapped_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    prose = done("prune", "--help").stdout.split("\n\n")[2].splitlines()
+    assert "SOURCE is a run directory or a checkpoint" in " ".join(prose)
+    assert all(len(line) > 85 for line in prose[:-1])
+
+
+def test_the_values_of_an_option_with_a_choice_are_named() -> None:
+    shown = {verb: squeezed(done(verb, "--help").stdout) for verb in ("inspect", "benchmark", "profile", "sweep")}
+    assert "baseline, train, prune, finetune or scratch" in shown["inspect"]
+    assert "float32, bfloat16 or float16. [default: float32]" in shown["benchmark"]
+    assert "eager or onnxruntime. [default: eager]" in shown["profile"]
+    assert "macs: that of the MACs to keep" in shown["sweep"]
+
+
+@pytest.mark.parametrize("verb", ["run", "train", "validate"])
+def test_without_a_recipe_the_command_that_writes_one_is_named(verb: str) -> None:
+    assert "To write one: bnprune init digits.yaml" in refusal(2, verb)
+
+
 def test_the_list_of_verbs_says_what_each_is_for_and_where_to_start() -> None:
     text = squeezed(done("--help").stdout)
     for verb in VERBS:
         assert f"{verb} {COMMANDS[verb].get_short_help_str(200)}" in text
-    assert "Start here: bnprune init digits.yaml && bnprune run digits.yaml" in text
+    assert "Start here: bnprune init digits.yaml bnprune run digits.yaml" in text
 
 
 def test_the_default_ratio_is_shown() -> None:

@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bnprune.reporting.compare import headline
 from bnprune.reporting.figures import Axis
 from bnprune.reporting.pictures import save_pictures
-from bnprune.reporting.run_data import read_run_data
+from bnprune.reporting.run_data import Gammas, RunData, Stage, read_run_data
+from bnprune.reporting.sections import _threshold_note
 from tests.cli.harness import bnprune, contents, document, done, refusal, squeezed, write
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>'
@@ -179,6 +181,48 @@ def test_gammas_and_what_went_of_them_are_those_of_the_checkpoints(run: Path) ->
     assert torch.equal(dense[~trained.removed], slim)
     assert trained.threshold == float(dense.abs()[trained.removed].max())
     assert trained.threshold <= float(slim.abs().min())
+
+
+def test_the_page_names_every_layer_in_order_and_those_that_lost_most(run: Path) -> None:
+    text = page(run)
+    listed = text.partition('<ol class="layers cut">')[2].partition("</ol>")[0]
+    found = re.findall(r'class="name">([^<]*)<.*?(\d+) → <b>(\d+)</b>.*?class="lost">([^<]*)<', listed)
+    layers = read_run_data(run).layers
+    assert [(name, int(before), int(after)) for name, before, after, _ in found] == [
+        (layer.name, layer.before, layer.after) for layer in layers
+    ]
+    assert [lost for *_, lost in found] == [
+        f"−{1 - layer.after / layer.before:.0%}" if layer.after < layer.before else "" for layer in layers
+    ]
+    most = max(layers, key=lambda layer: 1 - layer.after / layer.before)
+    assert f"Cut most: <code>{most.name}</code> (−" in text
+    assert f'<li class=most><span class="name">{most.name}</span>' in listed
+
+
+def test_channels_left_of_the_threshold_that_stayed_are_explained() -> None:
+    values, removed = torch.tensor([0.1, 0.2, 0.3, 0.4]).double(), torch.tensor([True, False, True, False])
+    coupled = Gammas("trained", values, removed)
+    assert (coupled.threshold, coupled.kept_below) == (float(values[2]), 1)
+    assert "1 channel left of it stayed: channels that several layers share" in _threshold_note(coupled)
+    assert "stayed" not in _threshold_note(Gammas("trained", values, values < 0.25))
+
+
+def test_a_comparison_says_which_run_is_best(run: Path) -> None:
+    data = read_run_data(run)
+    assert data.final is not None
+
+    def ending(name: str, accuracy: float | None, macs: int) -> RunData:
+        figures = data.final.figures.model_copy(update={"accuracy": accuracy, "macs": macs})  # type: ignore[union-attr]
+        return replace(data, name=name, stages=(Stage("finetune", figures),))
+
+    small, large, unknown = ending("small & fast", 0.9, 1000), ending("large", 0.95, 2000), ending("none", None, 10)
+    assert headline([small, large]) == (
+        "<b>large</b> ends at 95.00% with 2.00k MACs: the highest test accuracy. <b>small &amp; fast</b> ends at "
+        "90.00% with 1.00k MACs: the fewest MACs, 2.0 times fewer, at −5.00 points."
+    )
+    assert headline([small, ending("worse", 0.8, 3000)]).startswith("<b>small &amp; fast</b>")
+    assert headline([small, ending("worse", 0.8, 3000)]).endswith("the fewest MACs of these runs.")
+    assert headline([small, unknown]).startswith("Fewer than two")
 
 
 def test_widths_behind_gates_are_those_of_the_last_network(recipe: Path) -> None:

@@ -83,7 +83,7 @@ def test_finetune_takes_its_recipe_as_a_flag(recipe: Path) -> None:
         (("prune", *CHAIN, "--ratio", "50%"), "Invalid value for '--ratio': expected a number such as 0.5"),
         (("export", "x.safetensors", "--format", "tflite"), "'tflite' is not one of"),
         (("benchmark", "x", "--batch", "two"), "'--batch': expected a whole number"),
-        (("run",), "Missing argument 'CONFIG', a recipe: `bnprune init` writes one"),
+        (("run",), "Missing argument 'CONFIG', the recipe. To write one: bnprune init digits.yaml"),
         (("run", "recipe.yml"), "recipe.yml: there is no such file. Did you mean 'recipe.yaml'?"),
         (("prune", "--model", "own.py:build", "--input", "1,16,16"), "(got 'own.py:build'). Write own:build."),
         (("prune", "--model", "vgg11", "--model-arg", "widht=1"), "no argument 'widht'. Did you mean 'width'?"),

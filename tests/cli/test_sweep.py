@@ -60,7 +60,7 @@ def test_a_sweep_tries_and_recommends(trained: Path, here: Path) -> None:
     assert "recommended: macs 0.5" in text
     assert "● recovered" in text
     assert "<svg" in (here / "s.svg").read_text()
-    share = float(text.split("macs 0.5 <")[1].split()[1].rstrip("%"))
+    share = float(text.split("macs 0.5 (recommended)")[1].split()[1].rstrip("%"))
     assert share <= 50
 
 
@@ -85,6 +85,7 @@ def test_too_few_images_recommend_nothing_but_name_a_cut(trained: Path) -> None:
     assert found["measured"] == found["points"][1]
     text = done(*arguments).stdout
     assert "Nothing is recommended: a loss of at most 1.0% cannot be shown with 95% confidence" in text
+    assert "ratio 0.02 (not certain)" in text
     assert "within the allowed loss on these images, but not for certain: ratio 0.02:" in text
     assert "--ratio 0.02 --out" in text.splitlines()[-1]
 

@@ -287,7 +287,7 @@ def test_progress_goes_to_stderr_and_the_table_to_stdout(recipe: Path) -> None:
 def test_a_training_too_short_for_sparsity_gets_advice_that_helps(recipe: Path) -> None:
     reached = done("train", recipe, "--out", "reached")
     assert "λ is steered to bring 50% of all γ to zero" in reached.stderr
-    assert "50% near zero, split" in reached.stderr
+    assert "50% of γ ≈ 0  apart from the others" in reached.stderr
     result = done("train", recipe, "--out", "run", "train.lr=0.002")
     assert "nothing will become sparse. Train longer (train.epochs)" in result.stderr
 

@@ -64,7 +64,7 @@ def as_written(key: str, value: float) -> str:
 
 @needs_browser
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 800, 1280])
 def test_the_page_opens_quietly_and_fits(digits: Path, browser: Browser, width: int, dark: bool) -> None:
     browser.open(digits / "report.html", width=width, dark=dark)
     assert browser.complaints() == []

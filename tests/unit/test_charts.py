@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import combinations, pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 import bnprune
 from bnprune.recovery.sweep import Point
 from bnprune.reporting import chart_style
 from bnprune.reporting.charts import sensitivity_map, sweep_chart
-from bnprune.reporting.figures import GREY, SHADES, Axis, Cell, Chart, Figure, HeatMap, Histogram, Series, Widths
-from bnprune.reporting.layout import WIDTH, Box, Circle, Line, Text, height_of, panels, plot
+from bnprune.reporting.figures import GREY, KEPT, SHADES, Axis, Cell, Chart, Figure, HeatMap, Histogram, Series, Widths
+from bnprune.reporting.layout import HEIGHT, WIDTH, Box, Circle, Line, Text, height_of, panels, plot
 from bnprune.reporting.pictures import save_picture
 from bnprune.reporting.svg import document, inline
 from bnprune.reporting.text import draw
@@ -85,12 +87,68 @@ def test_losses_are_coloured_by_their_size() -> None:
     assert none is not None and small is not None and large is not None  # noqa: PT018
     assert [none.colour, small.colour, large.colour] == [SHADES[0], SHADES[2], SHADES[6]]
     assert absent is None
-    assert made.legend[2] == ("box", "< 2%", SHADES[2])
+    assert made.legend[2] == ("box", "1 to 2%", SHADES[2])
+    assert made.legend[0][1] == "below 0.5%"
+    assert made.legend[-1][1] == "20% or more"
 
 
 def test_widths_are_proportional_to_channels() -> None:
-    heights = [shape.height for shape in plot(WIDTHS) if isinstance(shape, Box)]
-    assert heights == pytest.approx([heights[2] * share for share in (0.5, 0.25, 1.0, 1.0)])
+    boxes = [shape for shape in plot(WIDTHS) if isinstance(shape, Box)]
+    lengths = [box.width for box in boxes]
+    assert lengths == pytest.approx([lengths[2] * share for share in (0.5, 0.25, 1.0, 1.0)])
+    assert [box.colour for box in boxes] == [GREY, KEPT] * 2
+    assert boxes[0].y == boxes[1].y < boxes[2].y, "in the order of the network"
+
+
+def test_layers_have_their_names_an_axis_and_the_share_that_they_lost() -> None:
+    texts = [shape.text for shape in plot(WIDTHS) if isinstance(shape, Text)]
+    assert {"conv1", "conv2", "0", "5", "15", "channels", "−50%"} <= {*texts}
+    assert sum("%" in text for text in texts) == 1
+
+
+def test_many_layers_share_the_height_and_their_names_do_not_touch() -> None:
+    many = Widths("Channels", tuple((f"layer{number}", 8, 4) for number in range(200)))
+    assert height_of(many) < 5 * HEIGHT
+    names = [shape.y for shape in plot(many) if isinstance(shape, Text) and shape.text.startswith("layer")]
+    assert len(names) > 20
+    assert min(after - before for before, after in pairwise(names)) > 10
+
+
+def test_kept_and_removed_have_the_same_colours_in_every_figure() -> None:
+    assert HISTOGRAM.legend == WIDTHS.legend
+
+
+SIMULATED = {
+    "normal": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "protanopia": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    "deuteranopia": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.01182, 0.04294, 0.968881)),
+    "tritanopia": ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.3039)),
+}
+"""Linear RGB as colour-blind readers see it: Machado, Oliveira & Fernandes 2009, severity 1."""
+TO_XYZ = ((0.4339, 0.3762, 0.1899), (0.2126, 0.7152, 0.0722), (0.0177, 0.1095, 0.8728))
+"""Relative to the white point."""
+
+
+def lab(colour: str, sight: tuple[tuple[float, ...], ...]) -> np.ndarray:
+    """Return CIELAB coordinates of a colour such as #0072b2."""
+    channels = np.array([int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    relative = np.array(TO_XYZ) @ np.clip(np.array(sight) @ linear, 0, 1)
+    x, y, z = np.where(relative > 0.008856, np.cbrt(relative), 7.787 * relative + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("sight", SIMULATED)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colour_blind_readers_can_tell_series_apart(sight: str, scheme: str) -> None:
+    light, dark = STYLE.partition("@media")[::2]
+    colours = dict(re.findall(r"--(c\d): (#\w+)", light))
+    if scheme == "dark":
+        colours |= dict(re.findall(r"--(c\d): (#\w+)", dark))
+    seen = [lab(colour, SIMULATED[sight]) for colour in colours.values()]
+    assert len(seen) == 6
+    distances = [float(np.linalg.norm(one - other)) for one, other in combinations(seen, 2)]
+    assert min(distances) > 12  # 2.3 is just noticeable; of the colours before these, two were 2 apart
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: type(figure).__name__)
@@ -121,11 +179,11 @@ def test_files_have_the_colours_of_the_page() -> None:
     light = STYLE.partition("@media")[0]
     page = dict(re.findall(r"--(\w+): (#\w+)", light))
     assert tuple(page[f"c{number}"] for number in range(6)) == chart_style.COLOURS
-    assert tuple(page[n] for n in ("text", "soft", "line", "bad")) == (
+    assert tuple(page[n] for n in ("text", "soft", "line", "kept")) == (
         chart_style.TEXT,
         chart_style.SOFT,
         chart_style.FAINT,
-        chart_style.BAD,
+        chart_style.LEFT,
     )
     assert chart_style.colour(GREY) == page["grey"]
     for kind in (*chart_style.STROKES, *chart_style.SIZES):

@@ -107,9 +107,12 @@ def test_the_bar_shows_scale_factors_while_an_epoch_runs(tmp_path: Path) -> None
     with display:
         display.begin("train", 5, "")
         log.on_step(now, 10, 2.5)
-    assert "γ quartiles 0.25 0.25 0.25 0.25 0.25, 0% near zero, not split yet" in shown.getvalue()
+    assert "0% of γ ≈ 0  not yet apart from the others  |γ| from 0.25 to 0.25, median 0.25" in shown.getvalue()
+
+
+APART = "40% of γ ≈ 0, apart from the others, |γ| from 0 to 0.5, median 0.5"
 
 
 def test_a_line_about_scale_factors() -> None:
     values = torch.tensor([0.0001] * 4 + [0.5] * 6)
-    assert describe_gamma(gamma_statistics([values])) == "γ quartiles 0 0 0.5 0.5 0.5, 40% near zero, split"
+    assert describe_gamma(gamma_statistics([values])) == APART

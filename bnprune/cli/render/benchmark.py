@@ -30,7 +30,8 @@ def show_benchmark(result: BenchmarkResult) -> None:
         ["backend", "batch", "", "median", "p10", "p90", "inputs/s", *compared],
         [row for timing in result.timings for row in _times(timing, names)],
     )
-    console.print("times in ms" + ("; B / A compares passes that ran one after the other" if compared else ""))
+    percentiles = "times in ms; p10 and p90: 10th and 90th percentile"
+    console.print(percentiles + ("; B / A compares passes that ran one after the other" if compared else ""))
 
 
 def _show_machine(console: Console, machine: Machine) -> None:

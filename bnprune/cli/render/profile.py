@@ -31,5 +31,6 @@ def show_profile(result: ProfileResult) -> None:
     show_rows(["layer", "inputs x outputs", "ms", "share", "steps"], rows)
     if len(layers) > len(shown):
         console.print(f"and {len(layers) - len(shown)} more (to list all: --verbose)")
+    console.print("steps: latency changes at multiples of these numbers of input x output channels")
     console.print(f"convolutions and linear layers: {result.layers_ms:.2f} of {result.total_ms:.2f} ms")
     print_text(console, f"wrote {result.out}")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.status import Status
 
 from bnprune.cli.render.console import print_text, stderr
+from bnprune.cli.render.fitted_line import Part, clock, fitted_line, width_of, wrapped
 from bnprune.cli.render.tables import percent
+from bnprune.cli.render.training_clock import TrainingClock
 from bnprune.cli.verbosity import VERBOSITY
 from bnprune.config.metrics import metric_of
 from bnprune.notes import Note
@@ -19,6 +23,8 @@ from bnprune.training.penalties.gamma import GammaStatistics
 
 _EVERY, _FIRST_LINE = 30.0, 28.0
 """Seconds between two lines of progress without a terminal; the first one comes after 2 seconds."""
+_BAR, _NARROW_BAR, _WIDE = 20, 8, 100
+"""Columns of the bar of a training; the narrow one is for terminals of fewer columns than the last number."""
 
 
 class RichDisplay:
@@ -29,6 +35,8 @@ class RichDisplay:
         self.quiet, self.verbose = VERBOSITY.quiet, VERBOSITY.verbose
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._status: Status | None = None
+        self._clock = TrainingClock()
         self._epochs = 0
         self._begun: tuple[float, int] | None = None
         self._shown = 0.0
@@ -41,40 +49,77 @@ class RichDisplay:
     ) -> None:
         self._close()
 
-    def begin(self, stage: str, epochs: int, note: str) -> None:
+    def schedule(self, epochs: Mapping[str, int]) -> None:
+        """Receive the stages of the run with their epochs, for the time that is left."""
+        self._clock.schedule(epochs)
+
+    def doing(self, what: str) -> None:
+        """Say what is being done: on a terminal, until something else is shown."""
+        self._close()
+        if not self.console.is_terminal:
+            self.note(f"  {what}")
+        elif not self.quiet:
+            self._status = self.console.status(fitted_line([Part(what, 0)], self.console.width))
+            self._status.start()
+
+    def begin(self, stage: str, epochs: int, note: str, images: int = 0) -> None:
         """Open a stage."""
+        self._close()
         self.note(f"{stage}: {note}" if note else stage, style="bold")
-        self._epochs = epochs
+        self._epochs, self._shown = epochs, time.monotonic()
+        self._clock.begin(stage, epochs, images)
         if epochs and self.console.is_terminal and not self.quiet:
-            texts = ("  epoch {task.fields[epoch]}", "loss {task.fields[loss]:.3f}", "{task.fields[gamma]}")
-            epoch, loss, gamma = (TextColumn(text) for text in texts)
-            columns = (epoch, BarColumn(20), loss, TimeRemainingColumn(), gamma)
+            bar = BarColumn(_BAR if self.console.width >= _WIDE else _NARROW_BAR)
+            columns = (TextColumn("  {task.fields[epoch]}"), bar, TextColumn("{task.fields[figures]}"))
             self._bar = Progress(*columns, console=self.console, transient=True)
-            self._task = self._bar.add_task("", total=None, epoch=f"1/{epochs}", loss=0.0, gamma="")
+            self._task = self._bar.add_task("", total=None, epoch=f"epoch 1/{epochs}", figures="starting")
             self._bar.start()
 
-    def step(self, epoch: int, step: int, steps: int, loss: float, gamma: GammaStatistics | None) -> None:
-        """Move the bar."""
+    def step(
+        self, epoch: int, step: int, steps: int, loss: float, gamma: GammaStatistics | None, lr: float | None = None
+    ) -> None:
+        """Move the bar; without a terminal, print a line at most every half a minute."""
+        self._clock.step(epoch, step / steps)
+        at = f"epoch {epoch + 1}/{self._epochs}"
+        figures = [Part(f"loss {loss:.3f}", 1), *_gamma_parts(gamma, 3), *self._rates(lr), Part(self._time_left(), 0)]
         if self._bar is not None and self._task is not None:
+            bar = _BAR if self.console.width >= _WIDE else _NARROW_BAR
+            text = fitted_line(figures, self.console.width - len(f"  {at}  ") - bar)
             done, total = epoch * steps + step, self._epochs * steps
-            shown = f"{epoch + 1}/{self._epochs}"
-            text = "" if gamma is None else describe_gamma(gamma)
-            self._bar.update(self._task, completed=done, total=total, epoch=shown, loss=loss, gamma=text)
+            self._bar.update(self._task, completed=done, total=total, epoch=at, figures=text)
+        elif not self.console.is_terminal and step < steps and time.monotonic() - self._shown >= _EVERY:
+            self._shown = time.monotonic()
+            self._line([Part(f"  {at}, {step / steps:.0%}", -1), *figures])
 
     def epoch(self, record: EpochRecord, epochs: int, gamma: GammaStatistics | None) -> None:
-        """Print a line per epoch."""
+        """Print a line per epoch, as wide as the terminal."""
         width, metric = len(str(epochs)), metric_of(record.validation.name)
-        running = "" if record.train.value is None else f"  train {metric.text(record.train.value):>6}"
-        name = "" if record.validation.name == "top1" else f" {metric.label}"
-        line = (
-            f"  epoch {record.epoch:{width}}/{epochs}  loss {record.train.loss:.3f}{running}"
-            f"  validation{name} {metric.text(record.validation.value):>6}{' *' if record.is_best else '  '}"
-        )
-        if gamma is not None:
-            line += f"  {describe_gamma(gamma)}"
-        if self.verbose:
-            line += f"  validation loss {record.validation.loss:.3f}  lr {record.lr:.3g}"
-        self.note(line.rstrip())
+        label = "validation" if record.validation.name == "top1" else f"validation {metric.label}"
+        running = "" if record.train.value is None else f"train {metric.text(record.train.value):>6}"
+        parts = [
+            Part(f"  epoch {record.epoch:{width}}/{epochs}", 0),
+            Part(f"loss {record.train.loss:.3f}", 3),
+            Part(running, 5),
+            Part(f"{label} {metric.text(record.validation.value):>6} {'best' if record.is_best else '    '}", 1),
+            *_gamma_parts(gamma, 2),
+            Part(f"validation loss {record.validation.loss:.3f}" if self.verbose else "", 7),
+            *self._rates(record.lr),
+            Part("" if self._bar is not None else self._time_left(), 4),
+        ]
+        self._line(parts)
+        self._shown = time.monotonic()
+        self._clock.end_epoch()
+
+    def _rates(self, lr: float | None) -> list[Part]:
+        speed = self._clock.images_per_second
+        return [Part("" if lr is None else f"lr {lr:.2g}", 6), Part("" if not speed else f"{speed:,.0f} images/s", 4)]
+
+    def _time_left(self) -> str:
+        seconds = self._clock.seconds_left()
+        return "" if not seconds else f"about {clock(seconds)} left"
+
+    def _line(self, parts: list[Part]) -> None:
+        self.note(fitted_line(parts, width_of(self.console)).rstrip())
 
     def end(self, stage: str, figures: StageResult) -> None:
         """Close a stage with its accuracy."""
@@ -90,6 +135,7 @@ class RichDisplay:
         """Move a bar with the time that is left; without a terminal, print a line at most every half a minute."""
         now = time.monotonic()
         if self._begun is None:
+            self._close()
             self._begun, self._shown = (now, done), now - _FIRST_LINE
             if self.console.is_terminal and not self.quiet:
                 columns = (TextColumn("  {task.completed:.0f} of {task.total:.0f} " + things), BarColumn(20))
@@ -110,15 +156,27 @@ class RichDisplay:
         """Print a line; with --quiet, warnings only."""
         is_warning = isinstance(text, Note) and text.level == "warning"
         if is_warning or not self.quiet:
-            print_text(self.console, f"warning: {text}" if is_warning else text, style)
+            line = f"warning: {text}" if is_warning else text
+            print_text(self.console, wrapped(line, width_of(self.console)), style)
 
     def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        self._bar = self._task = None
+        for shown in (self._bar, self._status):
+            if shown is not None:
+                shown.stop()
+        self._bar = self._task = self._status = None
 
 
 def describe_gamma(gamma: GammaStatistics) -> str:
-    """Return a line about the scale factors: minimum, quartiles and maximum of |γ|, and the share near zero."""
-    marks = " ".join(f"{mark:.2g}" if mark >= 0.001 else "0" for mark in gamma.quantiles)
-    return f"γ quartiles {marks}, {gamma.below:.0%} near zero, {'split' if gamma.split else 'not split yet'}"
+    """Return a line about the scale factors: the share near zero, if it is a group of its own, and the range of |γ|."""
+    return ", ".join(part.text for part in _gamma_parts(gamma, 0))
+
+
+def _gamma_parts(gamma: GammaStatistics | None, rank: int) -> list[Part]:
+    if gamma is None:
+        return []
+    low, _, median, _, high = (f"{mark:.2g}" if mark >= 0.001 else "0" for mark in gamma.quantiles)
+    return [
+        Part(f"{gamma.below:.0%} of γ ≈ 0", rank),
+        Part("apart from the others" if gamma.split else "not yet apart from the others", 8),
+        Part(f"|γ| from {low} to {high}, median {median}", 9),
+    ]

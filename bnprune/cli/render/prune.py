@@ -59,14 +59,21 @@ def _repair(calibration: CalibrationOutcome) -> str:
     )
 
 
-_WORDS = {"exact": "exactly", "interior": "except at borders", "none": "not at all"}
+_WORDS = {
+    "exact": "exactly",
+    "interior": "except at the borders of feature maps, where padding replaces some of them",
+    "none": "not at all",
+}
 
 
 def _summary(compensation: Sequence[CompensationOutcome]) -> str:
     """Return a line with the number of layers that are compensated exactly, except at borders, or not at all."""
     counts = Counter(done.outcome for done in compensation)
-    parts = ", ".join(f"{counts[outcome]} {word}" for outcome, word in _WORDS.items() if counts[outcome])
-    return f"compensated layers: {parts} (reasons: --json; to turn it off: --no-compensate)"
+    parts = "; ".join(f"{counts[outcome]} {word}" for outcome, word in _WORDS.items() if counts[outcome])
+    return (
+        "compensated layers, whose biases now hold the constant outputs of the channels that they read no longer: "
+        f"{parts} (reasons: --json; to turn it off: --no-compensate)"
+    )
 
 
 _MANY_LAYERS = 24

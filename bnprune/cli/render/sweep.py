@@ -55,8 +55,8 @@ def _findings(result: SweepResult) -> Iterator[str]:
     if recommended is None and measured is None:
         allowed = _metric(result).text(result.tolerance, 1)
         yield f"No cut keeps the measured loss within {allowed}. Allow more, or fine-tune after pruning."
-    none = f"knee: none; {_metric(result).label} does not fall steeply"
-    yield none if knee is None else f"knee: {_described(knee, result)}"
+    found = _described(knee, result) if knee is not None else "none"
+    yield f"knee, the last cut before {_metric(result).label} falls steeply: {found}"
 
 
 def _metric(result: SweepResult) -> Metric:
@@ -77,7 +77,7 @@ def _described(point: SweepPoint, result: SweepResult) -> str:
 
 
 def _chart(result: SweepResult, *, near: bool = False) -> Chart:
-    label = "recommended" if result.recommended else "measured"
+    label = "recommended" if result.recommended else "not certain"
     best = result.recommended or result.measured
     return sweep_chart(result.points, best, result.tolerance, _metric(result), label=label, near=near)
 
@@ -110,7 +110,8 @@ def save_plot(path: Path | None, result: SweepResult) -> None:
 
 def _row(index: int, point: SweepPoint, result: SweepResult) -> tuple[str, ...]:
     metric = _metric(result)
-    mark = " <" if point == (result.recommended or result.measured) else ""
+    named = result.recommended or result.measured
+    mark = (" (recommended)" if result.recommended else " (not certain)") if point == named else ""
     return (
         (f"{result.by} {point.asked:g}" if index else "not pruned") + mark,
         f"{point.ratio:.1%}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -11,17 +11,23 @@ from rich.text import Text
 from bnprune.cli.render.console import stdout
 
 
-def make_table(*columns: str) -> Table:
-    """Return an empty table: columns are right-aligned, except the first and those without a name, which hold bars."""
+def make_table(*columns: str, words: Collection[str] = ()) -> Table:
+    """Return an empty table: columns are right-aligned, except the first, those without a name, and those of words.
+
+    On a narrow terminal, the first column is broken into lines first if there are columns of words.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for position, column in enumerate(columns):
-        table.add_column(column, justify="right" if position and column else "left", overflow="fold")
+        right = bool(position and column and column not in words)
+        table.add_column(
+            column, justify="right" if right else "left", overflow="fold", no_wrap=bool(words and position)
+        )
     return table
 
 
-def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
-    """Print a table on stdout."""
-    table = make_table(*columns)
+def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str | Text]], words: Collection[str] = ()) -> None:
+    """Print a table on stdout; `words` are the columns that hold words, aligned to the left."""
+    table = make_table(*columns, words=words)
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
     stdout().print(table)
@@ -33,6 +39,12 @@ def bar(part: int, whole: int, longest: int | None = None, width: int = 20) -> T
     filled = max(round(cells * part / max(whole, 1)), 1) if part else 0
     full, empty = ("█", "·") if _can_encode("█·") else ("#", ".")
     return Text.assemble((full * filled, "cyan"), (empty * (cells - filled), "dim"))
+
+
+def sparkline(values: Sequence[float], largest: float) -> str:
+    """Draw values from 0 to `largest` as bars of eighths, or as digits from 0 to 7."""
+    bars = "▁▂▃▄▅▆▇█" if _can_encode("▁█") else "01234567"
+    return "".join(bars[round(7 * min(value / largest, 1))] if largest else bars[0] for value in values)
 
 
 def _can_encode(text: str) -> bool:
