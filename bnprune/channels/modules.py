@@ -6,7 +6,7 @@ import functools
 import operator
 import random
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import CellType, CodeType, FunctionType
 from typing import Any
@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from bnprune.channels.outside_state import OutsideState
-from bnprune.channels.torch_internals import BatchNorm, forward_hooks
+from bnprune.channels.torch_internals import BatchNorm, children_of, forward_hooks
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
@@ -199,8 +199,9 @@ def unwrapped(model: Any) -> Any:
 def module_stack(modules: Mapping[str, nn.Module], in_other_threads: list[str] | None = None) -> Iterator[list[str]]:
     """Yield a list whose last element names the innermost module that is running.
 
-    Every module gets two hooks of its own. Two hooks for all modules of the process would be faster, but they would
-    run in the models of other threads as well.
+    Layers of PyTorch get another `forward` for the time being: with hooks, calling a module takes 20 µs longer.
+    All other modules get two hooks each. Two hooks for all modules of the process would be simpler, but they would run
+    in the models of other threads as well.
 
     Args:
         modules: Modules of a model, by name. They have hooks during the `with` block.
@@ -218,11 +219,31 @@ def module_stack(modules: Mapping[str, nn.Module], in_other_threads: list[str] |
         if threading.get_ident() == thread:
             stack.pop()
 
-    with ExitStack() as handles:
+    def run(name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        enter(name)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            leave()
+
+    with ExitStack() as undo:
         for name, module in modules.items():
-            handles.callback(module.register_forward_pre_hook(functools.partial(enter, name), prepend=True).remove)
-            handles.callback(module.register_forward_hook(leave, prepend=True, always_call=True).remove)
+            if _is_plain_layer(module):
+                undo.callback(vars(module).pop, "forward")
+                vars(module)["forward"] = functools.partial(run, name, module.forward)
+            else:
+                undo.callback(module.register_forward_pre_hook(functools.partial(enter, name), prepend=True).remove)
+                undo.callback(module.register_forward_hook(leave, prepend=True, always_call=True).remove)
         yield stack
+
+
+def _is_plain_layer(module: nn.Module) -> bool:
+    """True for a layer of PyTorch without children and hooks.
+
+    Layers with children may look for hooks: a transformer layer runs one fused operator if there are none.
+    """
+    is_layer = type(module).__module__.startswith("torch.nn.modules.") and "forward" not in vars(module)
+    return is_layer and not has_hooks(module) and not children_of(module)
 
 
 def set_mode(model: nn.Module, *, training: bool, norms: bool = True) -> None:

@@ -288,7 +288,7 @@ class _TraceComparison(OperatorMode):
         if not dims:
             return {} if mask.all() else None
         if len(dims) == 1:
-            return {dims[0]: int(mask.sum())}
+            return {dims[0]: int(np.count_nonzero(mask))}
         lines = {dim: mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim)) for dim in dims}
         sizes = {dim: int(line.sum()) for dim, line in lines.items()}
         return sizes if int(mask.sum()) == int(np.prod(list(sizes.values()), dtype=np.int64)) else None
@@ -323,7 +323,7 @@ class _TraceComparison(OperatorMode):
         return [self._found_at[key]]
 
     def _count(self, ids: Ids) -> int:
-        return int(self._stays[ids].sum())
+        return int(np.count_nonzero(self._stays[ids]))
 
     def _keep(self, record: Record, reason: str) -> None:
         why = Refusal(

@@ -50,10 +50,14 @@ def with_deviations(graph: ChannelGraph, tensors: Tensors, measured: Measured | 
     ranked = _ranked(graph)
     if not any(ranked[graph.units(_ids(records[position]).numpy())].any() for position in read_elsewhere):
         return graph
-    writes = _Writes(graph, tensors, measured or {}, read_elsewhere)
-    for record in records:
-        writes.follow(record)
-    return replace(graph, deviations=writes.deviations())
+    for estimate in (False, True):
+        writes = _Writes(graph, tensors, measured or {}, read_elsewhere, estimate)
+        for record in records:
+            writes.follow(record)
+        deviations = writes.deviations()
+        if not deviations:  # no write counts, whatever the estimates are
+            return graph
+    return replace(graph, deviations=deviations)
 
 
 def _ranked(graph: ChannelGraph) -> Mask:
@@ -104,6 +108,8 @@ class _Writes:
     measured: Measured
     read_elsewhere: set[int]
     """Records of layers that something else than a BatchNorm reads; the outputs of others need no estimate."""
+    estimate: bool = True
+    """False to find only which writes count; their moments are then standard ones."""
     signals: list[_Signal | None] = field(default_factory=list)
     """One per record."""
     writes: list[_Write] = field(default_factory=list)
@@ -158,8 +164,8 @@ class _Writes:
 
     def _output_of_layer(self, record: Record, ids: torch.Tensor, weight: str | None, x: Moments | None) -> Moments:
         """Estimate the output of a layer; its weight is turned so that the outputs come first."""
-        is_needed = len(self.signals) in self.read_elsewhere and self.graph.free[self.graph.units(ids.numpy())].any()
-        if weight is None or not is_needed:
+        is_read = self.estimate and len(self.signals) in self.read_elsewhere
+        if weight is None or not is_read or not self.graph.free[self.graph.units(ids.numpy())].any():
             return standard(ids)
         axes = [self.graph.axes.get((weight, dim)) for dim in (0, 1)]
         values = self.tensors[weight]
@@ -173,6 +179,8 @@ class _Writes:
 
     def _batch_norm(self, record: Record) -> _Signal:
         ids, gamma = _ids(record), self._gamma(record)
+        if not self.estimate:
+            return _Signal(_labels(record), standard(ids))
         has_shift = len(record.operands) % 2 == 1  # input, scale, shift, and perhaps two statistics
         shift = self._name(record.operands[2]) if has_shift else None
         scale, offset = (self._values(name, len(ids)) for name in (gamma, shift))
@@ -204,7 +212,7 @@ class _Writes:
 
     def _moments(self, record: Record, inputs: Sequence[_Signal], ids: torch.Tensor) -> Moments:
         op = base_name(record.op)
-        if record.kind == "batch_norm":  # an InstanceNorm, or one without scale factors
+        if not self.estimate or record.kind == "batch_norm":  # an InstanceNorm, or one without scale factors
             return standard(ids)
         if op in _NORMS:
             names = [self._name(operand) for operand in record.operands[1:3]]
@@ -218,6 +226,8 @@ class _Writes:
 
     def _picked(self, sources: Sequence[Moments], ids: torch.Tensor) -> Moments:
         """Return the moments of channels that an operator has moved, by their ids; standard ones for unknown ids."""
+        if not self.estimate:
+            return standard(ids)
         if len(sources) == 1 and len(sources[0].ids) == len(ids) and torch.equal(sources[0].ids, ids):
             return sources[0]
         blank = standard(ids[:1])
@@ -275,7 +285,7 @@ class _Writes:
             return None
         ids = _flat(operand.labels)
         if isinstance(operand.source, str):
-            values = self._values(operand.source, len(ids))
+            values = self._values(operand.source, len(ids)) if self.estimate else None
             moments = standard(ids) if values is None else Moments(ids, values, torch.zeros_like(values))
             return _Signal(operand.labels, moments, is_parameter=True, is_gamma=operand.source in self.graph.gammas)
         signal = None if operand.source is None else self.signals[operand.source]

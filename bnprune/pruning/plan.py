@@ -301,7 +301,7 @@ def new_sizes(
     stays = ~removed[graph.unit_of]  # by channel id
     modules = dict(model.named_modules(remove_duplicate=False))
     for count in (*_widths(graph, modules), *graph.counts, *sizes):
-        kept = int(stays[count.ids].sum())
+        kept = int(np.count_nonzero(stays[count.ids]))
         name, _, index = count.attribute.removesuffix("]").partition("[")
         before = vars(modules[count.module]).get(name)  # surgery sets no attributes of classes
         if kept == len(count.ids):

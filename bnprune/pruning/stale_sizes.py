@@ -28,6 +28,7 @@ from functools import cached_property
 from itertools import count
 from typing import NamedTuple
 
+import numpy as np
 from torch import nn
 
 from bnprune.channels.graph import ChannelGraph, Record
@@ -308,7 +309,7 @@ class _Places:
                 yield (name.rpartition(".")[2], dim), width
 
     def _width(self, ids: Ids) -> _Width:
-        return _Width(len(ids), int(self._stays[ids].sum()), ids)
+        return _Width(len(ids), int(np.count_nonzero(self._stays[ids])), ids)
 
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

@@ -111,12 +111,15 @@ def slim_on_meta(plan: PruningPlan, model: nn.Module) -> nn.Module:
 
     A plan from a file has to pass `require_plan_fits` first.
     """
-    keeps = _keeps(plan)
+    sizes: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for cut in plan.cuts:
+        for name, dim in cut.at:
+            sizes[name].append((dim, len(cut.keep)))
 
     def empty_slice(name: str, tensor: torch.Tensor) -> torch.Tensor:
         shape = list(tensor.shape)
-        for dim, keep in keeps.get(name, ()):
-            shape[dim] = keep.numel()
+        for dim, size in sizes.get(name, ()):
+            shape[dim] = size
         return torch.empty(shape, dtype=tensor.dtype, device="meta")
 
     return _copy(plan, model, empty_slice)

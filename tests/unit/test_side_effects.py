@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import bnprune
-from bnprune.channels.operator_mode import _with_generator
+from bnprune.channels.modules import module_stack, modules_by_name
+from bnprune.channels.operator_mode import OperatorMode, _with_generator
 from tests.nets import Net, conv_bn, head, randomized
 
 X = torch.zeros(1, 3, 8, 8)
@@ -288,3 +289,36 @@ def test_what_the_network_itself_says_is_told(network: Callable[[], nn.Module], 
     with pytest.raises(bnprune.ForwardError, match=message) as caught:
         bnprune.prune(network(), X, ratio=0.5)
     assert "shape" not in str(caught.value)
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fails = nn.Conv2d(3, 4, 3), nn.Conv2d(9, 4, 3)
+        self.hooked, self.seen = nn.ReLU(), []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        try:
+            self.fails(x)
+        except RuntimeError:
+            self.seen.append("failed")
+        return self.hooked(self.conv(x))
+
+
+def test_the_running_module_is_named_and_left_as_it_was() -> None:
+    model = nn.Sequential(_Block())
+    model[0].hooked.register_forward_hook(lambda *_: running.append(stack[-1]))
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    running: list[str] = []
+
+    class Recording(OperatorMode):
+        def run_operator(self, func, args, kwargs):
+            running.append(stack[-1])
+            return super().run_operator(func, args, kwargs)
+
+    with module_stack(modules_by_name(model)) as stack:
+        with torch.no_grad(), Recording():
+            model(X)
+        assert stack == [""]
+    assert list(dict.fromkeys(running)) == ["0.fails", "0.conv", "0.hooked", "0"]
+    assert {name: dict(vars(module)) for name, module in model.named_modules()} == before

@@ -61,10 +61,36 @@ def _macs(x: torch.Tensor, weight: torch.Tensor, *rest: Any, out_val: torch.Tens
     return int(flops) // 2
 
 
+def _on_meta(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    _: Sequence[int],
+    groups: int,
+) -> torch.Tensor | None:
+    """Allocate the output of a convolution whose arguments fit; PyTorch says what is wrong with others."""
+    outputs = weight.shape[:1]
+    space = x.dim() - 2
+    plain = not transposed and space == len(stride) == len(padding) == len(dilation) == weight.dim() - 2
+    if not plain or x.shape[1] != weight.shape[1] * groups or outputs[0] % groups or x.dtype != weight.dtype:
+        return None
+    if not x.shape[1] or (bias is not None and (bias.shape != outputs or bias.dtype != x.dtype)):
+        return None
+    shape = [x.shape[0], outputs[0]]
+    for size, kernel, step, pad, spread in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True):
+        shape.append((size + 2 * pad - spread * (kernel - 1) - 1) // step + 1)
+    return torch.empty(shape, dtype=x.dtype, device="meta") if min(shape) > 0 else None
+
+
 @rule(
     "convolution",
     "convolution_overrideable",
     macs=_macs,
+    meta=_on_meta,
     keeps_zero=zero_if_weights_are,
     kind="convolution",
     weight=1,

@@ -28,9 +28,15 @@ def _like_larger(x: Any, y: Any) -> torch.Tensor | None:
     """Allocate the output for two contiguous tensors of one type, if one of them has the shape of the output."""
     if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor) or x.dtype != y.dtype or not x.dim():
         return None
-    larger = x if x.numel() >= y.numel() else y
+    larger, smaller = (x, y) if x.numel() >= y.numel() else (y, x)
     fits = x.is_contiguous() and y.is_contiguous() and x.is_floating_point() and x.is_meta == y.is_meta
-    return like_first(larger) if fits and torch.broadcast_shapes(x.shape, y.shape) == larger.shape else None
+    return like_first(larger) if fits and _broadcasts(smaller.shape, larger.shape) else None
+
+
+def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    """Return True if a shape can be expanded to another; `torch.broadcast_shapes` takes 70 µs."""
+    sizes = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(size in (1, wanted) for size, wanted in sizes)
 
 
 def _hardtanh_keeps_zero(zeros: Sequence[bool], args: Sequence[Any]) -> bool:
@@ -40,8 +46,9 @@ def _hardtanh_keeps_zero(zeros: Sequence[bool], args: Sequence[Any]) -> bool:
 
 @rule("relu", "gelu", "hardswish", keeps_zero="first", meta=like_first)
 @rule("hardtanh", keeps_zero=_hardtanh_keeps_zero, meta=like_first)
-@rule("hardsigmoid", meta=like_first)
-@rule("silu", "tanh", "leaky_relu", "elu", "mish", "rrelu_with_noise", "neg", "abs", "sin", "sqrt", "sign", "expm1",
+@rule("hardsigmoid", "sigmoid", meta=like_first)
+@rule("silu", "tanh", keeps_zero="first", meta=like_first)
+@rule("leaky_relu", "elu", "mish", "rrelu_with_noise", "neg", "abs", "sin", "sqrt", "sign", "expm1",
       "log1p", "erf", "div", "dropout", "native_dropout", "_to_copy", "detach", "alias",
       keeps_zero="first")  # fmt: skip
 @rule("clone", "contiguous", keeps_zero="first", kind="copy")

@@ -28,14 +28,26 @@ def _one_row_and_bias(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> t
     return None if product is None else product + bias
 
 
-@rule("mm", keeps_zero="any", kind="linear", weight=1, surrogate=_one_row)
+def _product_on_meta(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
+    """Allocate the product of (N, K) and (K, M)."""
+    fits = a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0] and a.dtype == b.dtype
+    return torch.empty((a.shape[0], b.shape[1]), dtype=a.dtype, device="meta") if fits else None
+
+
+def _sum_on_meta(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
+    """Allocate the product of (N, K) and (K, M), to which a bias of shape (M,) is added."""
+    fits = bias.dtype == a.dtype and bias.shape == b.shape[1:]
+    return _product_on_meta(a, b) if fits else None
+
+
+@rule("mm", keeps_zero="any", kind="linear", weight=1, surrogate=_one_row, meta=_product_on_meta)
 @rule("bmm", "matmul", keeps_zero="any")
 def product(ctx: OpContext, a: torch.Tensor, b: torch.Tensor, *_: Any, **__: Any) -> Labels:
     """Multiply (..., N, K) with (..., K, M)."""
     return contract(ctx, a, b)
 
 
-@rule("addmm", keeps_zero="any", kind="linear", weight=2, surrogate=_one_row_and_bias)
+@rule("addmm", keeps_zero="any", kind="linear", weight=2, surrogate=_one_row_and_bias, meta=_sum_on_meta)
 @rule("baddbmm", "addbmm", "_sparse_addmm")
 def add_product(ctx: OpContext, bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **_: Any) -> Labels:
     """Multiply (..., N, K) with (..., K, M) and add a bias that broadcasts to (..., N, M)."""
