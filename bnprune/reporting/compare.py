@@ -52,8 +52,8 @@ def headline(runs: Sequence[RunData]) -> str:
     macs = best[1].figures.macs / max(least[1].figures.macs, 1)
     lost = metric.difference((least[1].figures.accuracy or 0.0) - (best[1].figures.accuracy or 0.0))
     return (
-        f"{_ended(*best)}: the highest test {escape(metric.label)}. {_ended(*least)}: the fewest MACs, {macs:.1f} times "
-        f"fewer, at {lost}."
+        f"{_ended(*best)}: the highest test {escape(metric.label)}. {_ended(*least)}: the fewest MACs, {macs:.1f} "
+        f"times fewer, at {lost}."
     )
 
 

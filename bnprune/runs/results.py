@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from bnprune.config.metrics import metric_of
 from bnprune.runs.files import plain
 
 Count = Annotated[int, Field(ge=0, le=10**18)]
@@ -227,6 +228,13 @@ class StageResult(Document):
     seconds: Amount = 0.0
     latency_ms: Amount | None = None
     """Median time of a forward pass with one input."""
+
+    @model_validator(mode="after")
+    def _shares_are_shares(self) -> Self:
+        known = [value for value in (self.accuracy, self.validation_accuracy) if value is not None]
+        if metric_of(self.metric).share and not all(0 <= value <= 1 for value in known):
+            raise ValueError(f"{metric_of(self.metric).label} must be from 0 to 1")
+        return self
 
 
 class ExportedFile(Document):
