@@ -15,6 +15,7 @@ _EXTRAS = {
     "timm": ("timm",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "report": ("matplotlib",),
+    "metrics": ("torchmetrics", "pycocotools"),
     "tensorboard": ("tensorboard",),
     "bench": ("timm", "torch_pruning"),
 }

@@ -12,10 +12,14 @@ def show_doctor(result: DoctorResult) -> None:
     for package, version in result.versions.items():
         echo(f"  {package:12} {version}")
     for extra, there in result.extras.items():
-        echo(f"  {extra:12} {'installed' if there else f'missing: pip install bnprune[{extra}]'}")
+        echo(f"  {extra:12} {'installed' if there else _missing(extra)}")
     echo(f"devices: {', '.join(result.devices)} ({result.threads} threads)")
     echo(f"models: {', '.join(result.models)}, torchvision/NAME, timm/NAME, package.module:factory")
     for problem in result.problems:
         echo(f"problem: {problem}", fg="red")
     if not result.problems:
         echo("no problems found")
+
+
+def _missing(extra: str) -> str:
+    return f"missing: pip install '.[{extra}]' in the clone of bnprune"
