@@ -15,7 +15,8 @@ criteria to several shares of its MACs; mean test accuracies over the seeds are 
 and statistics use the same unlabelled training images. The network without and with new statistics after
 reconstruction, whichever is better on validation images, is compared with recalibration alone: the share of the lost
 accuracy that it brings back, and the difference with its 95% interval over test images (of each image, the mean over
-the seeds is taken; the images are paired).
+the seeds is taken; the images are paired). With --finetune, the same short fine-tuning follows a recalibrated and a
+reconstructed network (both with new statistics), and these are compared.
 
 With --zoo: torchvision networks with random weights on images of noise. The error of the outputs after the cut and
 after reconstruction; the CPU time of `reconstruct`, in forward passes of the dense network over the same images; the
@@ -43,6 +44,7 @@ import bnprune
 from bnprune.cli.render.progress import RichDisplay
 from bnprune.cli.render.tables import show_rows
 from bnprune.config.recipe import load_recipe
+from bnprune.config.schema import FinetuneConfig
 from bnprune.config.tables import CRITERIA
 from bnprune.data import Split, load_data
 from bnprune.recovery.compensate import compensate
@@ -51,7 +53,9 @@ from bnprune.recovery.recover import recover
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.pipeline import execute
 from bnprune.runs.preflight import choose_device, load_stage
+from bnprune.runs.training_stage import NoLog
 from bnprune.training.evaluate import evaluate, validation_score
+from bnprune.training.loop import TrainingJob, begin, train
 
 NAMES = ("plain", "compensated", "recalibrated", "compensated + recalibrated")
 WAYS = ("plain", "compensated", "recalibrated", "reconstructed", "reconstructed+recalibrated")
@@ -75,13 +79,14 @@ def main() -> None:
     parser.add_argument("--ordinary", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--macs", type=float, nargs="+", default=[0.7, 0.5, 0.3, 0.15])
     parser.add_argument("--criteria", nargs="+", default=RANKINGS, choices=RANKINGS)
+    parser.add_argument("--finetune", type=int, default=0, metavar="EPOCHS", help="with --ordinary: compare after it")
     parser.add_argument("--images", type=int, help="unlabelled images [default: 2048; 128 with --zoo]")
     parser.add_argument("--zoo", nargs="*", metavar="NETWORK")
     args = parser.parse_intermixed_args()
     if args.zoo is not None:
         raise SystemExit(zoo(args.zoo or ZOO, args.images or 128, args.out))
     if args.ordinary:
-        ordinary(args.ordinary, args.criteria, args.macs, args.images or 2048, args.out)
+        ordinary(args.ordinary, args.criteria, args.macs, args.images or 2048, args.finetune, args.out)
     elif args.recipe is None:
         parser.error("give a recipe, --ordinary or --zoo")
     else:
@@ -118,16 +123,20 @@ def sparse(args: argparse.Namespace) -> None:
 # -- networks trained without a penalty --------------------------------------------------------------------------------
 
 
-def ordinary(runs: Sequence[Path], criteria: Sequence[str], shares: Sequence[float], count: int, out: Path) -> None:
+def ordinary(
+    runs: Sequence[Path], criteria: Sequence[str], shares: Sequence[float], count: int, epochs: int, out: Path
+) -> None:
     """Cut networks trained without a penalty, recover them, and print mean accuracies over the runs."""
     beds = [Bed(run, count) for run in runs]
     cells: list[dict[str, Any]] = []
     document = {"runs": len(runs), "dense": [bed.dense_accuracy for bed in beds], "images": count, "cells": cells}
     for criterion in criteria:
         for share in shares:
-            cells.append(cell(criterion, share, beds))
+            cells.append(tuned_cell(criterion, share, beds, epochs) if epochs else cell(criterion, share, beds))
             out.write_text(json.dumps(document, indent=1))
             print(f"{criterion} {share:g}: {cells[-1]}", flush=True)
+    if epochs:
+        return
     columns = ["criterion", "MACs left", *WAYS, "brought back", "chosen - recalibrated"]
     show_rows(columns, [row(entry) for entry in cells])
     print("dense: " + ", ".join(f"{bed.dense_accuracy:.2%}" for bed in beds) +
@@ -141,6 +150,7 @@ class Bed:
     def __init__(self, run: Path, count: int) -> None:
         config = load_recipe(run / "config.yaml", [])
         splits = load_data(config.data)
+        self.config, self.splits = config, splits
         self.dense = bnprune.load(run / "checkpoints" / "train.safetensors")
         self.example = splits.example
         self.validation, self.test = collected(splits.validation), collected(splits.test)
@@ -194,6 +204,38 @@ def cell(criterion: str, share: float, beds: Sequence[Bed]) -> dict[str, Any]:
         "difference": float(difference.mean()),
         "margin": margin,
         "significantly_behind": float(difference.mean()) + margin < 0,
+    }
+
+
+def finetuned(bed: Bed, network: nn.Module, epochs: int) -> nn.Module:
+    """Return a network after a short fine-tuning, the same for every way of recovery."""
+    settings = FinetuneConfig(epochs=epochs, lr=0.01)
+    job = TrainingJob(bed.splits, bed.config.data.batch_size, settings, torch.device("cpu"), bed.config.seed)
+    state = begin(copy.deepcopy(network), job)
+    train(state, job, None, NoLog(), lambda: False)
+    return state.network
+
+
+def tuned_cell(criterion: str, share: float, beds: Sequence[Bed], epochs: int) -> dict[str, Any]:
+    """Return accuracies before and after the same fine-tuning, from a recalibrated and from a reconstructed network."""
+    ways = ("recalibrated", "reconstructed+recalibrated")
+    before: dict[str, list[torch.Tensor]] = {way: [] for way in ways}
+    after: dict[str, list[torch.Tensor]] = {way: [] for way in ways}
+    for bed in beds:
+        for way, network in bed.recovered(bed.plan(criterion, share)):
+            if way in ways:
+                before[way].append(hits(network, bed.test))
+                after[way].append(hits(finetuned(bed, network, epochs), bed.test))
+    difference = torch.stack(after[ways[1]]).mean(0) - torch.stack(after[ways[0]]).mean(0)
+    margin = 1.96 * float(difference.std()) / math.sqrt(len(difference))
+    return {
+        "criterion": criterion,
+        "macs": share,
+        "epochs": epochs,
+        "before": by_seed(before),
+        "after": by_seed(after),
+        "difference": float(difference.mean()),
+        "margin": margin,
     }
 
 

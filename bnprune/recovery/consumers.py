@@ -31,6 +31,9 @@ _MOST_POSITIONS = 50
 _LARGEST_WINDOW = 2304
 """Inputs of the direct form: channels times positions of the kernel. Its matrix of moments then takes 42 MB."""
 
+_MOST_WEIGHTS = 2**24
+"""Weights of a layer that are in float64 at the same time: 134 MB."""
+
 
 @dataclass(frozen=True)
 class Flattening:
@@ -81,7 +84,7 @@ class Consumer:
     @property
     def direct(self) -> bool:
         """True for the direct form."""
-        window = self.inputs.shape[1] * self._kept_weight().shape[3]
+        window = self.inputs.shape[1] * self._grouped_weight().shape[3]
         return not self.transposed and self.flattening.positions == 1 and window <= _LARGEST_WINDOW
 
     def samples(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,18 +108,19 @@ class Consumer:
 
     def importance(self) -> torch.Tensor:
         """Return how much errors of each predicted number matter: W^T W for channels, and all alike for outputs."""
-        weight = self._kept_weight()
+        count, outputs = self.outputs.shape
         if self.direct:
-            return torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device).expand(len(weight), -1, -1)
-        return torch.einsum("gock,godk->gcd", weight, weight)
+            return torch.eye(outputs, dtype=torch.float64, device=self.layer.weight.device).expand(count, -1, -1)
+        return torch.stack([torch.einsum("gock,godk->gcd", part, part) for part in self._kept_weight()]).sum(0)
 
     def plain(self) -> torch.Tensor:
         """Return the matrix that the plain cut amounts to, shape (g, predicted, predicted from)."""
-        weight = self._kept_weight()
         if self.direct:
+            weight = torch.cat([*self._kept_weight()], 1)
             index = self.inputs.to(weight.device)[:, None, :, None].expand(-1, weight.shape[1], -1, weight.shape[3])
             return weight.gather(2, index).flatten(2)
-        return F.one_hot(self.inputs, weight.shape[2]).transpose(1, 2).to(weight)
+        matrix = F.one_hot(self.inputs, self._grouped_weight().shape[2]).transpose(1, 2)
+        return matrix.to(self.layer.weight.device, torch.float64)
 
     def bias(self) -> torch.Tensor:
         """Return the dense bias of the outputs that stay, shape (g, o); zeros if there is none."""
@@ -139,11 +143,14 @@ class Consumer:
         Returns:
             The weight, and what the outputs that stay need in addition to their dense bias.
         """
-        weight = self._kept_weight()
         if self.direct:
             return matrix.reshape(like.shape), offset.flatten()
-        new = torch.einsum("gock,gcd->godk", weight, matrix)
-        change = torch.einsum("gock,gc->go", weight, offset).flatten()
+        parts = [
+            (torch.einsum("gock,gcd->godk", part, matrix).to(like.dtype), torch.einsum("gock,gc->go", part, offset))
+            for part in self._kept_weight()
+        ]
+        new, change = (torch.cat(pieces, 1) for pieces in zip(*parts, strict=True))
+        change = change.flatten()
         if self._linear:
             return self.flattening.flatten(new[0]).reshape(like.shape), change
         return (new.transpose(1, 2) if self.transposed else new).reshape(like.shape), change
@@ -152,16 +159,24 @@ class Consumer:
     def _linear(self) -> bool:
         return isinstance(self.layer, nn.Linear)
 
-    def _kept_weight(self) -> torch.Tensor:
-        """Return the dense weight of what stays but for its inputs: (g, o, input channels, kernel) in float64."""
-        weight: torch.Tensor = self.layer.weight.detach().double()
+    def _kept_weight(self) -> Iterator[torch.Tensor]:
+        """Yield the dense weight of what stays but for its inputs, (g, o, input channels, kernel) in float64.
+
+        A large weight comes in parts of its outputs, so that little of it is in float64 at the same time.
+        """
+        weight = self._grouped_weight()
+        groups, outputs = self.group_of.to(weight.device)[:, None], self.outputs.to(weight.device)
+        size = max(1, _MOST_WEIGHTS // max(len(groups) * weight[0, 0].numel(), 1))
+        for part in outputs.split(size, 1):
+            yield weight[groups, part].double()
+
+    def _grouped_weight(self) -> torch.Tensor:
+        """Return the dense weight as (groups, outputs of a group, input channels, kernel), without a copy."""
+        weight: torch.Tensor = self.layer.weight.detach()
         if self._linear:
-            grouped = self.flattening.unflatten(weight, 1)[None]
-        else:
-            grouped = weight.flatten(2).unflatten(0, (self.groups, -1))
-            grouped = grouped.transpose(1, 2) if self.transposed else grouped
-        grouped = grouped[self.group_of]
-        return grouped.gather(1, self.outputs.to(weight.device)[:, :, None, None].expand(-1, -1, *grouped.shape[2:]))
+            return self.flattening.unflatten(weight, 1)[None]
+        grouped: torch.Tensor = weight.flatten(2).unflatten(0, (self.groups, -1))
+        return grouped.transpose(1, 2) if self.transposed else grouped
 
     def _by_group(self, x: torch.Tensor, channels: int) -> torch.Tensor:
         """Return an input or output as (g, images, channels of a group, positions), for the groups that stay."""

@@ -30,8 +30,9 @@ from bnprune.runs.network_source import NetworkSource, open_source
 from bnprune.runs.outputs import require_output
 from bnprune.runs.summary import cut_figures, pruned_of, seconds_of
 from bnprune.workflows.calibration_data import CalibrationData, open_calibration
+from bnprune.workflows.cut_effect import cut_effect
 from bnprune.workflows.layer_measurements import layer_measurements
-from bnprune.workflows.results import CalibrationOutcome, CompensationOutcome, PruneResult
+from bnprune.workflows.results import CalibrationOutcome, CompensationOutcome, CutEffect, PruneResult
 
 
 def prune(
@@ -125,7 +126,8 @@ def prune(
     result, done = _recovered(network, result, calibration, display, compensated=compensated)
     outcome = _calibrated(data, result.repair)
     _save(target, network, result, outcome)
-    return _result(network, _noted(result.report, notes), done, out=target, calibration=outcome)
+    effect = cut_effect(network, result.model)
+    return _result(network, _noted(result.report, notes), done, out=target, calibration=outcome, effect=effect)
 
 
 def _cut_before(network: NetworkSource) -> tuple[Note, ...]:
@@ -258,6 +260,7 @@ def _result(
     out: Path | None,
     plan: PruningPlan | None = None,
     calibration: CalibrationOutcome | None = None,
+    effect: CutEffect | None = None,
 ) -> PruneResult:
     pruned = pruned_of(report)
     return PruneResult(
@@ -269,5 +272,6 @@ def _result(
         compensation=[CompensationOutcome(**asdict(done)) for done in compensation],
         out=None if out is None else str(out),
         calibration=calibration,
+        effect=effect,
         plan=None if plan is None else plan.to_dict(),
     )

@@ -124,6 +124,16 @@ class CalibrationOutcome(Document):
     """Distance of the outputs to those of the dense network, relative to their size, by way of repair."""
 
 
+class CutEffect(Document):
+    """The main value of the task before and after a cut, on validation images of the network's recipe."""
+
+    metric: str
+    images: int
+    before: float
+    after: float
+    """Of the network that was written."""
+
+
 class PruneResult(Document):
     """The result of `prune`."""
 
@@ -147,6 +157,8 @@ class PruneResult(Document):
     """The checkpoint that was written; None in a dry run."""
     calibration: CalibrationOutcome | None = None
     """None if there was no calibration data."""
+    effect: CutEffect | None = None
+    """None in a dry run, or if the data of the network is not known or cannot be opened."""
     plan: dict[str, Any] | None = None
     """In a dry run, the plan; see `bnprune.PruningPlan.to_dict`."""
 

@@ -14,7 +14,7 @@ from tests.cli.harness import bnprune, document
 def test_all_is_well_here() -> None:
     found = document("doctor")
     assert found["problems"] == []
-    assert found["extras"].keys() == {"demo", "timm", "onnx", "report", "tensorboard", "bench"}
+    assert found["extras"].keys() == {"demo", "timm", "onnx", "report", "metrics", "tensorboard", "bench"}
 
 
 def test_an_extra_is_installed_when_all_of_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,21 @@ def count(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def test_prune_says_what_became_of_the_accuracy(trained: Path, here: Path) -> None:
+    found = document("prune", trained, "--ratio", "0.5", "--out", "slim.safetensors")
+    dense, slim = (
+        bnprune.load(path) for path in (trained / "checkpoints" / "finetune.safetensors", "slim.safetensors")
+    )
+    before, after = (evaluate(model, DIGITS.validation, CPU).value for model in (dense, slim))
+    assert before != after
+    assert found["effect"] == {"metric": "top1", "images": len(DIGITS.validation), "before": before, "after": after}
+    text = done("prune", trained, "--ratio", "0.4", "--out", "other.safetensors").stdout
+    assert f"validation accuracy on {len(DIGITS.validation)} images: {before:.2%} before" in text
+    assert "to recover more: bnprune finetune other.safetensors --out DIR" in text
+    unknown = document("prune", trained, "--stage", "train", "--ratio", "0.5", "--dry-run")
+    assert "effect" not in unknown
+
+
 def test_a_sweep_tries_and_recommends(trained: Path, here: Path) -> None:
     found = document("sweep", trained, "--at", "0.8,0.3", "--tolerance", "0.9")
     start, *points = found["points"]

@@ -388,6 +388,18 @@ def test_the_same_batches_give_the_same_network() -> None:
         assert value.dtype == result.model.state_dict()[name].dtype
 
 
+def test_large_weights_are_refitted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layers = (conv_bn(3, 8), nn.Flatten(), nn.Linear(8 * 64, 10))
+    model = randomized(nn.Sequential(*layers)).double().eval()
+    result = bnprune.prune(model, torch.zeros(1, 3, 8, 8).double(), ratio=0.5)
+    whole = reconstruct(model, copy.deepcopy(result.model), result.plan, batches())
+    monkeypatch.setattr("bnprune.recovery.consumers._MOST_WEIGHTS", 3 * 8 * 64)  # 3 of the 10 outputs at a time
+    parts = reconstruct(model, copy.deepcopy(result.model), result.plan, batches())
+    assert not torch.equal(whole[2].weight, result.model[2].weight)
+    torch.testing.assert_close(parts.state_dict(), whole.state_dict(), rtol=1e-9, atol=1e-9)
+
+
 def test_a_network_that_comes_no_nearer_stays_as_it_was() -> None:
     """The removed channels are zero: the plain cut is right already."""
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 
@@ -13,11 +14,13 @@ from bnprune.cli.render.notes import show_notes
 from bnprune.cli.render.refusals import show_refusals
 from bnprune.cli.render.tables import bar, show_rows
 from bnprune.cli.verbosity import VERBOSITY
+from bnprune.config.metrics import metric_of
 from bnprune.reporting.number_format import count, plural
 from bnprune.workflows.results import (
     CalibrationOutcome,
     Change,
     CompensationOutcome,
+    CutEffect,
     LayerChange,
     PruneResult,
     TargetOutcome,
@@ -46,7 +49,20 @@ def show_prune(result: PruneResult) -> None:
         print_text(console, _repair(result.calibration))
     elif result.compensation:
         print_text(console, _summary(result.compensation))
+    if result.effect is not None:
+        print_text(console, _effect(result.effect))
     print_text(console, "dry run: nothing was written" if dry_run else f"wrote {result.out}")
+    if result.effect is not None:
+        print_text(console, f"to recover more: bnprune finetune {shlex.quote(str(result.out))} --out DIR")
+
+
+def _effect(effect: CutEffect) -> str:
+    """Return a line with the value of the task's metric before and after the cut."""
+    metric = metric_of(effect.metric)
+    return (
+        f"validation {metric.label} on {plural(effect.images, 'image')}: {metric.text(effect.before)} before, "
+        f"{metric.text(effect.after)} after pruning"
+    )
 
 
 def _repair(calibration: CalibrationOutcome) -> str:
