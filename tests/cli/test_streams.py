@@ -122,7 +122,7 @@ def test_what_ends_a_verb_becomes_a_message(
     def broken(*_: Any, **__: Any) -> None:
         raise eval(raised)
 
-    monkeypatch.setattr("bnprune.workflows.data_source.load_data", broken)
+    monkeypatch.setattr("bnprune.workflows.data_source.splits_of", broken)
     assert expected in refusal(exit_code, "evaluate", run)
     assert expected in document("evaluate", run, exit_code=exit_code)["problems"][0]
 
