@@ -141,7 +141,7 @@ def test_bars_are_proportional_to_their_values(part: int, whole: int, longest: i
     ("words", "expected"),
     [
         ("bnprune pr", {"prune", "profile"}),
-        ("bnprune init digits-", {"digits-mlp.yaml"}),
+        ("bnprune init digits-m", {"digits-mlp.yaml"}),
         ("bnprune prune --coupling ", {"shared", "gates"}),
         ("bnprune prune --criter", {"--criterion"}),
     ],
