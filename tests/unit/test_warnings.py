@@ -42,9 +42,17 @@ def test_batches_too_small_for_batchnorm() -> None:
     ],
 )
 def test_a_collapse_is_measured_above_chance(before: float, now: float, classes: int, fell: bool) -> None:
-    assert (collapse(before, now, classes) is not None) == fell
+    found = collapse(before, Score(1.0, now, 100), classes)
+    assert (found is not None) == fell
     if fell:
-        assert collapse(before, now, classes) == f"validation accuracy fell from {before:.2%} to {now:.2%}"
+        assert found == f"validation accuracy fell from {before:.2%} to {now:.2%}"
+
+
+def test_other_metrics_start_at_zero_and_those_without_a_range_do_not_collapse() -> None:
+    fallen = collapse(0.6, Score(1.0, 0.2, 100, name="miou"), 2)  # no chance of 1/2 is subtracted
+    assert fallen == "validation mIoU fell from 60.00% to 20.00%"
+    assert collapse(0.6, Score(1.0, 0.31, 100, name="miou"), 2) is None
+    assert collapse(-1.0, Score(1.0, -90.0, 100, name="negative error"), 2) is None
 
 
 def terminal(width: int = 200) -> tuple[RichDisplay, io.StringIO]:
@@ -92,7 +100,7 @@ def test_a_quiet_display_shows_warnings_only() -> None:
 
 
 def test_warnings_have_a_code() -> None:
-    few, fallen = small_batches(1), collapse(0.9, 0.1, 10)
+    few, fallen = small_batches(1), collapse(0.9, Score(1.0, 0.1, 100), 10)
     assert [(found.code, found.level) for found in (few, fallen)] == [
         ("train.small_batches", "warning"),
         ("train.collapse", "warning"),
