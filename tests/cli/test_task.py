@@ -23,6 +23,8 @@ from tests.e2e.test_readme import blocks
 
 QUICK = ("model.kwargs.width=6", "data.limit=160", "baseline=false", "finetune.epochs=1", "data.batch_size=32")
 SHORT = (*QUICK, "threads=1", "train.epochs=2", "train.sparsity.schedule=constant")
+CHEAPLY = ("prune.compensate=false", "prune.reconstruct=0", "prune.recalibrate=0")
+"""Try no repairs."""
 TASKS = {"segmentation": "mIoU", "detection": "mAP"}
 
 
@@ -61,7 +63,7 @@ def test_every_command_knows_the_metric(ran: tuple[str, Path, dict[str, Any]], t
     assert found["metric"] == final["metric"]
     assert found["test"]["values"] == pytest.approx(final["values"])
     assert label in done("evaluate", path).stdout
-    cheaply = ("--tolerance", "0.5", "prune.compensate=false", "prune.reconstruct=0", "prune.recalibrate=0")
+    cheaply = ("--tolerance", "0.5", *CHEAPLY)
     swept = document("sweep", path, "--at", "0.4", *cheaply)
     assert swept["metric"] == final["metric"]
     assert swept["points"][0]["accuracy"] == result["stages"]["train"]["validation_accuracy"]
@@ -106,7 +108,8 @@ def test_a_killed_run_resumes_to_equal_bits(ran: tuple[str, Path, dict[str, Any]
 def test_two_processes_finish(ran: tuple[str, Path, dict[str, Any]], tmp_path: Path) -> None:
     task, _, result = ran
     recipe = recipe_folder() / f"digits-{task}.yaml"
-    line = [sys.executable, "-m", "bnprune", "run", str(recipe), *SHORT, "--processes", "2", "--json"]
+    line = [sys.executable, "-m", "bnprune", "run", str(recipe), *SHORT, *CHEAPLY, "data.limit=64"]
+    line += ["--processes", "2", "--json"]
     line += ["--out", str(tmp_path / "run")]
     found = subprocess.run(line, capture_output=True, text=True, timeout=300, check=True)
     stages = json.loads(found.stdout)["stages"]
@@ -169,16 +172,16 @@ def regression(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_task_of_the_readme_runs_the_whole_pipeline(regression: Path) -> None:
-    quick = (*SMALL, "train.epochs=6", "finetune.epochs=2")
+    quick = (*SMALL, *CHEAPLY, "train.epochs=4", "finetune.epochs=1")
     result = document("run", regression, *quick, "--out", "run")
     assert [figures["metric"] for figures in result["stages"].values()] == ["negative error"] * 3
     errors = {stage: -figures["accuracy"] for stage, figures in result["stages"].items()}
-    assert 0 < errors["finetune"] < 2  # the mean error of guessing the middle is 2.5
+    assert 0 < errors["finetune"] < 2.2  # the mean error of guessing the middle is 2.5
     assert result["stages"]["finetune"]["loss"] is None
     text = done("evaluate", "run", "--trust").stdout
     assert "negative error" in text
     assert f"{-errors['finetune']:.4g}" in text
-    swept = document("sweep", "run", "--at", "0.2", "--tolerance", "0.9", "--trust")
+    swept = document("sweep", "run", "--at", "0.2", "--tolerance", "0.9", "--trust", *CHEAPLY)
     assert swept["points"][0]["accuracy"] < 0
     assert "%" not in done("report", "run").stdout
     page = Path("run/report.html").read_text()
@@ -186,7 +189,7 @@ def test_the_task_of_the_readme_runs_the_whole_pipeline(regression: Path) -> Non
 
 
 def test_a_task_in_a_file_is_not_run_unless_it_is_trusted(regression: Path) -> None:
-    quick = (*SMALL, "train.epochs=1", "finetune.epochs=1")
+    quick = (*SMALL, *CHEAPLY, "train.epochs=1", "finetune.epochs=1")
     done("run", regression, *quick, "--out", "run")
     path = "run/checkpoints/finetune.safetensors"
     text = refusal(5, "evaluate", path)

@@ -316,7 +316,8 @@ def test_fine_tuning_a_checkpoint_shows_the_networks_before_it(recipe: Path) -> 
         assert count(sum(parameter.numel() for parameter in network.parameters())) in row
     assert f"{stages['prune']['accuracy']:.2%}" in row
     page = re.sub("<[^>]+>", "", Path("tuned/report.html").read_text(encoding="utf-8"))
-    assert re.search(r"\d+% of the MACs and \d+% of the parameters were removed\. The test accuracy of the fine-tuned", page)
+    removed = r"\d+% of the MACs and \d+% of the parameters were removed\. "
+    assert re.search(f"{removed}The test accuracy of the fine-tuned network", page)
     dense_again = done("finetune", "run/checkpoints/train.safetensors", "--out", "again")
     assert "nothing was cut from this network: it has no pruning plan" in squeezed(dense_again.stderr)
 
