@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -98,8 +98,13 @@ class TrainingJob:
     processes: Processes = SINGLE_PROCESS
     teacher: Teacher | None = None
     """Whose scores are part of the loss."""
-    task: Task = field(default_factory=Classification)
-    """With the settings of this training."""
+    purpose: Task | None = None
+    """The task, with the settings of this training; default: classification, with its label smoothing."""
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.purpose or Classification(self.config.label_smoothing)
 
     @property
     def steps_per_epoch(self) -> int:
