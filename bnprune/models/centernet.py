@@ -109,10 +109,11 @@ def _assigned(
 
 def _detections(centres: torch.Tensor, shapes: torch.Tensor) -> list[Target]:
     scores = centres.sigmoid()
-    peaks = scores * (F.max_pool2d(scores, 3, 1, 1) == scores)
+    # Cells that are no peaks come last, in the order of their scores: equal numbers would have no order of their own.
+    ranked = torch.where(F.max_pool2d(scores, 3, 1, 1) == scores, scores, scores - 1)
     width = scores.shape[3]
     cells = scores.shape[2] * width
-    best = peaks.flatten(1).topk(min(_DETECTIONS, peaks[0].numel()))
+    best = ranked.flatten(1).topk(min(_DETECTIONS, ranked[0].numel()))
     labels, cell = best.indices // cells + 1, best.indices % cells
     at = shapes.flatten(2).gather(2, cell[:, None].expand(-1, 4, -1))
     centre = torch.stack([cell % width, cell // width], 1) + at[:, 2:]
@@ -120,5 +121,5 @@ def _detections(centres: torch.Tensor, shapes: torch.Tensor) -> list[Target]:
     boxes = torch.cat([centre - size / 2, centre + size / 2], 1).transpose(1, 2) * _STRIDE
     return [
         {"boxes": one, "labels": label, "scores": score}
-        for one, label, score in zip(boxes, labels, best.values, strict=True)
+        for one, label, score in zip(boxes, labels, best.values.clamp(min=0), strict=True)
     ]
