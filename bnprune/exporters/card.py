@@ -9,6 +9,7 @@ from bnprune.config.metrics import metric_of
 from bnprune.config.prune_options import TARGETS
 from bnprune.errors import printable
 from bnprune.runs.checkpoint import Header
+from bnprune.runs.input_format import per_channel, sizing_of
 from bnprune.runs.results import ExportFigures, InputFormat
 
 
@@ -55,19 +56,12 @@ def _inputs(inputs: InputFormat | None, *, plain_pixels: bool) -> Iterator[str]:
     if inputs is None:
         yield "- How images become inputs is not known: the data was the user's own."
         return
-    height, width = inputs.size
-    how = f"resize to {height}×{width}"
-    if inputs.crop:
-        how = f"resize the shorter side to {round(height * 256 / 224)}, crop {height}×{width} from the middle"
-    yield f"- Images: {how}, pixel values between 0 and 1."
+    yield f"- Images: {sizing_of(inputs)}, pixel values between 0 and 1."
     if not plain_pixels:
-        yield f"- Then subtract the mean {_numbers(inputs.mean)} and divide by {_numbers(inputs.std)}, per channel."
+        mean, std = per_channel(inputs.mean), per_channel(inputs.std)
+        yield f"- Then subtract the mean {mean} and divide by {std}, per channel."
     if inputs.classes:
         yield f"- Classes, in the order of the scores: {', '.join(map(printable, inputs.classes))}."
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{value:.4f}" for value in values) + ")"
 
 
 def _cuts(header: Header) -> Iterator[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bnprune.reporting import sections
 from bnprune.reporting.compare import comparison
+from bnprune.reporting.inputs import inputs_and_classes
 from bnprune.reporting.run_data import RunData
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -66,6 +67,7 @@ def _run(run: RunData) -> str:
         + sections.section("Channels per layer", sections.layers(run))
         + sections.section("Pruning", sections.prune_steps(run))
         + sections.section("Not pruned, and why", sections.refusals(run))
+        + sections.section("Inputs and classes", inputs_and_classes(run))
         + sections.section("Configuration and environment", sections.provenance(run))
     )
 

@@ -18,7 +18,7 @@ from bnprune.errors import CheckpointError, ConfigError, first_line, printable
 from bnprune.pruning.plan import PruningPlan
 from bnprune.reporting.values import MOST, amount, count, loss, number, plain_data, share
 from bnprune.runs.directory import RunDirectory
-from bnprune.runs.results import LayerChange, RunResult, StageResult
+from bnprune.runs.results import InputFormat, LayerChange, RunResult, StageResult
 from bnprune.runs.scale_factors import read_gammas
 from bnprune.runs.stages import is_stage, kind_of, title_of
 
@@ -98,6 +98,8 @@ class RunData:
     stages: tuple[Stage, ...]
     curves: tuple[Curve, ...]
     gammas: tuple[Gammas, ...]
+    inputs: InputFormat | None = None
+    """How images became inputs, and the names of the classes; None if it is not known."""
     gated: bool = False
     """True if the first pruning inserted gates."""
     notes: tuple[str, ...] = field(default=())
@@ -156,7 +158,7 @@ def read_run_data(path: Path) -> RunData:
     config = _checked(directory.config_file, lambda: plain_data(read_yaml(config_text)))
     environment = _environment(path / "env.json", notes)
     _checked(path / "env.json", lambda: _require_environment(environment))
-    stages = _stages(directory, notes)
+    result = _result(directory, notes)
     curves = _checked(directory.metrics_file, lambda: _curves(directory, notes))
     plan = _plan(directory.plan_file("prune"))
     return RunData(
@@ -167,9 +169,10 @@ def read_run_data(path: Path) -> RunData:
         config=config,
         config_text=printable(config_text),
         environment=environment,
-        stages=stages,
+        stages=_stages(result),
         curves=curves,
         gammas=tuple(_gammas(directory, plan, notes)),
+        inputs=result.inputs,
         gated=plan is not None and bool(plan.gates),
         notes=tuple(notes),
     )
@@ -192,10 +195,13 @@ def _text(path: Path, limit: int = DATA_BYTES) -> str:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror}.") from error
 
 
-def _stages(directory: RunDirectory, notes: list[str]) -> tuple[Stage, ...]:
+def _result(directory: RunDirectory, notes: list[str]) -> RunResult:
     if not directory.result_file.is_file():
         notes.append("result.json is not there yet: no stage is finished.")
-    result = RunResult.model_validate(plain_data(directory.result().to_dict()))
+    return RunResult.model_validate(plain_data(directory.result().to_dict()))
+
+
+def _stages(result: RunResult) -> tuple[Stage, ...]:
     earlier = (Stage(name, figures, before=True) for name, figures in result.before.items())
     return (*earlier, *starmap(Stage, result.stages.items()))
 

@@ -72,6 +72,7 @@ def test_names_are_escaped(copy: Path) -> None:
     cut["notes"], cut["target"]["kind"] = [HOSTILE], HOSTILE
     cut["recovery"]["chosen"], cut["recovery"]["validation"] = HOSTILE, {HOSTILE: 0.5}
     result["stages"][f'odd" {HOSTILE}'] = cut
+    result["inputs"]["classes"] = [HOSTILE]
     (evil / "result.json").write_text(json.dumps(result))
     environment = json.loads((evil / "env.json").read_text())
     (evil / "env.json").write_text(
@@ -81,6 +82,30 @@ def test_names_are_escaped(copy: Path) -> None:
         assert "<script" not in text
         assert "<img" not in text
         assert text.count("&lt;script&gt;alert(&quot;x&quot;)") > 10
+
+
+def section_of(text: str, title: str) -> str:
+    """Return a section of a page."""
+    return text.split(f"<h2>{title}</h2>")[1].split("</section>")[0]
+
+
+def test_the_page_says_how_images_become_inputs_and_names_the_classes(copy: Path) -> None:
+    result = json.loads((copy / "result.json").read_text())
+    found = section_of(page(copy), "Inputs and classes")
+    assert "<dd>resize to 16×16, pixel values between 0 and 1</dd>" in found
+    mean, std = (result["inputs"][key][0] for key in ("mean", "std"))
+    assert f"<dt>mean</dt><dd>({mean:.4f}), subtracted</dd>" in found
+    assert f"<dt>standard deviation</dt><dd>({std:.4f}), divided by</dd>" in found
+    assert re.findall(r"<li>(.*?)</li>", found) == [str(digit) for digit in range(10)]
+    assert "<details" not in found
+    result["inputs"] |= {"classes": [f"kind {number}" for number in range(1000)], "crop": True, "size": [224, 224]}
+    (copy / "result.json").write_text(json.dumps(result))
+    found = section_of(page(copy), "Inputs and classes")
+    assert "resize the shorter side to 256, crop 224×224 from the middle" in found
+    assert "<details><summary>1000 classes, in the order of the scores</summary>" in found
+    result["inputs"] = None
+    (copy / "result.json").write_text(json.dumps(result))
+    assert "Inputs and classes" not in page(copy)
 
 
 def test_runs_are_compared(run: Path, recipe: Path, here: Path) -> None:
