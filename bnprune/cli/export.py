@@ -61,6 +61,14 @@ WithPreprocessing = Annotated[
         rich_help_panel=_EXPORT,
     ),
 ]
+ByteInputs = Annotated[
+    bool,
+    typer.Option(
+        "--byte-inputs",
+        help="Let the file normalise its inputs: it then takes bytes (uint8), from 0 to 255.",
+        rich_help_panel=_EXPORT,
+    ),
+]
 Card = Annotated[
     bool,
     typer.Option("--card", help="Write a model card (Markdown) beside the file.", rich_help_panel="Output"),
@@ -87,6 +95,7 @@ def export(
     batch: Batch = None,
     verify: Verify = True,
     with_preprocessing: WithPreprocessing = False,
+    byte_inputs: ByteInputs = False,
     out: OutFile = None,
     card: Card = False,
     force: Force = False,
@@ -115,6 +124,7 @@ def export(
         batch=batch,
         verify=verify,
         with_preprocessing=with_preprocessing,
+        byte_inputs=byte_inputs,
         card=card,
         out=out,
         force=force,

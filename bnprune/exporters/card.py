@@ -8,19 +8,20 @@ from bnprune import __version__
 from bnprune.config.metrics import metric_of
 from bnprune.config.prune_options import TARGETS
 from bnprune.errors import printable
+from bnprune.exporters.preprocessing import InputValues
 from bnprune.runs.checkpoint import Header
 from bnprune.runs.input_format import per_channel, sizing_of
 from bnprune.runs.results import ExportFigures, InputFormat
 
 
-def model_card(header: Header, shape: Sequence[int], figures: ExportFigures, *, plain_pixels: bool) -> str:
+def model_card(header: Header, shape: Sequence[int], figures: ExportFigures, values: InputValues) -> str:
     """Return the text of a model card.
 
     Args:
         header: The header of the network's checkpoint.
         shape: Shape of one input, without the batch.
         figures: The exported files, and how they were compared with PyTorch.
-        plain_pixels: True if the network normalises the pixel values itself.
+        values: The numbers that the network takes.
     """
     lines = [
         f"# {printable(header.spec.label)}{', pruned' if header.plans else ''}",
@@ -30,7 +31,8 @@ def model_card(header: Header, shape: Sequence[int], figures: ExportFigures, *, 
         "## Inputs and outputs",
         "",
         f"- One input has the shape {' × '.join(map(str, shape))} (channels, height, width).",
-        *_inputs(header.inputs, plain_pixels=plain_pixels),
+        f"- Its numbers are of type {values.type_name}.",
+        *_inputs(header.inputs, values),
         "",
         "## What it is",
         "",
@@ -52,12 +54,14 @@ def _files(figures: ExportFigures) -> Iterator[str]:
             yield f"- Compared with PyTorch on {parity.inputs} {name}: relative error {error}."
 
 
-def _inputs(inputs: InputFormat | None, *, plain_pixels: bool) -> Iterator[str]:
+def _inputs(inputs: InputFormat | None, values: InputValues) -> Iterator[str]:
     if inputs is None:
         yield "- How images become inputs is not known: the data was the user's own."
         return
-    yield f"- Images: {sizing_of(inputs)}, pixel values between 0 and 1."
-    if not plain_pixels:
+    pixels = "pixel values between 0 and 1" if values.white == 1 else f"pixel values from 0 to {values.white}"
+    itself = "" if values.normalised else " The network normalises them itself."
+    yield f"- Images: {sizing_of(inputs)}, {pixels}.{itself}"
+    if values.normalised:
         mean, std = per_channel(inputs.mean), per_channel(inputs.std)
         yield f"- Then subtract the mean {mean} and divide by {std}, per channel."
     if inputs.classes:

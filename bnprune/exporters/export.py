@@ -15,6 +15,7 @@ from bnprune.config.tables import FORMATS
 from bnprune.errors import ConfigError, VerificationError, first_line
 from bnprune.exporters.batchnorm_folding import fold_batchnorms
 from bnprune.exporters.parity import Parity, Runner, compare, dtype_of, eager, tolerance_of
+from bnprune.exporters.preprocessing import input_values_of
 from bnprune.exporters.request import ExportedFiles, ExportRequest
 from bnprune.exporters.state_dict import no_source
 
@@ -157,9 +158,12 @@ def _exported(
 
 
 def _random_batches(model: nn.Module, shape: tuple[int, ...], batch: int | None) -> Iterator[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator, dtype = torch.Generator().manual_seed(0), input_values_of(model).dtype
     for size in (batch,) if batch else (1, 3):
-        yield torch.randn(size, *shape, generator=generator).to(dtype_of(model))
+        if dtype == torch.uint8:
+            yield torch.randint(256, (size, *shape), generator=generator, dtype=dtype)
+        else:
+            yield torch.randn(size, *shape, generator=generator).to(dtype)
 
 
 def _verified(
@@ -171,7 +175,8 @@ def _verified(
         ForwardError: The network in PyTorch fails.
         VerificationError: They differ, or there is nothing to compare.
     """
-    batches = [batch.to(dtype_of(model)) for batch in real if options.batch in (None, len(batch))]
+    dtype = input_values_of(model).dtype
+    batches = [batch.to(dtype) for batch in real if options.batch in (None, len(batch))]
     random = _compared(model, runner, _random_batches(model, shape, options.batch), "random inputs")
     return random, _compared(model, runner, batches, "real inputs") if batches else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
@@ -17,7 +17,8 @@ from bnprune.channels.forward_pass import raising_forward_errors
 from bnprune.channels.modules import temporary_mode
 from bnprune.channels.pytrees import as_inputs, tensors
 from bnprune.errors import TraceError, first_line
-from bnprune.exporters.parity import Runner, dtype_of
+from bnprune.exporters.parity import Runner
+from bnprune.exporters.preprocessing import input_values_of
 from bnprune.exporters.request import ExportedFiles, ExportRequest
 
 _ANY = 2
@@ -31,7 +32,7 @@ def export_pt2(request: ExportRequest) -> ExportedFiles:
         ForwardError: The forward pass fails.
         TraceError: `torch.export` cannot trace the network.
     """
-    content = to_pt2(record(request.model, request.shape, request.batch))
+    content = to_pt2(record(request.model, request.shape, request.batch), request.metadata)
     return ExportedFiles({request.suffix: content}, lambda: pt2_runner(content))
 
 
@@ -47,7 +48,7 @@ def record(model: nn.Module, shape: tuple[int, ...], batch: int | None = None) -
         ForwardError: The forward pass fails on inputs of that shape.
         TraceError: `torch.export` cannot trace the network, or can for one batch size only.
     """
-    example = torch.zeros(batch or _ANY, *shape, dtype=dtype_of(model))
+    example = torch.zeros(batch or _ANY, *shape, dtype=input_values_of(model).dtype)
     dynamic = None if batch else ({0: Dim("batch")},)
     with temporary_mode(model, training=False):
         with raising_forward_errors(as_inputs(example)):
@@ -89,11 +90,14 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def to_pt2(program: ExportedProgram) -> bytes:
-    """Return the program as a pt2 archive; `torch.export.load` reads it, without bnprune."""
+def to_pt2(program: ExportedProgram, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return the program as a pt2 archive, with entries for its metadata.
+
+    `torch.export.load(file, extra_files={"bnprune.classes": ""})` reads both, without bnprune.
+    """
     file = io.BytesIO()
     with quiet():
-        torch.export.save(program, file)
+        torch.export.save(program, file, extra_files=dict(metadata or {}))
     return file.getvalue()
 
 

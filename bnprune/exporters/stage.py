@@ -15,6 +15,7 @@ from bnprune.config.tables import FORMATS
 from bnprune.data import Splits, splits_of
 from bnprune.exporters.export import ExportedNetwork, ExportOptions, export_network
 from bnprune.exporters.parity import TOLERANCE, Parity
+from bnprune.exporters.preprocessing import InputValues, input_values_of
 from bnprune.exporters.python_source import is_ours
 from bnprune.runs.checkpoint import Header
 from bnprune.runs.directory import RunDirectory
@@ -106,18 +107,21 @@ def _outcome(parity: Parity | None) -> ParityOutcome | None:
     )
 
 
-def metadata_of(inputs: InputFormat | None, *, plain_pixels: bool = False) -> dict[str, str]:
+def metadata_of(inputs: InputFormat | None, values: InputValues) -> dict[str, str]:
     """Return what a file says about its inputs and outputs, as JSON texts by key.
 
+    An input is (pixels - mean) / std in the type `dtype`, with pixel values in `pixel_range`.
+
     Args:
-        inputs: What is known of them.
-        plain_pixels: True if the network normalises the pixel values itself.
+        inputs: How images become inputs of the network without preprocessing.
+        values: The numbers that the network takes.
     """
     if inputs is None:
         return {}
     data = inputs.to_dict()
     classes = data.pop("classes", [])
-    if plain_pixels:
+    data |= {"dtype": values.type_name, "pixel_range": [0, values.white]}
+    if not values.normalised:
         data |= {"mean": [0.0] * len(inputs.mean), "std": [1.0] * len(inputs.std)}
     entries = {"bnprune.preprocessing": json.dumps(data)}
     return entries | ({"bnprune.classes": json.dumps(classes)} if classes else {})
@@ -162,7 +166,7 @@ def export_run(config: PipelineConfig, directory: RunDirectory, note: Callable[[
             title=title,
             stem=path.stem,
             real=real,
-            metadata=metadata_of(header.inputs),
+            metadata=metadata_of(header.inputs, input_values_of(model)),
         )
         write_network(network, options, path)
         figures = export_figures(network, options, path.relative_to(directory.path))

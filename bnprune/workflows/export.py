@@ -16,7 +16,7 @@ from bnprune.data import splits_of
 from bnprune.errors import BnpruneError, ConfigError, first_line
 from bnprune.exporters.card import model_card
 from bnprune.exporters.export import ExportOptions, export_network
-from bnprune.exporters.preprocessing import WithPreprocessing
+from bnprune.exporters.preprocessing import WithPreprocessing, input_values_of
 from bnprune.exporters.stage import (
     export_figures,
     metadata_of,
@@ -49,6 +49,7 @@ def export(
     batch: int | None = None,
     verify: bool = True,
     with_preprocessing: bool = False,
+    byte_inputs: bool = False,
     card: bool = False,
     out: str | Path | None = None,
     force: bool = False,
@@ -71,6 +72,7 @@ def export(
         batch: The only batch size; default: any.
         verify: Compare with the network in PyTorch on random inputs and, if a recipe names the data, on real images.
         with_preprocessing: Let the file normalise its inputs itself: it then takes pixel values between 0 and 1.
+        byte_inputs: The same for pixel values as bytes: uint8, from 0 to 255.
         card: Write a model card, a page in Markdown, beside the file.
         out: The file; default: `network` with the suffix of the format.
         force: Overwrite an existing file.
@@ -100,36 +102,39 @@ def export(
         require_batch(batch, shape)
     real, without = _real(network, recipe, batch) if verify else ((), [])
     title, written, inputs = network_title(network.header), network.model, network.header.inputs
-    if with_preprocessing:
-        written = _normalising(written, inputs, options)
+    if with_preprocessing or byte_inputs:
+        written = _normalising(written, inputs, options, byte_inputs=byte_inputs)
         real = list(written.pixels(real))
-    metadata = metadata_of(inputs, plain_pixels=with_preprocessing)
+    metadata = metadata_of(inputs, input_values_of(written))
     exported = export_network(written, shape, options, title=title, stem=path.stem, real=real, metadata=metadata)
     write_network(exported, options, path)
     notes = [*(without if exported.random is not None else ()), *exported.notes]
     figures = export_figures(exported, options, path) | {"notes": notes}
     if card:
-        text = model_card(network.header, shape, ExportFigures(**figures), plain_pixels=with_preprocessing)
+        text = model_card(network.header, shape, ExportFigures(**figures), input_values_of(written))
         write_text(path.with_suffix(".md"), text)
     return ExportResult(model=network.header.spec.to_dict(), input=list(shape), **figures)
 
 
-def _normalising(model: nn.Module, inputs: InputFormat | None, options: ExportOptions) -> WithPreprocessing:
+def _normalising(
+    model: nn.Module, inputs: InputFormat | None, options: ExportOptions, *, byte_inputs: bool
+) -> WithPreprocessing:
     """Return the network with the normalisation of its inputs as the first step.
 
     Raises:
         ConfigError: The normalisation is not known, or the format holds the weights alone.
     """
+    argument = "byte_inputs" if byte_inputs else "with_preprocessing"
     if not FORMATS[options.format].has_batch_size:
         message = f"the format {options.format} holds the weights of the network alone. Choose another format."
-        raise ConfigError(message, argument="with_preprocessing")
+        raise ConfigError(message, argument=argument)
     if inputs is None:
         raise ConfigError(
             "the checkpoint does not say how its images were normalised: the data was your own, or an earlier version "
             "of bnprune wrote it. Give data.mean and data.std in the recipe, and run the last stage again.",
-            argument="with_preprocessing",
+            argument=argument,
         )
-    return WithPreprocessing(model, inputs.mean, inputs.std)
+    return WithPreprocessing(model, inputs.mean, inputs.std, byte_inputs=byte_inputs)
 
 
 def _options(

@@ -240,7 +240,7 @@ def test_without_verification_nothing_is_claimed() -> None:
 def test_a_recipe_exports_its_last_network_and_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     write("recipe.yaml", RECIPE + "export: {formats: [state-dict, pt2], fold_bn: true}\n")
     with monkeypatch.context() as broken:
-        broken.setattr(pt2, "to_pt2", lambda program: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr(pt2, "to_pt2", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert bnprune("run", "recipe.yaml", "--out", "run").exit_code == 130
     before = Path("run/exports/network.safetensors").stat().st_mtime_ns
     result = document("run", "recipe.yaml", "--out", "run", "--resume")

@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import bnprune
 from bnprune.config.schema import DataConfig
 from bnprune.data import load_data
+from bnprune.exporters.preprocessing import WithPreprocessing
 from bnprune.runs.checkpoint import read_header
-from tests.cli.harness import RECIPE, done, read_json, refusal, write
+from tests.cli.harness import RECIPE, document, done, read_json, refusal, write
 
 OWN_DATA = """\
 import torch
@@ -59,6 +61,7 @@ def test_an_exported_file_normalises_its_inputs_itself(run: Path) -> None:
     done("export", run, "--format", "onnx", "--out", "normalised.onnx")
     stored = read_json((run / "result.json").read_text())["inputs"]
     classes = stored.pop("classes")
+    stored |= {"dtype": "float32", "pixel_range": [0, 1]}
     assert metadata(Path("normalised.onnx")) == {"bnprune.preprocessing": stored, "bnprune.classes": classes}
     plain = metadata(Path("pixels.onnx"))["bnprune.preprocessing"]
     assert plain == {**stored, "mean": [0.0], "std": [1.0]}
@@ -70,9 +73,70 @@ def test_an_exported_file_normalises_its_inputs_itself(run: Path) -> None:
     np.testing.assert_allclose(got, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_an_exported_onnx_file_takes_bytes(run: Path) -> None:
+    found = document("export", run, "--format", "onnx", "--byte-inputs", "--fold-bn", "--card", "--out", "bytes.onnx")
+    stored = read_json((run / "result.json").read_text())["inputs"]
+    classes = stored.pop("classes")
+    assert found["verification"]["real"]["inputs"] == 64
+    says = {**stored, "mean": [0.0], "std": [1.0], "dtype": "uint8", "pixel_range": [0, 255]}
+    assert metadata(Path("bytes.onnx")) == {"bnprune.preprocessing": says, "bnprune.classes": classes}
+    session = onnxruntime.InferenceSession("bytes.onnx")
+    assert session.get_inputs()[0].type == "tensor(uint8)"
+    pixels = some_bytes()
+    (got,) = session.run(None, {"input": pixels.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), expected_of_bytes(run, pixels), rtol=1e-4, atol=1e-5)
+    card = Path("bytes.md").read_text(encoding="utf-8")
+    assert "Its numbers are of type uint8." in card
+    assert "pixel values from 0 to 255. The network normalises them itself." in card
+
+
+def test_an_exported_pt2_file_takes_bytes_and_says_so(run: Path) -> None:
+    found = document("export", run, "--format", "pt2", "--byte-inputs", "--out", "bytes.pt2")
+    assert found["verification"]["random"]["inputs"] == 4
+    assert found["verification"]["real"]["inputs"] == 64
+    says = {"bnprune.preprocessing": "", "bnprune.classes": ""}
+    network, pixels = torch.export.load("bytes.pt2", extra_files=says).module(), some_bytes()
+    with torch.no_grad():
+        torch.testing.assert_close(network(pixels), expected_of_bytes(run, pixels), rtol=1e-4, atol=1e-5)
+    stored = json.loads(says["bnprune.preprocessing"])
+    assert (stored["dtype"], stored["pixel_range"]) == ("uint8", [0, 255])
+    assert json.loads(says["bnprune.classes"]) == [str(digit) for digit in range(10)]
+
+
+def some_bytes() -> torch.Tensor:
+    """Return three images of bytes, with black and white among them."""
+    pixels = torch.randint(256, (3, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels[0], pixels[1] = 0, 255
+    return pixels
+
+
+def expected_of_bytes(run: Path, pixels: torch.Tensor) -> torch.Tensor:
+    """Return the outputs of the run's last network for images of bytes."""
+    stored = read_json((run / "result.json").read_text())["inputs"]
+    with torch.no_grad():
+        outputs: torch.Tensor = bnprune.load(run / "checkpoints" / "finetune.safetensors")(
+            (pixels.float() / 255 - stored["mean"][0]) / stored["std"][0]
+        )
+    return outputs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_bytes_of_normalised_images_are_those_they_were_made_of(dtype: torch.dtype) -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    normalised = (pixels / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    network = WithPreprocessing(nn.Conv2d(3, 3, 1, dtype=dtype), mean, std, byte_inputs=True)
+    [found] = network.pixels([normalised])
+    assert found.dtype == torch.uint8
+    assert int((found.int() - pixels.int()).abs().max()) <= (0 if dtype == torch.float32 else 2)
+    [beyond] = network.pixels([torch.tensor([-9.0, 9.0]).view(2, 1, 1, 1).expand(2, 3, 1, 1)])
+    assert beyond.unique().tolist() == [0, 255]
+
+
 def test_formats_of_weights_alone_cannot_normalise(run: Path) -> None:
-    message = refusal(2, "export", run, "--format", "state-dict", "--with-preprocessing", "--out", "w.pt")
-    assert "--with-preprocessing: the format state-dict holds the weights of the network alone" in message
+    for flag in ("--with-preprocessing", "--byte-inputs"):
+        message = refusal(2, "export", run, "--format", "state-dict", flag, "--out", "w.pt")
+        assert f"{flag}: the format state-dict holds the weights of the network alone" in message
 
 
 def test_data_of_ones_own_can_say_how_it_is_normalised() -> None:
@@ -119,6 +183,8 @@ def test_a_card_says_what_a_network_is(run: Path) -> None:
     assert f"Test accuracy: {stage['finetune']['accuracy']:.2%}." in card
     assert f"{stage['finetune']['params']:,} parameters" in card
     assert "Pruned to ratio 0.5: 50% of the prunable BatchNorm channels were removed." in card
+    assert "pixel values between 0 and 1. The network normalises them itself." in card
+    assert "Its numbers are of type float32." in card
     assert "verified" not in card  # the checkpoint does not say so
     assert "subtract" not in card
 
