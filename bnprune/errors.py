@@ -28,13 +28,9 @@ from typing import Any, Literal
 class BnpruneError(Exception):
     """Base of all errors bnprune raises on purpose.
 
-    The message can be given as a whole, or in parts, of which those that apply are enough::
-
-        raise ConfigError(where="cap", what="must be above 0", got="-1", fix="0.5 keeps half.")
-        # cap: must be above 0 (got -1). 0.5 keeps half.
-
-    Messages quote text of the user's files. They are bounded (see `bounded`), so that a file of 100 kB in the place of
-    a number does not fill a terminal or a log.
+    The message can be given as a whole, or in parts (`where`, `what`, `got`, `fix`), of which those that apply are
+    enough. Messages quote text of the user's files. They are bounded (see `bounded`), so that a file of 100 kB in the
+    place of a number does not fill a terminal or a log. `exit_code` is the exit code of the command line.
 
     Args:
         message: The whole message; default: composed of the parts.
@@ -44,6 +40,16 @@ class BnpruneError(Exception):
         got: The value, as text.
         fix: How to solve it, as a sentence.
         code: A stable word for programs, in place of the one of the class.
+        argument: Name of the Python argument that is wrong; a command calls it `--argument`.
+        remedy: Arguments that avoid the error, by name.
+
+    Example::
+
+        try:
+            bnprune.prune(model, example_inputs, ratio=1.5)
+        except bnprune.BnpruneError as error:
+            print(error.code, error.exit_code)  # config 2
+            print(error)  # ratio: must be between 0 and 1, both excluded (got 1.5). 0.5 removes half.
     """
 
     exit_code = 1
@@ -80,48 +86,113 @@ def _composed(what: str, where: str, got: str, fix: str) -> str:
 
 
 class ConfigError(BnpruneError):
-    """The command line, the YAML file or an argument is wrong. `problems` lists every one found."""
+    """The command line, a recipe (YAML) or an argument is wrong.
+
+    `problems` lists every problem of a recipe, so that all can be solved at once; for an argument, it is the message.
+
+    Example::
+
+        try:
+            bnprune.run("recipe.yaml", ["train.epochs=-1", "prune.ratio=50%"])
+        except bnprune.ConfigError as error:
+            print(len(error.problems))  # 2
+    """
 
     exit_code = 2
     code = "config"
 
 
 class PruningError(BnpruneError):
-    """The network cannot be pruned as asked."""
+    """The network cannot be pruned as asked: it has nothing to rank by, or too few channels that can be removed.
+
+    Example::
+
+        try:
+            bnprune.prune(torch.nn.Linear(3, 3), torch.zeros(1, 3), ratio=0.5)
+        except bnprune.PruningError as error:
+            print(error.code, "BatchNorm" in str(error))  # pruning True
+    """
 
     exit_code = 3
     code = "pruning"
 
 
 class TraceError(PruningError):
-    """The network cannot be traced: its forward pass failed, or an operator's rule did."""
+    """The network cannot be traced: its forward pass failed (`ForwardError`), or the rule of an operator did.
+
+    `bnprune.rule` registers rules. Exports raise it, too, for a network that cannot be written in a format.
+
+    Example::
+
+        try:
+            bnprune.inspect(model, torch.zeros(1, 1, 8, 8))  # the network takes three channels
+        except bnprune.TraceError as error:
+            print(type(error).__name__)  # ForwardError
+    """
 
     code = "trace"
 
 
 class ForwardError(TraceError):
-    """The forward pass of the network fails on the example inputs: usually their shape is wrong."""
+    """The forward pass of the network fails on the example inputs: usually their shape is wrong.
+
+    The message names the module in which it fails, and the shapes and types of the inputs.
+
+    Example::
+
+        try:
+            bnprune.prune(model, torch.zeros(1, 1, 8, 8), ratio=0.5)  # the network takes three channels
+        except bnprune.ForwardError as error:
+            print("(got (1, 1, 8, 8) float32)" in str(error))  # True
+    """
 
     exit_code = 2
     code = "forward"
 
 
 class VerificationError(BnpruneError):
-    """The slim network does not compute what the masked original computes."""
+    """The slim network does not compute what the original with the removed channels set to zero computes.
+
+    Also raised if an exported file computes something else than the network in PyTorch. Nothing was written. After
+    `bnprune.prune`, it is a bug in bnprune that is worth a report.
+
+    Example::
+
+        try:
+            slim = bnprune.prune(model, example_inputs, ratio=0.5).model
+        except bnprune.VerificationError:
+            slim = model
+    """
 
     exit_code = 4
     code = "verification"
 
 
 class DataError(BnpruneError):
-    """Data cannot be read, or a file cannot be written."""
+    """Data cannot be read, or a file cannot be written. The message names the file and the cause.
+
+    Example::
+
+        try:
+            bnprune.save(model, "recipe.yaml/slim.safetensors")
+        except bnprune.DataError as error:
+            print(error)  # 'recipe.yaml/slim.safetensors' cannot be written: Not a directory.
+    """
 
     exit_code = 5
     code = "data"
 
 
 class CheckpointError(DataError):
-    """A checkpoint is missing, damaged, not written by bnprune, or does not fit the network."""
+    """A checkpoint, a plan or a table is missing, damaged, not written by bnprune, or does not fit the network.
+
+    Example::
+
+        try:
+            bnprune.load("missing.safetensors")
+        except bnprune.CheckpointError as error:
+            print(error.code)  # checkpoint
+    """
 
     code = "checkpoint"
 
@@ -134,6 +205,15 @@ class UntrustedError(CheckpointError):
         refused: The entries that were refused, key -> value, as text for people. A value is empty if this file does not
             hold it, because it was left out when the file was made.
         needed: The part that is missing because of that: the network, or the recipe.
+
+    Example::
+
+        bnprune.save(model, "own.safetensors", spec="my_package.nets:build")
+        try:
+            bnprune.load("own.safetensors")
+        except bnprune.UntrustedError as error:
+            print(error.refused)  # {'model.factory': 'my_package.nets:build'}
+        model = bnprune.load("own.safetensors", model=model)  # nothing that the file names is run
     """
 
     code = "untrusted"
@@ -156,14 +236,30 @@ class UntrustedError(CheckpointError):
 
 
 class TrainingError(BnpruneError):
-    """Training cannot continue."""
+    """Training cannot continue, because the loss or a weight is not finite. Checkpoints of finished epochs are kept.
+
+    Example::
+
+        try:
+            bnprune.run("recipe.yaml", ["train.optimizer=sgd", "train.lr=1e9"])
+        except bnprune.TrainingError as error:
+            print(error.code)  # training
+    """
 
     exit_code = 5
     code = "training"
 
 
 class Interrupted(BnpruneError):
-    """The user stopped the run; a checkpoint to resume from was written."""
+    """The user stopped the run (Ctrl-C, SIGTERM or SIGHUP); a checkpoint to resume from was written.
+
+    Example::
+
+        try:
+            result = bnprune.run("recipe.yaml", out="runs/long")
+        except bnprune.Interrupted:
+            result = bnprune.run("recipe.yaml", out="runs/long", resume=True)
+    """
 
     exit_code = 130
     code = "interrupted"

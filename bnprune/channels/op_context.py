@@ -117,7 +117,10 @@ def _numpy(label: torch.Tensor) -> Ids:
 
 
 class OpContext:
-    """One operator call, whose labels a rule reads; `bnprune.channels.op_context` has a worked example.
+    """One call of an operator, as a rule sees it: the first argument of functions that `bnprune.rule` registers.
+
+    A label says which channel each element of a tensor belongs to. `bnprune.channels.op_context` explains labels with a
+    worked example, and lists the methods.
 
     Attributes:
         op: Name of the operator, such as "aten::add.Tensor".
@@ -125,6 +128,16 @@ class OpContext:
         site: Name of the module that is running, such as "layer1.0.conv1".
         output: The operator's output; its shape is often needed.
         facts: All facts stated so far. Internal.
+
+    Example::
+
+        @bnprune.rule("mylib::fold_pairs", keeps_zero="first")
+        def fold_pairs(ctx, x):  # adds channel 2k+1 to channel 2k: (N, C, H, W) -> (N, C/2, H, W)
+            ids = ctx.axis(x, 1)
+            if ids is None:
+                return ()
+            ctx.unite(ids[1::2], ids[0::2])  # they can only be removed together
+            return (ids[0::2].reshape(1, -1, 1, 1),)
     """
 
     __slots__ = ("_labels_of", "_producer_of", "facts", "kind", "op", "output", "site")

@@ -24,7 +24,16 @@ NO_CHANNEL = 0
 
 @dataclass(frozen=True, slots=True, order=True)
 class Refusal:
-    """Why channels at a place must stay, and what the user can change about it."""
+    """Why channels at a place must stay, and what the user can change about it.
+
+    `refusals` of the results of `bnprune.prune`, `bnprune.plan` and `bnprune.inspect`.
+
+    Example::
+
+        [refusal] = bnprune.inspect(model, example_inputs, exclude=["0"]).refusals
+        print(refusal)  # 0.0: is excluded by '0'
+        print(refusal.site)  # 0.0
+    """
 
     site: str
     """Name of the module (dotted path), the layer or the tensor; "(network)" for the network itself."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric."""
+    """A number that networks are compared by, the larger the better: its name, and how it is written."""
 
     label: str
     """Its name in tables and pages, such as "accuracy" or "mIoU"."""
@@ -30,7 +30,7 @@ class Metric:
         return self.text(value, 0)
 
     def text(self, value: float | None, digits: int = 2) -> str:
-        """Write a value: "98.61%", or "-0.1234" for a metric that is no share; "-" if it is not known."""
+        """Write a value: "98.61%" for a metric in [0, 1], "-0.1234" for any other; "-" if the value is not known."""
         if value is None:
             return "-"
         return f"{value:.{digits}%}" if self.share else f"{value:.4g}"

@@ -36,13 +36,23 @@ segmentation (unet) and one for detection (centernet)."""
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The specification of a network: a name, which is safe to read from a file, or a factory of the user's own."""
+    """The specification of a network: a name, which is safe to read from a file, or a factory of the user's own.
+
+    Raises:
+        ConfigError: Neither a name nor a factory is given, or both are.
+
+    Example::
+
+        spec = bnprune.ModelSpec("torchvision/resnet18", kwargs={"num_classes": 10})
+        network = bnprune.build(spec)
+    """
 
     name: str | None = None
     """A zoo name, `torchvision/NAME` or `timm/NAME`."""
     factory: str | None = None
     """`package.module:function`, or the class name of a network handed over in Python."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the constructor or the factory."""
 
     def __post_init__(self) -> None:
         if (self.name is None) == (self.factory is None):
@@ -70,14 +80,22 @@ class ModelSpec:
 
 
 def build(spec: ModelSpec, where: str = "model") -> nn.Module:
-    """Build a network with fresh weights.
+    """Build a network with random weights, as its constructor draws them.
 
     Args:
         spec: Name or factory of the network, and its arguments.
         where: Name of the setting in messages; empty for none.
 
+    Returns:
+        The network, on the default device.
+
     Raises:
         ConfigError: There is no network of that name, or its constructor fails.
+
+    Example::
+
+        network = bnprune.build(bnprune.ModelSpec("resnet20", kwargs={"num_classes": 10}))
+        print(network(torch.zeros(2, 3, 32, 32)).shape)  # torch.Size([2, 10])
     """
     if spec.factory is not None:
         made = call_factory(spec.factory, spec.kwargs, where)

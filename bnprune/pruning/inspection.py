@@ -64,16 +64,29 @@ class LayerInspection:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The prunable and the fixed channels of a network."""
+    """The prunable and the fixed channels of a network: the result of `bnprune.inspect`.
+
+    `print(inspection)` is a table; in a notebook, it is shown as HTML.
+
+    Example::
+
+        inspection = bnprune.inspect(model, example_inputs)
+        print(f"{inspection.prunable} of {inspection.channels} channels, {inspection.macs:,} MACs")
+        fixed = [layer.name for layer in inspection.layers if not layer.prunable]
+    """
 
     layers: tuple[LayerInspection, ...]
+    """Convolutions and linear layers, then norms; `position` is their order in the forward pass."""
     refusals: tuple[Refusal, ...]
+    """Why channels stay, one entry per place and reason."""
     channels: int
     """BatchNorm channels."""
     prunable: int
     """BatchNorm channels that can be removed."""
     params: int
+    """Number of parameters."""
     macs: int
+    """Multiply-accumulates for the example inputs, their batch included."""
     notes: tuple[Note, ...]
 
     def __str__(self) -> str:
@@ -106,7 +119,7 @@ def inspect(
     coupling: Coupling = "shared",
     outputs: Outputs | None = None,
 ) -> Inspection:
-    """Return which channels of a network can be pruned, layer by layer, and why others cannot.
+    """Return which channels of a network can be pruned, layer by layer, and why others cannot. Nothing is cut.
 
     Args:
         model: Any module that runs a forward pass; left untouched.
@@ -116,9 +129,19 @@ def inspect(
         coupling: "shared" or "gates", as for `bnprune.prune`.
         outputs: The outputs that count, as for `bnprune.prune`.
 
+    Returns:
+        Widths, prunable channels, scale factors and MACs of each layer, and the reasons why channels stay.
+
     Raises:
         ConfigError: A pattern matches no layer, or the network does not return `outputs`.
-        TraceError: The forward pass fails.
+        TraceError: The analysis fails.
+        ForwardError: The forward pass fails.
+
+    Example::
+
+        inspection = bnprune.inspect(model, example_inputs, exclude=["0"])
+        for layer in inspection.layers:
+            print(f"{layer.name}: {layer.prunable} of {layer.width}. {layer.reason}")
     """
     request = Request(ratio=_RATIO, exclude=tuple(exclude), include=tuple(include), coupling=coupling, outputs=outputs)
     scored = score_network(model, example_inputs, request)

@@ -55,13 +55,26 @@ class Cut:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """The kept indices per tensor and dimension, and the request. Frozen; converts to and from JSON."""
+    """All changes of pruning to a network: the kept indices per tensor and dimension, new sizes, and the request.
+
+    A plan is data: it holds no tensor and no code, cannot be changed, and converts to and from JSON. `bnprune.plan` and
+    `bnprune.prune` make plans, `bnprune.apply` carries them out, and checkpoints of slim networks hold them.
+
+    Example::
+
+        plan = bnprune.plan(model, example_inputs, macs=0.5)
+        for cut in plan.cuts:
+            print(f"{len(cut.keep)} of {cut.size} channels stay in {', '.join(name for name, _ in cut.at)}")
+        again = bnprune.PruningPlan.from_json(plan.to_json())
+        slim = bnprune.apply(again, model)
+    """
 
     model: str
     """Class name of the network the plan was made for."""
     digest: str
     """SHA-256 over the names and shapes of its parameters and buffers."""
     cuts: tuple[Cut, ...]
+    """Sets of channels, each with the indices that stay and the places where it is sliced."""
     attributes: Mapping[str, Mapping[str, Size]]
     """Sizes to set, by module name (`out_channels`, `num_features`, `groups`, ...): integers, or lists of them."""
     gates: tuple[Gate, ...] = ()
@@ -69,8 +82,12 @@ class PruningPlan:
     folds: tuple[Fold, ...] = ()
     """Biases that are folded into the running means of the BatchNorms after them."""
     requested: Mapping[str, Any] = field(default_factory=dict)
+    """The target and the constraints, by their names in `bnprune.prune`."""
     realised: Mapping[str, Any] = field(default_factory=dict)
+    """The value that the target reached, the removed share of the prunable channels ("ratio"), and their number before
+    and after ("channels")."""
     refusals: tuple[Refusal, ...] = ()
+    """Why channels stay, one entry per place and reason."""
     notes: tuple[Note, ...] = field(default=(), compare=False)
     """Remarks on the cut, for people; not part of the JSON."""
     version: str | None = field(default=__version__, compare=False)

@@ -56,11 +56,24 @@ class RepairOutcome(Protocol):
 
 @dataclass(frozen=True)
 class PruningResult:
-    """The slim network, the plan that makes it, and the report."""
+    """The result of `bnprune.prune`: the slim network, the plan that makes it, and the report.
+
+    `print(result)` is a table; in a notebook, it is shown as HTML.
+
+    Example::
+
+        result = bnprune.prune(model, example_inputs, ratio=0.5)
+        print(f"{result.report.params_after:,} parameters")
+        outputs = result.model(example_inputs)
+        bnprune.save(result, "slim.safetensors")
+    """
 
     model: nn.Module
+    """The slim network, an ordinary PyTorch module in the mode (train or eval) of the dense one."""
     plan: PruningPlan
+    """The cut as data; `bnprune.apply(plan, dense)` makes the slim network again."""
     report: Report
+    """Sizes before and after, the proof, and the reasons why channels stay."""
     repair: RepairOutcome | None = None
     """The repair of the slim network after the proof; None without calibration data."""
     dense_parameters: Mapping[int, str] = field(default_factory=dict, repr=False, compare=False)
@@ -167,6 +180,12 @@ def prune(
         TraceError: The analysis fails.
         ForwardError: The forward pass fails, or its outputs are not finite.
         VerificationError: The proof failed; this is a bug in bnprune worth a report.
+
+    Example::
+
+        result = bnprune.prune(model, example_inputs, macs=0.5, round_to=4, calibrate=batches)
+        print(result)
+        slim = result.model  # fine-tune it with a new optimizer, or that of `bnprune.carry_over`
     """
     request = Request(
         ratio=ratio,
@@ -255,6 +274,9 @@ def plan(
         sensitivity: As for `prune`.
         profile: As for `prune`.
 
+    Returns:
+        The plan: frozen data without tensors, which `to_json` writes and `PruningPlan.from_json` reads.
+
     Raises:
         ConfigError: An argument is out of range, a pattern matches nothing, the network does not return `outputs`, or
             `sensitivity` or `profile` serves another kind of target.
@@ -262,6 +284,12 @@ def plan(
         PruningError: The network cannot be pruned, or not to the requested target.
         TraceError: The analysis fails.
         ForwardError: The forward pass fails.
+
+    Example::
+
+        plan = bnprune.plan(model, example_inputs, ratio=0.5)
+        print(f"{plan.realised['ratio']:.0%} of the prunable channels")  # 50% of the prunable channels
+        slim = bnprune.apply(plan, model)
     """
     request = Request(
         ratio=ratio,

@@ -37,11 +37,23 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of pruning, in numbers."""
+    """The result of pruning in numbers: `result.report` of `bnprune.prune`.
+
+    `print(report)` is a table; in a notebook, it is shown as HTML.
+
+    Example::
+
+        report = bnprune.prune(model, example_inputs, ratio=0.5).report
+        print(f"{report.channels_before} -> {report.channels_after} channels")
+        print(f"{report.macs_after / report.macs_before:.0%} of the MACs are left")
+        for refusal in report.refusals:
+            print(refusal)
+    """
 
     target: Target
     """Requested and realised value: for "ratio" the removed share, for "macs" and "params" the share that is left."""
     ratio_requested: float | None
+    """None if another target was given."""
     ratio_realised: float
     """Removed share of the prunable BatchNorm channels."""
     channels_before: int
@@ -58,6 +70,7 @@ class Report:
     layers: tuple[LayerChange, ...]
     """In the order of the network; `pandas.DataFrame(report.layers)` makes a table of them."""
     refusals: tuple[Refusal, ...]
+    """Why channels stay, one entry per place and reason."""
     notes: tuple[Note, ...]
     """Remarks for people; each is a string with a `code` and a `level`."""
     written: tuple[WrittenDeviation, ...]

@@ -98,6 +98,12 @@ def apply(plan: PruningPlan, model: nn.Module) -> nn.Module:
     Raises:
         PruningError: The plan was made for another network, or `model` is wrapped.
         CheckpointError: The plan is damaged.
+
+    Example::
+
+        plan = bnprune.plan(model, example_inputs, ratio=0.5)
+        slim = bnprune.apply(plan, model)
+        same = bnprune.apply(bnprune.PruningPlan.from_json(plan.to_json()), model)
     """
     require_bare(model)
     require_plan_fits(plan, model)

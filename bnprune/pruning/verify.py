@@ -31,7 +31,16 @@ Feed = Literal["noise", "example inputs"]
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The outcome of a proof."""
+    """The outcome of the proof that a slim network equals the original with the removed channels set to zero.
+
+    `report.verification` of the result of `bnprune.prune`, which raises `VerificationError` if the proof fails.
+
+    Example::
+
+        proof = bnprune.prune(model, example_inputs, ratio=0.5).report.verification
+        print(proof.passed, proof.dtype)  # True float64
+        assert proof.max_relative_error <= proof.tolerance
+    """
 
     max_relative_error: float
     """max |slim - masked| / max |masked|, over all floating-point outputs that count."""

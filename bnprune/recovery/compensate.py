@@ -47,7 +47,14 @@ _INTERIOR = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Compensation:
-    """The result for one layer that lost input channels."""
+    """The result of `bnprune.compensate` for one layer that lost input channels.
+
+    Example::
+
+        result = bnprune.prune(model, example_inputs, ratio=0.5)
+        for layer in bnprune.compensate(model, result.model, result.plan, example_inputs):
+            print(f"{layer.site}: {layer.compensated} of {layer.channels}, {layer.outcome}")
+    """
 
     site: str
     """Name of the convolution or linear layer."""
@@ -93,6 +100,11 @@ def compensate(
     Raises:
         ForwardError: Without batches: the network works on fewer than two inputs, of noise and those given.
         ValueError: `batches` is empty.
+
+    Example::
+
+        result = bnprune.prune(model, example_inputs, ratio=0.5)
+        bnprune.compensate(model, result.model, result.plan, example_inputs)
     """
     device = torch.device("cpu") if _device_of(model).type == "mps" else _device_of(model)  # mps has no float64
     reference = copy.deepcopy(model).to(device).double()

@@ -30,6 +30,11 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
 
     Raises:
         ValueError: There is no batch.
+
+    Example::
+
+        slim = bnprune.prune(model, example_inputs, ratio=0.5).model
+        bnprune.recalibrate(slim, batches)
     """
     norms = [m for m in model.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
     modes = {module: module.training for module in model.modules()}

@@ -63,8 +63,12 @@ _NO_NEARER = "the outputs of the network came no nearer to those of the dense on
 def reconstruct(model: nn.Module, slim: nn.Module, plan: PruningPlan, batches: Iterable[Any]) -> nn.Module:
     """Refit the layers of the slim network that lost inputs to their outputs in the dense network, in place.
 
-    The statistics of BatchNorms behind these layers change: `bnprune.recalibrate` them afterwards. If the outputs get
-    no nearer to those of the dense network, with these statistics or with new ones, the slim network stays as it was.
+    The inputs x of a layer in the dense network are predicted from those that are left, x ≈ B·x_kept + b, by ridge
+    regression over the batches; then its weight W becomes W·B, and W·b is added to its bias (GRAIL, arXiv 2602.23795).
+    No labels are needed. The statistics of BatchNorms behind these layers change: `bnprune.recalibrate` them
+    afterwards. If the outputs get no nearer to those of the dense network, with these statistics or with new ones, the
+    slim network stays as it was. `bnprune.prune(..., calibrate=batches)` does both, and keeps the result that is the
+    best on held-out images.
 
     Args:
         model: The dense network; left as it was.
@@ -79,6 +83,12 @@ def reconstruct(model: nn.Module, slim: nn.Module, plan: PruningPlan, batches: I
     Raises:
         ForwardError: The dense network fails on a batch.
         ValueError: There are no batches.
+
+    Example::
+
+        result = bnprune.prune(model, example_inputs, ratio=0.5)
+        slim = bnprune.reconstruct(model, result.model, result.plan, batches)
+        bnprune.recalibrate(slim, batches)
     """
     reconstruct_layers(model, slim, plan, batches)
     return slim

@@ -102,9 +102,17 @@ def load(
             called, opened or downloaded because the file says so. The environment variable BNPRUNE_TRUST lists folders
             whose files are trusted.
 
+    Returns:
+        The network that was saved, which remembers its cuts: `save` writes it again, also after a fine-tuning.
+
     Raises:
         CheckpointError: The file is missing, damaged or not a bnprune checkpoint, or `model` is not its network.
         UntrustedError: The file names code, and neither `model` nor `trust` is given.
+
+    Example::
+
+        bnprune.save(bnprune.prune(model, example_inputs, ratio=0.5), "slim.safetensors")
+        slim = bnprune.load("slim.safetensors", model=model)  # a network by name needs no model=
     """
     network, header = load_checkpoint(Path(path), model, trust=trust)
     if not header.spec.own:

@@ -175,10 +175,12 @@ def _from_model(
 
 
 def _require_input(model: nn.Module, shape: tuple[int, ...]) -> None:
-    """Run a network once, without its weights if possible.
+    """Check that a network takes inputs of a shape, by one forward pass on the meta device.
+
+    Tensors there have no values, so that nothing is computed. A network that cannot run there runs on the CPU.
 
     Raises:
-        ForwardError: It does not take inputs of this shape.
+        ForwardError: The network does not take inputs of this shape.
     """
     inputs = as_inputs(torch.zeros(1, *shape))
     with raising_forward_errors(inputs):

@@ -44,7 +44,17 @@ from bnprune.training.penalties.table import (
 
 @dataclass(frozen=True)
 class SparsityState:
-    """The scale factors γ at one moment of a training."""
+    """The scale factors γ at one moment of a training: what `gammas()` of a penalty by `bnprune.sparsify` returns.
+
+    `print(state)` is one line, for a log.
+
+    Example::
+
+        penalty = bnprune.sparsify(model, optimizer, steps=1000, target=0.6, example_inputs=example_inputs)
+        state = penalty.gammas()
+        print(state.step, state.steps)  # 0 1000
+        median = state.quantiles[2]
+    """
 
     step: int
     """Optimizer steps taken."""
@@ -172,7 +182,19 @@ _attached: weakref.WeakSet[Sparsity] = weakref.WeakSet()
 
 
 class Sparsity:
-    """A penalty that `sparsify` attached to an optimizer."""
+    """A penalty that `bnprune.sparsify` attached to an optimizer.
+
+    It acts in every `optimizer.step()` until `detach` is called or `steps` steps were taken. Save `state_dict()` with
+    the optimizer to go on with an interrupted training.
+
+    Example::
+
+        penalty = bnprune.sparsify(model, optimizer, steps=1000, travel=5)
+        saved = penalty.state_dict()
+        penalty.detach()
+        penalty = bnprune.sparsify(model, optimizer, steps=1000, travel=5)
+        penalty.load_state_dict(saved)
+    """
 
     notes: tuple[Note, ...]
     """Warnings about a penalty that cannot have an effect."""

@@ -56,7 +56,7 @@ def export(
 ) -> ExportResult:
     """Write a network as ONNX, as pt2 (`torch.export`), or as plain weights with a Python file.
 
-    >>> bnprune.export("runs/digits", out="digits.onnx")
+    The files load without bnprune. They are compared with the network in PyTorch before they are written.
 
     Args:
         source: A run directory or a checkpoint.
@@ -77,11 +77,20 @@ def export(
         out: The file; default: `network` with the suffix of the format.
         force: Overwrite an existing file.
 
+    Returns:
+        The files, and the largest errors of the comparison; `to_dict()` is what `export --json` prints.
+
     Raises:
         ConfigError: The arguments contradict each other, an extra is missing, or the file exists.
         TraceError: The network cannot be written in this format.
         VerificationError: The exported network computes something else; nothing is written.
         DataError: A file cannot be read or written.
+
+    Example::
+
+        result = bnprune.export("runs/digits", out="digits.pt2", with_preprocessing=True, card=True)
+        print(result.verification.passed)  # True
+        network = torch.export.load("digits.pt2").module()
     """
     options, path = _options(format, None if out is None else Path(out), fold_bn=fold_bn, batch=batch, verify=verify)
     given = [Path(read) for read in (source, weights) if read is not None]

@@ -40,9 +40,6 @@ def run(
 ) -> RunResult:
     """Run every stage of a recipe, export the last network, and write the report.
 
-    >>> result = bnprune.run("recipe.yaml", ["train.epochs=3"])
-    >>> result.stages["finetune"].accuracy
-
     Under `torchrun`, all processes call it and get the same result; the first one decides and writes.
 
     Args:
@@ -53,9 +50,19 @@ def run(
         force: Replace an earlier run in `out`.
         display: Where to show progress; default: nowhere.
 
+    Returns:
+        The figures of every stage, as in `result.json`; `path` is the run directory.
+
     Raises:
+        ConfigError: The recipe or an override is wrong, or `out` holds an earlier run.
         BnpruneError: A stage failed; finished stages and checkpoints are kept.
         Interrupted: The user stopped the run; it can be resumed.
+
+    Example::
+
+        result = bnprune.run("recipe.yaml", ["train.epochs=3"])
+        print(result.stages["finetune"].accuracy)
+        print((result.path / "report.html").is_file())  # True
     """
     output = _OutputArguments(verb="run", out=out, resume=resume, force=force)
     return _in_all_processes(lambda processes: _run_recipe(recipe, overrides, None, output, display, processes))

@@ -65,11 +65,22 @@ def sensitivity(
         force: Overwrite an existing file.
         display: Where to show progress.
 
+    Returns:
+        The accuracy after each cut, by group of layers; `bnprune.prune` takes it as `sensitivity=`.
+
     Raises:
         ConfigError: A value is out of range, or there is no recipe.
         PruningError: Nothing can be pruned.
         CheckpointError: A file is missing, damaged, or not a bnprune checkpoint; or `out` has another network.
         DataError: `out` cannot be written.
+
+    Example::
+
+        table = bnprune.sensitivity("runs/digits", values=[0.5], out="sensitivity.json")
+        for group in table.groups:
+            print(group.layers, [point.accuracy for point in group.points])
+        network = bnprune.load("runs/digits/checkpoints/train.safetensors")
+        result = bnprune.prune(network, torch.zeros(1, 1, 16, 16), macs=0.7, sensitivity=table)
     """
     tried, target = _ascending(values), Path(out)
     paths = [None if path is None else Path(path) for path in (source, weights)]

@@ -59,10 +59,20 @@ def sweep(
         values: Shares to try, in (0, 1); default: a dozen.
         tolerance: Loss of validation accuracy that is allowed, in [0, 1); default: that of the recipe.
 
+    Returns:
+        One point per network, the first of them before pruning, and the recommended one, if there is any.
+
     Raises:
         ConfigError: A value is out of range, or there is no recipe.
         PruningError: Nothing can be pruned.
         CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
+
+    Example::
+
+        result = bnprune.sweep("runs/digits", values=[0.3, 0.5, 0.7], tolerance=0.01)
+        for point in result.points:
+            print(f"{point.asked:.0%} of the channels removed: {point.accuracy:.2%}")
+        print("none" if result.recommended is None else result.recommended.asked)
     """
     _require_arguments(values, tolerance)
     network = sparse_trained(source)

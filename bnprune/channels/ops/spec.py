@@ -112,11 +112,8 @@ def rule(
 ) -> Callable[[LabelRuleT], LabelRuleT]:
     """Register a function that returns the channels of an operator's output, given those of its inputs.
 
-    ::
-
-        @bnprune.rule("mylib::scale", keeps_zero="first")
-        def scale(ctx, x, factor):
-            return ctx.labels(x)          # the output's channels are the input's
+    It is needed for operators of your own (`torch.library`), whose inputs keep all their channels otherwise. The
+    function is called with an `OpContext` and the operator's arguments, while the network is traced.
 
     Args:
         names: Qualified names, for all overloads ("mylib::scale") or one ("mylib::scale.Tensor"). A name without "::"
@@ -132,6 +129,15 @@ def rule(
         constant_draw: Fills the output of a random operator with one number.
         meta: Computes the output on the meta device.
         surrogate: Computes a cheap substitute for the output.
+
+    Returns:
+        A decorator, which returns the function as it is.
+
+    Example::
+
+        @bnprune.rule("mylib::scale", keeps_zero="first")
+        def scale(ctx, x, factor):
+            return ctx.labels(x)  # the output's channels are the input's
     """
 
     def register(function: LabelRuleT) -> LabelRuleT:

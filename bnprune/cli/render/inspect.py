@@ -19,7 +19,10 @@ _WORDS = ("kind", "|γ|", "cut group")
 
 
 def show_inspect(result: InspectResult) -> None:
-    """Print every layer in the order of the forward pass, what it shares, and the reasons why channels stay."""
+    """Print a table with a row per layer, in the order of the forward pass, and the reasons why channels stay.
+
+    A BatchNorm behind a convolution or linear layer is in the row of that layer.
+    """
     norms = {layer.name: layer for layer in result.layers if layer.kind == "norm"}
     joined = {layer.norm for layer in result.layers if layer.norm is not None}
     rows = [layer for layer in result.layers if layer.name not in joined]

@@ -129,10 +129,12 @@ class GammaPenalty(ABC):
 
 
 class GammaL1(GammaPenalty):
-    """The paper's penalty: adds λ·sign(γ) to the gradient of every scale factor.
+    """L1, the penalty of Network Slimming: adds λ·sign(γ) to the gradient of every scale factor.
 
-    With adaptive optimizers (Adam, AdamW) a term in the gradient is normalised away; `decoupled` moves γ by
-    lr·λ towards zero after the step instead, without crossing it. The same holds for all penalties.
+    Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017, equation (1). With
+    adaptive optimizers (Adam, AdamW) a term in the gradient is normalised away; `decoupled` moves γ by lr·λ towards
+    zero after the step instead, without crossing it. The same holds for all penalties. `bnprune.sparsify` makes these
+    calls in a training loop that stays as it is.
 
     Example::
 
@@ -140,7 +142,7 @@ class GammaL1(GammaPenalty):
         loss.backward()
         penalty.add_gradients()
         optimizer.step()
-        penalty.shrink(lr)  # for decoupled and proximal forms
+        penalty.shrink(lr=0.1)  # no effect unless decoupled
 
     Args:
         model: The network; BatchNorms that are frozen or without scale factors are left out.
@@ -163,11 +165,23 @@ class GammaL1(GammaPenalty):
 class GammaProximal(GammaPenalty):
     """Proximal L1 (ISTA): after the step, γ ← sign(γ)·max(|γ| - lr·λ·gain, 0), which gives exact zeros.
 
-    `gain` is 1/(1-momentum) for SGD, so that λ pulls as hard as in `GammaL1`, whose momentum amplifies it.
+    Beck & Teboulle, "A Fast Iterative Shrinkage-Thresholding Algorithm for Linear Inverse Problems", 2009.
+
+    Args:
+        model: The network; BatchNorms that are frozen or without scale factors are left out.
+        strength: λ, at least 0.
+        gain: 1/(1-momentum) for SGD, so that λ pulls as hard as in `GammaL1`, whose momentum amplifies it.
 
     Raises:
         ConfigError: λ is negative or not a number.
         PruningError: The network has no trainable BatchNorm scale factor.
+
+    Example::
+
+        penalty = bnprune.GammaProximal(model, 1e-4, gain=1 / (1 - 0.9))
+        loss.backward()
+        optimizer.step()
+        penalty.shrink(lr=0.1)
     """
 
     def __init__(self, model: nn.Module, strength: float, *, gain: float = 1.0) -> None:
@@ -195,6 +209,13 @@ class GammaPolarization(GammaPenalty):
     Raises:
         ConfigError: λ is negative or not a number.
         PruningError: The network has no trainable BatchNorm scale factor.
+
+    Example::
+
+        penalty = bnprune.GammaPolarization(model, 1e-4, t=1.2)
+        loss.backward()
+        penalty.add_gradients()
+        optimizer.step()
     """
 
     def __init__(

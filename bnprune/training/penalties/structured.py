@@ -84,6 +84,13 @@ class GammaGroupLasso(GammaPenalty):
         ConfigError: λ is negative or not a number.
         PruningError: The network has no trainable BatchNorm scale factor, or none of a channel that can go.
         ForwardError: The forward pass fails on the inputs.
+
+    Example::
+
+        penalty = bnprune.GammaGroupLasso(model, 1e-4, example_inputs, gain=1 / (1 - 0.9))
+        loss.backward()
+        optimizer.step()
+        penalty.shrink(lr=0.1)
     """
 
     def __init__(
@@ -124,6 +131,13 @@ class GammaMacWeighted(GammaPenalty):
         ConfigError: λ is negative or not a number.
         PruningError: The network has no trainable BatchNorm scale factor, or none of a channel that can go.
         ForwardError: The forward pass fails on the inputs.
+
+    Example::
+
+        penalty = bnprune.GammaMacWeighted(model, 1e-4, example_inputs)
+        loss.backward()
+        penalty.add_gradients()
+        optimizer.step()
     """
 
     def __init__(
