@@ -32,14 +32,16 @@ def cut_effect(network: NetworkSource, slim: nn.Module) -> CutEffect | None:
         splits = splits_of(config)
         task = make_task(config.task, splits.classes)
         require_fit(network.model, splits, network.label, task=task)
-    except BnpruneError:  # the data of a checkpoint need not be at hand
+        device = choose_device(config.device)
+        order = torch.randperm(len(splits.validation), generator=torch.Generator().manual_seed(0))[:_IMAGES]
+        found = []
+        for model in (network.model, slim):
+            place = next(model.parameters()).device
+            found.append(evaluate(model.to(device), splits.validation, device, task=task, indices=order.sort().values))
+            model.to(place)
+    except (
+        BnpruneError
+    ):  # neither the data of a checkpoint nor its device need be at hand, and the cut is already saved
         return None
-    device = choose_device(config.device)
-    order = torch.randperm(len(splits.validation), generator=torch.Generator().manual_seed(0))[:_IMAGES]
-    found = []
-    for model in (network.model, slim):
-        place = next(model.parameters()).device
-        found.append(evaluate(model.to(device), splits.validation, device, task=task, indices=order.sort().values))
-        model.to(place)
     before, after = found
     return CutEffect(metric=before.name, images=before.count, before=before.value, after=after.value)
