@@ -114,6 +114,11 @@ class DataConfig(Section):
     limit: Annotated[int, Field(ge=1, le=2**31, strict=True)] | None = None
     """Largest number of training images to use, spread evenly over the classes; a fifth as many test images."""
 
+    @property
+    def held_out_limit(self) -> int | None:
+        """Largest number of images of a split that is not trained on: a fifth of `limit`."""
+        return None if self.limit is None else max(1, self.limit // 5)
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         given = [source for source in (self.name, self.factory, self.unlabelled) if source is not None]

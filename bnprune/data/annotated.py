@@ -13,7 +13,7 @@ from bnprune.config.schema import DataConfig
 from bnprune.config.tables import Targets
 from bnprune.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from bnprune.data.samples import SampleRequirements
-from bnprune.data.splits import Normalisation, Splits
+from bnprune.data.splits import Normalisation, Splits, stratified
 from bnprune.data.stream import StreamSplit
 
 
@@ -72,9 +72,8 @@ def annotated_splits(
     train, *middle, test = (_split(source, plain, config.workers, targets, shape, classes) for source in sources)
     train = replace(train, dataset=Transformed(sources[0], random), evaluation=train.dataset)
     if not middle:
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-        held = max(1, round(config.validation * len(order)))
-        train, *middle = train.subset(order[held:].sort().values), train.subset(order[:held].sort().values)
+        one_class = torch.zeros(len(train), dtype=torch.int64)
+        train, *middle = map(train.subset, stratified(one_class, config.validation))
     return Splits(train, middle[0], test, shape=shape, classes=classes, normalisation=normalisation, targets=targets)
 
 

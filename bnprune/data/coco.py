@@ -71,11 +71,10 @@ def coco(config: DataConfig) -> Splits:
     for path in found.values():
         names |= _categories(_document(path), path)
     labels = {category: number for number, category in enumerate(sorted(names), start=1)}
-    limits = {"train": config.limit}
     sources = []
     for name in ("train", "val", "test"):
         if name in found:
-            limit = limits.get(name, config.limit and max(1, config.limit // 5))
+            limit = config.limit if name == "train" else config.held_out_limit
             sources.append(_read(found[name], config.root, name, labels).limited(limit))
     with opened(sources[0].files[0]) as first:
         size = config.image_size or min(first.size)

@@ -84,10 +84,10 @@ def digit_scenes(
     """
     own = dict(zip(_SCENES, _sources(labels, config.validation), strict=True))
     size = config.image_size or _SIZE
-    counts = dict(_SCENES)
-    if config.limit is not None:
-        counts = {name: min(count, config.limit if name == "train" else max(1, config.limit // 5))
-                  for name, count in counts.items()}  # fmt: skip
+    counts = {
+        name: min(count, (config.limit if name == "train" else config.held_out_limit) or count)
+        for name, count in _SCENES.items()
+    }
     scenes = {
         name: list(_composed(digits[own[name]], labels[own[name]], counts[name], size, seed))
         for seed, name in enumerate(_SCENES)

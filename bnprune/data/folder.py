@@ -49,7 +49,7 @@ def image_folder(config: DataConfig) -> Splits:
     train, test = (_listed(folder, classes) for folder in folders)
     _require_all(classes, train, folders[0])
     train = _subset(train, config.limit)
-    test = _subset(test, config.limit and max(1, config.limit // 5))
+    test = _subset(test, config.held_out_limit)
     given = (config.mean, config.std) if config.mean is not None and config.std is not None else None
     return replace(splits_of_files(config, train, test, len(classes), given), class_names=tuple(classes))
 

@@ -55,7 +55,7 @@ def mask_folder(config: DataConfig) -> Splits:
     """
     names = ["train", *(["val"] if (config.root / "val").is_dir() else []), "test"]
     found = [_pairs(config.root / name) for name in names]
-    limits = [config.limit, *[config.limit and max(1, config.limit // 5)] * (len(found) - 1)]
+    limits = [config.limit, *[config.held_out_limit] * (len(found) - 1)]
     sources = [_Pairs(pairs[:limit]) for pairs, limit in zip(found, limits, strict=True)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         classes = 1 + max(pool.map(_largest_class, (mask for _, mask in sources[0].pairs)))

@@ -135,7 +135,7 @@ def in_memory(
     Raises:
         ConfigError: They do not fit into memory.
     """
-    train, test = _limited(train, config.limit), _limited(test, config.limit and max(1, config.limit // 5))
+    train, test = _limited(train, config.limit), _limited(test, config.held_out_limit)
     if config.image_size is not None:
         require_room(len(train[1]) + len(test[1]), config.image_size)
     images, labels = _resized(train, config.image_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,24 +53,37 @@ def load_data(config: DataConfig, *, needs_labels: bool = True, targets: Targets
         own = own_splits(config, targets)
         return replace(own, normalisation=known or own.normalisation)
     name = config.name or ""
-    if name not in NAMES:
+    if name not in _SETS:
         raise ConfigError(f"data.name: '{name}' is unknown. {hint(name, NAMES)}")
-    if targets not in ("any", kind_of_targets(name)):
-        fitting = ", ".join(other for other in NAMES if kind_of_targets(other) == targets)
+    chosen = _SETS[name]
+    if targets not in ("any", chosen.targets):
+        fitting = ", ".join(other for other, found in _SETS.items() if found.targets == targets)
         raise ConfigError(
-            f"data.name: '{name}' has {kind_of_targets(name)}, and the task needs {targets}. Set `task`, or choose one "
+            f"data.name: '{name}' has {chosen.targets}, and the task needs {targets}. Set `task`, or choose one "
             f"of: {fitting}."
         )
-    if name in _OTHERS:
-        return _OTHERS[name](config)
-    train, test = _SETS[name](config)
-    splits = in_memory(config, train, test, int(train[1].max()) + 1, flip=name in _FLIPPED)
-    return replace(splits, class_names=tuple(map(str, range(10)))) if name in _DIGITS else splits
+    return chosen.load(config)
 
 
-def kind_of_targets(name: str) -> Targets:
-    """Return what belongs to the images of a named data set."""
-    return _TARGETS.get(name, "labels")
+@dataclass(frozen=True)
+class _DataSet:
+    """A data set by name."""
+
+    load: Callable[[DataConfig], Splits]
+    targets: Targets = "labels"
+
+
+def _labelled(
+    load: Callable[[DataConfig], tuple[Labelled, Labelled]], *, flip: bool = False, class_names: tuple[str, ...] = ()
+) -> _DataSet:
+    """Return a data set whose training and test images are kept in memory."""
+
+    def splits(config: DataConfig) -> Splits:
+        train, test = load(config)
+        found = in_memory(config, train, test, int(train[1].max()) + 1, flip=flip)
+        return replace(found, class_names=class_names)
+
+    return _DataSet(splits)
 
 
 def _digits(config: DataConfig) -> tuple[Labelled, Labelled]:
@@ -133,30 +146,21 @@ def _unreadable(config: DataConfig) -> str:
     return f"data.name: '{config.name}' cannot be read from '{config.root}'"
 
 
-_SETS: dict[str, Callable[[DataConfig], tuple[Labelled, Labelled]]] = {
-    "digits": _digits,
-    "mnist": _torchvision("MNIST"),
-    "fashion-mnist": _torchvision("FashionMNIST"),
-    "cifar10": _torchvision("CIFAR10"),
-    "cifar100": _torchvision("CIFAR100"),
-    "svhn": _torchvision("SVHN"),
-}
-_DIGITS = {"digits", "mnist", "svhn"}
-_FLIPPED = {"fashion-mnist", "cifar10", "cifar100"}
+_DIGITS = tuple(map(str, range(10)))
 
-_OTHERS: dict[str, Callable[[DataConfig], Splits]] = {
-    "imagefolder": image_folder,
-    "digits-segmentation": lambda config: digit_scenes(config, *_all_digits(), kind="masks"),
-    "digits-detection": lambda config: digit_scenes(config, *_all_digits(), kind="boxes"),
-    "maskfolder": mask_folder,
-    "coco": coco,
-}
-_TARGETS: dict[str, Targets] = {
-    "digits-segmentation": "masks",
-    "maskfolder": "masks",
-    "digits-detection": "boxes",
-    "coco": "boxes",
+_SETS = {
+    "digits": _labelled(_digits, class_names=_DIGITS),
+    "mnist": _labelled(_torchvision("MNIST"), class_names=_DIGITS),
+    "fashion-mnist": _labelled(_torchvision("FashionMNIST"), flip=True),
+    "cifar10": _labelled(_torchvision("CIFAR10"), flip=True),
+    "cifar100": _labelled(_torchvision("CIFAR100"), flip=True),
+    "svhn": _labelled(_torchvision("SVHN"), class_names=_DIGITS),
+    "imagefolder": _DataSet(image_folder),
+    "digits-segmentation": _DataSet(lambda config: digit_scenes(config, *_all_digits(), kind="masks"), "masks"),
+    "digits-detection": _DataSet(lambda config: digit_scenes(config, *_all_digits(), kind="boxes"), "boxes"),
+    "maskfolder": _DataSet(mask_folder, "masks"),
+    "coco": _DataSet(coco, "boxes"),
 }
 
-NAMES = (*_SETS, *_OTHERS)
+NAMES = tuple(_SETS)
 """Every named data set."""

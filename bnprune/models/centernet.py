@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bnprune.errors import ConfigError
+
 Target = dict[str, torch.Tensor]
 """Of one image: "boxes" (n, 4), as x1, y1, x2, y2 in pixels, and "labels" (n,), from 1 up; 0 is the background."""
 
@@ -92,6 +94,11 @@ def _assigned(
     y = torch.arange(height, device=heat.device).view(-1, 1)
     x = torch.arange(width, device=heat.device)
     for index, target in enumerate(targets):
+        if len(target["labels"]) and int(target["labels"].max()) > heat.shape[1]:
+            raise ConfigError(
+                f"model: the boxes have a class {int(target['labels'].max())}, and the network has classes up to "
+                f"{heat.shape[1]}. num_classes counts all classes and the background."
+            )
         boxes = target["boxes"] / _STRIDE
         centre, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
         cell = centre.long().clamp(min=0)

@@ -159,7 +159,7 @@ def _networks_before(run: Run, model: nn.Module, header: Header) -> dict[str, St
         return {}
     model.to(run.device)
     dense = build(header.spec).to(run.device)
-    accuracies = _accuracies(run, model) if run.splits.labelled else dict.fromkeys(_ACCURACIES)
+    accuracies = _accuracies(run, model, run.task) if run.splits.labelled else dict.fromkeys(_ACCURACIES)
     return networks_before(_sizes(run, dense), accuracies | _sizes(run, model))
 
 
@@ -293,7 +293,7 @@ def _swept(run: Run, model: nn.Module, request: Request, config: PruneConfig) ->
     choice, start, metric = choose(swept.points, tolerance), swept.points[0].accuracy, metric_of(swept.metric)
     if choice.best is None:
         raise PruningError(
-            f"no cut keeps validation {metric.label} within {tolerance:g} of {metric.text(start)}: "
+            f"no cut keeps validation {metric.label} within {metric.text(tolerance, 1)} of {metric.text(start)}: "
             "train with more sparsity, allow more loss (tolerance), or give a ratio and fine-tune."
         )
     if choice.measured is not None and choice.measured != choice.recommended:
@@ -379,9 +379,9 @@ def _test(run: Run, model: nn.Module, stage: str, task: Task) -> dict[str, Any]:
     return found
 
 
-def _accuracies(run: Run, model: nn.Module, task: Task | None = None) -> dict[str, Any]:
-    validation = evaluate(model, run.splits.validation, run.device, task=task or run.task)
-    test = evaluate(model, run.splits.test, run.device, task=task or run.task)
+def _accuracies(run: Run, model: nn.Module, task: Task) -> dict[str, Any]:
+    validation = evaluate(model, run.splits.validation, run.device, task=task)
+    test = evaluate(model, run.splits.test, run.device, task=task)
     found: dict[str, Any] = {
         "accuracy": test.value,
         "validation_accuracy": validation.value,

@@ -5,13 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bnprune.data import splits_of
 from bnprune.errors import BnpruneError
 from bnprune.runs.network_source import NetworkSource
 from bnprune.runs.preflight import choose_device
-from bnprune.training.compatibility import require_fit
 from bnprune.training.evaluate import evaluate
-from bnprune.training.tasks.factory import make_task
+from bnprune.workflows.data_source import fitting_data
 from bnprune.workflows.results import CutEffect
 
 _IMAGES = 512
@@ -29,9 +27,7 @@ def cut_effect(network: NetworkSource, slim: nn.Module) -> CutEffect | None:
         return None
     try:
         config = network.config(sections=("data", "task"))
-        splits = splits_of(config)
-        task = make_task(config.task, splits.classes)
-        require_fit(network.model, splits, network.label, task=task)
+        splits, task = fitting_data(network, config)
         device = choose_device(config.device)
         order = torch.randperm(len(splits.validation), generator=torch.Generator().manual_seed(0))[:_IMAGES]
         found = []

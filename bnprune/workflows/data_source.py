@@ -62,10 +62,21 @@ def open_with_data(
         _require_labels(network, overrides)
         config = network.config(overrides, sections=("data", "task"))
     device = choose_device(config.device)
+    splits, task = fitting_data(network, config)
+    return NetworkWithData(network, config, splits, device, task)
+
+
+def fitting_data(network: NetworkSource, config: PipelineConfig) -> tuple[Splits, Task]:
+    """Load the data of a recipe for evaluating a network, and make the task.
+
+    Raises:
+        ConfigError: Data, task and network do not fit each other.
+        DataError: The data cannot be read.
+    """
     splits = splits_of(config)
     task = make_task(config.task, splits.classes)
     require_fit(network.model, splits, network.label, task=task)
-    return NetworkWithData(network, config, splits, device, task)
+    return splits, task
 
 
 def _require_labels(network: NetworkSource, overrides: Sequence[str]) -> None:

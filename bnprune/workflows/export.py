@@ -12,7 +12,6 @@ from torch import nn
 from bnprune.config.bounded_reading import require_batch
 from bnprune.config.recipe import load_recipe
 from bnprune.config.tables import FORMATS, format_of
-from bnprune.data import splits_of
 from bnprune.errors import BnpruneError, ConfigError, first_line
 from bnprune.exporters.card import model_card
 from bnprune.exporters.export import ExportOptions, export_network
@@ -29,8 +28,7 @@ from bnprune.runs.files import write_text
 from bnprune.runs.network_source import NetworkSource, open_source
 from bnprune.runs.outputs import require_output
 from bnprune.runs.results import ExportFigures, InputFormat
-from bnprune.training.compatibility import require_fit
-from bnprune.training.tasks.factory import make_task
+from bnprune.workflows.data_source import fitting_data
 from bnprune.workflows.results import ExportResult
 
 
@@ -167,8 +165,7 @@ def _real(
         return (), ["compared on random inputs only: no recipe names the data"]
     try:
         config = network.config(sections=("data", "task")) if recipe is None else load_recipe(Path(recipe))
-        splits = splits_of(config)
-        require_fit(network.model, splits, network.label, task=make_task(config.task, splits.classes))
+        splits, _ = fitting_data(network, config)
         return list(real_batches(splits, batch)), []
     except BnpruneError as error:
         if recipe is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bnprune.errors import ConfigError
 from bnprune.models.centernet import CenterNet, _assigned, _detections, _losses
 
 BOXES = torch.tensor([[4.0, 8.0, 20.0, 22.0], [25.0, 3.0, 44.0, 40.0]])
@@ -54,6 +55,11 @@ def test_cells_beside_a_higher_score_are_no_objects() -> None:
     (found,) = _detections(centres, shapes)
     assert int((found["scores"] > 0.5).sum()) == 1
     assert int(found["labels"][0]) == 2
+
+
+def test_a_class_that_the_network_lacks_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"a class 3, and the network has classes up to 2"):
+        _assigned(torch.zeros(2, 2, 12, 12), TARGETS)
 
 
 def test_it_follows_the_contract_of_torchvision() -> None:

@@ -208,6 +208,15 @@ def test_logits_of_another_size_are_refused() -> None:
         Segmentation().loss(nn.Identity(), (logits[..., :4], masks))
 
 
+def test_fewer_scores_per_pixel_than_classes_are_refused() -> None:
+    batch = segmented(classes=3)
+    task = make_task(TaskConfig(name="segmentation"), 4)
+    with pytest.raises(ConfigError, match=r"the masks have 4 classes.*it returns 3\. Most take num_classes=4"):
+        task.loss(nn.Identity(), batch)
+    with pytest.raises(ConfigError, match="the masks have 4 classes"):
+        task.evaluate(nn.Identity(), [batch])
+
+
 # -- detection ---------------------------------------------------------------------------------------------------------
 
 BOXES = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 40.0, 40.0]])

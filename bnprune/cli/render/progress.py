@@ -95,6 +95,7 @@ class RichDisplay:
         """Print a line per epoch, as wide as the terminal."""
         width, metric = len(str(epochs)), metric_of(record.validation.name)
         label = "validation" if record.validation.name == "top1" else f"validation {metric.label}"
+        loss = record.validation.values.get("loss")
         running = "" if record.train.value is None else f"train {metric.text(record.train.value):>6}"
         parts = [
             Part(f"  epoch {record.epoch:{width}}/{epochs}", 0),
@@ -102,7 +103,7 @@ class RichDisplay:
             Part(running, 5),
             Part(f"{label} {metric.text(record.validation.value):>6} {'best' if record.is_best else '    '}", 1),
             *_gamma_parts(gamma, 2),
-            Part(f"validation loss {record.validation.loss:.3f}" if self.verbose else "", 7),
+            Part(f"validation loss {loss:.3f}" if self.verbose and loss is not None else "", 7),
             *self._rates(record.lr),
             Part("" if self._bar is not None else self._time_left(), 4),
         ]

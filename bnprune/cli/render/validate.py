@@ -29,7 +29,7 @@ def _as_yaml(result: ValidateResult) -> str:
 
 def _summary(result: ValidateResult) -> str:
     images, shape = result.images, "x".join(map(str, result.input))
-    classes = "no labels" if result.classes == 1 else f"{result.classes} classes"
+    classes = _classes(result)
     prunable = "" if result.prunable is None else f", {result.prunable} of them prunable"
     return (
         f"  data:    {images.train} images to train, {images.validation} to validate, {images.test} to test; "
@@ -37,3 +37,9 @@ def _summary(result: ValidateResult) -> str:
         f"  network: {count(result.params)} parameters, {count(result.macs)} MACs, "
         f"{result.channels} BN channels{prunable}"
     )
+
+
+def _classes(result: ValidateResult) -> str:
+    if (result.config.get("data") or {}).get("unlabelled"):
+        return "no labels"
+    return f"{result.classes} classes" if result.classes > 1 else "targets without classes"

@@ -34,17 +34,19 @@ class Segmentation:
 
     means: ClassVar[bool] = False
     counts: ClassVar[bool] = False
+    classes: int = 1
+    """Number of classes of the masks, which the network must have scores for."""
     label_smoothing: float = 0.0
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Return the mean cross-entropy of the pixels that are not ignored.
 
         Raises:
-            ConfigError: The network does not return logits for every pixel.
+            ConfigError: The network does not return a logit for every pixel and class.
         """
         images, masks = batch
         output = model(images)
-        logits = pixel_logits(output, masks)
+        logits = _pixel_logits(output, masks, self.classes)
         value = self._cross_entropy(logits, masks)
         if isinstance(output, Mapping) and "aux" in output:
             value = value + _AUXILIARY_WEIGHT * self._cross_entropy(output["aux"], masks)
@@ -64,14 +66,14 @@ class Segmentation:
 
         Raises:
             ForwardError: The forward pass of the network fails.
-            ConfigError: The network does not return logits for every pixel.
+            ConfigError: The network does not return a logit for every pixel and class.
         """
         metric: MulticlassJaccardIndex | None = None
         losses, counts, right, images = [], [], [], 0
         for inputs, masks in batches:
             with raising_forward_errors(as_inputs(inputs)):
                 output = model(inputs)
-            logits = pixel_logits(output, masks).float()
+            logits = _pixel_logits(output, masks, self.classes).float()
             counted = masks != IGNORED
             losses.append(F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum"))
             counts.append(counted.sum())
@@ -98,11 +100,11 @@ def _jaccard_index(classes: int) -> MulticlassJaccardIndex:
     return MulticlassJaccardIndex(classes, ignore_index=IGNORED, validate_args=False, sync_on_compute=False)
 
 
-def pixel_logits(output: object, masks: torch.Tensor) -> torch.Tensor:
+def _pixel_logits(output: object, masks: torch.Tensor, classes: int) -> torch.Tensor:
     """Return the logits (N, K, H, W) in the output of a network.
 
     Raises:
-        ConfigError: They do not have a score per class for every pixel of the masks (N, H, W).
+        ConfigError: They do not have a score for each of the classes and every pixel of the masks (N, H, W).
     """
     try:
         logits = logits_of(output)
@@ -113,9 +115,14 @@ def pixel_logits(output: object, masks: torch.Tensor) -> torch.Tensor:
             f"task: segmentation needs logits of shape (N, classes, {masks.shape[-2]}, {masks.shape[-1]}), one score "
             f"per class and pixel; the network returns {tuple(logits.shape)}. Resize them in its forward."
         )
+    if logits.shape[1] < classes:
+        raise ConfigError(
+            f"task: the masks have {classes} classes, so the network must return as many scores per pixel; it returns "
+            f"{logits.shape[1]}. Most take num_classes={classes} as an argument."
+        )
     return logits
 
 
 def segmentation(setting: TaskSetting) -> Segmentation:
     """Return the task of a recipe."""
-    return Segmentation(setting.label_smoothing)
+    return Segmentation(setting.classes, setting.label_smoothing)
