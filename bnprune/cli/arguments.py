@@ -27,6 +27,20 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
     return tuple(map(int, parts))
 
 
+def parse_numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
+    """Read "0.5,0.5,0.5"; None for None.
+
+    Raises:
+        ConfigError: The text is something else.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"{flag}: expected numbers, such as 0.485,0.456,0.406 (got {quoted(text)}).") from error
+
+
 def parse_arguments(arguments: Sequence[str] | None) -> dict[str, Any]:
     """Read `key=value` arguments of a model; values are YAML.
 

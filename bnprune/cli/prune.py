@@ -42,6 +42,20 @@ Calibrate = Annotated[
         "activations, and to repair the slim network. Default: training images of the stored recipe.",
     ),
 ]
+Mean = Annotated[
+    str | None,
+    option(
+        PRUNING,
+        "--mean",
+        "R,G,B",
+        "Mean of the pixel values, from 0 to 1, to normalise the images of --calibrate with. Default: that of the "
+        "training images, if it is known, or of ImageNet.",
+    ),
+]
+Std = Annotated[
+    str | None,
+    option(PRUNING, "--std", "R,G,B", "Standard deviation of the pixel values, as for --mean."),
+]
 PlanFile = Annotated[
     Path | None,
     option(PRUNING, "--plan", "FILE", "Apply a saved plan instead of making one."),
@@ -93,6 +107,8 @@ def prune(
     trust: Trust = False,
     asked: dict[str, Any] | None = None,
     calibrate: Calibrate = None,
+    mean: Mean = None,
+    std: Std = None,
     compensate: Compensate = True,
     plan: PlanFile = None,
     profile: ProfileFile = None,
@@ -107,7 +123,7 @@ def prune(
     The BatchNorm channels with the smallest scale factors in the whole network are removed. SOURCE is a run directory
     or a checkpoint; for a network of your own, give --model and --input instead.
     """
-    from bnprune.cli.arguments import checkpoint_of, parse_arguments, parse_shape
+    from bnprune.cli.arguments import checkpoint_of, parse_arguments, parse_numbers, parse_shape
     from bnprune.cli.render.output import output
     from bnprune.cli.render.progress import RichDisplay
     from bnprune.cli.render.prune import show_prune
@@ -138,6 +154,8 @@ def prune(
             sensitivity=sensitivity,
             compensated=compensate,
             calibrate=calibrate,
+            mean=parse_numbers(mean, "--mean"),
+            std=parse_numbers(std, "--std"),
             dry_run=dry_run,
             out=out,
             force=force,

@@ -13,6 +13,7 @@ from bnprune.channels.operator_mode import preserve_thread_state
 from bnprune.channels.pytrees import as_inputs
 from bnprune.channels.trace_network import Coupling, Outputs
 from bnprune.config.tables import LAYER_MEASUREMENTS, REPAIR
+from bnprune.notes import Note
 from bnprune.pruning.calibration import Calibration, Loss
 from bnprune.pruning.cut_history import record_plan
 from bnprune.pruning.draft_plan import DraftPlan, describe_plan, require_cut
@@ -46,6 +47,11 @@ class RepairOutcome(Protocol):
     @property
     def held_out(self) -> int:
         """Number of images on which the repair methods were compared."""
+        ...
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What is wrong with the images, and repair methods that failed."""
         ...
 
     @property
@@ -396,7 +402,8 @@ def prune_as_requested(
 
 def _repaired(result: PruningResult, model: nn.Module, example_inputs: Any, calibration: Calibration) -> PruningResult:
     repair: RepairOutcome = REPAIR(model, result.model, result.plan, example_inputs, calibration)
-    return replace(result, model=repair.model, repair=repair)
+    report = replace(result.report, notes=(*result.report.notes, *repair.notes))
+    return replace(result, model=repair.model, repair=repair, report=report)
 
 
 def _patterns(given: Sequence[str]) -> tuple[str, ...]:

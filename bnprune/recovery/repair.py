@@ -21,6 +21,7 @@ from bnprune.notes import Note
 from bnprune.pruning.calibration import Calibration, batch_size, device_of
 from bnprune.pruning.plan import PruningPlan
 from bnprune.recovery.compensate import Compensation
+from bnprune.recovery.input_statistics import unlike_training
 from bnprune.recovery.output_distance import output_distance
 from bnprune.recovery.repaired_networks import repaired_networks
 
@@ -44,7 +45,7 @@ class Repair:
     compensation: tuple[Compensation, ...] = ()
     """The result of each layer that lost inputs, if the chosen network is compensated."""
     notes: tuple[Note, ...] = ()
-    """Repair methods that failed."""
+    """Repair methods that failed, and what is wrong with the images."""
 
 
 @preserve_thread_state
@@ -74,7 +75,7 @@ def repair(
     fit, held = (
         [map_tensors(lambda t: t.to(device), batch) for batch in part] for part in calibration.parts(_HELD_OUT)
     )
-    notes: list[Note] = []
+    notes = [note for note in (unlike_training(model, fit),) if note]
     made = repaired_networks(
         model,
         slim,

@@ -25,6 +25,7 @@ from bnprune.pruning.layer_measurements import LayerMeasurements
 from bnprune.pruning.pruner import PruningResult, prune_as_requested
 from bnprune.pruning.report import Report
 from bnprune.pruning.request import Request
+from bnprune.recovery.input_statistics import unlike_training
 from bnprune.recovery.recover import recover
 from bnprune.recovery.sweep import Point, sweep
 from bnprune.recovery.sweep_choice import choose, why_not_larger
@@ -164,6 +165,8 @@ def _networks_before(run: Run, model: nn.Module, header: Header) -> dict[str, St
 
 
 _ACCURACIES = ("accuracy", "validation_accuracy", "loss")
+_LOOKED_AT = 64
+"""Images without labels that are compared with those that the teacher was trained on."""
 _NOT_CUT = "nothing was cut from this network: it has no pruning plan. It is trained on as it is"
 
 
@@ -209,6 +212,9 @@ def _training(
         run.display.note(problem)
     if not run.splits.labelled:
         run.display.note(Note("distill.unlabelled", "note", _AGREEMENT))
+        first = run.splits.train.serve([torch.arange(min(_LOOKED_AT, len(run.splits.train)))], run.device)
+        if teacher and (unlike := unlike_training(teacher[0].to(run.device), first)):
+            run.display.note(unlike)
     with open_tensorboard_log(
         run.config, run.directory, stage, training.state.progress.epoch
     ) as training_log.tensorboard_log:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +33,12 @@ class CalibrationData:
 
 
 def open_calibration(
-    network: NetworkSource, given: str | Path | None, count: int, *, required: bool
+    network: NetworkSource,
+    given: str | Path | None,
+    count: int,
+    *,
+    required: bool,
+    normalisation: Normalisation | None = None,
 ) -> tuple[CalibrationData | None, tuple[Note, ...]]:
     """Open calibration data.
 
@@ -40,20 +47,24 @@ def open_calibration(
         given: A folder, or "package.module:factory"; None for the data of the recipe.
         count: Number of images to use; 0 for none.
         required: True to raise an error if the data of the recipe cannot be opened; otherwise a note says so.
+        normalisation: Mean and standard deviation that the images of a folder are normalised with; default: those of
+            the training images, or of ImageNet.
 
     Returns:
         The data, None if there is none; and remarks.
 
     Raises:
-        ConfigError: The factory cannot be called, or the network takes no images.
+        ConfigError: The factory cannot be called, the network takes no images, or a normalisation is not for the data.
         DataError: The data cannot be read.
         UntrustedError: `required`, and the recipe names code or paths, and the file is not trusted.
     """
+    if normalisation is not None and (given is None or _is_factory(given)):
+        raise ConfigError("is for a folder of images.", argument="mean")
     if not count:
         return None, ()
     if given is not None:
         with about("calibrate"):
-            data = _from_path(network, given, count)
+            data = _from_path(network, given, count, normalisation)
         return data, data.notes
     if network.header.config is None:
         return None, ()
@@ -67,13 +78,37 @@ def open_calibration(
         return None, (Note("calibration.unavailable", "note", text),)
 
 
-def _from_path(network: NetworkSource, given: str | Path, count: int) -> CalibrationData:
-    if ":" in str(given) and not Path(given).exists():
+def normalisation_of(mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalisation | None:
+    """Return mean and standard deviation as given by the user; None if neither is given.
+
+    Raises:
+        ConfigError: One is missing, they do not have as many numbers, or a standard deviation is not positive.
+    """
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None or len(mean) != len(std) or len(mean) not in (1, 3):
+        raise ConfigError("mean and standard deviation must both have 3 numbers, or both 1.", argument="mean")
+    if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0 or min(mean) < 0:
+        raise ConfigError("the mean must not be negative, and the standard deviation positive.", argument="std")
+    return tuple(mean), tuple(std)
+
+
+def _is_factory(given: str | Path) -> bool:
+    return ":" in str(given) and not Path(given).exists()
+
+
+def _from_path(
+    network: NetworkSource, given: str | Path, count: int, normalisation: Normalisation | None
+) -> CalibrationData:
+    if _is_factory(given):
         batches = call_factory(str(given), {}, "")
         if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
             raise ConfigError(f"{given} must return an iterable of batches (got {type(batches).__name__}).")
         return CalibrationData(Calibration.of(batches, count), "factory")
-    preprocessing, notes = preprocessing_of(network)
+    if normalisation is None:
+        preprocessing, notes = preprocessing_of(network)
+    else:
+        preprocessing, notes = Preprocessing.of(tuple(network.inputs.shape[1:]), *normalisation), ()
     batches = unlabelled_images(Path(given), count, preprocessing)
     return CalibrationData(Calibration.of(batches, count), "folder", _recorded(preprocessing), notes)
 

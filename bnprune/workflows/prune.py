@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from bnprune.config.bounded_reading import DATA_BYTES, read_text
+from bnprune.data.splits import Normalisation
 from bnprune.errors import CheckpointError, ForwardError
 from bnprune.notes import Note
 from bnprune.pruning.calibration import DEFAULT_IMAGES, Calibration
@@ -29,7 +30,7 @@ from bnprune.runs.display import NO_DISPLAY, Display
 from bnprune.runs.network_source import NetworkSource, open_source
 from bnprune.runs.outputs import require_output
 from bnprune.runs.summary import cut_figures, pruned_of, seconds_of
-from bnprune.workflows.calibration_data import CalibrationData, open_calibration
+from bnprune.workflows.calibration_data import CalibrationData, normalisation_of, open_calibration
 from bnprune.workflows.cut_effect import cut_effect
 from bnprune.workflows.layer_measurements import layer_measurements
 from bnprune.workflows.results import CalibrationOutcome, CompensationOutcome, CutEffect, PruneResult
@@ -50,6 +51,8 @@ def prune(
     sensitivity: str | Path | None = None,
     compensated: bool = True,
     calibrate: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     dry_run: bool = False,
     out: str | Path = "slim.safetensors",
     force: bool = False,
@@ -77,6 +80,9 @@ def prune(
             iterable of batches as for `bnprune.prune`. By default, the training images of the network's recipe, if they
             can be opened. Criteria measure activations on them; after the proof, the network is repaired with them
             (`bnprune.recovery.repair`). The request says how many are used; 0: no data.
+        mean: Mean of the pixel values, between 0 and 1, that images of a folder are normalised with: one number, or one
+            per channel. Default: that of the network's training images, if known, or of ImageNet.
+        std: Their standard deviation, as for `mean`.
         dry_run: Return the plan; prune and write nothing.
         out: The checkpoint to write.
         force: Overwrite an existing file.
@@ -106,7 +112,7 @@ def prune(
     for note in measured.notes:
         display.note(note)
     replayed = None if plan is None else _read_plan(Path(plan), network.model)
-    data, notes = _calibration(network, request, calibrate, dry_run=dry_run)
+    data, notes = _calibration(network, request, calibrate, normalisation_of(mean, std), dry_run=dry_run)
     notes = (*_cut_before(network), *notes)
     calibration = None if data is None else data.calibration
     if dry_run:
@@ -138,16 +144,22 @@ def _cut_before(network: NetworkSource) -> tuple[Note, ...]:
 
 
 def _calibration(
-    network: NetworkSource, request: Request | None, given: str | Path | None, *, dry_run: bool
+    network: NetworkSource,
+    request: Request | None,
+    given: str | Path | None,
+    normalisation: Normalisation | None,
+    *,
+    dry_run: bool,
 ) -> tuple[CalibrationData | None, tuple[Note, ...]]:
     """Open the calibration data; in a dry run, only check what is given if the criterion does not use it."""
     criterion = _required(request).criterion if request is not None else None
     if dry_run and (criterion is None or not uses_data(criterion)):
         if given is not None:
-            open_calibration(network, given, 1, required=True)
+            open_calibration(network, given, 1, required=True, normalisation=normalisation)
         return None, ()
     count = DEFAULT_IMAGES if request is None else request.calibrate_images
-    return open_calibration(network, given, count, required=criterion is not None and needs_data(criterion))
+    required = criterion is not None and needs_data(criterion)
+    return open_calibration(network, given, count, required=required, normalisation=normalisation)
 
 
 def _noted(report: Report, notes: tuple[Note, ...]) -> Report:
@@ -168,9 +180,8 @@ def _recovered(
     repair: Repair = repair_network(
         network.model, result.model, result.plan, network.inputs, calibration, compensated=compensated
     )
-    for note in repair.notes:
-        display.note(note)
-    return replace(result, model=repair.model, repair=repair), repair.compensation
+    report = _noted(result.report, repair.notes)
+    return replace(result, model=repair.model, repair=repair, report=report), repair.compensation
 
 
 def _calibrated(data: CalibrationData | None, repair: RepairOutcome | None) -> CalibrationOutcome | None:

@@ -110,6 +110,44 @@ def test_the_normalisation_of_the_recipe_is_used_for_a_folder(run: Path, images:
     assert not any("ImageNet" in note for note in found["notes"])
 
 
+@pytest.fixture
+def trained_on(images: Path) -> tuple[object, ...]:
+    """A network whose statistics are those of the images, normalised with 0.3 and 0.05."""
+    of_training = Preprocessing.of((3, 8, 8), [0.3] * 3, [0.05] * 3)
+    model = library.recalibrate(chain(), unlabelled_images(images, 4, of_training))
+    torch.save(model.state_dict(), "own.pt")
+    return ("prune", *CHAIN, "--weights", "own.pt", "--ratio", "0.5", "--calibrate", images)
+
+
+def test_images_that_are_normalised_in_another_way_are_noticed(trained_on: tuple[object, ...]) -> None:
+    other = squeezed(done(*trained_on).output)
+    assert "warning: the images differ from those that the network was trained on" in other
+    assert "(--mean and --std for images of a folder" in other
+    own = done(*trained_on, "--mean", "0.3,0.3,0.3", "--std", "0.05,0.05,0.05", "--out", "own.safetensors")
+    assert "differ from those" not in squeezed(own.output)
+    assert "ImageNet" not in squeezed(own.output)
+    alike = document(*trained_on, "--mean", "0.3", "--std", "0.05", "--dry-run", "--criterion", "activation")
+    assert alike["calibration"]["preprocessing"]["mean"] == [0.3, 0.3, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--mean", "a,b"), "--mean: expected numbers, such as 0.485,0.456,0.406 (got 'a,b')"),
+        (("--mean", "0.5"), "--mean: mean and standard deviation must both have 3 numbers, or both 1"),
+        (("--mean", "0.5", "--std", "0"), "--std: the mean must not be negative, and the standard deviation positive"),
+        (("--mean", "0.5", "--std", "nan"), "--std: the mean must not be negative"),
+    ],
+)
+def test_a_wrong_normalisation_is_refused(given: tuple[str, ...], message: str, images: Path) -> None:
+    assert message in refusal(2, "prune", *CHAIN, "--ratio", "0.5", "--calibrate", images, *given)
+
+
+def test_a_normalisation_is_for_a_folder() -> None:
+    message = refusal(2, "prune", *CHAIN, "--ratio", "0.5", "--mean", "0.5", "--std", "0.5")
+    assert "--mean: is for a folder of images" in message
+
+
 def test_data_that_an_untrusted_file_names_is_not_opened(run: Path, images: Path) -> None:
     def name_own_data(header: dict[str, Any]) -> None:
         header["config"]["data"] = {"name": "imagefolder", "root": str(images)}

@@ -165,6 +165,16 @@ def test_images_are_normalised_as_asked_and_those_that_calibration_reads(images:
         assert distances.max() < 0.05  # resized by Pillow or by torchvision
 
 
+def test_images_unlike_those_of_the_teacher_are_noticed(dense: nn.Module, images: Path) -> None:
+    of_training = Preprocessing.of((3, 8, 8), [0.3] * 3, [0.05] * 3)
+    torch.save(library.recalibrate(dense, unlabelled_images(images, 80, of_training)).state_dict(), "dense.pt")
+    command = tuned("--unlabelled", images, "--teacher", "dense.pt", *SHORT)
+    warning = "warning: the images differ from those that the network was trained on"
+    assert warning in squeezed(done(*command, "--out", "wrong").output)
+    own = ("data.mean=[0.3,0.3,0.3]", "data.std=[0.05,0.05,0.05]")
+    assert warning not in squeezed(done(*command, *own, "--out", "right").output)
+
+
 def test_a_teacher_that_is_given_replaces_the_one_in_the_file(dense: nn.Module, images: Path) -> None:
     command = tuned("--unlabelled", images, "--teacher", "dense.pt", *SHORT)
     done(*command, "--out", "first")

@@ -11,6 +11,7 @@ from rich.status import Status
 
 from bnprune.cli.render.console import print_text, stderr
 from bnprune.cli.render.fitted_line import Part, clock, fitted_line, width_of, wrapped
+from bnprune.cli.render.notes import with_help
 from bnprune.cli.render.tables import percent
 from bnprune.cli.render.training_clock import TrainingClock
 from bnprune.cli.verbosity import VERBOSITY
@@ -157,8 +158,7 @@ class RichDisplay:
         """Print a line; with --quiet, warnings only."""
         is_warning = isinstance(text, Note) and text.level == "warning"
         if is_warning or not self.quiet:
-            line = f"warning: {text}" if is_warning else text
-            print_text(self.console, wrapped(line, width_of(self.console)), style)
+            print_text(self.console, wrapped(with_help(text), width_of(self.console)), style)
 
     def _close(self) -> None:
         for shown in (self._bar, self._status):
