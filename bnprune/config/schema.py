@@ -93,8 +93,8 @@ class DataConfig(Section):
     std: Annotated[tuple[Positive, ...], Field(max_length=3)] | None = None
     """Standard deviation of the pixel values, as for `mean`."""
     root: Annotated[FilePath, UserOnly()] = Path("data")
-    """Folder of the files; for `imagefolder` and `maskfolder`, the folder with `train/` and `test/`; for `coco`, the
-    one with `annotations/`."""
+    """Folder of the files; for `imagefolder` and `maskfolder`, the folder with `train/` and `test/` (or, for
+    `imagefolder`, `val/`); for `coco`, the one with `annotations/`."""
     download: Annotated[Switch, UserOnly(needed=False)] = False
     """Download the data set if it is missing."""
     batch_size: Count = 128
@@ -105,6 +105,9 @@ class DataConfig(Section):
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the training images that is held out for validation. All choices are made on these images; the test
     images are used only once, at the end."""
+    test_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """With `imagefolder`, if the class folders are in `root` itself: share of the images of every class that is held
+    out for testing, the same every time."""
     augment: Switch = True
     """Shift images at random and, except in data sets of digits, flip them horizontally."""
     in_memory: Switch | None = None
@@ -126,6 +129,12 @@ class DataConfig(Section):
             raise ValueError("give one of 'name', 'factory' and 'unlabelled'")
         if len(given) != 1:
             raise ValueError("give either 'name' or 'factory'")
+        return self
+
+    @model_validator(mode="after")
+    def _holds_out_files(self) -> Self:
+        if self.test_share is not None and self.name != "imagefolder":
+            raise ValueError("'test_share' is for 'imagefolder' only: other data sets have test images")
         return self
 
     @model_validator(mode="after")

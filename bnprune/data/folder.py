@@ -19,7 +19,7 @@ from bnprune.config.schema import DataConfig
 from bnprune.data.memory import Labelled, in_memory, require_room
 from bnprune.data.splits import Normalisation, Splits, evenly, stratified
 from bnprune.data.stream import StreamSplit
-from bnprune.errors import DataError, first_line
+from bnprune.errors import ConfigError, DataError, first_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,13 +41,10 @@ def image_folder(config: DataConfig) -> Splits:
     """Load an ImageFolder. Images up to 64x64 are kept in memory, unless `in_memory` is set otherwise.
 
     Raises:
-        ConfigError: Images of the requested size are too large.
+        ConfigError: Images of the requested size are too large, or `test_share` is not for this folder.
         DataError: A folder is missing or empty, an image cannot be read, or the classes differ between splits.
     """
-    folders = _folders(config.root)
-    classes = _classes(*folders)
-    train, test = (_listed(folder, classes) for folder in folders)
-    _require_all(classes, train, folders[0])
+    classes, train, test = _files(config)
     train = _subset(train, config.limit)
     test = _subset(test, config.held_out_limit)
     given = (config.mean, config.std) if config.mean is not None and config.std is not None else None
@@ -72,23 +69,51 @@ def splits_of_files(
     return _streamed(config, train, test, size, classes, normalisation or (IMAGENET_MEAN, IMAGENET_STD))
 
 
-def _folders(root: Path) -> tuple[Path, Path]:
+def _files(config: DataConfig) -> tuple[list[str], Files, Files]:
+    """Return the names of the classes, and the training and test images."""
+    root, share = config.root, config.test_share
+    if share is not None and (root / "train").is_dir():
+        raise ConfigError(f"data.test_share: '{root}' has a folder 'train' already. Leave data.test_share out.")
+    folders = _folders(root) if share is None else (root,)
+    classes = _classes(folders)
+    train, *test = (_listed(folder, classes) for folder in folders)
+    _require_all(classes, train, folders[0])
+    if share is None:
+        return classes, train, test[0]
+    fit, held = stratified(torch.tensor([label for _, label in train]), share)
+    return classes, [train[index] for index in fit.tolist()], [train[index] for index in held.tolist()]
+
+
+def _folders(root: Path) -> tuple[Path, ...]:
     train = root / "train"
     test = next((root / name for name in ("test", "val") if (root / name).is_dir()), root / "test")
     for folder in (train, test):
         if not folder.is_dir():
-            missing = f"data.root: '{root}' has no folder '{folder.name}'."
-            raise DataError(f"{missing} Expected train/<class>/ and test/<class>/.")
+            raise DataError(f"data.root: '{root}' has no folder '{folder.name}'. {_expected(root)}")
     return train, test
 
 
-def _classes(train: Path, test: Path) -> list[str]:
-    """Return the sorted names of the class folders, which must be the same in both splits."""
-    found, others = (sorted(entry.name for entry in _entries(folder) if entry.is_dir()) for folder in (train, test))
-    if found != others:
-        odd = sorted(set(found) ^ set(others))
-        raise DataError(f"data.root: '{test}' and '{train}' differ in the classes {', '.join(odd[:5])}.")
-    return found
+def _expected(root: Path) -> str:
+    text = "Expected train/<class>/ and test/<class>/."
+    folders = sorted(Path(entry.path) for entry in _entries(root) if entry.is_dir()) if root.is_dir() else []
+    if len(folders) < 2 or not all(any(_is_image(entry) for entry in _entries(folder)) for folder in folders):
+        return text
+    return (
+        f"{text} If '{folders[0].name}' and '{folders[1].name}' are classes, set data.test_share=0.2 to hold out a "
+        "fifth of every class for testing."
+    )
+
+
+def _classes(folders: Sequence[Path]) -> list[str]:
+    """Return the sorted names of the class folders, which must be the same in all splits."""
+    found = {folder: sorted(entry.name for entry in _entries(folder) if entry.is_dir()) for folder in folders}
+    every = sorted(set().union(*found.values()))
+    for folder, names in found.items():
+        if names != every:
+            missing = ", ".join([name for name in every if name not in names][:5])
+            other = next(other for other in folders if other != folder)
+            raise DataError(f"data.root: '{folder}' lacks the classes {missing}, which '{other}' has.")
+    return every
 
 
 def _listed(folder: Path, classes: Sequence[str]) -> Files:
@@ -105,10 +130,14 @@ def images_below(folder: Path) -> Iterator[Path]:
         for entry in _entries(waiting.pop()):
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(Path(entry.path))
-            elif Path(entry.name).suffix.lower() in _ENDINGS:
+            elif _is_image(entry):
                 if not _regular(entry):  # opening a FIFO would block for ever
                     raise DataError(f"'{entry.path}' is not a regular file. Remove it.")
                 yield Path(entry.path)
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return Path(entry.name).suffix.lower() in _ENDINGS
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

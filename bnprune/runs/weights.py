@@ -56,7 +56,13 @@ def opened(path: Path) -> Any:
 def _require_small_header(path: Path) -> None:
     """Check the size of the header: a safetensors file begins with it, as eight little-endian bytes."""
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+        start = file.read(8)
+    if start.startswith(b"PK"):  # a zip archive
+        raise CheckpointError(
+            f"'{path}' is not a safetensors file: it looks like one of torch.save. {_PLAIN_WEIGHTS}",
+            remedy=_NAMED_NETWORK,
+        )
+    length = int.from_bytes(start, "little")
     if length > min(_HEADER_BYTES, path.stat().st_size):
         raise CheckpointError(
             f"'{path}' is not a safetensors file, or is damaged: its header claims {length:,} bytes (at most "

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from bnprune.runs.weights import fit_state
-from tests.cli.harness import CHAIN, bnprune, done, refusal, tensor_bytes, write
+from tests.cli.harness import CHAIN, bnprune, document, done, refusal, squeezed, tensor_bytes, write
 from tests.nets import chain, conv_bn
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def test_a_text_file_as_a_checkpoint() -> None:
 def test_a_pt_file_as_a_checkpoint_gets_told_about_weights(here: Path) -> None:
     torch.save(chain().state_dict(), here / "weights.pt")
     message = refusal(5, "prune", "weights.pt")
-    assert "'weights.pt' is not a safetensors file" in message
+    assert "'weights.pt' is not a safetensors file: it looks like one of torch.save" in message
     assert "Weights from elsewhere (.pt) go with the name of a network: --model NAME --weights FILE." in message
 
 
@@ -400,6 +400,20 @@ def test_a_folder_without_test_images(images: Path, here: Path) -> None:
     assert "data.root: 'images' has no folder 'test'." in refusal(5, "validate", images)
 
 
+def test_class_folders_without_a_split_are_split_on_request(images: Path, here: Path) -> None:
+    message = squeezed(refusal(5, "validate", images, "data.root=images/train"))
+    assert "'images/train' has no folder 'train'" in message
+    assert "If 'cats' and 'dogs' are classes, set data.test_share=0.2" in message
+    found = document("validate", images, "data.root=images/train", "data.test_share=0.25")
+    whole = document("validate", images)
+    assert found["images"]["test"] == 2 * round(0.25 * sum(1 for _ in Path("images/train/dogs").iterdir()))
+    assert found["classes"] == whole["classes"]
+    both = refusal(2, "validate", images, "data.test_share=0.25")
+    assert "data.test_share: 'images' has a folder 'train' already" in both
+    other = refusal(2, "validate", images, "data.name=digits", "data.test_share=0.25")
+    assert "'test_share' is for 'imagefolder' only" in other
+
+
 def test_folders_without_images(images: Path, here: Path) -> None:
     for path in (here / "images" / "train").rglob("*.png"):
         path.unlink()
@@ -410,7 +424,7 @@ def test_folders_without_images(images: Path, here: Path) -> None:
 def test_folders_with_other_classes(images: Path, here: Path) -> None:
     (here / "images" / "test" / "dogs").rename(here / "images" / "test" / "wolves")
     message = refusal(5, "validate", images)
-    assert "'images/test' and 'images/train' differ in the classes dogs, wolves." in message
+    assert "'images/train' lacks the classes wolves, which 'images/test' has." in message
 
 
 @pytest.mark.parametrize("name", ["train/cats/0.png", "train/dogs/3.png", "test/cats/1.png"])

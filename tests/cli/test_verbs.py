@@ -289,7 +289,7 @@ def test_a_training_too_short_for_sparsity_gets_advice_that_helps(recipe: Path) 
     assert "λ is steered to bring 50% of all γ to zero" in reached.stderr
     assert "50% of γ ≈ 0  apart from the others" in reached.stderr
     result = done("train", recipe, "--out", "run", "train.lr=0.002")
-    assert "nothing will become sparse. Train longer (train.epochs)" in result.stderr
+    assert "few channels will become removable. Train longer (train.epochs)" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,17 @@ def test_image_folder_in_memory_and_streamed_hold_the_same_images(tmp_path) -> N
     assert torch.equal(labels, memory.train.labels)
 
 
+def test_a_share_of_every_class_is_for_testing_if_there_is_no_split(tmp_path) -> None:
+    config = DataConfig(name="imagefolder", root=make_folder(tmp_path) / "train", test_share=0.25, validation=0.3)
+    splits = load_data(config)
+    parts = [split.labels for split in (splits.train, splits.validation, splits.test)]
+    assert splits.test.labels.bincount().tolist() == [round(0.25 * 6)] * 2
+    assert sum(map(len, parts)) == 12
+    pixels = torch.cat([split.images.flatten(1) for split in (splits.train, splits.validation, splits.test)])
+    assert len(pixels.unique(dim=0)) == 12  # no image is in two splits
+    assert torch.equal(load_data(config).test.images, splits.test.images)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streamed_batches_depend_on_seed_and_sample_only(tmp_path, workers: int) -> None:
     config = DataConfig(name="imagefolder", root=make_folder(tmp_path), in_memory=False, workers=workers, image_size=8)
@@ -170,7 +181,7 @@ def test_streamed_batches_depend_on_seed_and_sample_only(tmp_path, workers: int)
     ("spoil", "message"),
     [
         (lambda root: (root / "train").rename(root / "fit"), "has no folder 'train'. Expected train/<class>/"),
-        (lambda root: (root / "test" / "dog").rename(root / "test" / "cow"), "differ in the classes cow, dog"),
+        (lambda root: (root / "test" / "dog").rename(root / "test" / "cow"), "lacks the classes cow, which"),
         (lambda root: [f.unlink() for f in root.glob("test/*/*")], "holds no images"),
         (
             lambda root: (root / "train" / "cat" / "3.png").write_bytes(b"no image"),

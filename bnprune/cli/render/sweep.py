@@ -38,7 +38,8 @@ def show_sweep(result: SweepResult, command: Callable[[SweepPoint], str]) -> Non
     for line in _findings(result):
         print_text(console, line)
     if best is not None:
-        print_text(console, f"\n{command(best)}")
+        doubt = "" if result.recommended else "Not recommended; to try it all the same, and fine-tune:\n"
+        print_text(console, f"\n{doubt}{command(best)}")
         if missing := without_flag(result):
             print_text(console, f"(without {', '.join(missing)}, for which there is no flag)")
 

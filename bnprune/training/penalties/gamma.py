@@ -290,7 +290,7 @@ class TravelBudget:
             if self.enough:
                 return f"λ is steered to bring {self.target:.0%} of all γ to zero"
             text = f"{self.target:.0%} of all γ are to reach zero, but {text}"
-        return text if self.enough else f"{text}: too little to reach zero, so nothing will become sparse"
+        return text if self.enough else f"{text}: too little to reach zero, so that few channels will become removable"
 
 
 def mean_gamma(gammas: Sequence[torch.Tensor]) -> float:
