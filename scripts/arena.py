@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arena import results
-from arena.arms import ARMS
-from arena.cells import MAIN_SEEDS, NETWORKS, ordered
+from arena.arms import ARMS, BASES
+from arena.cells import DEFAULT_ARMS, MAIN_SEEDS, NETWORKS, ordered
 from arena.execution import RECIPES, Arena
 from arena.images import prepare_images
 from arena.schedule import Schedule, seconds_of, unfinished
@@ -45,7 +45,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, metavar="DIR", help="for JSON files [default: configs/arena/results]")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(MAIN_SEEDS))
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=list(DEFAULT_ARMS), choices=[*BASES, *ARMS])
     parser.add_argument("--budget", default="36500d", metavar="TIME", help="such as 90m, 6h or 3d [default: no limit]")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes, one cell each")
     parser.add_argument("--validation-only", action="store_true")

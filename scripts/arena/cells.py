@@ -44,28 +44,34 @@ class Cell:
         return Cell(self.network, self.seed, ARMS[self.arm].base)
 
 
+DEFAULT_ARMS = ("sparse", "dense", *ARMS)
+
+
 def ordered(networks: Sequence[str], seeds: Sequence[int], arms: Sequence[str]) -> list[Cell]:
     """Return the cells in the order in which they run, each after those that it needs.
 
-    Per network: the main arms of every seed, then the other arms of the first seed alone.
+    Per network: the bases and the main arms of every seed, then the other arms of the first seed alone.
+
+    Args:
+        networks: Names of networks.
+        seeds: Seeds.
+        arms: Names of arms, and of bases to train even if no arm needs them.
     """
+    main = [name for name in arms if name in ARMS and ARMS[name].main]
+    others = [name for name in arms if name in ARMS and name not in main]
     cells: dict[Cell, None] = {}
     for network in networks:
         for seed in seeds:
-            for cell in _of_arms(network, seed, [name for name in arms if ARMS[name].main]):
+            bases = [Cell(network, seed, base) for base in BASES if base in arms]
+            for cell in [*bases, *_of_arms(network, seed, main)]:
                 cells.update(dict.fromkeys([*_all_needed(cell), cell]))
-        for cell in _of_arms(network, seeds[0], [name for name in arms if not ARMS[name].main]):
+        for cell in _of_arms(network, seeds[0], others):
             cells.update(dict.fromkeys([*_all_needed(cell), cell]))
     return list(cells)
 
 
-def _of_arms(network: str, seed: int, arms: Sequence[str]) -> Iterator[Cell]:
-    for base in BASES:  # both trainings of a seed first: they take longest, and two processes share them
-        if any(ARMS[name].base == base for name in arms):
-            yield Cell(network, seed, base)
-    for share in SHARES:
-        for name in arms:
-            yield Cell(network, seed, name, share)
+def _of_arms(network: str, seed: int, arms: Sequence[str]) -> list[Cell]:
+    return [Cell(network, seed, name, share) for share in SHARES for name in arms]
 
 
 def _all_needed(cell: Cell) -> Iterator[Cell]:
