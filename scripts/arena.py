@@ -28,12 +28,18 @@ from arena.arms import ARMS, BASES
 from arena.cells import DEFAULT_ARMS, MAIN_SEEDS, NETWORKS, ordered
 from arena.execution import RECIPES, Arena
 from arena.images import prepare_images
+from arena.latency import measure_cells
+from arena.plot import plot
 from arena.schedule import Schedule, seconds_of, unfinished
+from arena.table import BEGIN, END, replaced
+from arena.table import table as table_of
+
+from bnprune.runs.files import write_text
 
 
 def main() -> None:
     args = parsed(sys.argv[1:])
-    raise SystemExit({"run": run}[args.step](args))
+    raise SystemExit({"run": run, "latency": latency, "table": table}[args.step](args))
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
@@ -68,6 +74,27 @@ def run(args: argparse.Namespace) -> int:
     left = unfinished(cells, arena)
     print(f"{len(cells)} cells, {len(cells) - len(left)} finished", flush=True)
     return 0 if Schedule(arena, left, args.workers, deadline, say).run() else 1
+
+
+def latency(args: argparse.Namespace) -> int:
+    """Measure the networks that have no latency yet."""
+    done, missing = measure_cells(args.work, args.results, results.command_of(sys.argv[1:]))
+    print(f"{done} measured; of {missing}, the networks are not in {args.work}")
+    return 0
+
+
+def table(args: argparse.Namespace) -> int:
+    """Write the table and the plots beside the results."""
+    documents, folder = results.read_all(args.results), args.results.parent
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.exists() else f"{BEGIN}{END}\n"
+    write_text(readme, replaced(text, table_of(documents)))
+    for network in NETWORKS:
+        picture = plot(documents, network)
+        if picture is not None:
+            write_text(folder / f"{network}.svg", picture)
+    print(f"{len(documents)} cells: {readme}")
+    return 0
 
 
 def say(text: str) -> None:

@@ -34,9 +34,16 @@ def path_of(results: Path, cell: Cell) -> Path:
 
 
 def read_all(results: Path) -> list[dict[str, Any]]:
-    """Return the documents of a folder, sorted by name."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
-    return [document for document in found if document.get("schema") == SCHEMA]
+    """Return the documents of a folder, sorted by name.
+
+    Raises:
+        SystemExit: A file is of another kind: none is left out silently.
+    """
+    found = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
+    for path, document in found.items():
+        if document.get("schema") != SCHEMA or path.stem != Cell(**document["cell"]).name:
+            raise SystemExit(f"'{path}' is not the result of a cell of that name. Remove it, or rename it.")
+    return list(found.values())
 
 
 def read(results: Path, cell: Cell) -> dict[str, Any] | None:

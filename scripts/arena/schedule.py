@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
+import statistics
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,10 +14,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from arena import results
-from arena.arms import ARMS
+from arena.arms import ARMS, base_recipe
 from arena.cells import Cell
 from arena.execution import MOST_SCRATCH_EPOCHS, Arena, execute
-from bnprune.config.schema import FinetuneConfig, TrainConfig
+from bnprune.config.schema import FinetuneConfig, PipelineConfig, TrainConfig
 from bnprune.errors import BnpruneError, Interrupted
 from bnprune.runs.signals import stop_requests
 
@@ -45,7 +47,8 @@ def work_of(cell: Cell, arena: Arena) -> float:
 def estimate(cell: Cell, arena: Arena) -> float | None:
     """Return the seconds that a cell will take, by those that finished ones took; None if there are none yet.
 
-    Slim networks take more time per MAC than dense ones, so cells of the same share come first.
+    Slim networks take more time per MAC than dense ones, so cells of the same network and share count first. The median
+    is taken, since the times of trainings that were paused or disturbed are too long.
     """
     rates: dict[int, list[float]] = {}
     for document in results.read_all(arena.results):
@@ -55,7 +58,7 @@ def estimate(cell: Cell, arena: Arena) -> float | None:
         rate = spent / work_of(Cell(**other), arena)
         nearness = (other["network"] == cell.network) + (other["macs"] == cell.macs)
         rates.setdefault(nearness, []).append(rate)
-    return max(rates[max(rates)]) * work_of(cell, arena) if rates else None
+    return statistics.median(rates[max(rates)]) * work_of(cell, arena) if rates else None
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
@@ -63,10 +66,15 @@ def estimate(cell: Cell, arena: Arena) -> float | None:
 
 def _work(connection: Connection, arena: Arena) -> None:
     """Carry out cells until there are no more. A process keeps the images that it has read."""
+    leader = os.getppid()
     with stop_requests() as stopping:
+
+        def ending() -> bool:
+            return stopping() or os.getppid() != leader  # the leader was killed: nobody would receive the result
+
         while (cell := connection.recv()) is not None:
             try:
-                execute(cell, arena, stopping)
+                execute(cell, arena, ending)
                 connection.send("done")
             except Interrupted:
                 connection.send("stopped")
@@ -74,7 +82,7 @@ def _work(connection: Connection, arena: Arena) -> None:
                 connection.send(f"failed: {error}")
             except Exception:  # noqa: BLE001 - one cell must not end the others; the traceback is shown
                 connection.send(f"failed: {traceback.format_exc()}")
-            if stopping():
+            if ending():
                 return
 
 
@@ -205,9 +213,14 @@ def unfinished(cells: Sequence[Cell], arena: Arena) -> list[Cell]:
         document = results.read(arena.results, cell)
         if document is None:
             left.append(cell)
-        elif cell.macs is not None and document["recipe"] != results.recipe_data(arena.recipe(cell)):
+        elif document["recipe"] != results.recipe_data(_recipe(cell, arena)):
             raise SystemExit(
                 f"--results: '{cell.name}.json' was made by another recipe, or with other key=value pairs. Choose "
                 "another folder, or remove the file."
             )
     return left
+
+
+def _recipe(cell: Cell, arena: Arena) -> PipelineConfig:
+    config = arena.recipe(cell)
+    return base_recipe(config, cell.arm) if cell.macs is None else config
