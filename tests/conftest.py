@@ -13,9 +13,10 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _same_start() -> None:
-    """No test depends on the random numbers another one has drawn."""
+def _same_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on the random numbers another one has drawn, or on the width that a parallel run sets."""
     torch.manual_seed(0)
+    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 @pytest.fixture
