@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from urllib.error import URLError
 
 import pytest
 import torch
 
-# Threads gain nothing on networks this small, and lose much where the machine is busy.
+# Threads gain nothing on networks this small, and lose much where the machine is busy; the second line is for programs
+# that tests start.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)

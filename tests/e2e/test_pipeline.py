@@ -53,17 +53,6 @@ def quick(tmp_path_factory):
     return run(recipe(*QUICK), path), path
 
 
-def test_the_digits_recipe_keeps_its_promise(tmp_path) -> None:
-    """At least 60% of the channels go, and accuracy stays within a point of the dense network."""
-    stages = run(recipe(), tmp_path / "run")["stages"]
-    channels = stages["prune"]["pruned"]["channels"]
-    assert channels["after"] <= 0.4 * channels["before"]
-    assert stages["prune"]["verification"]["passed"]
-    assert stages["prune"]["verification"]["max_relative_error"] <= 1e-9
-    assert stages["baseline"]["accuracy"] > 0.97
-    assert stages["finetune"]["accuracy"] >= stages["baseline"]["accuracy"] - 0.01
-
-
 def test_the_result_has_the_figures_of_every_stage(quick) -> None:
     result, path = quick
     assert json.loads((path / "result.json").read_text()) == result
