@@ -25,6 +25,7 @@ def environments(size: int) -> list[dict[str, str]]:
     _stores[:] = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)]
     shared = {
         "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_stores[0].port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",

@@ -115,15 +115,25 @@ def _require_shares(config: PipelineConfig, splits: Splits, processes: Processes
 def device_of(config: PipelineConfig, processes: Processes) -> torch.device:
     """Return the device of this process. If several processes run on one machine, each has its own accelerator.
 
+    If there are more processes than accelerators, they share the one that the recipe names, such as `cuda:0`.
+
     Raises:
-        ConfigError: There is no such device.
+        ConfigError: There is no such device, or not enough of them.
     """
     device = choose_device(config.device)
     if processes.size == 1 or device.type == "cpu":
         return device
-    if device.index is not None and config.device != "auto":
+    named = device.index is not None and config.device != "auto"
+    if named and not processes.shares_accelerator:
         raise ConfigError(
             f"device: '{config.device}' cannot be shared by {processes.size} processes. Use {device.type}."
+        )
+    if processes.shares_accelerator:
+        if named:
+            return device
+        raise ConfigError(
+            f"device: there are more processes than devices of type {device.type} here. Start fewer processes, or let "
+            f"them share one, which is slower: device={device.type}:0"
         )
     return choose_device(f"{device.type}:{processes.local_rank}")
 

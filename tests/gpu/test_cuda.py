@@ -16,8 +16,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnprune
+from bnprune.pruning.verify import mask
 from tests.cli.harness import done
 from tests.nets import chain, concat, depthwise, head, randomized, residual
+from tests.ranks import ended, spawn
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -58,6 +60,61 @@ def test_torchvision_networks_are_proven_on_the_device(name: str, layout: torch.
     result = bnprune.prune(model, torch.randn(1, 3, 96, 96, device="cuda"), ratio=0.5)
     assert result.report.max_relative_error is not None
     assert result.report.max_relative_error < 1e-9
+
+
+@pytest.mark.parametrize("make", [chain, residual, depthwise])
+def test_in_train_mode_cudnn_normalises_both_networks_alike(make: Any) -> None:
+    """The proof compares networks in eval mode, where BatchNorm is an affine function of each channel."""
+    model, x = randomized(make()).cuda(), torch.randn(8, 3, 16, 16, device="cuda")
+    assert torch.backends.cudnn.is_acceptable(x)
+    result = bnprune.prune(model.train(), x, ratio=0.4)
+    masked, slim = mask(model, result.plan).train(), result.model.train()
+    torch.testing.assert_close(slim(x), masked(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_sparsify_acts_in_the_steps_that_the_scaler_takes(fused: bool) -> None:
+    """Forward pass in fp16; the first step overflows, so that the scaler (or a fused optimizer itself) skips it."""
+    model = randomized(chain()).cuda().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, fused=fused)
+    penalty = bnprune.sparsify(model, optimizer, steps=1000, lambda_=0.3)
+    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)
+    first = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+
+    def step(factor: float) -> float:
+        optimizer.zero_grad()
+        with torch.autocast("cuda", dtype=torch.float16):
+            loss = model(torch.randn(8, 3, 16, 16, device="cuda")).float().square().mean() * factor
+        scaler.scale(loss).backward()
+        first.weight.grad = torch.full_like(first.weight, factor * 0.0)  # only the penalty moves these, or an overflow
+        scaler.step(optimizer)
+        scaler.update()
+        return float(first.weight.detach().abs().sum())
+
+    before = float(first.weight.detach().abs().sum())
+    assert step(float("inf")) == before
+    assert penalty.gammas().step == 0
+    expected = float((first.weight.detach().abs() - 0.05 * 0.3).clamp(min=0).sum())
+    assert step(1.0) == pytest.approx(expected, rel=1e-5)
+    assert penalty.gammas().step == 1
+
+
+def test_two_processes_share_one_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With gloo, as nccl refuses that. They see the same images as one process does."""
+    if torch.cuda.device_count() > 1:
+        pytest.skip("each process takes a device of its own here")
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    settings = ("train.epochs=6", "train.sync_bn=true")
+    done("train", "recipe.yaml", *settings, "--out", "alone")
+    refused = ended(spawn("train", "recipe.yaml", *settings, "--out", "refused"))
+    assert {code for code, _, _ in refused} == {2}
+    assert any("device=cuda:0" in message for _, _, message in refused)
+    both = ended(spawn("train", "recipe.yaml", *settings, "device=cuda:0", "--out", "both"))
+    assert [code for code, _, _ in both] == [0, 0], both
+    documents = (json.loads(Path(name, "result.json").read_text()) for name in ("alone", "both"))
+    alone, together = (document["stages"]["train"]["accuracy"] for document in documents)
+    assert together == pytest.approx(alone, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +175,18 @@ def test_networks_on_the_device_are_measured_and_exported(tmp_path: Path, monkey
     done("prune", "--model", "resnet20", "--input", "3,32,32", "--ratio", "0.5", "--out", "slim.safetensors")
     shown = done("benchmark", "slim.safetensors", "--dense", "--device", "cuda", "--rounds", "5").stdout
     assert torch.cuda.get_device_name() in shown
-    done("export", "slim.safetensors", "--format", "pt2", "--out", "slim.pt2")
+    for name in ("slim.pt2", "slim.onnx"):
+        done("export", "slim.safetensors", "--out", name)
+
+
+def test_a_network_on_the_device_is_saved_and_loaded(tmp_path: Path) -> None:
+    model, x = randomized(residual()).cuda(), torch.randn(4, 3, 16, 16, device="cuda")
+    result = bnprune.prune(model, x, ratio=0.4)
+    bnprune.save(result, tmp_path / "slim.safetensors")
+    loaded = bnprune.load(tmp_path / "slim.safetensors", model=residual()).cuda().eval()
+    torch.testing.assert_close(loaded(x), result.model.eval()(x), rtol=1e-5, atol=1e-5)
+    program = torch.export.export(result.model.eval(), (x,)).module()
+    torch.testing.assert_close(program(x), result.model(x), rtol=1e-4, atol=1e-4)
 
 
 def test_wrong_surgery_is_caught_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,8 @@ class Processes:
     size: int = 1
     control: Any = None
     """Process group (gloo) for decisions and small objects."""
+    shares_accelerator: bool = False
+    """True if this machine has fewer CUDA devices than processes, so that they can only share one (with gloo)."""
 
     @property
     def leads(self) -> bool:
@@ -111,11 +113,11 @@ def open_processes() -> Iterator[Processes]:
         yield SINGLE_PROCESS
         return
     rank, local = torchrun_env.rank(), torchrun_env.local_rank()
-    backend = "gloo"
-    if torch.cuda.is_available():
-        if local < torch.cuda.device_count():  # otherwise, `device_of` raises an error
-            torch.cuda.set_device(local)
-        backend = "cpu:gloo,cuda:nccl"
+    backend, cards = "gloo", torch.cuda.device_count()
+    shared = 0 < cards < torchrun_env.local_processes()
+    if cards and not shared:
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"  # nccl refuses two processes on one device
     c10d: Any = distributed  # both functions are documented, but not typed as public
     store, _, size = next(c10d.rendezvous("env://"))
     # If torchrun starts processes again, the store still holds the entries of those before.
@@ -123,7 +125,7 @@ def open_processes() -> Iterator[Processes]:
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     control: Any = distributed.new_group(backend="gloo", timeout=_TIMEOUT)
     with _failing_together(rank, store):
-        yield Processes(rank, local, size, control)
+        yield Processes(rank, local, size, control, shared)
         distributed.barrier(group=control)
     distributed.destroy_process_group()  # not after a failure: it would wait for processes that have ended
 

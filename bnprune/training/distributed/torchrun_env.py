@@ -20,6 +20,11 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", rank())
 
 
+def local_processes() -> int:
+    """Return the number of processes on this machine."""
+    return _number("LOCAL_WORLD_SIZE", processes())
+
+
 def restarts() -> int:
     """Return how often `torchrun --max-restarts` has started these processes again, with the same arguments."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0)
