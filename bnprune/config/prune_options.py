@@ -251,7 +251,7 @@ class PruneOptions:
             "F",
             gt=0,
             le=1,
-            default_text="1; less for criteria that would strip whole layers of an ordinary network",
+            default_text="no cap, but no layer becomes far narrower than if all were cut alike; 1 lifts this, too",
             example="0.5 keeps half of every layer.",
         ),
     )
@@ -288,8 +288,8 @@ class PruneOptions:
             le=1,
         ),
     )
-    criterion: str = field(
-        default="gamma",
+    criterion: str | None = field(
+        default=None,
         metadata=about(
             "choice",
             "How channels are ranked; the lowest-ranked are removed.",
@@ -297,6 +297,7 @@ class PruneOptions:
             "NAME",
             choices=lambda: sentences(CRITERIA),
             extensible=True,
+            default_text="auto for macs and params, gamma for other targets",
         ),
     )
     reduce: Reduce = field(

@@ -324,12 +324,13 @@ class PruneConfig(_PruneKeys):  # type: ignore[misc]
     @model_validator(mode="before")
     @classmethod
     def _without_needless_cap(cls, data: Any) -> Any:
-        """Leave out `cap: 1`, unless the criterion has a lower default: version 0.1 wrote it into every recipe."""
+        """Leave out `cap: 1`, unless it lifts a limit: version 0.1 wrote it into every recipe."""
         if not isinstance(data, Mapping) or type(data.get("cap")) not in (int, float) or data["cap"] != 1:
             return data
-        entry = CRITERIA.get(str(data.get("criterion", "gamma")))
-        lower = isinstance(entry, Criterion) and entry.least_width > 0
-        return data if lower else {key: value for key, value in data.items() if key != "cap"}
+        entry = CRITERIA.get(str(data.get("criterion") or "gamma"))
+        to_cost = any(data.get(name) is not None for name in ("macs", "params"))
+        limited = isinstance(entry, Criterion) and entry.least_width > 0 and (entry.limits_ratio or to_cost)
+        return data if limited else {key: value for key, value in data.items() if key != "cap"}
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:

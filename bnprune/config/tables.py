@@ -52,8 +52,10 @@ class Criterion(Entry):
     optional: bool = False
     """True if it also ranks without data."""
     least_width: float = 0.0
-    """Default of `cap`: every layer keeps at least this share of the width that it would have if all layers were pruned
-    alike; 0 for no default."""
+    """Every layer keeps at least this share of the width that it would have if all layers were pruned alike, unless
+    `cap` is given; 0 for no such limit. See `pruning.least_widths`."""
+    limits_ratio: bool = True
+    """False if `least_width` does not count for the target `ratio`."""
 
     def measured(self, *args: Any) -> Any:
         """Import the function that measures, and call it."""
@@ -101,12 +103,15 @@ class ExportFormat(Entry):
 
 _SCORES = "bnprune.pruning.scores"
 _DATA_SCORES = "bnprune.pruning.data_scores"
-_LEAST_WIDTH = 0.5
-"""Chosen on an ordinary ResNet-20 (CIFAR-10, no penalty), by validation accuracy after
-recalibration: see the table in `pruning.request.Request.default_cap`."""
+_LEAST_WIDTH = 0.7
+"""Chosen by validation accuracy: see the tables in `pruning.least_widths`."""
 CRITERIA: dict[str, Callable[..., Any]] = {
-    "gamma": Criterion("|γ| of the BatchNorm (Liu et al. 2017)", f"{_SCORES}:gamma"),
-    "gamma-per-mac": Criterion("|γ| / √MACs of the channel", f"{_SCORES}:gamma_per_mac"),
+    "gamma": Criterion(
+        "|γ| of the BatchNorm (Liu et al. 2017)", f"{_SCORES}:gamma", least_width=_LEAST_WIDTH, limits_ratio=False
+    ),
+    "gamma-per-mac": Criterion(
+        "|γ| / √MACs of the channel", f"{_SCORES}:gamma_per_mac", least_width=_LEAST_WIDTH, limits_ratio=False
+    ),
     "uniform": Criterion(
         "rank of |γ| within its layer, which removes the same share of every layer", f"{_SCORES}:uniform"
     ),
@@ -126,7 +131,8 @@ CRITERIA: dict[str, Callable[..., Any]] = {
         least_width=_LEAST_WIDTH,
     ),
     "auto": Criterion(
-        "gamma if a penalty has separated the γ into two groups; else activation, or uniform without calibration data",
+        "activation with calibration data; without, gamma if a penalty has separated the γ into two groups, else "
+        "uniform",
         "bnprune.pruning.criterion_choice:auto",
         measure=f"{_DATA_SCORES}:read_variances",
         optional=True,

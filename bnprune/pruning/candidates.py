@@ -72,6 +72,7 @@ def find_candidates(
     constraints: Constraints,
     kept: Mapping[int, Refusal],
     sizes: Sequence[Count] = (),
+    least_widths: Mapping[str, int] | None = None,
 ) -> Candidates:
     """Rank the units of a network and apply the constraints.
 
@@ -82,6 +83,7 @@ def find_candidates(
         kept: Units that must stay for other reasons, such as the result of a dry run.
         sizes: Attributes that hold widths, such as the size of a part in `split`. None becomes zero: the channel with
             the highest score stays.
+        least_widths: Channels that layers keep at least, by name of the layer, beside what the constraints say.
 
     Raises:
         ConfigError: A pattern matches no layer.
@@ -92,7 +94,7 @@ def find_candidates(
     order = ranking(graph, np.where(prunable, scores, np.inf))
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
-    protected, forced = _by_layer(graph, rank, prunable, constraints)
+    protected, forced = _by_layer(graph, rank, prunable, constraints, least_widths or {})
     for size in sizes:
         units = graph.units(size.ids)
         protected[units[np.argmax(rank[units])]] = True
@@ -121,7 +123,9 @@ def ranking(graph: ChannelGraph, scores: Scores) -> Ids:
     return np.lexsort((position, scores))
 
 
-def _by_layer(graph: ChannelGraph, rank: Ids, prunable: Mask, constraints: Constraints) -> tuple[Mask, Mask]:
+def _by_layer(
+    graph: ChannelGraph, rank: Ids, prunable: Mask, constraints: Constraints, least_widths: Mapping[str, int]
+) -> tuple[Mask, Mask]:
     """Return the units that some layer must keep, and the units that are removed for every target; shapes (units,).
 
     A unit is protected as soon as one of its layers needs it, since its channels are removed in all layers or in none.
@@ -132,7 +136,7 @@ def _by_layer(graph: ChannelGraph, rank: Ids, prunable: Mask, constraints: Const
     for layer in graph.layers:
         units = graph.units(layer.ids)
         floor = max(constraints.min_channels, math.ceil(len(units) * (1 - constraints.cap) - 1e-9))
-        floor = min(floor, len(units))
+        floor = min(max(floor, least_widths.get(layer.name, 0)), len(units))
         protected[units[np.argpartition(rank[units], -floor)[-floor:]]] = True
         if layer.name in ratios:
             removable = units[prunable[units]]

@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 
 from bnprune.channels.graph import ChannelGraph
 from bnprune.notes import Note
+from bnprune.pruning.least_widths import SMALL
 from bnprune.pruning.request import Request
 from bnprune.pruning.scores import Reduce, Scores, Statistics, Tensors, gamma_values, score_units
 
-_SMALL = 0.03
-"""|γ| below this share of the root mean square counts as zero: its channel has 0.1% of the variance of others."""
 _FEWEST_SMALL = 0.05
 _MOST_BETWEEN = 0.01
 
@@ -29,7 +28,7 @@ def is_separated(gammas: NDArray[np.float64]) -> bool:
     if not largest:
         return False
     values = gammas / largest
-    small = _SMALL * float(np.sqrt(np.square(values).mean()))
+    small = SMALL * float(np.sqrt(np.square(values).mean()))
     below, between = (values < small).mean(), ((values >= small) & (values < 3 * small)).mean()
     return bool(below >= _FEWEST_SMALL and between <= _MOST_BETWEEN)
 
@@ -39,18 +38,12 @@ def choose_criterion(
 ) -> tuple[Request, tuple[Note, ...]]:
     """Replace the criterion `auto` by the one it takes for this network, and give the reason.
 
-    Criteria that measure data have no default cap if a penalty has separated the γ. Test accuracy of ResNet-20 on
-    digits, trained with an L1 penalty (98.1%), cut to 15% of the MACs by `activation` and recalibrated: 97.8% without a
-    cap, 54.6% with it.
-
     Returns:
         The request with the criterion, and remarks on it.
     """
-    separated = _has_separated_gammas(graph, tensors)
-    if separated and request.default_cap is not None and statistics is not None:
-        return replace(request, cap=1.0), ()  # the data shows which channels are dead: a layer may lose all but one
     if request.criterion not in ("auto", "gamma"):
         return request, ()
+    separated = _has_separated_gammas(graph, tensors)
     if request.criterion == "gamma":
         return request, () if separated or not _differ(graph, tensors) else (NOT_SEPARATED,)
     name = _choice(separated=separated, has_data=statistics is not None)
@@ -58,8 +51,8 @@ def choose_criterion(
 
 
 _REASONS = {
-    "gamma": "gamma, because the scale factors form two groups, one of them near zero",
-    "activation": "activation, because the scale factors do not form two groups, and there is calibration data",
+    "gamma": "gamma, because the scale factors form two groups, one near zero, and there is no calibration data",
+    "activation": "activation, because there is calibration data",
     "uniform": "uniform, because the scale factors do not form two groups, and there is no calibration data",
 }
 NOT_SEPARATED = Note(
@@ -77,7 +70,7 @@ def auto(graph: ChannelGraph, tensors: Tensors, reduce: Reduce, statistics: Stat
 
 
 def _choice(*, separated: bool, has_data: bool) -> str:
-    return "gamma" if separated else "activation" if has_data else "uniform"
+    return "activation" if has_data else "gamma" if separated else "uniform"
 
 
 def _gammas(graph: ChannelGraph, tensors: Tensors) -> NDArray[np.float64]:
@@ -95,21 +88,3 @@ def _differ(graph: ChannelGraph, tensors: Tensors) -> bool:
     """Return True if not all γ are equal, as before training."""
     gammas = _gammas(graph, tensors)
     return bool(np.ptp(gammas) > 1e-6 * gammas.max()) if gammas.size else False
-
-
-def default_cap_note(criterion: str, cap: float) -> Note:
-    """Return the remark that a criterion's default cap is applied."""
-    text = (
-        f"criterion {criterion}: no layer loses more than {cap:.0%} of its channels, because this criterion can remove "
-        "almost all channels of layers in a network that was not trained sparse; `cap` changes that"
-    )
-    return Note("cap.default", "note", text)
-
-
-def lifted_cap_note(criterion: str) -> Note:
-    """Return the remark that the target cannot be reached with a criterion's default cap."""
-    return Note(
-        "cap.lifted",
-        "note",
-        f"criterion {criterion}: its default cap is not applied, because the target cannot be reached with it",
-    )

@@ -20,6 +20,7 @@ from bnprune.pruning.attribute_reads import Attribute
 from bnprune.pruning.candidates import Candidates, Constraints, Mask, own_ratios
 from bnprune.pruning.criterion_choice import NOT_SEPARATED
 from bnprune.pruning.cut_notes import ScaleFactors, note_on_equal_gammas, notes_on_cut, notes_on_idle_norms
+from bnprune.pruning.least_widths import LeastWidths
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.request import Request, TargetKind
 from bnprune.pruning.scores import Scores, Statistics, needs_data
@@ -92,7 +93,9 @@ class ScoredNetwork:
     statistics: Statistics | None = None
     """Statistics that the criterion has measured on calibration data."""
     criterion_notes: tuple[Note, ...] = ()
-    """Remarks on the choice of the criterion and its default cap."""
+    """Remarks on the choice of the criterion and on least widths."""
+    least_widths: LeastWidths | None = None
+    """Channels that layers keep at least; None if that is not decided yet."""
     reads: frozenset[Attribute] = frozenset()
     """Attributes of modules that the traced passes have read, of those that may hold widths."""
     sensitivity: Sensitivity | None = None

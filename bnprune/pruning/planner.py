@@ -28,9 +28,10 @@ from bnprune.pruning.attribute_reads import recorded_reads
 from bnprune.pruning.bias_folding import find_folds
 from bnprune.pruning.candidates import Candidates, Constraints, Mask, excluded_layers, find_candidates
 from bnprune.pruning.cost_model import CostModel
-from bnprune.pruning.criterion_choice import choose_criterion, default_cap_note, lifted_cap_note
+from bnprune.pruning.criterion_choice import choose_criterion
 from bnprune.pruning.draft_plan import DraftPlan, DryRunFindings, ScoredNetwork
 from bnprune.pruning.dry_run import DryRun, dry_run
+from bnprune.pruning.least_widths import LeastWidths, decide, least_width_note, least_widths, lifted_note
 from bnprune.pruning.output_deviation import Measured, with_deviations
 from bnprune.pruning.plan import PruningPlan, make_plan, new_sizes
 from bnprune.pruning.probe import probe
@@ -171,8 +172,8 @@ def plan_cut(
     Raises:
         PruningError: The target cannot be reached; the message gives the closest value that can be reached.
     """
-    if scored.request.default_cap is not None:
-        return _plan_with_default_cap(model, example_inputs, scored, select)
+    if scored.least_widths is None and scored.request.least_width and scored.sensitivity is None:
+        return _plan_with_least_widths(model, example_inputs, scored, select)
     started = time.perf_counter()
     planner = _Planner(model, as_inputs(example_inputs), scored)
     draft = _best_draft(planner, select)
@@ -181,31 +182,30 @@ def plan_cut(
     return replace(draft, seconds=time.perf_counter() - started, gate_candidates=planner.count_gate_candidates(draft))
 
 
-def _plan_with_default_cap(
+def _plan_with_least_widths(
     model: nn.Module, example_inputs: Any, scored: ScoredNetwork, select: Selection | None
 ) -> DraftPlan:
-    """Plan with the default cap of the criterion, or without a cap if the target cannot be reached with it.
+    """Plan so that every layer keeps its least width, or without them if the target cannot be reached otherwise.
 
-    With sensitivities, there is no cap: scores are not compared across layers.
+    With sensitivities, there are no least widths: scores are not compared across layers.
     """
-    cap = scored.request.default_cap
+    request = scored.request
 
-    def plan(cap: float | None, *note: Note) -> DraftPlan:
-        request = replace(scored.request, cap=cap)
-        notes = (*scored.criterion_notes, *note)
-        draft = plan_cut(model, example_inputs, replace(scored, request=request, criterion_notes=notes), select)
-        return replace(draft, scored=replace(draft.scored, request=scored.request))
+    def plan(widths: LeastWidths) -> DraftPlan:
+        return plan_cut(model, example_inputs, replace(scored, least_widths=widths), select)
 
-    if scored.sensitivity is not None:
-        return plan(1.0)
-    assert cap is not None
+    def noted(draft: DraftPlan, note: Note) -> DraftPlan:
+        notes = (*draft.scored.criterion_notes, note)
+        return replace(draft, scored=replace(draft.scored, criterion_notes=notes))
+
     try:
-        draft = plan(cap, default_cap_note(scored.request.criterion, cap))
+        draft = plan(_Planner(model, as_inputs(example_inputs), scored).least_widths())
         if not draft.falls_short:
-            return draft
+            decided = decide(draft.scored.graph, draft.removed, draft.scored.least_widths or {})
+            return noted(draft, least_width_note(request.criterion, request.least_width)) if decided else draft
     except PruningError:
         pass
-    return plan(1.0, lifted_cap_note(scored.request.criterion))
+    return noted(plan({}), lifted_note(request.criterion))
 
 
 def _with_separating_gates(
@@ -224,6 +224,9 @@ def _with_separating_gates(
         scored = score_network(planner.model, example_inputs, before.request, gates, before.heads, before.statistics)
         scored = replace(scored, criterion_notes=before.criterion_notes, sensitivity=before.sensitivity)
         planner = _Planner(planner.model, planner.inputs, scored)
+        if before.least_widths is not None:  # nothing was prunable without gates
+            widths = planner.least_widths() if before.request.least_width else {}
+            planner = _Planner(planner.model, planner.inputs, replace(scored, least_widths=widths))
         draft = _best_draft(planner, select)
         gates, tried = planner.needed_gates(), gates
         if gates == tried:
@@ -335,6 +338,13 @@ class _Planner:
                 break
         return self._findings, int(graph.gamma_count[self._candidates(exclude).prunable].sum())
 
+    def least_widths(self) -> LeastWidths:
+        """Return the channels that layers keep at least for the target of the request."""
+        graph, request = self.scored.graph, self.scored.request
+        prunable = self._candidates(Constraints(exclude=request.exclude, include=request.include)).prunable
+        cost_model = CostModel(graph, self.model)
+        return least_widths(graph, self.scored.gammas, prunable, request.target, cost_model, request.least_width)
+
     def select_until_it_runs(self, select: Callable[[Candidates], Mask]) -> DraftPlan:
         """Select and try in a dry run until the slim network runs as expected.
 
@@ -352,7 +362,9 @@ class _Planner:
 
     def _candidates(self, constraints: Constraints) -> Candidates:
         scored, findings = self.scored, self._findings
-        candidates = find_candidates(scored.graph, scored.scores, constraints, findings.kept, findings.sizes)
+        candidates = find_candidates(
+            scored.graph, scored.scores, constraints, findings.kept, findings.sizes, scored.least_widths
+        )
         if scored.sensitivity is None:
             return candidates
         return by_sensitivity(scored.graph, candidates, scored.sensitivity)

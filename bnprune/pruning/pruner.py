@@ -114,7 +114,7 @@ def prune(
     exclude: Sequence[str] = (),
     include: Sequence[str] = (),
     layer_ratios: Mapping[str, float] | None = None,
-    criterion: str = "gamma",
+    criterion: str | None = None,
     reduce: Reduce = "max",
     coupling: Coupling = "shared",
     fold_bias: bool = False,
@@ -140,15 +140,15 @@ def prune(
         latency_ms: Milliseconds a forward pass may take here, with `example_inputs` as the batch and the current number
             of threads.
         min_channels: Channels every layer keeps at least.
-        cap: Largest share of a layer's channels to remove, in (0, 1]. By default 1, or less for criteria that would
-            remove almost all channels of some layers in a network that was not trained sparse (`Request.default_cap`);
-            a note then says so.
+        cap: Largest share of a layer's channels to remove, in (0, 1]. By default 1, where every layer keeps most of the
+            width that it would have if all were cut alike (`bnprune.pruning.least_widths`); 1 lifts this limit.
         round_to: Widths that are a multiple of this stay multiples of it.
         exclude: Layers not to prune: module names, names of parents, or globs.
         include: If given, the only layers to prune, with those that share their channels; as in `exclude`.
         layer_ratios: Fraction of the channels to remove in layers with a ratio of their own, by pattern as in
             `exclude`.
-        criterion: Name of the score, see `bnprune.pruning.scores.CRITERIA`.
+        criterion: Name of the score, see `bnprune.pruning.scores.CRITERIA`. By default "auto" for `macs` and
+            `params`, and "gamma" for other targets.
         reduce: How the scores of channels that are removed together become one score: "max", "mean" or "sum".
         coupling: "shared": layers that read or write one stream of channels (residual adds, dense concatenations) lose
             the same ones; gates are set after grouped convolutions only, if no channel could be removed otherwise.
@@ -204,7 +204,7 @@ def prune(
         exclude=_patterns(exclude),
         include=_patterns(include),
         layer_ratios=layer_ratios,
-        criterion=criterion,
+        criterion=criterion or "",
         reduce=reduce,
         coupling=coupling,
         fold_bias=fold_bias,
@@ -241,7 +241,7 @@ def plan(
     exclude: Sequence[str] = (),
     include: Sequence[str] = (),
     layer_ratios: Mapping[str, float] | None = None,
-    criterion: str = "gamma",
+    criterion: str | None = None,
     reduce: Reduce = "max",
     coupling: Coupling = "shared",
     fold_bias: bool = False,
@@ -308,7 +308,7 @@ def plan(
         exclude=_patterns(exclude),
         include=_patterns(include),
         layer_ratios=layer_ratios,
-        criterion=criterion,
+        criterion=criterion or "",
         reduce=reduce,
         coupling=coupling,
         fold_bias=fold_bias,

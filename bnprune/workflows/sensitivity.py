@@ -110,7 +110,7 @@ def _measured(
     opened: NetworkWithData, shares: tuple[float, ...], known: Sensitivity | None, out: Path, display: Display
 ) -> Sensitivity:
     config, network = opened.config.prune or PruneConfig(), opened.source
-    request = request_of(config)
+    request = _request(config)
     score = validation_score(opened.splits, opened.device, opened.task)
     start = start_of(network.model, opened.device, score)
     table = Sensitivity(
@@ -140,6 +140,14 @@ def _measured(
         table = progress.table
         display.advance(progress.done, progress.count, "cuts")
     return table
+
+
+def _request(config: PruneConfig) -> Request:
+    """Return the request whose criterion ranks the channels of a group; by default, the one for MACs."""
+    request = request_of(config)
+    if config.criterion is not None:
+        return request
+    return replace(request, criterion="activation" if request.calibrate_images else "gamma")
 
 
 def _settings(request: Request, config: PruneConfig, metric: str) -> dict[str, Any]:

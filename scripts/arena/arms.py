@@ -75,21 +75,23 @@ def pruned(
     bench: Bench,
     share: float,
     *,
-    criterion: str = "gamma",
-    calibrated: bool = False,
+    criterion: str | None = None,
+    cap: float | None = None,
+    calibrated: bool = True,
     measured: bool = False,
 ) -> Cut:
-    """Prune with bnprune, by default as `bnprune prune --macs` does.
+    """Prune with bnprune, by default as `bnprune prune RUN --macs` does.
 
     Args:
         network: The trained network.
         bench: Its data.
         share: Largest share of the MACs.
         criterion: The ranking.
-        calibrated: True to give unlabelled training images as calibration data.
+        cap: Largest share of its channels that a layer may lose.
+        calibrated: True to give training images as calibration data.
         measured: True to share out the cut by a sensitivity table, which is measured now, on validation images.
     """
-    options: dict[str, Any] = {"macs": share, "criterion": criterion}
+    options: dict[str, Any] = {"macs": share, "criterion": criterion, "cap": cap}
     seconds = {}
     if calibrated:
         options["calibrate"] = list(training_batches(bench.splits.train, CALIBRATION_IMAGES))
@@ -131,29 +133,29 @@ ARMS: dict[str, Arm] = {
         "Torch-Pruning, BNScaleImportance without a normalizer", partial(cut_by_peer, importance="bn-none")
     ),
     "tp-l1": _control("Torch-Pruning, group L1 magnitude", partial(cut_by_peer, importance="l1")),
-    "uniform": _control("uniform width, by |γ| within each layer", partial(pruned, criterion="uniform")),
-    "random": _control("channels at random", partial(pruned, criterion="random")),
+    "uniform": _control(
+        "uniform width, by |γ| within each layer", partial(pruned, criterion="uniform", calibrated=False)
+    ),
+    "random": _control("channels at random", partial(pruned, criterion="random", calibrated=False)),
     "scratch-epochs": _control(
         "the slim architecture of `default` from new weights, for as many epochs as it had in all", scratch="epochs"
     ),
-    "l1": Arm("mean |w| of the filters", partial(pruned, criterion="l1")),
+    "l1": Arm("mean |w| of the filters", partial(pruned, criterion="l1", calibrated=False)),
     "tp-l1-dense": Arm(
         "Torch-Pruning, group L1 magnitude, on the dense network", partial(cut_by_peer, importance="l1"), base="dense"
     ),
-    "dense-reconstruct": Arm(
-        "bnprune on the dense network: criterion `auto`, repaired with 512 unlabelled images",
-        partial(pruned, criterion="auto", calibrated=True),
-        base="dense",
-    ),
+    "dense-reconstruct": Arm("default on the dense network, repaired with 512 unlabelled images", pruned, base="dense"),
     "dense-taylor": Arm(
         "the same with criterion `taylor`, which reads the labels of these images",
-        partial(pruned, criterion="taylor", calibrated=True),
+        partial(pruned, criterion="taylor"),
         base="dense",
     ),
-    "gamma-per-mac": _default("default, with criterion `gamma-per-mac`", partial(pruned, criterion="gamma-per-mac")),
-    "activation": _default(
-        "default, with criterion `activation`", partial(pruned, criterion="activation", calibrated=True)
+    "gamma": _default("default, with criterion `gamma`", partial(pruned, criterion="gamma")),
+    "gamma-paper": _default(
+        "default, with one threshold on |γ| for all layers, as in the paper",
+        partial(pruned, criterion="gamma", cap=1.0),
     ),
+    "gamma-per-mac": _default("default, with criterion `gamma-per-mac`", partial(pruned, criterion="gamma-per-mac")),
     "sensitivity": _default("default, shared out by a sensitivity table", partial(pruned, measured=True)),
     "polarization": _default("default, after training with the penalty `polarization`", pruned, base="polarized"),
     "two-passes": _default("default, in two passes of cut and fine-tuning, each half as long", pruned, passes=2),

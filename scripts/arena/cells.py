@@ -50,7 +50,7 @@ DEFAULT_ARMS = ("sparse", "dense", *ARMS)
 def ordered(networks: Sequence[str], seeds: Sequence[int], arms: Sequence[str]) -> list[Cell]:
     """Return the cells in the order in which they run, each after those that it needs.
 
-    Per network: the bases and the main arms of every seed, then the other arms of the first seed alone.
+    The bases and the main arms of every network and seed, then the other arms of the first seed alone.
 
     Args:
         networks: Names of networks.
@@ -65,6 +65,7 @@ def ordered(networks: Sequence[str], seeds: Sequence[int], arms: Sequence[str]) 
             bases = [Cell(network, seed, base) for base in BASES if base in arms]
             for cell in [*bases, *_of_arms(network, seed, main)]:
                 cells.update(dict.fromkeys([*_all_needed(cell), cell]))
+    for network in networks:
         for cell in _of_arms(network, seeds[0], others):
             cells.update(dict.fromkeys([*_all_needed(cell), cell]))
     return list(cells)

@@ -14,6 +14,7 @@ from bnprune.config.schema import DataConfig
 from bnprune.data import load_data
 from bnprune.errors import CheckpointError, ConfigError
 from bnprune.pruning.sensitivity import Sensitivity
+from bnprune.recovery.training_images import training_batches
 from bnprune.training.evaluate import evaluate
 from bnprune.workflows import sensitivity as workflow
 from tests.cli.harness import CHAIN, bnprune, document, done, refusal, squeezed
@@ -60,9 +61,11 @@ def test_each_group_is_cut_alone(trained: Path, measured: tuple[str, dict[str, A
     group = made["groups"][1]
     names = [name for other in made["groups"] for name in other["layers"] if other is not group]
     ratios = dict.fromkeys(group["layers"], 0.5)
-    alone = package.prune(model, DIGITS.example, ratio=0.01, layer_ratios=ratios, exclude=names)
+    asked = {"ratio": 0.01, "layer_ratios": ratios, "exclude": names, "criterion": "activation"}
+    images = training_batches(DIGITS.train, 512)
+    alone = package.apply(package.plan(model, DIGITS.example, **asked, calibrate=images), model)
     assert group["points"][0]["removed"] == group["channels"] / 2
-    assert group["points"][0]["plain"] == evaluate(alone.model, DIGITS.validation, torch.device("cpu")).value
+    assert group["points"][0]["plain"] == evaluate(alone, DIGITS.validation, torch.device("cpu")).value
     assert all(point["accuracy"] >= point["plain"] for other in made["groups"] for point in other["points"])
 
 
@@ -198,7 +201,7 @@ def test_a_cut_beyond_the_table_or_by_another_criterion_is_named(trained: Path, 
     inside = document("prune", trained, "--macs", "0.5", "--sensitivity", table, "--dry-run")
     assert not any("sensitivity table" in note for note in inside["notes"])
     found = document("prune", trained, "--macs", "0.05", "--sensitivity", table, "--criterion", "l1", "--dry-run")
-    assert any("measured with criterion gamma, and channels are ranked by l1" in note for note in found["notes"])
+    assert any("measured with criterion activation, and channels are ranked by l1" in note for note in found["notes"])
     assert any("more channels than the sensitivity table has measured" in note for note in found["notes"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 import bnprune
 from bnprune.config.tables import CRITERIA
 from bnprune.pruning.calibration import Calibration
+from bnprune.pruning.cost import cost
 from bnprune.pruning.criterion_choice import is_separated
 from bnprune.pruning.data_scores import RunningMoments
 from bnprune.pruning.planner import score_network
@@ -206,30 +208,58 @@ def codes(result: bnprune.PruningResult) -> set[str]:
 
 
 def test_by_default_no_layer_loses_far_more_than_others_by_scores_of_another_scale() -> None:
-    """Uniform width for `ratio` 0.3 is 0.7 · 16 = 11.2 channels, of which a layer keeps at least half: 6."""
-    capped = bnprune.prune(weak_layer(), X, ratio=0.3, criterion="l2")
-    assert kept(capped) == 6
-    assert "cap.default" in codes(capped)
+    """Equal pruning for `ratio` 0.3 leaves 0.7 · 16 = 11.2 channels, of which a layer keeps at least 0.7: 8."""
+    limited = bnprune.prune(weak_layer(), X, ratio=0.3, criterion="l2")
+    assert kept(limited) == 8
+    assert "least_width" in codes(limited)
     free = bnprune.prune(weak_layer(), X, ratio=0.3, criterion="l2", cap=1.0)
     assert kept(free) <= 2
-    assert not codes(free) & {"cap.default", "cap.lifted"}
+    assert not codes(free) & {"least_width", "least_width.lifted"}
 
 
-@pytest.mark.parametrize(("target", "cap"), [({"ratio": 0.6}, 0.8), ({"macs": 0.25}, 0.75), ({"params": 0.04}, 0.9)])
-def test_the_default_cap_leaves_half_of_the_width_that_uniform_pruning_would_leave(target: dict, cap: float) -> None:
-    assert Request(**target, criterion="l2").constraints.cap == pytest.approx(cap)
-    assert Request(**target, criterion="l2", cap=0.3).constraints.cap == 0.3
-    for criterion in ("gamma", "uniform", "random", "gamma-per-mac"):
-        assert Request(**target, criterion=criterion).constraints.cap == 1.0
+@pytest.mark.parametrize("target", [{"ratio": 0.6}, {"macs": 0.25}, {"params": 0.04}])
+def test_least_widths_hold_for_scores_that_are_compared_across_layers(target: dict) -> None:
+    for criterion in ("l1", "l2", "activation", "taylor"):
+        assert Request(**target, criterion=criterion).least_width == 0.7
+        assert Request(**target, criterion=criterion, cap=1.0).least_width == 0
+        assert Request(**target, criterion=criterion, layer_ratios={"0": 0.5}).least_width == 0
+    for criterion in ("gamma", "gamma-per-mac"):  # a ratio is met by the paper's global threshold
+        assert Request(**target, criterion=criterion).least_width == (0 if "ratio" in target else 0.7)
+    for criterion in ("uniform", "random"):
+        assert Request(**target, criterion=criterion).least_width == 0
 
 
-def test_the_default_cap_gives_way_to_a_target_that_it_forbids() -> None:
-    """With two of three layers excluded, the third would have to keep 3 of 16 channels, and the cap leaves it 5."""
+def test_a_weak_layer_keeps_its_least_width_for_a_target_in_macs() -> None:
+    """γ of the middle layer are ten times smaller, which the next BatchNorm cancels: none of its channels is dead."""
+    model = weak_layer()
+    with torch.no_grad():
+        model[1][1].weight *= 0.1
+    limited = bnprune.prune(model, X, macs=0.25, criterion="gamma")
+    assert kept(limited) == math.ceil(0.7 * 0.5 * 16)
+    assert "least_width" in codes(limited)
+    assert kept(bnprune.prune(model, X, macs=0.25, criterion="gamma", cap=1.0)) < kept(limited)
+
+
+def test_dead_channels_do_not_count_for_least_widths() -> None:
+    """10 of 16 channels are dead; of the others, the layer keeps at least 0.7 of what equal pruning would leave."""
+    model = weak_layer()
+    with torch.no_grad():
+        model[1][1].weight[:10] = 1e-9
+        model[1][1].bias[:10] = 0
+    result = bnprune.prune(model, X, macs=0.3, criterion="gamma")
+    assert kept(result) <= 6
+    whole = cost(model, X).macs
+    alive = cost(bnprune.prune(model, X, criterion="gamma", layer_ratios={"1": 10 / 16}, ratio=0.01).model, X).macs
+    width = min(1.0, math.sqrt(0.3 * whole / alive))
+    assert kept(result) >= math.ceil(0.7 * width * 6)
+
+
+def test_least_widths_give_way_to_a_target_that_they_forbid() -> None:
+    """With two of three layers excluded, the third has to become narrower than its least width."""
     asked = {"macs": 0.3, "exclude": ["0", "2"]}
-    with pytest.raises(bnprune.PruningError, match="macs 0.3 cannot be reached"):
-        bnprune.prune(weak_layer(), X, criterion="l2", cap=Request(macs=0.3, criterion="l2").default_cap, **asked)
     result = bnprune.prune(weak_layer(), X, criterion="l2", **asked)
-    assert "cap.lifted" in codes(result)
+    assert kept(result) < 0.7 * math.sqrt(0.3) * 16
+    assert "least_width.lifted" in codes(result)
     assert result.report.macs_after <= 0.3 * result.report.macs_before
 
 
@@ -248,7 +278,7 @@ def with_gammas(share_near_zero: float) -> nn.Module:
 
 @pytest.mark.parametrize(
     ("near_zero", "batches", "choice"),
-    [(0.5, [IMAGES], "gamma"), (0.5, None, "gamma"), (0.0, [IMAGES], "activation"), (0.0, None, "uniform")],
+    [(0.5, [IMAGES], "activation"), (0.5, None, "gamma"), (0.0, [IMAGES], "activation"), (0.0, None, "uniform")],
 )
 def test_auto_is_decided_by_the_scale_factors_and_by_the_data_at_hand(
     near_zero: float, batches: list | None, choice: str
@@ -260,7 +290,7 @@ def test_auto_is_decided_by_the_scale_factors_and_by_the_data_at_hand(
     result = bnprune.prune(model, X, ratio=0.5, criterion="auto", calibrate=batches)
     [why] = [note for note in result.report.notes if note.code == "criterion.auto"]
     assert why.startswith(f"criterion auto: {choice}, because")
-    assert ("cap.default" in codes(result)) == (choice == "activation")
+    assert codes(bnprune.prune(model, X, macs=0.5, calibrate=batches)) & {"criterion.auto"}  # the default for MACs
 
 
 def test_another_criterion_is_recommended_if_the_scale_factors_are_not_separated() -> None:
@@ -299,11 +329,11 @@ def test_a_small_deviation_beside_a_large_mean_is_measured() -> None:
     assert together.numpy() == pytest.approx(values.double().var(1, correction=0).numpy(), rel=1e-3)
 
 
-def test_criteria_with_data_have_no_default_cap_if_a_penalty_has_separated_the_scale_factors() -> None:
+def test_a_layer_may_lose_all_channels_that_a_penalty_has_brought_to_zero() -> None:
     model = with_gammas(0.0)
     with torch.no_grad():
         norms(model)[0].weight[:7] = 1e-6
+        norms(model)[0].bias[:7] = 0
     result = bnprune.prune(model, X, ratio=7 / 36, criterion="activation", calibrate=[IMAGES])
     assert kept(result, "0.1") == 1
-    assert not codes(result) & {"cap.default", "cap.lifted"}
-    assert "cap.default" in codes(bnprune.prune(model, X, ratio=0.5, criterion="l2"))
+    assert not codes(result) & {"least_width.lifted"}

@@ -262,8 +262,8 @@ def test_criteria() -> None:
         model[1][0].weight.fill_(0.5)
     assert ranked("gamma", model, ratio=0.25) == [4, 8]
     assert ranked("uniform", model, ratio=0.25) == [6, 6]
-    assert ranked("l1", model, ratio=0.25) == [8, 4]
-    assert ranked("l2", model, ratio=0.25) == [8, 4]
+    assert ranked("l1", model, ratio=0.25, cap=0.5) == [8, 4]
+    assert ranked("l2", model, ratio=0.25, cap=0.5) == [8, 4]
     assert ranked("random", model, ratio=0.5) == ranked("random", model, ratio=0.5)
     kept = bnprune.prune(model, X, ratio=0.5, criterion="uniform").model[0][1].weight
     assert torch.equal(kept, model[0][1].weight[4:])
