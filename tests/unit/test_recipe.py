@@ -132,7 +132,7 @@ def test_a_resolved_recipe_reads_back_to_itself(tmp_path) -> None:
     assert load_recipe(write(tmp_path, dump_config(config))) == config
 
 
-@pytest.mark.parametrize("path", sorted(recipe_folder().glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(recipe_folder().rglob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_recipes_are_valid_and_say_what_they_are(path: Path) -> None:
     assert load_recipe(path).prune is not None
     assert path.read_text(encoding="utf-8").startswith("# ")
