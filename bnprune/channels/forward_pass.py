@@ -93,6 +93,8 @@ def forward_error(error: Exception, module: str, inputs: Inputs) -> ForwardError
         advice = "Give the module whose forward() computes the outputs."
     elif _is_about_shapes(error):
         advice = f"Check the shape of the input and its type (got {described or 'no tensor'})."
+        if any(tensor.dim() > 4 and tensor.shape[:2] == (1, 1) for tensor in tensors(inputs)):
+            advice += " The shape of one input is given without the batch: 3,32,32, not 1,3,32,32."
     return ForwardError(f"the forward pass of the network fails in {module or 'forward()'}: {reason}. {advice}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,16 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+def _key_paths(section: type[BaseModel]) -> Iterator[KeyPath]:
+    """Yield the path of every key of a section, and of those inside it."""
+    for name, field in section.model_fields.items():
+        key = field.alias or name
+        yield (key,)
+        for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if _is_section(inner):
+                yield from ((key, *rest) for rest in _key_paths(inner))
+
+
 _YAML_WORDS = {
     "model_type": "must be a section of keys",
     "dict_type": "must be a section of keys",
@@ -147,8 +157,10 @@ def _problem(details: ErrorDetails, path: KeyPath, section: type[BaseModel]) -> 
     kind, got = details["type"], _shown(details["input"])
     if kind == "extra_forbidden":
         names = [field.alias or name for name, field in section.model_fields.items()]
-        near = get_close_matches(path[-1], names, n=1, cutoff=0.5)
-        hint = f"Did you mean '{near[0]}'?" if near else f"Valid here: {', '.join(names)}."
+        elsewhere = [".".join(other) for other in _key_paths(PipelineConfig) if other[-1] == path[-1]]
+        near = elsewhere or get_close_matches(path[-1], names, n=1, cutoff=0.5)
+        meant = " or ".join(f"'{name}'" for name in near)
+        hint = f"Did you mean {meant}?" if near else f"Valid here: {', '.join(names)}."
         return f"unknown key (got {got}). {hint}"
     if kind == "missing":
         return "is required."

@@ -1,22 +1,26 @@
-"""What a network that was cut remembers: its plans, and the shapes of its tensors, by which a later change is noticed.
+"""What a network that was cut remembers: its plans, the shape of its input, and the shapes of its tensors.
 
-Both are attributes of plain text, so that copies of the network (averaged weights, a pickle) have them as well, and
-need no bnprune.
+The last tell if it was changed since. All are attributes of plain text, so that copies of the network (averaged
+weights, a pickle) have them as well, and need no bnprune.
 """
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import torch
 from torch import nn
 
+from bnprune.channels.pytrees import as_inputs
 from bnprune.pruning.plan import PruningPlan
 
 _PLANS = "_bnprune_plans"
 """Attribute of a slim network: the plans it was cut by, as JSON."""
 _SHAPES = "_bnprune_shapes"
 """Attribute: the shapes of its state, as JSON; or a sentence about a change before the last cut."""
+_INPUT = "_bnprune_input"
+"""Attribute: the shape of one input, without the batch, as JSON."""
 Shapes = dict[str, list[int]]
 
 
@@ -35,6 +39,20 @@ def record_plan(slim: nn.Module, model: nn.Module, plan: PruningPlan) -> None:
 def plans_of(model: nn.Module) -> tuple[PruningPlan, ...]:
     """Return the plans a network was cut by, in order; none for a dense one."""
     return tuple(PruningPlan.from_json(text) for text in vars(model).get(_PLANS, ()))
+
+
+def record_input(slim: nn.Module, example_inputs: Any) -> None:
+    """Store on a slim network the shape of one input, if its only example input is a tensor of numbers in batches."""
+    (args, kwargs) = as_inputs(example_inputs)
+    only = args[0] if len(args) == 1 and not kwargs else None
+    if isinstance(only, torch.Tensor) and only.is_floating_point() and only.dim() > 1:
+        setattr(slim, _INPUT, json.dumps(list(only.shape[1:])))
+
+
+def input_of(model: nn.Module) -> tuple[int, ...] | None:
+    """Return the shape of one input, as it was recorded."""
+    shape = json.loads(vars(model).get(_INPUT, "null"))
+    return None if shape is None else tuple(shape)
 
 
 def record_shapes(model: nn.Module) -> None:

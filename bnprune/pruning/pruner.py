@@ -15,7 +15,7 @@ from bnprune.channels.trace_network import Coupling, Outputs
 from bnprune.config.tables import LAYER_MEASUREMENTS, REPAIR
 from bnprune.notes import Note
 from bnprune.pruning.calibration import Calibration, Loss
-from bnprune.pruning.cut_history import record_plan
+from bnprune.pruning.cut_history import record_input, record_plan
 from bnprune.pruning.draft_plan import DraftPlan, describe_plan, require_cut
 from bnprune.pruning.latency_search import LatencyKnowledge, plan_for_target
 from bnprune.pruning.layer_measurements import LayerMeasurements, ProfileSource, SensitivitySource
@@ -422,6 +422,7 @@ def carry_out(drafted: DraftPlan, model: nn.Module, example_inputs: Any, *, proo
     started = time.perf_counter()
     slim = copy_weights(drafted.meta_slim, cuts, model)
     record_plan(slim, model, cuts)
+    record_input(slim, example_inputs)
     cut = time.perf_counter()
     verification: Verification | None = None
     if proof:

@@ -17,7 +17,7 @@ from torch import nn
 from bnprune.channels.modules import unwrapped
 from bnprune.errors import ConfigError, PruningError
 from bnprune.models.zoo import ModelSpec
-from bnprune.pruning.cut_history import change_since, plans_of, record_shapes
+from bnprune.pruning.cut_history import change_since, input_of, plans_of, record_shapes
 from bnprune.pruning.pruner import PruningResult
 from bnprune.runs.checkpoint import Header, load_checkpoint, save_checkpoint
 
@@ -45,7 +45,8 @@ def save(
         spec: How to build the dense network (`"torchvision/resnet18"`, or a `ModelSpec` with arguments), so that
             `load` needs nothing else. By default, what the file said from which the network was loaded. Without it,
             `load` takes the dense network as `model=`.
-        input_shape: Shape of one input, without the batch; the command line uses it.
+        input_shape: Shape of one input, without the batch; the command line uses it. By default, that of the example
+            input of the cut.
 
     Raises:
         DataError: The file cannot be written.
@@ -73,7 +74,7 @@ def save(
         spec = ModelSpec.parse(spec, {})
     elif spec is None and origin:
         spec = ModelSpec(name=origin["name"], kwargs=origin["kwargs"])
-    shape = origin.get("input") if input_shape is None else input_shape
+    shape = input_shape or input_of(model) or origin.get("input")
     header = Header(
         spec or ModelSpec(factory=type(model).__name__),
         plans,

@@ -29,7 +29,7 @@ def slim(tmp_path):
     spec = ModelSpec("resnet20", kwargs={"num_classes": 5})
     result = bnprune.prune(randomized(build(spec)), X, ratio=0.5)
     path = tmp_path / "slim.safetensors"
-    bnprune.save(result, path, spec=spec, input_shape=(3, 32, 32))
+    bnprune.save(result, path, spec=spec)
     return result, path
 
 

@@ -283,5 +283,5 @@ def test_the_copy_is_what_deepcopy_makes() -> None:
     assert slim.settings["sizes"] is not model.settings["sizes"]
     assert len(slim.a._forward_hooks) == 1
     assert slim.absent is None
-    assert vars(slim).keys() - vars(model).keys() == {"_bnprune_plans", "_bnprune_shapes"}
+    assert vars(slim).keys() - vars(model).keys() == {"_bnprune_plans", "_bnprune_shapes", "_bnprune_input"}
     assert (slim.seen, model.seen) == ([], [])

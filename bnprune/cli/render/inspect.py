@@ -69,6 +69,10 @@ def _group_names(numbers: Sequence[int]) -> str:
 def _explain(result: InspectResult, rows: Sequence[InspectedLayer], largest: float) -> None:
     """Say what the columns show."""
     lines = []
+    if not all(layer.prunable for layer in rows):
+        lines.append(
+            "prunable: channels that may be removed. In a layer with 0, no BatchNorm ranks them, or they have to stay."
+        )
     if largest:
         lines.append(
             f"|γ|: scale factors of the layer's BatchNorm, from the smallest tenth of its channels to the largest; the "
