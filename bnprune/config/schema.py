@@ -323,14 +323,22 @@ class PruneConfig(_PruneKeys):  # type: ignore[misc]
 
     @model_validator(mode="before")
     @classmethod
-    def _without_needless_cap(cls, data: Any) -> Any:
-        """Leave out `cap: 1`, unless it lifts a limit: version 0.1 wrote it into every recipe."""
-        if not isinstance(data, Mapping) or type(data.get("cap")) not in (int, float) or data["cap"] != 1:
+    def _without_old_defaults(cls, data: Any) -> Any:
+        """Leave out `cap: 1` unless it lifts a limit, and `criterion: gamma` where it is the default.
+
+        Version 0.1 wrote both into every recipe.
+        """
+        if not isinstance(data, Mapping):
             return data
-        entry = CRITERIA.get(str(data.get("criterion") or "gamma"))
         to_cost = any(data.get(name) is not None for name in ("macs", "params"))
+        entry = CRITERIA.get(str(data.get("criterion") or "gamma"))
         limited = isinstance(entry, Criterion) and entry.least_width > 0 and (entry.limits_ratio or to_cost)
-        return data if limited else {key: value for key, value in data.items() if key != "cap"}
+        old = set()
+        if type(data.get("cap")) in (int, float) and data["cap"] == 1 and not limited:
+            old.add("cap")
+        if data.get("criterion") == "gamma" and not to_cost:
+            old.add("criterion")
+        return {key: value for key, value in data.items() if key not in old} if old else data
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
