@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import safetensors.torch
@@ -18,7 +19,7 @@ from bnprune.runs.checkpoint import stored
 
 def export_state_dict(request: ExportRequest) -> ExportedFiles:
     """Write the state dict: safetensors, or what `torch.load` reads if the suffix is .pt or .pth."""
-    weights = _weights(request.model, request.suffix)
+    weights = _weights(request.model, request.suffix, request.metadata)
     try:
         code = to_python(request.model, request.title, f"{request.stem}{request.suffix}")
         runner = run_source(code, _read(weights, request.suffix))
@@ -33,11 +34,12 @@ def no_source(error: Exception) -> str:
     return f"no Python file with the architecture: {reason}"
 
 
-def _weights(model: nn.Module, suffix: str) -> bytes:
+def _weights(model: nn.Module, suffix: str, metadata: Mapping[str, str]) -> bytes:
     state = model.state_dict()
     if suffix == ".safetensors":
         kept, aliases = stored(state)
-        return safetensors.torch.save({**kept, **{name: kept[own].clone() for name, own in aliases.items()}})
+        tensors = {**kept, **{name: kept[own].clone() for name, own in aliases.items()}}
+        return safetensors.torch.save(tensors, {"format": "pt", **metadata})
     file = io.BytesIO()
     torch.save({name: tensor.detach().cpu() for name, tensor in state.items()}, file)
     return file.getvalue()

@@ -24,6 +24,7 @@ from bnprune.exporters.stage import (
     real_batches,
     write_network,
 )
+from bnprune.notes import Note
 from bnprune.runs.files import write_text
 from bnprune.runs.network_source import NetworkSource, open_source
 from bnprune.runs.outputs import require_output
@@ -116,11 +117,21 @@ def export(
     exported = export_network(written, shape, options, title=title, stem=path.stem, real=real, metadata=metadata)
     write_network(exported, options, path)
     notes = [*(without if exported.random is not None else ()), *exported.notes]
+    if inputs is not None and not isinstance(written, WithPreprocessing):
+        notes.append(_to_normalise(inputs, options.format))
     figures = export_figures(exported, options, path) | {"notes": notes}
     if card:
         text = model_card(network.header, shape, ExportFigures(**figures), input_values_of(written))
         write_text(path.with_suffix(".md"), text)
     return ExportResult(model=network.header.spec.to_dict(), input=list(shape), **figures)
+
+
+def _to_normalise(inputs: InputFormat, format: str) -> Note:
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (inputs.mean, inputs.std))
+    text = f"inputs have to be images from 0 to 1, normalised with mean {mean} and standard deviation {std}"
+    if FORMATS[format].has_batch_size:
+        text += "; an export with preprocessing does that itself"
+    return Note("export.normalise", "note", text)
 
 
 def _normalising(

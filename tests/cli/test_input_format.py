@@ -58,7 +58,9 @@ def test_a_cut_on_the_command_line_keeps_it(run: Path) -> None:
 
 def test_an_exported_file_normalises_its_inputs_itself(run: Path) -> None:
     done("export", run, "--format", "onnx", "--with-preprocessing", "--out", "pixels.onnx")
-    done("export", run, "--format", "onnx", "--out", "normalised.onnx")
+    [note] = document("export", run, "--format", "onnx", "--out", "normalised.onnx")["notes"]
+    assert "normalised with mean 0.3" in note
+    assert "an export with preprocessing does that itself" in note
     stored = read_json((run / "result.json").read_text())["inputs"]
     classes = stored.pop("classes")
     stored |= {"dtype": "float32", "pixel_range": [0, 1]}
@@ -71,6 +73,14 @@ def test_an_exported_file_normalises_its_inputs_itself(run: Path) -> None:
     with torch.no_grad():
         expected = network((torch.from_numpy(pixels) - stored["mean"][0]) / stored["std"][0])
     np.testing.assert_allclose(got, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_plain_weights_say_how_inputs_are_normalised(run: Path) -> None:
+    [note] = document("export", run, "--out", "plain.safetensors")["notes"]
+    assert "preprocessing" not in note
+    with safe_open("plain.safetensors", "pt") as file:
+        stored = json.loads(file.metadata()["bnprune.preprocessing"])
+    assert stored["mean"] == read_json((run / "result.json").read_text())["inputs"]["mean"]
 
 
 def test_an_exported_onnx_file_takes_bytes(run: Path) -> None:
