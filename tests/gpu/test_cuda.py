@@ -134,6 +134,7 @@ def test_a_recipe_runs_on_the_device(
     assert stages["finetune"]["accuracy"] > 0.9
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch 2.11 itself uses it
 def test_compiled_training_runs_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(RECIPE, encoding="utf-8")
