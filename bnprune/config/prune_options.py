@@ -251,7 +251,8 @@ class PruneOptions:
             "F",
             gt=0,
             le=1,
-            default_text="no cap, but no layer becomes far narrower than if all were cut alike; 1 lifts this, too",
+            default_text="none; instead, for macs and params, and for l1, l2, activation and taylor, no layer becomes "
+            "far narrower than if all were cut alike",
             example="0.5 keeps half of every layer.",
         ),
     )

@@ -5,7 +5,6 @@ The text under each key is its entry in the reference of README.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -36,7 +35,7 @@ from bnprune.config.field_types import (
     UserOnly,
 )
 from bnprune.config.prune_options import TARGETS, Option, PruneOptions, prune_options
-from bnprune.config.tables import CRITERIA, FORMATS, PENALTIES, TASKS, Criterion, TaskEntry, listed, sentences
+from bnprune.config.tables import FORMATS, PENALTIES, TASKS, TaskEntry, listed, sentences
 
 
 class Section(BaseModel):
@@ -320,25 +319,6 @@ class PruneConfig(_PruneKeys):  # type: ignore[misc]
     recalibrate: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 100
     """Batches with which to try to re-estimate the BatchNorm statistics after pruning; kept if validation accuracy
     improves. 0: do not try."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_old_defaults(cls, data: Any) -> Any:
-        """Leave out `cap: 1` unless it lifts a limit, and `criterion: gamma` where it is the default.
-
-        Version 0.1 wrote both into every recipe.
-        """
-        if not isinstance(data, Mapping):
-            return data
-        to_cost = any(data.get(name) is not None for name in ("macs", "params"))
-        entry = CRITERIA.get(str(data.get("criterion") or "gamma"))
-        limited = isinstance(entry, Criterion) and entry.least_width > 0 and (entry.limits_ratio or to_cost)
-        old = set()
-        if type(data.get("cap")) in (int, float) and data["cap"] == 1 and not limited:
-            old.add("cap")
-        if data.get("criterion") == "gamma" and not to_cost:
-            old.add("criterion")
-        return {key: value for key, value in data.items() if key not in old} if old else data
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:

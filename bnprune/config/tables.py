@@ -136,6 +136,7 @@ CRITERIA: dict[str, Callable[..., Any]] = {
         "bnprune.pruning.criterion_choice:auto",
         measure=f"{_DATA_SCORES}:read_variances",
         optional=True,
+        least_width=_LEAST_WIDTH,
     ),
 }
 """Functions (graph, tensors, reduce) -> one score per unit; units with the lowest scores are removed first."""

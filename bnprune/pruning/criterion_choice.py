@@ -36,11 +36,12 @@ def is_separated(gammas: NDArray[np.float64]) -> bool:
 def choose_criterion(
     request: Request, graph: ChannelGraph, tensors: Tensors, statistics: Statistics | None
 ) -> tuple[Request, tuple[Note, ...]]:
-    """Replace the criterion `auto` by the one it takes for this network, and give the reason.
+    """Decide on the criterion: the one given, the default for the target, or what `auto` takes for this network.
 
     Returns:
-        The request with the criterion, and remarks on it.
+        The request with the name of the criterion, and remarks on it.
     """
+    request = replace(request, criterion=request.ranked_by)
     if request.criterion not in ("auto", "gamma"):
         return request, ()
     separated = _has_separated_gammas(graph, tensors)

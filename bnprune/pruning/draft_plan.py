@@ -20,7 +20,6 @@ from bnprune.pruning.attribute_reads import Attribute
 from bnprune.pruning.candidates import Candidates, Constraints, Mask, own_ratios
 from bnprune.pruning.criterion_choice import NOT_SEPARATED
 from bnprune.pruning.cut_notes import ScaleFactors, note_on_equal_gammas, notes_on_cut, notes_on_idle_norms
-from bnprune.pruning.least_widths import LeastWidths
 from bnprune.pruning.plan import PruningPlan
 from bnprune.pruning.request import Request, TargetKind
 from bnprune.pruning.scores import Scores, Statistics, needs_data
@@ -94,8 +93,6 @@ class ScoredNetwork:
     """Statistics that the criterion has measured on calibration data."""
     criterion_notes: tuple[Note, ...] = ()
     """Remarks on the choice of the criterion and on least widths."""
-    least_widths: LeastWidths | None = None
-    """Channels that layers keep at least; None if that is not decided yet."""
     reads: frozenset[Attribute] = frozenset()
     """Attributes of modules that the traced passes have read, of those that may hold widths."""
     sensitivity: Sensitivity | None = None
@@ -156,11 +153,16 @@ class DraftPlan:
             notes.append(Note("prunable.found_late", "note", text))
         scored = self.scored
         on_cut: tuple[Note, ...] = ()
-        if not needs_data(scored.request.criterion):  # else γ did not decide
+        if not needs_data(scored.request.ranked_by):  # else γ did not decide
             on_cut = tuple(notes_on_cut(scored.graph, scored.gammas, scored.scores, self.candidates, self.removed))
         on_criterion = [note for note in scored.criterion_notes if not on_cut or note.code != NOT_SEPARATED.code]
         further = (*self._notes_on_target(), *self._notes_on_layer_ratios(), *self._notes_on_deviations())
         return (*notes, *further, *self.latency_notes, *self.size_notes, *on_cut, *on_criterion)
+
+    def noted(self, note: Note) -> DraftPlan:
+        """Return the draft with one more remark on how layers were limited."""
+        notes = (*self.scored.criterion_notes, note)
+        return replace(self, scored=replace(self.scored, criterion_notes=notes))
 
     @property
     def advice(self) -> tuple[Note, ...]:

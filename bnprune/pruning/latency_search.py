@@ -144,7 +144,8 @@ def _next_share(measured: list[tuple[float, float]], limit: float) -> float:
 
 def _measured_draft(model: nn.Module, example_inputs: Any, scored: ScoredNetwork, share: float) -> DraftPlan | None:
     """Plan a share of the MACs and measure the slim network; None if that share cannot be reached."""
-    request = scored.request.aimed("macs", share)
+    asked = scored.request
+    request = replace(asked.aimed("macs", share), criterion=asked.ranked_by, cap=asked.cap or 1.0)  # as for a latency
     try:
         draft = plan_cut(model, example_inputs, replace(scored, request=request))
         require_cut(draft)
@@ -208,7 +209,7 @@ class _ProfileSearch:
         latency = self._latency(scored)
         key = candidates.order.tobytes()
         if key not in self._orders:
-            keeps_order = scored.request.criterion in _SHARES_DECIDED
+            keeps_order = scored.request.ranked_by in _SHARES_DECIDED
             ordered = candidates if keeps_order else by_gain(scored.graph, scored.scores, candidates, latency)
             self._orders[key] = ordered
         return by_cost(scored.graph, self._orders[key], cost=latency.ms, target=aim)

@@ -38,7 +38,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from bnprune.channels.graph import ChannelGraph
+from bnprune.channels.graph import ChannelGraph, Layer
 from bnprune.notes import Note
 from bnprune.pruning.candidates import Mask
 from bnprune.pruning.cost_model import CostModel
@@ -104,12 +104,23 @@ def _equal_width(
     return math.sqrt(value * cost(np.zeros_like(dead)) / max(cost(dead), 1))
 
 
-def decide(graph: ChannelGraph, removed: Mask, widths: LeastWidths) -> bool:
-    """Return True if some layer keeps no more than its least width, so that these may have decided the cut."""
-    return any(
-        layer.name in widths and removed[units].any() and int((~removed[units]).sum()) <= widths[layer.name]
-        for layer, units in ((layer, graph.units(layer.ids)) for layer in graph.layers)
-    )
+def decide(graph: ChannelGraph, removed: Mask, widths: LeastWidths, multiple: int = 1) -> bool:
+    """Return True if some layer could not lose any more because of its least width, which may have decided the cut.
+
+    Args:
+        graph: The trace.
+        removed: True for units that are removed, shape (units,).
+        widths: The least widths.
+        multiple: Number of channels that layers lose at a time, if their width is a multiple of it.
+    """
+
+    def at_limit(layer: Layer) -> bool:
+        units = graph.units(layer.ids)
+        step = multiple if len(units) % multiple == 0 else 1
+        kept = int((~removed[units]).sum())
+        return bool(removed[units].any()) and kept - step < widths[layer.name]
+
+    return any(at_limit(layer) for layer in graph.layers if layer.name in widths)
 
 
 def least_width_note(criterion: str, share: float) -> Note:

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch import nn
@@ -23,7 +23,6 @@ from bnprune.channels.pytrees import Inputs, as_inputs, tensors
 from bnprune.channels.trace_network import require_repeatable, trace
 from bnprune.channels.union_find import NO_CHANNEL, Ids
 from bnprune.errors import PruningError, TraceError
-from bnprune.notes import Note
 from bnprune.pruning.attribute_reads import recorded_reads
 from bnprune.pruning.bias_folding import find_folds
 from bnprune.pruning.candidates import Candidates, Constraints, Mask, excluded_layers, find_candidates
@@ -89,7 +88,7 @@ def _probed(
     request, notes = choose_criterion(request, graph, tensors, statistics)
 
     def score(graph: ChannelGraph) -> Scores:
-        return with_streams(graph, score_units(request.criterion, graph, tensors, request.reduce, statistics))
+        return with_streams(graph, score_units(request.ranked_by, graph, tensors, request.reduce, statistics))
 
     scores = score(graph)
     network = ScoredNetwork(
@@ -172,40 +171,48 @@ def plan_cut(
     Raises:
         PruningError: The target cannot be reached; the message gives the closest value that can be reached.
     """
-    if scored.least_widths is None and scored.request.least_width and scored.sensitivity is None:
-        return _plan_with_least_widths(model, example_inputs, scored, select)
     started = time.perf_counter()
+    limited = scored.request.least_width and scored.sensitivity is None  # with one, layers are not compared by scores
+    if limited:
+        draft = _with_least_widths(model, example_inputs, scored, select)
+    else:
+        _, draft = _planned(model, example_inputs, scored, select)
+    return replace(draft, seconds=time.perf_counter() - started)
+
+
+class _UnreachableError(PruningError):
+    """A cost cannot be reached with the constraints."""
+
+
+def _with_least_widths(
+    model: nn.Module, example_inputs: Any, scored: ScoredNetwork, select: Selection | None
+) -> DraftPlan:
+    """Plan so that every layer keeps its least width, or without least widths if the target needs that."""
+    asked, limited = scored.request, None
+    try:
+        planner, limited = _planned(model, example_inputs, scored, select)
+        if not limited.falls_short:
+            decided = decide(planner.scored.graph, limited.removed, planner.least_widths, asked.round_to)
+            return limited.noted(least_width_note(asked.ranked_by, asked.least_width)) if decided else limited
+    except _UnreachableError:
+        pass
+    lifted = replace(scored, request=replace(asked, cap=1.0))
+    _, draft = _planned(model, example_inputs, lifted, select)
+    if limited is not None and int(draft.removed.sum()) <= int(limited.removed.sum()):
+        return limited  # other constraints prevent the target
+    draft = replace(draft, scored=replace(draft.scored, request=asked))
+    return draft.noted(lifted_note(asked.ranked_by))
+
+
+def _planned(
+    model: nn.Module, example_inputs: Any, scored: ScoredNetwork, select: Selection | None
+) -> tuple[_Planner, DraftPlan]:
+    """Plan with the gates that are needed; return the planner as well, which knows them."""
     planner = _Planner(model, as_inputs(example_inputs), scored)
     draft = _best_draft(planner, select)
     if not draft.removed.any() and not scored.required_gates:
         planner, draft = _with_separating_gates(planner, example_inputs, select) or (planner, draft)
-    return replace(draft, seconds=time.perf_counter() - started, gate_candidates=planner.count_gate_candidates(draft))
-
-
-def _plan_with_least_widths(
-    model: nn.Module, example_inputs: Any, scored: ScoredNetwork, select: Selection | None
-) -> DraftPlan:
-    """Plan so that every layer keeps its least width, or without them if the target cannot be reached otherwise.
-
-    With sensitivities, there are no least widths: scores are not compared across layers.
-    """
-    request = scored.request
-
-    def plan(widths: LeastWidths) -> DraftPlan:
-        return plan_cut(model, example_inputs, replace(scored, least_widths=widths), select)
-
-    def noted(draft: DraftPlan, note: Note) -> DraftPlan:
-        notes = (*draft.scored.criterion_notes, note)
-        return replace(draft, scored=replace(draft.scored, criterion_notes=notes))
-
-    try:
-        draft = plan(_Planner(model, as_inputs(example_inputs), scored).least_widths())
-        if not draft.falls_short:
-            decided = decide(draft.scored.graph, draft.removed, draft.scored.least_widths or {})
-            return noted(draft, least_width_note(request.criterion, request.least_width)) if decided else draft
-    except PruningError:
-        pass
-    return noted(plan({}), lifted_note(request.criterion))
+    return planner, replace(draft, gate_candidates=planner.count_gate_candidates(draft))
 
 
 def _with_separating_gates(
@@ -224,9 +231,6 @@ def _with_separating_gates(
         scored = score_network(planner.model, example_inputs, before.request, gates, before.heads, before.statistics)
         scored = replace(scored, criterion_notes=before.criterion_notes, sensitivity=before.sensitivity)
         planner = _Planner(planner.model, planner.inputs, scored)
-        if before.least_widths is not None:  # nothing was prunable without gates
-            widths = planner.least_widths() if before.request.least_width else {}
-            planner = _Planner(planner.model, planner.inputs, replace(scored, least_widths=widths))
         draft = _best_draft(planner, select)
         gates, tried = planner.needed_gates(), gates
         if gates == tried:
@@ -291,7 +295,7 @@ def _meet_cost(planner: _Planner, kind: TargetKind, share: float) -> DraftPlan:
     assert best is not None
     if best.cost_of(kind) > limit and best.candidates.order.size:
         lowest = math.ceil(1000 * best.cost_of(kind) / whole) / 1000
-        raise PruningError(
+        raise _UnreachableError(
             f"{kind} {share:g} cannot be reached: the channels that must stay cost {lowest:.3f} of the network's "
             f"{kind}. Ask for {kind} {lowest:.3f} or more, or loosen min_channels, cap, round_to or exclude."
         )
@@ -338,12 +342,17 @@ class _Planner:
                 break
         return self._findings, int(graph.gamma_count[self._candidates(exclude).prunable].sum())
 
+    @cached_property
     def least_widths(self) -> LeastWidths:
-        """Return the channels that layers keep at least for the target of the request."""
-        graph, request = self.scored.graph, self.scored.request
-        prunable = self._candidates(Constraints(exclude=request.exclude, include=request.include)).prunable
-        cost_model = CostModel(graph, self.model)
-        return least_widths(graph, self.scored.gammas, prunable, request.target, cost_model, request.least_width)
+        """The channels that layers keep at least for the target of the request; empty if there is no such limit."""
+        scored, request = self.scored, self.scored.request
+        if not request.least_width or scored.sensitivity is not None:
+            return {}
+        found = self._candidates(Constraints(exclude=request.exclude, include=request.include))
+        cost_model = CostModel(scored.graph, self.model)
+        return least_widths(
+            scored.graph, scored.gammas, found.prunable, request.target, cost_model, request.least_width
+        )
 
     def select_until_it_runs(self, select: Callable[[Candidates], Mask]) -> DraftPlan:
         """Select and try in a dry run until the slim network runs as expected.
@@ -351,7 +360,7 @@ class _Planner:
         Each failed dry run keeps further channels or changes further attributes, so the loop ends.
         """
         while True:
-            candidates = self._candidates(self.scored.request.constraints)
+            candidates = self._candidates(self.scored.request.constraints, self.least_widths)
             removed = select(candidates)
             plan, meta_slim, trial = self._try(removed, self._findings.sizes)
             if trial.passed:
@@ -360,11 +369,9 @@ class _Planner:
                 return DraftPlan(self.scored, candidates, removed, plan, meta_slim, trial.macs, found_late=late)
             self._add_findings(trial)
 
-    def _candidates(self, constraints: Constraints) -> Candidates:
+    def _candidates(self, constraints: Constraints, widths: LeastWidths | None = None) -> Candidates:
         scored, findings = self.scored, self._findings
-        candidates = find_candidates(
-            scored.graph, scored.scores, constraints, findings.kept, findings.sizes, scored.least_widths
-        )
+        candidates = find_candidates(scored.graph, scored.scores, constraints, findings.kept, findings.sizes, widths)
         if scored.sensitivity is None:
             return candidates
         return by_sensitivity(scored.graph, candidates, scored.sensitivity)

@@ -140,8 +140,9 @@ def prune(
         latency_ms: Milliseconds a forward pass may take here, with `example_inputs` as the batch and the current number
             of threads.
         min_channels: Channels every layer keeps at least.
-        cap: Largest share of a layer's channels to remove, in (0, 1]. By default 1, where every layer keeps most of the
-            width that it would have if all were cut alike (`bnprune.pruning.least_widths`); 1 lifts this limit.
+        cap: Largest share of a layer's channels to remove, in (0, 1]. By default there is none. Instead, for `macs` and
+            `params`, and for the criteria l1, l2, activation and taylor, every layer keeps a part of the width that it
+            would have if all were cut alike (`bnprune.pruning.least_widths`). With a cap, such as 1, it need not.
         round_to: Widths that are a multiple of this stay multiples of it.
         exclude: Layers not to prune: module names, names of parents, or globs.
         include: If given, the only layers to prune, with those that share their channels; as in `exclude`.
@@ -204,7 +205,7 @@ def prune(
         exclude=_patterns(exclude),
         include=_patterns(include),
         layer_ratios=layer_ratios,
-        criterion=criterion or "",
+        criterion=criterion,
         reduce=reduce,
         coupling=coupling,
         fold_bias=fold_bias,
@@ -308,7 +309,7 @@ def plan(
         exclude=_patterns(exclude),
         include=_patterns(include),
         layer_ratios=layer_ratios,
-        criterion=criterion or "",
+        criterion=criterion,
         reduce=reduce,
         coupling=coupling,
         fold_bias=fold_bias,
@@ -376,7 +377,7 @@ def draft(
         TraceError: The analysis fails.
     """
     require_bare(model)
-    statistics = measure_statistics(model, request.criterion, calibration)
+    statistics = measure_statistics(model, request.ranked_by, calibration)
     scored = score_network(model, example_inputs, request, statistics=statistics)
     if sensitivity is not None:
         scored = with_sensitivity(scored, sensitivity)

@@ -25,14 +25,7 @@ class Request(PruneOptions):
         ConfigError: A value is of the wrong type or out of range, or there is not exactly one target.
     """
 
-    criterion: str = ""
-    """The name of a criterion. If none is given, it depends on the target: `gamma` for a ratio, as in Liu et al., ICCV
-    2017, and for a latency, where it is weighed against milliseconds; `auto` for MACs and parameters."""
-
     def __post_init__(self) -> None:
-        if not self.criterion:
-            by_cost = self.macs is not None or self.params is not None
-            object.__setattr__(self, "criterion", "auto" if by_cost else "gamma")
         given = [kind for kind in TARGETS if getattr(self, kind) is not None]
         if len(given) != 1:
             got = " and ".join(given) or "none"
@@ -46,9 +39,19 @@ class Request(PruneOptions):
         return next((kind, getattr(self, kind)) for kind in TARGETS if getattr(self, kind) is not None)
 
     @property
+    def ranked_by(self) -> str:
+        """The name of the criterion: the one that is given or, without one, the default for the target.
+
+        The default is `gamma` for a ratio, as in Liu et al., ICCV 2017, and for a latency, where scores are weighed
+        against milliseconds. For MACs and parameters it is `auto`.
+        """
+        by_cost = self.macs is not None or self.params is not None
+        return self.criterion or ("auto" if by_cost else "gamma")
+
+    @property
     def weighs_macs(self) -> bool:
         """True if the selection depends on MACs, which then have to be counted on real values."""
-        return self.macs is not None or self.latency_ms is not None or self.criterion == "gamma-per-mac"
+        return self.macs is not None or self.latency_ms is not None or self.ranked_by == "gamma-per-mac"
 
     def aimed(self, kind: TargetKind, value: float) -> Request:
         """Return the same request with another target."""
@@ -57,9 +60,12 @@ class Request(PruneOptions):
 
     @property
     def least_width(self) -> float:
-        """Share of the width under equal pruning that every layer keeps; 0 for no limit. See `pruning.least_widths`."""
+        """Share of the width under equal pruning that every layer keeps; 0 for no limit. See `pruning.least_widths`.
+
+        It is 0 for a latency: no formula says how wide layers would be if all were cut alike.
+        """
         kind, _ = self.target
-        entry = CRITERIA[self.criterion]
+        entry = CRITERIA[self.ranked_by]
         if self.cap is not None or self.layer_ratios or not isinstance(entry, Criterion) or kind == "latency_ms":
             return 0.0
         return entry.least_width if entry.limits_ratio or kind != "ratio" else 0.0
@@ -75,6 +81,7 @@ class Request(PruneOptions):
         """Return the request as a plan records it: the target, and the constraints that differ from their defaults."""
         kind, value = self.target
         data: dict[str, Any] = {kind: value, **{name: getattr(self, name) for name in _ALWAYS_RECORDED}}
+        data["criterion"] = self.ranked_by
         for name, option in prune_options().items():
             own = getattr(self, name)
             if not option.is_target and name not in (*data, "exclude") and own not in (option.default, {}):

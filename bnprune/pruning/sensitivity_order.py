@@ -136,7 +136,7 @@ def sensitivity_notes(drafted: DraftPlan) -> tuple[Note, ...]:
     if sensitivity is None:
         return ()
     notes = []
-    measured, used = sensitivity.settings.get("criterion"), drafted.scored.request.criterion
+    measured, used = sensitivity.settings.get("criterion"), drafted.scored.request.ranked_by
     if measured != used:
         text = f"the sensitivity table was measured with criterion {measured}, and channels are ranked by {used}"
         notes.append(Note("sensitivity.criterion", "note", text))

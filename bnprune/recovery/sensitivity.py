@@ -78,7 +78,7 @@ def measure_sensitivity(
         PruningError: Nothing can be cut.
     """
     request = replace(request.aimed("ratio", 0.5), cap=1.0, layer_ratios={})
-    statistics = measure_statistics(model, request.criterion, calibration_for(splits.train, request))
+    statistics = measure_statistics(model, request.ranked_by, calibration_for(splits.train, request))
     scored = score_network(model, splits.example, request, statistics=statistics)
     groups = prunable_groups(scored)
     if not groups:

@@ -109,7 +109,8 @@ def sweep(
     start = score(copy.deepcopy(model).to(device))
     points, candidates = [_start(start.value, by)], 1
     tried = sorted(values or (RATIOS if by == "ratio" else SHARES), reverse=by == "macs")
-    statistics = measure_statistics(model, request.criterion, calibration_for(splits.train, request))
+    request = request.aimed(by, tried[0])  # on which the default of the criterion depends
+    statistics = measure_statistics(model, request.ranked_by, calibration_for(splits.train, request))
     scored = score_network(model, example, request, statistics=statistics)
     before: tuple[Cut, ...] = ()
     reason: PruningError | None = None

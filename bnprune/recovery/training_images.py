@@ -23,6 +23,6 @@ def training_batches(split: Split, count: int) -> Iterator[Batch]:
 def calibration_for(split: Split, request: Request) -> Calibration | None:
     """Return the calibration data that the criterion of a request uses; None if it uses none."""
     count = request.calibrate_images
-    if not count or not uses_data(request.criterion):
+    if not count or not uses_data(request.ranked_by):
         return None
     return Calibration.of(training_batches(split, count), count)

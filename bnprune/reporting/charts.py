@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -134,18 +134,10 @@ def gamma_histograms(run: RunData) -> list[Histogram]:
     x = Axis("|γ|", 0.0, high * 1.02, lambda value: f"{value:g}")
     y = Axis("channels (square-root scale)", 0.0, most * 1.1, lambda value: f"{value:.0f}", root=True)
     edges = tuple(high * position / _BINS for position in range(_BINS + 1))
-    section = run.config.get("prune")
-    by_gamma = isinstance(section, dict) and _ranks_by_gamma(section)
     return [
-        Histogram(f"|γ| {gammas.title}", edges, kept, gone, x, y, gammas.threshold if by_gamma else None)
+        Histogram(f"|γ| {gammas.title}", edges, kept, gone, x, y, gammas.threshold if run.by_threshold else None)
         for gammas, (kept, gone) in zip(shown, counted, strict=True)
     ]
-
-
-def _ranks_by_gamma(section: Mapping[str, Any]) -> bool:
-    """Return True if a recipe's section `prune` ranks by γ: by name, or by default."""
-    criterion = section.get("criterion")
-    return criterion == "gamma" or (criterion is None and all(section.get(name) is None for name in ("macs", "params")))
 
 
 def constant(gammas: Gammas) -> bool:

@@ -102,6 +102,8 @@ class RunData:
     """How images became inputs, and the names of the classes; None if it is not known."""
     gated: bool = False
     """True if the first pruning inserted gates."""
+    by_threshold: bool = False
+    """True if one threshold on |γ| decided the first pruning."""
     notes: tuple[str, ...] = field(default=())
     """Sentences about files that are missing or incomplete."""
 
@@ -174,6 +176,7 @@ def read_run_data(path: Path) -> RunData:
         gammas=tuple(_gammas(directory, plan, notes)),
         inputs=result.inputs,
         gated=plan is not None and bool(plan.gates),
+        by_threshold=plan is not None and _is_by_threshold(plan),
         notes=tuple(notes),
     )
 
@@ -297,6 +300,11 @@ def _quantiles(values: Any) -> tuple[float, ...]:
 
 
 # -- scale factors ---------------------------------------------------------------------------------------------------
+
+
+def _is_by_threshold(plan: PruningPlan) -> bool:
+    """Return True if channels were ranked by |γ|, and no least widths kept some of those below the threshold."""
+    return plan.requested.get("criterion") == "gamma" and not plan.requested.keys().isdisjoint(("ratio", "cap"))
 
 
 def _gammas(directory: RunDirectory, plan: PruningPlan | None, notes: list[str]) -> list[Gammas]:

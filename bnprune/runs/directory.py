@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ from bnprune.runs.files import (
 )
 from bnprune.runs.lock import lock, unlock
 from bnprune.runs.outputs import RUN_FILES, is_run, is_same
+from bnprune.runs.passes import request_of
 from bnprune.runs.results import RunResult
 from bnprune.runs.revision import revision
 from bnprune.runs.saved_state import read_result, read_state, save_state
@@ -355,9 +357,20 @@ class RunDirectory:
 def _is_same_recipe(text: str, config: PipelineConfig) -> bool:
     """Return True if a recipe gives the same configuration; key order and spelled-out defaults do not matter."""
     try:
-        return check(table(read_yaml(text)), {}) == config
+        return _with_defaults(check(table(read_yaml(text)), {})) == _with_defaults(config)
     except (ConfigError, YamlError, ValueError):
         return False
+
+
+def _with_defaults(config: PipelineConfig) -> PipelineConfig:
+    """Return a configuration that names its criterion, and no cap that has no effect: version 0.1 wrote both."""
+    if config.prune is None:
+        return config
+    asked = request_of(config.prune)
+    without_cap = replace(asked, cap=None)
+    cap = None if asked.cap == 1 and not without_cap.least_width else asked.cap
+    prune = config.prune.model_copy(update={"criterion": asked.ranked_by, "cap": cap})
+    return config.model_copy(update={"prune": prune})
 
 
 def dump_config(config: PipelineConfig) -> str:

@@ -88,7 +88,7 @@ def _prunable(model: nn.Module, splits: Splits, config: PruneConfig, *, first_pa
         asked.latency_ms is not None or not first_pass
     ):  # solved later; here, check only that some channel can be removed
         asked = asked.aimed("ratio", 0.5)
-    if needs_data(asked.criterion):  # the network may not be trained yet: its activations say nothing
+    if needs_data(asked.ranked_by):  # the network may not be trained yet: its activations say nothing
         asked = replace(asked, criterion="gamma")
     drafted = draft(model, splits.example, asked)
     if first_pass:  # a later pass may have nothing to do

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +87,11 @@ def normalisation_of(mean: Sequence[float] | None, std: Sequence[float] | None) 
         return None
     if mean is None or std is None or len(mean) != len(std) or len(mean) not in (1, 3):
         raise ConfigError("mean and standard deviation must both have 3 numbers, or both 1.", argument="mean")
-    if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0 or min(mean) < 0:
-        raise ConfigError("the mean must not be negative, and the standard deviation positive.", argument="std")
+    scale = "Pixel values are from 0 to 1: divide values for 0 to 255 by 255."
+    if not all(0 <= value <= 1 for value in mean):
+        raise ConfigError(f"a mean must be between 0 and 1. {scale}", argument="mean")
+    if not all(0 < value <= 1 for value in std):
+        raise ConfigError(f"a standard deviation must be above 0, and at most 1. {scale}", argument="std")
     return tuple(mean), tuple(std)
 
 

@@ -152,9 +152,9 @@ def _calibration(
     dry_run: bool,
 ) -> tuple[CalibrationData | None, tuple[Note, ...]]:
     """Open the calibration data; in a dry run, only check what is given if the criterion does not use it."""
-    criterion = _required(request).criterion if request is not None else None
+    criterion = _required(request).ranked_by if request is not None else None
     if dry_run and (criterion is None or not uses_data(criterion)):
-        if given is not None:
+        if given is not None or normalisation is not None:
             open_calibration(network, given, 1, required=True, normalisation=normalisation)
         return None, ()
     count = DEFAULT_IMAGES if request is None else request.calibrate_images

@@ -155,7 +155,7 @@ def _settings(request: Request, config: PruneConfig, metric: str) -> dict[str, A
     asked = {name: value for name, value in constraints_of(request).items() if name not in ("cap", "layer_ratios")}
     recovery = {name: getattr(config, name) for name in _OF_RECOVERY}
     judged = {} if metric == "top1" else {"metric": metric}
-    return {"criterion": request.criterion, **asked, **recovery, **judged}
+    return {"criterion": request.ranked_by, **asked, **recovery, **judged}
 
 
 def _continued(out: Path, known: Sensitivity, wanted: Sensitivity, display: Display) -> Sensitivity:

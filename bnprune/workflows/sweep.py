@@ -160,10 +160,8 @@ def notes_on_network(opened: NetworkWithData, config: PruneConfig) -> list[str]:
 
 def constraints_of(request: Request) -> dict[str, Any]:
     """Return the constraints of a request that differ from their defaults."""
-    by_cost = request.target[0] in ("macs", "params")  # on which the default of `criterion` depends
-    usual = Request(macs=0.5) if by_cost else Request(ratio=0.5)
-    found = {name: getattr(request, name) for name, option in prune_options().items() if not option.is_target}
-    return {name: value for name, value in found.items() if value and value != getattr(usual, name)}
+    found = {name: (getattr(request, name), option) for name, option in prune_options().items() if not option.is_target}
+    return {name: value for name, (value, option) in found.items() if value and value != option.default}
 
 
 def _named(point: Point | None) -> SweepPoint | None:

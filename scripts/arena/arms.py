@@ -89,18 +89,19 @@ def pruned(
         criterion: The ranking.
         cap: Largest share of its channels that a layer may lose.
         calibrated: True to give training images as calibration data.
-        measured: True to share out the cut by a sensitivity table, which is measured now, on validation images.
+        measured: True to share out the cut by a sensitivity table, which is measured on validation images, once for all
+            shares.
     """
     options: dict[str, Any] = {"macs": share, "criterion": criterion, "cap": cap}
     seconds = {}
     if calibrated:
         options["calibrate"] = list(training_batches(bench.splits.train, CALIBRATION_IMAGES))
     if measured:
-        started = time.perf_counter()
-        table = bench.base.parent.parent / "sensitivity.json"
+        options["sensitivity"] = table = bench.base.parent.parent / "sensitivity.json"
+        started, is_new = time.perf_counter(), not table.exists()
         sensitivity(bench.base, (f"data.root={bench.config.data.root}",), out=table, trust=True)
-        options["sensitivity"] = table
-        seconds["sensitivity"] = time.perf_counter() - started
+        if is_new:  # else it was read, or completed after an interruption
+            seconds["sensitivity"] = time.perf_counter() - started
     started = time.perf_counter()
     result = bnprune.prune(network, bench.splits.example, **options)
     seconds["prune"] = time.perf_counter() - started

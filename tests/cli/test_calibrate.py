@@ -114,6 +114,9 @@ def test_the_normalisation_of_the_recipe_is_used_for_a_folder(run: Path, images:
 @pytest.fixture
 def trained_on(images: Path) -> tuple[object, ...]:
     """A network whose statistics are those of the images, normalised with 0.3 and 0.05."""
+    rng = np.random.default_rng(1)
+    for index in range(32):  # with fewer, nothing is said
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(images / f"more{index}.png")
     of_training = Preprocessing.of((3, 8, 8), [0.3] * 3, [0.05] * 3)
     model = library.recalibrate(chain(), unlabelled_images(images, 4, of_training))
     torch.save(model.state_dict(), "own.pt")
@@ -136,8 +139,9 @@ def test_images_that_are_normalised_in_another_way_are_noticed(trained_on: tuple
     [
         (("--mean", "a,b"), "--mean: expected numbers, such as 0.485,0.456,0.406 (got 'a,b')"),
         (("--mean", "0.5"), "--mean: mean and standard deviation must both have 3 numbers, or both 1"),
-        (("--mean", "0.5", "--std", "0"), "--std: the mean must not be negative, and the standard deviation positive"),
-        (("--mean", "0.5", "--std", "nan"), "--std: the mean must not be negative"),
+        (("--mean", "0.5", "--std", "0"), "--std: a standard deviation must be above 0, and at most 1"),
+        (("--mean", "0.5", "--std", "nan"), "--std: a standard deviation must be above 0"),
+        (("--mean", "123.7", "--std", "58"), "--mean: a mean must be between 0 and 1. Pixel values are from 0 to 1"),
     ],
 )
 def test_a_wrong_normalisation_is_refused(given: tuple[str, ...], message: str, images: Path) -> None:

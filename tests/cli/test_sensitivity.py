@@ -69,6 +69,17 @@ def test_each_group_is_cut_alone(trained: Path, measured: tuple[str, dict[str, A
     assert all(point["accuracy"] >= point["plain"] for other in made["groups"] for point in other["points"])
 
 
+@pytest.mark.parametrize(
+    ("given", "criterion"),
+    [((), "activation"), (("prune.criterion=gamma",), "gamma"), (("prune.calibrate_images=0",), "gamma")],
+)
+def test_the_table_names_the_criterion_that_was_asked_for(
+    trained: Path, given: tuple[str, ...], criterion: str
+) -> None:
+    done("sensitivity", trained, *given, "--at", "0.5", "--out", "asked.json")
+    assert Sensitivity.from_json(Path("asked.json").read_text()).settings["criterion"] == criterion
+
+
 def test_an_interrupted_measurement_is_continued_to_the_same_file(
     trained: Path, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from bnprune.config.schema import DataConfig, PruneConfig
 from bnprune.data import load_data
 from bnprune.errors import PruningError
 from bnprune.recovery.recover import recover
+from bnprune.runs.checkpoint import read_header
 from bnprune.runs.passes import request_of
 from bnprune.runs.results import Change, Pruned
 from bnprune.training.evaluate import evaluate, validation_score
@@ -89,6 +90,19 @@ def test_a_sweep_ends_with_the_command_that_makes_the_cut(trained: Path, here: P
     before, after = (cut["params"][name] for name in ("before", "after"))
     assert after / before == pytest.approx(found["recommended"]["params"])
     assert found["constraints"] == {"cap": 0.9, "round_to": 4}
+
+
+@pytest.mark.parametrize(("by", "value"), [("macs", "0.4"), ("ratio", "0.4")])
+def test_a_sweep_ranks_by_the_default_of_what_it_varies(trained: Path, here: Path, by: str, value: str) -> None:
+    """The recipe's target is a ratio; for MACs, the default criterion is another one."""
+    asked = ("sweep", trained, "--by", by, "--at", value, "--tolerance", "0.9")
+    found = document(*asked)
+    command = done(*asked).stdout.strip().splitlines()[-1]
+    assert f"--{by} {value} --out" in command
+    cut = document(*shlex.split(command)[1:-1], here / "slim.safetensors")
+    assert cut["params"]["after"] / cut["params"]["before"] == pytest.approx(found["recommended"]["params"])
+    (plan,) = read_header(here / "slim.safetensors").plans
+    assert plan.requested["criterion"] == {"macs": "activation", "ratio": "gamma"}[by]
 
 
 def test_too_few_images_recommend_nothing_but_name_a_cut(trained: Path) -> None:

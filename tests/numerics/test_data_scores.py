@@ -254,6 +254,23 @@ def test_dead_channels_do_not_count_for_least_widths() -> None:
     assert kept(result) >= math.ceil(0.7 * width * 6)
 
 
+def test_a_limit_that_rounding_stops_short_of_is_noted() -> None:
+    """Three layers of 32 lose 8 channels at a time: the second may not go from 16 to 8."""
+    model = randomized(nn.Sequential(conv_bn(3, 32), conv_bn(32, 32), conv_bn(32, 32), head(32)))
+    with torch.no_grad():
+        model[1][0].weight *= 0.01
+    result = bnprune.prune(model, X, macs=0.3, criterion="l1", round_to=8)
+    assert kept(result) == 16
+    assert "least_width" in codes(result)
+    assert kept(bnprune.prune(model, X, macs=0.3, criterion="l1", round_to=8, cap=1.0)) == 8
+
+
+def test_nothing_is_said_of_least_widths_where_another_constraint_decides() -> None:
+    model = randomized(nn.Sequential(conv_bn(3, 16), conv_bn(16, 16), head(16)))
+    for constraint in ({"ratio": 0.95, "min_channels": 8}, {"ratio": 0.9, "round_to": 8}):
+        assert not codes(bnprune.prune(model, X, criterion="l1", **constraint)) & {"least_width", "least_width.lifted"}
+
+
 def test_least_widths_give_way_to_a_target_that_they_forbid() -> None:
     """With two of three layers excluded, the third has to become narrower than its least width."""
     asked = {"macs": 0.3, "exclude": ["0", "2"]}

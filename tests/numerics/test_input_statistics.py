@@ -34,6 +34,21 @@ def test_the_factor_of_the_variance_is_that_of_the_images(trained: nn.Module) ->
     assert unlike_training(trained, [1.2 * IMAGES]) is None
 
 
+def test_small_batches_are_put_together(trained: nn.Module) -> None:
+    assert unlike_training(trained, [4 * image for image in IMAGES.split(1)]) is not None
+    assert (
+        unlike_training(trained, [image * (0.5 + index % 4) / 2 for index, image in enumerate(IMAGES.split(1))]) is None
+    )
+    assert unlike_training(trained, [4 * image for image in IMAGES[:31].split(1)]) is None, "too few images"
+
+
+def test_one_value_per_channel_has_no_variance() -> None:
+    values = noise(64, 6).float()
+    model = recalibrate(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)), [values]).eval()
+    assert unlike_training(model, values.split(1)) is None
+    assert unlike_training(model, (5 * values).split(1)) is not None
+
+
 def test_a_shift_of_the_mean_is_found(trained: nn.Module) -> None:
     assert unlike_training(trained, [IMAGES + 8]) is not None
 

@@ -145,6 +145,16 @@ def test_a_gate_stands_behind_a_grouped_convolution_where_nothing_could_go_witho
     assert_trains(result.model, net, X)
 
 
+@pytest.mark.parametrize("macs", [0.5, 0.4, 0.35])
+def test_least_widths_give_way_where_gates_are_needed_too(macs: float) -> None:
+    net = randomized(tied_to_what_stays())
+    with torch.no_grad():
+        net.wide[1].weight *= 0.2
+    report = bnprune.prune(net, X.float(), macs=macs, criterion="gamma").report
+    assert any(note.code == "gates.required" for note in report.notes)
+    assert report.macs_after <= macs * report.macs_before
+
+
 def test_no_gate_stands_behind_a_grouped_convolution_where_something_goes_anyway() -> None:
     net = nn.Sequential(tied_to_what_stays().wide, tail(32))
     assert not bnprune.prune(randomized(nn.Sequential(conv_bn(3, 16), net)), X.float(), ratio=0.5).plan.gates

@@ -6,6 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -18,7 +19,9 @@ from bnprune.cli import app
 from bnprune.config.prune_options import TARGETS, Option, prune_options
 from bnprune.config.schema import ExportConfig, PruneConfig, SparsityConfig
 from bnprune.config.tables import CRITERIA, FORMATS, PENALTIES, Entry
+from bnprune.pruning.request import Request
 from bnprune.pruning.scores import Reduce
+from bnprune.runs.passes import request_of
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = prune_options()
@@ -136,7 +139,18 @@ def test_names_that_are_added_to_a_table_are_known_to_recipes(monkeypatch) -> No
         SparsityConfig(penalty="yours")
 
 
-def test_a_recipe_of_version_0_1_spells_out_the_cap_that_is_now_left_to_the_criterion() -> None:
-    assert PruneConfig(cap=1.0) == PruneConfig()
-    assert PruneConfig(cap=1.0, criterion="l2").cap == 1.0  # below which l2 would go by default
-    assert PruneConfig(cap=0.5).cap == 0.5
+def test_a_recipe_keeps_what_it_says() -> None:
+    """Also where it is the default: another target of the same recipe may have another one."""
+    for written in ({"cap": 1.0}, {"ratio": 0.5, "criterion": "gamma"}, {"macs": 0.5, "criterion": "auto", "cap": 1.0}):
+        config = PruneConfig(**written)
+        assert config.model_dump(exclude_unset=True) == written
+        assert request_of(config).cap == written.get("cap")
+
+
+def test_the_default_criterion_is_that_of_the_target() -> None:
+    asked = Request(ratio=0.5)
+    assert [asked.aimed(kind, 0.5).ranked_by for kind in TARGETS] == ["gamma", "auto", "auto", "gamma"]
+    assert {replace(asked, criterion="l1").aimed(kind, 0.5).ranked_by for kind in TARGETS} == {"l1"}
+    assert asked.aimed("latency_ms", 5).least_width == 0
+    with pytest.raises(bnprune.ConfigError, match="criterion: '' is unknown"):
+        Request(ratio=0.5, criterion="")

@@ -276,7 +276,7 @@ def test_a_new_criterion_is_one_function_in_a_table(monkeypatch) -> None:
     )
     model = set_gammas(stack(8, 8), torch.linspace(0.1, 0.2, 8), torch.linspace(1, 2, 8))
     assert ranked("backwards", model, ratio=0.25) == [8, 4]
-    assert request_of(PruneConfig(criterion="backwards")).criterion == "backwards"
+    assert request_of(PruneConfig(criterion="backwards")).ranked_by == "backwards"
     with pytest.raises(
         bnprune.ConfigError, match="criterion: 'forwards' is unknown. Choose one of: gamma, gamma-per-mac"
     ):

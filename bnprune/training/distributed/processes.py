@@ -20,6 +20,8 @@ from bnprune.training.distributed import torchrun_env
 
 _TIMEOUT = datetime.timedelta(days=7)
 """Longest wait for the leader, which may be pruning. A process that dies closes its connections immediately."""
+_TOO_FEW = "bnprune/too_few_devices"
+"""Key of the store, followed by a rank: "1" if there are fewer devices than processes on the machine of that rank."""
 _FAILED, _REPORTED = "bnprune/failed", "bnprune/reported"
 """Keys of the store: the exit code of a process that failed, and the number of processes that asked to report it."""
 
@@ -35,7 +37,7 @@ class Processes:
     control: Any = None
     """Process group (gloo) for decisions and small objects."""
     shares_accelerator: bool = False
-    """True if this machine has fewer CUDA devices than processes, so that they can only share one (with gloo)."""
+    """True if some machine has fewer CUDA devices than processes, so that they can only share one (with gloo)."""
 
     @property
     def leads(self) -> bool:
@@ -113,21 +115,27 @@ def open_processes() -> Iterator[Processes]:
         yield SINGLE_PROCESS
         return
     rank, local = torchrun_env.rank(), torchrun_env.local_rank()
-    backend, cards = "gloo", torch.cuda.device_count()
-    shared = 0 < cards < torchrun_env.local_processes()
-    if cards and not shared:
-        torch.cuda.set_device(local)
-        backend = "cpu:gloo,cuda:nccl"  # nccl refuses two processes on one device
     c10d: Any = distributed  # both functions are documented, but not typed as public
     store, _, size = next(c10d.rendezvous("env://"))
     # If torchrun starts processes again, the store still holds the entries of those before.
     store = c10d.PrefixStore(f"attempt {torchrun_env.restarts()}", store)
+    shared, backend = _too_few_devices(store, rank, size), "gloo"
+    if torch.cuda.is_available() and not shared:
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"  # nccl refuses two processes on one device
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     control: Any = distributed.new_group(backend="gloo", timeout=_TIMEOUT)
     with _failing_together(rank, store):
         yield Processes(rank, local, size, control, shared)
         distributed.barrier(group=control)
     distributed.destroy_process_group()  # not after a failure: it would wait for processes that have ended
+
+
+def _too_few_devices(store: Any, rank: int, size: int) -> bool:
+    """Return True if some machine has CUDA devices, but fewer than processes. All processes get the same answer."""
+    here = 0 < torch.cuda.device_count() < torchrun_env.local_processes()
+    store.set(f"{_TOO_FEW}/{rank}", str(int(here)))
+    return any(store.get(f"{_TOO_FEW}/{other}") == b"1" for other in range(size))
 
 
 @contextmanager

@@ -21,8 +21,8 @@ def local_rank() -> int:
 
 
 def local_processes() -> int:
-    """Return the number of processes on this machine."""
-    return _number("LOCAL_WORLD_SIZE", processes())
+    """Return the number of processes on this machine; if nothing says it, the least that this one's number implies."""
+    return _number("LOCAL_WORLD_SIZE", local_rank() + 1)
 
 
 def restarts() -> int:
