@@ -75,7 +75,7 @@ def repair(
     fit, held = (
         [map_tensors(lambda t: t.to(device), batch) for batch in part] for part in calibration.parts(_HELD_OUT)
     )
-    notes = [note for note in (unlike_training(model, fit),) if note]
+    notes = [note for note in (unlike_training(model, [*fit, *held]),) if note]
     made = repaired_networks(
         model,
         slim,

@@ -118,7 +118,7 @@ def trained_on(images: Path) -> tuple[object, ...]:
     for index in range(32):  # with fewer, nothing is said
         Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(images / f"more{index}.png")
     of_training = Preprocessing.of((3, 8, 8), [0.3] * 3, [0.05] * 3)
-    model = library.recalibrate(chain(), unlabelled_images(images, 4, of_training))
+    model = library.recalibrate(chain(), unlabelled_images(images, 36, of_training))
     torch.save(model.state_dict(), "own.pt")
     return ("prune", *CHAIN, "--weights", "own.pt", "--ratio", "0.5", "--calibrate", images)
 
