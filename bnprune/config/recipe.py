@@ -136,7 +136,7 @@ def _is_section(annotation: Any) -> bool:
 
 
 def _key_paths(section: type[BaseModel]) -> Iterator[KeyPath]:
-    """Yield the path of every key of a section, and of those inside it."""
+    """Yield the path of every key in a section and in the sections inside it."""
     for name, field in section.model_fields.items():
         key = field.alias or name
         yield (key,)

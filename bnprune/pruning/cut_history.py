@@ -42,15 +42,18 @@ def plans_of(model: nn.Module) -> tuple[PruningPlan, ...]:
 
 
 def record_input(slim: nn.Module, example_inputs: Any) -> None:
-    """Store on a slim network the shape of one input, if its only example input is a tensor of numbers in batches."""
-    (args, kwargs) = as_inputs(example_inputs)
+    """Store the shape of one input on a slim network.
+
+    Nothing is stored unless the example input is a single floating-point tensor with a batch dimension.
+    """
+    args, kwargs = as_inputs(example_inputs)
     only = args[0] if len(args) == 1 and not kwargs else None
     if isinstance(only, torch.Tensor) and only.is_floating_point() and only.dim() > 1:
         setattr(slim, _INPUT, json.dumps(list(only.shape[1:])))
 
 
 def input_of(model: nn.Module) -> tuple[int, ...] | None:
-    """Return the shape of one input, as it was recorded."""
+    """Return the recorded shape of one input; None if none was recorded."""
     shape = json.loads(vars(model).get(_INPUT, "null"))
     return None if shape is None else tuple(shape)
 

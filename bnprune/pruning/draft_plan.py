@@ -99,6 +99,11 @@ class ScoredNetwork:
     """Decides how much each group of layers loses; by default, the scores are compared across all layers."""
 
     @property
+    def least_width(self) -> float:
+        """As in the request; 0 with sensitivities, which do not compare scores across layers."""
+        return self.request.least_width if self.sensitivity is None else 0.0
+
+    @property
     def notes(self) -> tuple[Note, ...]:
         """Remarks on the trace."""
         return (*self.graph.notes, *notes_on_idle_norms(self.graph))

@@ -81,7 +81,7 @@ def least_widths(
 
 
 def _dead(graph: ChannelGraph, gammas: Mapping[str, NDArray[np.float64]]) -> Mask:
-    """Return True for units all of whose |γ| are near zero, shape (units,)."""
+    """Return which units are dead, shape (units,): every scale factor in them is near zero."""
     largest = np.zeros(graph.unit_count)
     for name, units in graph.gamma_units.items():
         np.maximum.at(largest, units, gammas[name])
@@ -95,7 +95,7 @@ def _dead(graph: ChannelGraph, gammas: Mapping[str, NDArray[np.float64]]) -> Mas
 def _equal_width(
     graph: ChannelGraph, prunable: Mask, dead: Mask, target: tuple[TargetKind, float], cost_model: CostModel
 ) -> float:
-    """Return the share of its channels that are not dead which every layer keeps if all are pruned alike."""
+    """Return the share of its live channels that every layer keeps if all layers are pruned alike."""
     kind, value = target
     if kind == "ratio":
         whole, alive = (int(graph.gamma_count[units].sum()) for units in (prunable, prunable & ~dead))
@@ -104,8 +104,8 @@ def _equal_width(
     return math.sqrt(value * cost(np.zeros_like(dead)) / max(cost(dead), 1))
 
 
-def decide(graph: ChannelGraph, removed: Mask, widths: LeastWidths, multiple: int = 1) -> bool:
-    """Return True if some layer could not lose any more because of its least width, which may have decided the cut.
+def is_limited(graph: ChannelGraph, removed: Mask, widths: LeastWidths, multiple: int) -> bool:
+    """Return True if a layer that was cut could not become narrower, because of its least width.
 
     Args:
         graph: The trace.
@@ -124,17 +124,17 @@ def decide(graph: ChannelGraph, removed: Mask, widths: LeastWidths, multiple: in
 
 
 def least_width_note(criterion: str, share: float) -> Note:
-    """Return the remark that least widths have decided how many channels some layer keeps."""
+    """Return the note that least widths have limited the cut."""
     text = (
         f"criterion {criterion}: some layers would have become far narrower than others, so every layer keeps at least "
         f"{share:.0%} of the width that it would have if all were cut alike (channels whose scale factor is near zero "
-        "do not count); cap=1 removes this limit"
+        "do not count); a cap of 1 removes this limit"
     )
     return Note("least_width", "note", text)
 
 
 def lifted_note(criterion: str) -> Note:
-    """Return the remark that the target cannot be reached with least widths."""
+    """Return the note that the target cannot be reached with least widths."""
     text = (
         f"criterion {criterion}: some layers become far narrower than others, because the target cannot be reached "
         "otherwise"

@@ -30,7 +30,7 @@ from bnprune.pruning.cost_model import CostModel
 from bnprune.pruning.criterion_choice import choose_criterion
 from bnprune.pruning.draft_plan import DraftPlan, DryRunFindings, ScoredNetwork
 from bnprune.pruning.dry_run import DryRun, dry_run
-from bnprune.pruning.least_widths import LeastWidths, decide, least_width_note, least_widths, lifted_note
+from bnprune.pruning.least_widths import LeastWidths, is_limited, least_width_note, least_widths, lifted_note
 from bnprune.pruning.output_deviation import Measured, with_deviations
 from bnprune.pruning.plan import PruningPlan, make_plan, new_sizes
 from bnprune.pruning.probe import probe
@@ -172,8 +172,7 @@ def plan_cut(
         PruningError: The target cannot be reached; the message gives the closest value that can be reached.
     """
     started = time.perf_counter()
-    limited = scored.request.least_width and scored.sensitivity is None  # with one, layers are not compared by scores
-    if limited:
+    if scored.least_width:
         draft = _with_least_widths(model, example_inputs, scored, select)
     else:
         _, draft = _planned(model, example_inputs, scored, select)
@@ -192,8 +191,9 @@ def _with_least_widths(
     try:
         planner, limited = _planned(model, example_inputs, scored, select)
         if not limited.falls_short:
-            decided = decide(planner.scored.graph, limited.removed, planner.least_widths, asked.round_to)
-            return limited.noted(least_width_note(asked.ranked_by, asked.least_width)) if decided else limited
+            if is_limited(planner.scored.graph, limited.removed, planner.least_widths, asked.round_to):
+                return limited.noted(least_width_note(asked.ranked_by, scored.least_width))
+            return limited
     except _UnreachableError:
         pass
     lifted = replace(scored, request=replace(asked, cap=1.0))
@@ -346,13 +346,11 @@ class _Planner:
     def least_widths(self) -> LeastWidths:
         """The channels that layers keep at least for the target of the request; empty if there is no such limit."""
         scored, request = self.scored, self.scored.request
-        if not request.least_width or scored.sensitivity is not None:
+        if not scored.least_width:
             return {}
         found = self._candidates(Constraints(exclude=request.exclude, include=request.include))
         cost_model = CostModel(scored.graph, self.model)
-        return least_widths(
-            scored.graph, scored.gammas, found.prunable, request.target, cost_model, request.least_width
-        )
+        return least_widths(scored.graph, scored.gammas, found.prunable, request.target, cost_model, scored.least_width)
 
     def select_until_it_runs(self, select: Callable[[Candidates], Mask]) -> DraftPlan:
         """Select and try in a dry run until the slim network runs as expected.
