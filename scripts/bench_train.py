@@ -53,6 +53,9 @@ CIFAR_STEPS = 351
 class Steps(TrainingLog):
     """The log of a run, less the files at the end of an epoch, which are timed apart."""
 
+    def on_start(self, validation: Score, state: State) -> None:
+        pass
+
     def on_epoch(self, record: EpochRecord, state: State) -> None:
         pass
 

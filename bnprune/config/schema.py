@@ -311,14 +311,12 @@ class PruneConfig(_PruneKeys):  # type: ignore[misc]
     passes: Annotated[int, Field(ge=1, le=32, strict=True)] = 1
     """Rounds of pruning and fine-tuning, each of which removes an equal share of what is left."""
     compensate: Switch = True
-    """Try to add the constant output of removed channels to the biases of the next layers; kept if validation accuracy
-    improves."""
+    """Try to add the constant output of removed channels to the biases of the next layers. Of the ways that are tried,
+    the best one on the validation images is kept; if they are equal there, the one with the lower loss."""
     reconstruct: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 512
-    """Training images, without their labels, with which to try to refit the layers that lost inputs; kept if validation
-    accuracy improves. 0: do not try."""
+    """Training images, without their labels, with which to try to refit the layers that lost inputs. 0: do not try."""
     recalibrate: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 100
-    """Batches with which to try to re-estimate the BatchNorm statistics after pruning; kept if validation accuracy
-    improves. 0: do not try."""
+    """Batches with which to try to re-estimate the BatchNorm statistics after pruning. 0: do not try."""
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
@@ -365,7 +363,10 @@ def _section_or_switch(value: Any) -> Any:
 
 
 class FinetuneConfig(OptimisationConfig):
-    """Fine-tuning after pruning."""
+    """Fine-tuning after pruning.
+
+    The network as it was before counts as an epoch: if none is better on the validation images, it is kept.
+    """
 
     epochs: Epochs = 15
     lr: Rate = 0.05

@@ -47,7 +47,7 @@ from bnprune.runs.summary import cut_figures, describe_request, pruned_of, recov
 from bnprune.runs.teacher import find_teacher, require_teacher
 from bnprune.runs.tensorboard_log import open_tensorboard_log
 from bnprune.runs.training_log import TrainingLog
-from bnprune.runs.training_stage import StageRequest, send_stage, set_up, settings_of
+from bnprune.runs.training_stage import StageRequest, Training, send_stage, set_up, settings_of
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
 from bnprune.training.evaluate import evaluate, paired_score, validation_score
 from bnprune.training.loop import train
@@ -219,9 +219,7 @@ def _training(
         run.config, run.directory, stage, training.state.progress.epoch
     ) as training_log.tensorboard_log:
         train(training.state, training.job, training.penalty, training_log, run.stopping)
-    # Scale factors are sparsest at the end of sparse training; for other stages, the best epoch on validation counts.
-    choice = "last" if stage == "train" else "best"
-    load_weights(run.directory.checkpoint(choice), model)
+    choice = _take_weights(run, training, model, stage)
     extra: dict[str, Any] = {"epochs": config.epochs, "chosen": choice, "seconds": training_log.seconds}
     if budget is not None:
         gamma = training_log.gamma_figures(model)
@@ -232,6 +230,22 @@ def _training(
             run.display.note(Note("sparsity.target", "warning", missed))
     return _conclude(run, model, header, stage, extra, training.job.task)
 
+
+def _take_weights(run: Run, training: Training, model: nn.Module, stage: str) -> str:
+    """Load the weights of the epoch that the stage keeps; return which one it is."""
+    # Scale factors are sparsest at the end of sparse training; for other stages, the best epoch on validation counts.
+    choice = "last" if stage == "train" else "best"
+    load_weights(run.directory.checkpoint(choice), model)
+    if not training.job.keeps_start or training.state.progress.best_epoch >= 0:
+        return choice
+    run.display.note(Note("finetune.start", "note", _START_KEPT))
+    return "start"
+
+
+_START_KEPT = (
+    "note: no epoch was better on the validation images than the network before fine-tuning, which is kept as it was. "
+    "A lower learning rate (finetune.lr) may improve it"
+)
 
 _AGREEMENT = (
     "note: there are no labels, so accuracy is not known. Percentages are shares of images for which the network and "

@@ -205,7 +205,8 @@ class StageResult(Document):
 
     epochs: int | None = None
     chosen: str | None = None
-    """"best" or "last": the epoch whose weights the stage keeps."""
+    """The epoch whose weights the stage keeps: "best", "last", or "start" if no epoch was better than the network
+    before it."""
     sparsity: Sparsity | None = None
     teacher: TeacherComparison | None = None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from bnprune.config.metrics import metric_of
 from bnprune.config.schema import OptimisationConfig, SparsityConfig
 from bnprune.notes import Note
 from bnprune.runs.checkpoint import Header, save_checkpoint
@@ -64,6 +65,13 @@ class TrainingLog:
         position, lr = state.progress, state.optimizer.param_groups[0]["lr"]
         self.display.step(position.epoch, position.step, steps, loss, self._last_gamma, lr)
 
+    def on_start(self, validation: Score, state: State) -> None:
+        """Keep the network as the best one so far, and show its score."""
+        header = replace(self.header, metrics={**_values(validation), "epoch": 0})
+        save_checkpoint(self.directory.checkpoint("best"), state.network, header)
+        metric = metric_of(validation.name)
+        self.display.note(f"  before training: validation {metric.label} {metric.text(validation.value)}")
+
     def on_epoch(self, record: EpochRecord, state: State) -> None:
         """Write metrics and checkpoints; the state follows, so that a crash in between repeats the epoch."""
         gamma = self._gamma(state.network)
@@ -96,8 +104,10 @@ class TrainingLog:
             causes = "the learning rate may be too high: lower lr, set clip_norm, or add warmup_epochs"
             if self.sparsity:
                 causes += "; or the penalty too strong: lower sparsity.travel or sparsity.lambda"
+            best = state.progress.best_epoch + 1
+            where = f"epochs {best} and {record.epoch}" if best else f"before training and in epoch {record.epoch}"
             text = (
-                f"{problem} (epochs {state.progress.best_epoch + 1} and {record.epoch}). If it stays there, "
+                f"{problem} ({where}). If it stays there, "
                 f"{causes}. The better network is in {self.directory.checkpoint('best')}."
             )
             self.display.note(Note(problem.code, problem.level, text))

@@ -27,6 +27,7 @@ from bnprune.runs.stages import KINDS, kind_of, pass_of
 from bnprune.runs.weights import fit_state
 from bnprune.training.distill import as_teacher
 from bnprune.training.distributed.processes import Processes
+from bnprune.training.evaluate import Score
 from bnprune.training.loop import EpochRecord, TrainingJob, begin, train
 from bnprune.training.penalties.gamma import Penalty, TravelBudget
 from bnprune.training.penalties.table import make_penalty
@@ -95,7 +96,10 @@ def set_up(
     else:  # the teacher gives the targets
         assert learned_from is not None
         task, learned_from = Distillation(learned_from), None
-    job = TrainingJob(splits, config.data.batch_size, settings, device, seed, processes, learned_from, task)
+    keeps_start = kind_of(stage) == "finetune"
+    job = TrainingJob(
+        splits, config.data.batch_size, settings, device, seed, processes, learned_from, task, keeps_start
+    )
     state = begin(model, job)
     sparsity = settings.sparsity if isinstance(settings, TrainConfig) else None
     example = splits.example.to(device)
@@ -210,6 +214,9 @@ class NoLog:
 
     def on_step(self, state: State, steps: int, loss: float) -> None:
         """Ignore the step."""
+
+    def on_start(self, validation: Score, state: State) -> None:
+        """Ignore the score."""
 
     def on_epoch(self, record: EpochRecord, state: State) -> None:
         """Ignore the epoch."""

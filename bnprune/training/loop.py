@@ -71,6 +71,10 @@ class Log(Protocol):
         """Report progress within an epoch: micro-batches per epoch and the mean loss so far."""
         ...
 
+    def on_start(self, validation: Score, state: State) -> None:
+        """Report the score of the network before training, if `TrainingJob.keeps_start`; write its checkpoint here."""
+        ...
+
     def on_epoch(self, record: EpochRecord, state: State) -> None:
         """Report a finished epoch; write checkpoints here."""
         ...
@@ -100,6 +104,8 @@ class TrainingJob:
     """Whose scores are part of the loss."""
     purpose: Task | None = None
     """The task, with the settings of this training; default: classification, with its label smoothing."""
+    keeps_start: bool = False
+    """True if the network before training counts as the best one until an epoch is better on the validation images."""
 
     @property
     def task(self) -> Task:
@@ -164,6 +170,8 @@ def train(state: State, job: TrainingJob, penalty: Penalty | None, log: Log, sto
     mix = make_mix(config, job.splits.classes)
     network = wrap(state.model, job.processes, lambda model: _trial_loss(model, job))
     forward = cast(nn.Module, torch.compile(network)) if config.compile else network
+    if job.keeps_start and state.progress.is_start:
+        _judge_start(state, job, log)
     while state.progress.epoch < config.epochs:
         progress = state.progress
         state.model.train()
@@ -301,6 +309,19 @@ def _precision(job: TrainingJob) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if dtype is None else torch.autocast(job.device.type, dtype=dtype)
 
 
+def _judge_start(state: State, job: TrainingJob, log: Log) -> None:
+    """Take the network before training for the best one so far. Training a good network further can make it worse."""
+    held_out = _validate(state, job)
+    if math.isfinite(held_out.loss) and math.isfinite(held_out.value):
+        state.progress.best, state.progress.best_loss = held_out.value, held_out.loss
+        log.on_start(held_out, state)
+
+
+def _validate(state: State, job: TrainingJob) -> Score:
+    batch_size = max(job.batch_size, 256)
+    return evaluate(state.network, job.splits.validation, job.device, batch_size, job.processes, job.task)
+
+
 def _finish_epoch(state: State, job: TrainingJob, log: Log) -> None:
     progress = state.progress
     if not progress.seen:
@@ -312,8 +333,7 @@ def _finish_epoch(state: State, job: TrainingJob, log: Log) -> None:
             again = _batches(job, Progress(progress.epoch), _RECALIBRATION_BATCHES)
             recalibrate(state.network, (images for images, _ in again))
         average_statistics(state.network, job.processes)
-    batch_size = max(job.batch_size, 256)
-    held_out = evaluate(state.network, job.splits.validation, job.device, batch_size, job.processes, job.task)
+    held_out = _validate(state, job)
     if not (math.isfinite(held_out.loss) and math.isfinite(held_out.value)):
         # a bad last step of the epoch is only seen here
         raise _diverged(progress, f"the validation loss is not finite after epoch {progress.epoch + 1}")

@@ -29,6 +29,7 @@ class Progress:
     best_loss: float = math.inf
     """The validation loss of that epoch."""
     best_epoch: int = -1
+    """Counted from 0; -1 if no epoch is better than the network before training, or none was compared yet."""
     seen: int = 0
     """Images."""
     loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
@@ -42,6 +43,11 @@ class Progress:
             self.correct = self.correct.to(value.device) + loss.correct
         self.seen += loss.count
         self.step += 1
+
+    @property
+    def is_start(self) -> bool:
+        """True before the first step, while no network was judged yet."""
+        return self.epoch == self.step == 0 and self.best == -math.inf
 
     @property
     def loss(self) -> float:

@@ -425,3 +425,14 @@ def test_validate_warns_of_a_training_that_is_too_short(recipe: Path) -> None:
     [warning] = document("validate", recipe, *weak)["warnings"]
     assert f"warning: {warning}" in done("train", recipe, *weak, "--out", "run").stderr
     assert document("validate", recipe, "train.epochs=60")["warnings"] == []
+
+
+def test_a_fine_tuning_that_only_harms_leaves_the_network_as_it_was(recipe: Path) -> None:
+    result = done("run", recipe, "--out", "harmed", "train.epochs=8", "finetune.lr=1", "finetune.optimizer=adam")
+    assert "before training: validation accuracy" in squeezed(result.stderr)
+    assert "no epoch was better on the validation images than the network before fine-tuning" in squeezed(result.stderr)
+    stages = read_json(Path("harmed/result.json").read_text())["stages"]
+    assert stages["finetune"]["chosen"] == "start"
+    assert stages["finetune"]["accuracy"] == stages["prune"]["accuracy"]
+    kept, cut = (tensor_bytes(Path(f"harmed/checkpoints/{stage}.safetensors")) for stage in ("finetune", "prune"))
+    assert kept == cut

@@ -52,6 +52,9 @@ class Notes:
     def on_step(self, *_: Any) -> None:
         pass
 
+    def on_start(self, validation: Any, _: Any) -> None:
+        pass
+
     def on_epoch(self, record: Any, _: Any) -> None:
         self.epochs.append((record.train, record.validation))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,11 +44,15 @@ class Recorder:
 
     def __init__(self) -> None:
         self.losses: list[float] = []
+        self.start: Score | None = None
         self.epochs = []
         self.saved: dict | None = None
 
     def on_step(self, state: State, steps: int, loss: float) -> None:
         self.losses.append(loss)
+
+    def on_start(self, validation, state: State) -> None:
+        self.start = validation
 
     def on_epoch(self, record, state: State) -> None:
         self.epochs.append(record)
@@ -227,6 +232,37 @@ def test_of_equal_accuracies_the_lower_loss_is_best(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("bnprune.training.loop.evaluate", score)
     _, log = run(task(epochs=5))
     assert [record.is_best for record in log.epochs] == [True, True, False, True, False]
+
+
+def test_the_network_before_training_is_best_until_an_epoch_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a good cut, an epoch with a larger learning rate may only make the network worse."""
+    for first, best, epoch in (((0.9, 0.4), [False, False, False], -1), ((0.9, 0.6), [False, True, False], 1)):
+        scores = iter([first, (0.8, 0.1), (0.9, 0.5), (0.9, 0.7)])
+        monkeypatch.setattr(
+            "bnprune.training.loop.evaluate", lambda *_, left=scores: Score((s := next(left))[1], s[0], 10)
+        )
+        work, log = replace(task(), keeps_start=True), Recorder()
+        state = begin(tiny(), work)
+        train(state, work, None, log, lambda: False)
+        assert [record.is_best for record in log.epochs] == best
+        assert state.progress.best_epoch == epoch
+        assert (log.start.value, log.start.loss) == first
+
+
+def test_the_network_before_training_is_judged_once_also_after_an_interruption() -> None:
+    work, first, second = replace(task(), keeps_start=True), Recorder(), Recorder()
+    whole, log = run(work)
+    model = tiny()
+    with pytest.raises(bnprune.Interrupted):
+        train(begin(model, work), work, GammaL1(model, 1e-2), first, lambda: len(first.losses) == 2)
+    again = tiny()
+    resumed = begin(again, work)
+    resumed.restore(first.saved)
+    train(resumed, work, GammaL1(again, 1e-2), second, lambda: False)
+    assert first.start == log.start == evaluate(tiny(), work.splits.validation, CPU, 256)
+    assert second.start is None
+    assert same(whole.model, again)
+    assert [record.is_best for record in second.epochs] == [record.is_best for record in log.epochs]
 
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
