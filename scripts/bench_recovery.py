@@ -82,9 +82,10 @@ def main() -> None:
     parser.add_argument("--finetune", type=int, default=0, metavar="EPOCHS", help="with --ordinary: compare after it")
     parser.add_argument("--images", type=int, help="unlabelled images [default: 2048; 128 with --zoo]")
     parser.add_argument("--zoo", nargs="*", metavar="NETWORK")
+    parser.add_argument("--pixels", type=int, default=224, help="height and width of images with --zoo [default: 224]")
     args = parser.parse_intermixed_args()
     if args.zoo is not None:
-        raise SystemExit(zoo(args.zoo or ZOO, args.images or 128, args.out))
+        raise SystemExit(zoo(args.zoo or ZOO, args.images or 128, args.pixels, args.out))
     if args.ordinary:
         ordinary(args.ordinary, args.criteria, args.macs, args.images or 2048, args.finetune, args.out)
     elif args.recipe is None:
@@ -267,11 +268,11 @@ def hits(model: nn.Module, data: Images) -> torch.Tensor:
 # -- networks with random weights --------------------------------------------------------------------------------------
 
 
-def zoo(names: Sequence[str], count: int, out: Path) -> int:
+def zoo(names: Sequence[str], count: int, pixels: int, out: Path) -> int:
     """Measure errors, time and memory on torchvision networks; return the exit status."""
     found: dict[str, dict[str, Any]] = {}
     for name in names:
-        found[name] = measured(name, count)
+        found[name] = measured(name, count, pixels)
         print(f"{name}: {found[name]}", flush=True)
         out.write_text(json.dumps(found, indent=1))
     columns = ["network", "error: plain", "reconstructed", "refitted", "passes", "of 512", "peak, MB", "limits"]
@@ -281,18 +282,18 @@ def zoo(names: Sequence[str], count: int, out: Path) -> int:
          "met" if f["met"] else "not met")
         for name, f in found.items()
     ])  # fmt: skip
-    print(f"{count} images of noise, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"{count} images of noise, {pixels}x{pixels}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     return 0 if all(f["met"] for f in found.values()) else 1
 
 
-def measured(name: str, count: int) -> dict[str, Any]:
+def measured(name: str, count: int, pixels: int) -> dict[str, Any]:
     """Reconstruct half of the MACs of one network with random weights and random γ in [0.2, 1]."""
     torch.manual_seed(0)
     dense = bnprune.build(bnprune.ModelSpec(f"torchvision/{name}")).eval()
     for module in dense.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.2, 1)
-    batches = list(torch.randn(max(count, 2 * ZOO_BATCH), 3, 128, 128).split(ZOO_BATCH))
+    batches = list(torch.randn(max(count, 2 * ZOO_BATCH), 3, pixels, pixels).split(ZOO_BATCH))
     bnprune.recalibrate(dense, batches)  # else, activations of random weights vanish or overflow
     result = bnprune.prune(dense, batches[0][:1], macs=0.5, criterion="uniform", proof=False)
     slim, expected = result.model.eval(), run(dense, batches)

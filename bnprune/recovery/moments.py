@@ -11,6 +11,8 @@ linearly, it is a very small one, and the fit is exact up to rounding.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -35,32 +37,29 @@ class Moments:
     """Sum of x^T M x, with M the importance."""
 
     @classmethod
-    def of(cls, x: torch.Tensor, s: torch.Tensor, importance: torch.Tensor, *, odd_to: int = 0) -> Moments:
-        """Sum over samples; x is (g, n, c), s is (g, n, c'), the importance (g, c, c).
+    def zero(cls, x: torch.Tensor, s: torch.Tensor) -> Moments:
+        """Return the sums over no samples, for x of shape (g, n, c) and s of shape (g, n, c')."""
+        (groups, _, c), known = x.shape, s.shape[2]
+        shapes = ((), (groups, c), (groups, known), (groups, c, known), (groups, known, known), ())
+        return cls(*(torch.zeros(2, *shape, dtype=torch.float64, device=x.device) for shape in shapes))
 
-        If n is odd, half `odd_to` gets the sample more.
+    def add(self, x: torch.Tensor, s: torch.Tensor, importance: torch.Tensor) -> None:
+        """Add samples; x is (g, n, c), s is (g, n, c'), the importance (g, c, c).
+
+        If n is odd, the half that has fewer samples so far gets one more.
         """
-        half = (x.shape[1] + 1 - odd_to) // 2
-        pairs = [(x[:, :half], s[:, :half]), (x[:, half:], s[:, half:])]
+        fewer = int(self.count[1] < self.count[0])
+        middle = (x.shape[1] + 1 - fewer) // 2
         weights = importance.to(x)
-        return cls(
-            torch.tensor([half, x.shape[1] - half], dtype=torch.float64, device=x.device),
-            torch.stack([a.sum(1) for a, _ in pairs]).double(),
-            torch.stack([b.sum(1) for _, b in pairs]).double(),
-            torch.stack([a.transpose(1, 2) @ b for a, b in pairs]).double(),
-            torch.stack([b.transpose(1, 2) @ b for _, b in pairs]).double(),
-            torch.stack([((a @ weights) * a).sum() for a, _ in pairs]).double(),
-        )
-
-    @property
-    def smaller(self) -> int:
-        """The half with fewer samples."""
-        return int(self.count[1] < self.count[0])
-
-    def add(self, other: Moments) -> None:
-        """Add the sums over other samples."""
-        for name, value in vars(other).items():
-            getattr(self, name).add_(value)
+        for half, part in enumerate((slice(None, middle), slice(middle, None))):
+            a, b = x[:, part], s[:, part]
+            self.count[half] += a.shape[1]
+            # In place: the products are large, and copies of them in float64 would take as long as the products.
+            self.x[half].add_(a.sum(1))
+            self.s[half].add_(b.sum(1))
+            self.xs[half].add_(a.transpose(1, 2) @ b)
+            self.ss[half].add_(b.transpose(1, 2) @ b)
+            self.energy[half].add_(((a @ weights) * a).sum())
 
     def averages(self, half: int | None, *, centred: bool) -> Averages:
         """Return means and covariances of one half or, with None, of all samples.
@@ -84,7 +83,7 @@ class Moments:
         energy = float(self.energy.sum() / self.count.sum().clamp(min=1))
         variance = energy - float((x[:, None] @ importance @ x[..., None]).sum())
         weighted = importance @ matrix
-        quadratic = float(((matrix.transpose(1, 2) @ weighted) * ss).sum() - 2 * (weighted * xs).sum())
+        quadratic = float((weighted * (matrix @ ss)).sum() - 2 * (weighted * xs).sum())
         shifted = importance @ offset[..., None]
         linear = float((offset[:, None] @ shifted).sum() - 2 * (shifted.transpose(1, 2) @ x[..., None]).sum())
         cross = float(2 * (shifted.transpose(1, 2) @ matrix @ s[..., None]).sum())
@@ -112,7 +111,7 @@ class Averages:
     def error(self, matrix: torch.Tensor, importance: torch.Tensor) -> float:
         """Return the mean of e^T M e, with e = x - B s about its mean, less the part that does not depend on B."""
         weighted = importance @ matrix
-        return float(((matrix.transpose(1, 2) @ weighted) * self.ss).sum() - 2 * (weighted * self.xs).sum())
+        return float((weighted * (matrix @ self.ss)).sum() - 2 * (weighted * self.xs).sum())
 
 
 @dataclass(frozen=True)
@@ -130,13 +129,32 @@ def fit(moments: Moments, importance: torch.Tensor, *, centred: bool) -> Fit | N
     """Fit x ~ B s + b, with b = 0 unless `centred`; None if s says nothing."""
     first, second = (moments.averages(half, centred=centred) for half in (0, 1))
     whole = moments.averages(None, centred=centred)
-    errors = {}
-    for ridge in RIDGES:
+
+    def error(ridge: float) -> float:
         matrix = first.fit(ridge)
-        if matrix is not None:
-            errors[ridge] = second.error(matrix, importance)
-    for ridge in sorted(errors, key=lambda ridge: errors[ridge]):
+        return math.inf if matrix is None else second.error(matrix, importance)
+
+    errors = _searched(error)
+    for ridge in sorted((ridge for ridge in errors if errors[ridge] < math.inf), key=errors.__getitem__):
         matrix = whole.fit(ridge)
         if matrix is not None:
             return Fit(matrix, whole.x - (matrix @ whole.s[..., None])[..., 0], ridge)
     return None
+
+
+def _searched(error: Callable[[float], float]) -> dict[float, float]:
+    """Return the errors of the ridges that were tried: from the middle one down, or else up, while the error falls.
+
+    Most fits have their smallest error near the middle, and each one that is left out saves a factorization.
+    """
+    middle = len(RIDGES) // 2
+    errors = {RIDGES[middle]: error(RIDGES[middle])}
+    for ridges in (RIDGES[:middle][::-1], RIDGES[middle + 1 :]):
+        for ridge in ridges:
+            smallest = min(errors.values())
+            errors[ridge] = error(ridge)
+            if errors[ridge] >= smallest:
+                break
+        if min(errors.values()) < errors[RIDGES[middle]]:
+            break
+    return errors

@@ -66,8 +66,8 @@ def reconstruct(model: nn.Module, slim: nn.Module, plan: PruningPlan, batches: I
     The inputs x of a layer in the dense network are predicted from those that are left, x ≈ B·x_kept + b, by ridge
     regression over the batches; then its weight W becomes W·B, and W·b is added to its bias (GRAIL, arXiv 2602.23795).
     No labels are needed. The statistics of BatchNorms behind these layers change: `bnprune.recalibrate` them
-    afterwards. If the outputs get no nearer to those of the dense network, with these statistics or with new ones, the
-    slim network stays as it was. `bnprune.prune(..., calibrate=batches)` does both, and keeps the result that is the
+    afterwards. If the outputs come nearer to those of the dense network only with new statistics, these are estimated
+    from the batches here; if they come no nearer with them either, the slim network stays as it was. `bnprune.prune(..., calibrate=batches)` does both, and keeps the result that is the
     best on held-out images.
 
     Args:
@@ -111,7 +111,7 @@ def reconstruct_layers(
             norm = norms.get(consumer.site)
             done = _refit(slim, consumer, moments.get(consumer.key), None if norm is None else gated_name(norm, gated))
             results.append(done)
-        nearer = _is_nearer(model, slim, before, given[0])
+        nearer = _is_nearer(model, slim, before, given)
     except BaseException:
         slim.load_state_dict(before)
         raise
@@ -128,12 +128,9 @@ def _measure(model: nn.Module, batches: Sequence[Any], consumers: Sequence[Consu
 
     def add(consumer: Consumer, x: torch.Tensor, y: torch.Tensor) -> None:
         predicted, known = (part if part.dtype == torch.float64 else part.float() for part in consumer.samples(x, y))
-        earlier = sums.get(consumer.key)
-        moments = Moments.of(predicted, known, weights[consumer.site], odd_to=0 if earlier is None else earlier.smaller)
-        if earlier is None:
-            sums[consumer.key] = moments
-        else:
-            earlier.add(moments)
+        if consumer.key not in sums:
+            sums[consumer.key] = Moments.zero(predicted, known)
+        sums[consumer.key].add(predicted, known, weights[consumer.site])
 
     with temporary_mode(model, training=False), _watched(consumers, add):
         for _ in forward_batches(model, batches):
@@ -200,19 +197,22 @@ def _write(layer: Any, mean: torch.Tensor | None, consumer: Consumer, fitted: Fi
             mean -= change.to(mean)
 
 
-def _is_nearer(model: nn.Module, slim: nn.Module, before: Mapping[str, torch.Tensor], batch: Any) -> bool:
-    """True if the slim network is nearer to the dense one than before, as it is or with the statistics of the batch.
+def _is_nearer(model: nn.Module, slim: nn.Module, before: Mapping[str, torch.Tensor], given: Sequence[Any]) -> bool:
+    """True if the slim network is nearer to the dense one than before, judged by the first batch.
 
-    New weights shift the inputs of BatchNorms: without new statistics, a better fit can look worse.
+    New weights shift the inputs of BatchNorms: without new statistics, a better fit can look worse. A network that is
+    nearer only with new statistics gets them.
     """
-    old = copy.deepcopy(slim)
+    old, batch = copy.deepcopy(slim), given[:1]
     old.load_state_dict(before)
-    if output_distance(model, slim, [batch]) < output_distance(model, old, [batch]):
+    earlier = output_distance(model, old, batch)
+    if output_distance(model, slim, batch) < earlier:
         return True
     if not any(isinstance(module, BatchNorm) for module in slim.modules()):
         return False
     try:
-        new, reference = (recalibrate(network, [batch]) for network in (copy.deepcopy(slim), old))
+        recalibrate(slim, given)
+        earlier = min(earlier, output_distance(model, recalibrate(old, batch), batch))
     except ValueError:  # too few values for statistics
         return False
-    return output_distance(model, new, [batch]) < output_distance(model, reference, [batch])
+    return output_distance(model, slim, batch) < earlier

@@ -7,6 +7,7 @@ Other weights of the layers that read them then give the dense outputs exactly.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnprune
-from bnprune.recovery.moments import Moments
+from bnprune.recovery.moments import RIDGES, Moments, _searched
+from bnprune.recovery.output_distance import output_distance
 from bnprune.recovery.reconstruct import Reconstruction, reconstruct, reconstruct_layers
-from tests.nets import Net, conv_bn, head, noise, outputs, randomized
+from tests.nets import Net, conv_bn, head, noise, norms, outputs, randomized
 from tests.numerics.test_gates import preactivation
 
 SHAPE = (3, 8, 8)
@@ -351,9 +353,9 @@ def test_multihead_attention_is_left_and_named() -> None:
 def test_single_samples_go_to_the_smaller_half() -> None:
     """Otherwise one half would have none, and no ridge could be chosen."""
     x, one = noise(1, 21, 4), torch.eye(4, dtype=torch.float64)[None]
-    sums = Moments.of(x[:, :1], x[:, :1, :2], one)
-    for i in range(1, 21):
-        sums.add(Moments.of(x[:, i : i + 1], x[:, i : i + 1, :2], one, odd_to=sums.smaller))
+    sums = Moments.zero(x, x[..., :2])
+    for i in range(21):
+        sums.add(x[:, i : i + 1], x[:, i : i + 1, :2], one)
     assert sums.count.tolist() == [11, 10]
     torch.testing.assert_close(sums.x.sum(0), x.sum(1))
 
@@ -411,6 +413,39 @@ def test_a_network_that_comes_no_nearer_stays_as_it_was() -> None:
     found = reconstruct_layers(model, result.model, result.plan, batches())
     assert {layer.reason for layer in found} == {"the outputs of the network came no nearer to those of the dense one"}
     assert all(torch.equal(value, before[name]) for name, value in result.model.state_dict().items())
+
+
+def test_a_network_that_is_nearer_only_with_new_statistics_gets_them() -> None:
+    """Refitted from 12 images, the layers of a deep network shift the inputs of its BatchNorms."""
+    torch.manual_seed(3)
+    model = nn.Sequential(conv_bn(3, 16), *(conv_bn(16, 16) for _ in range(8)), head(16)).eval()
+    for norm in norms(model):
+        nn.init.uniform_(norm.weight, 0.2, 1)
+    images = [*torch.randn(12, *SHAPE).split(4)]
+    bnprune.recalibrate(model, images)
+    result = bnprune.prune(model, images[0], ratio=0.5, criterion="uniform")
+    before = copy.deepcopy(result.model)
+    found = reconstruct_layers(model, result.model, result.plan, images)
+    assert {layer.reason for layer in found} == {""}
+    after, plain = (output_distance(model, network, images) for network in (result.model, before))
+    assert after < plain / 2
+    new = copy.deepcopy(result.model.state_dict())
+    bnprune.recalibrate(result.model, images)
+    torch.testing.assert_close(result.model.state_dict(), new)
+
+
+@pytest.mark.parametrize("best", RIDGES)
+def test_the_ridge_with_the_smallest_error_is_found(best: float) -> None:
+    """Errors have one minimum; beyond a certain ridge, a matrix can be singular."""
+    tried = []
+
+    def error(ridge: float) -> float:
+        tried.append(ridge)
+        return math.inf if ridge < best / 1e3 else abs(math.log(ridge / best))
+
+    errors = _searched(error)
+    assert min(errors, key=errors.__getitem__) == best
+    assert len(tried) == len(set(tried)) == len(errors) <= 5
 
 
 def test_independent_channels_are_lost_in_part() -> None:
