@@ -64,11 +64,12 @@ def reconstruct(model: nn.Module, slim: nn.Module, plan: PruningPlan, batches: I
     """Refit the layers of the slim network that lost inputs to their outputs in the dense network, in place.
 
     The inputs x of a layer in the dense network are predicted from those that are left, x ≈ B·x_kept + b, by ridge
-    regression over the batches; then its weight W becomes W·B, and W·b is added to its bias (GRAIL, arXiv 2602.23795).
-    No labels are needed. The statistics of BatchNorms behind these layers change: `bnprune.recalibrate` them
-    afterwards. If the outputs come nearer to those of the dense network only with new statistics, these are estimated
-    from the batches here; if they come no nearer with them either, the slim network stays as it was. `bnprune.prune(..., calibrate=batches)` does both, and keeps the result that is the
-    best on held-out images.
+    regression over the batches; then its weight W becomes W·B, and W·b is added to its bias (GRAIL, arXiv
+    2602.23795). No labels are needed. The statistics of BatchNorms behind these layers change:
+    `bnprune.recalibrate` them afterwards. If the outputs come nearer to those of the dense network only with new
+    statistics, these are estimated from the batches here; if they come no nearer with them either, the slim network
+    stays as it was. `bnprune.prune(..., calibrate=batches)` does both, and keeps the result that is the best on
+    held-out images.
 
     Args:
         model: The dense network; left as it was.
