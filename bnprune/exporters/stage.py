@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from bnprune.config.schema import ExportConfig, PipelineConfig
 from bnprune.config.tables import FORMATS
 from bnprune.data import Splits, splits_of
+from bnprune.errors import TraceError
 from bnprune.exporters.export import ExportedNetwork, ExportOptions, export_network
 from bnprune.exporters.parity import TOLERANCE, Parity
 from bnprune.exporters.preprocessing import InputValues, input_values_of
@@ -138,7 +140,22 @@ def options_of(config: ExportConfig) -> list[ExportOptions]:
     Raises:
         ConfigError: A format needs an extra that is missing.
     """
-    return [ExportOptions.of(format, fold_bn=config.fold_bn) for format in dict.fromkeys(config.formats)]
+    return [
+        ExportOptions.of(format, fold_bn=config.fold_bn, batch=config.batch) for format in dict.fromkeys(config.formats)
+    ]
+
+
+@contextmanager
+def _naming_keys(directory: RunDirectory, options: ExportOptions) -> Iterator[None]:
+    """Name the key of the recipe, and the command for the finished run, if one batch size would help."""
+    try:
+        yield
+    except TraceError as error:
+        size = error.remedy.get("batch")
+        if size is None:
+            raise
+        command = f"bnprune export {directory.path} --format {options.format} --batch {size}"
+        raise TraceError(f"{error} In a recipe: export.batch={size}. For this run: {command}") from error
 
 
 def export_run(config: PipelineConfig, directory: RunDirectory, note: Callable[[str], None]) -> RunResult:
@@ -159,15 +176,16 @@ def export_run(config: PipelineConfig, directory: RunDirectory, note: Callable[[
         path = directory.export(options.suffix)
         real = real_batches(splits, options.batch)
         title = network_title(header)
-        network = export_network(
-            model,
-            splits.shape,
-            options,
-            title=title,
-            stem=path.stem,
-            real=real,
-            metadata=metadata_of(header.inputs, input_values_of(model)),
-        )
+        with _naming_keys(directory, options):
+            network = export_network(
+                model,
+                splits.shape,
+                options,
+                title=title,
+                stem=path.stem,
+                real=real,
+                metadata=metadata_of(header.inputs, input_values_of(model)),
+            )
         write_network(network, options, path)
         figures = export_figures(network, options, path.relative_to(directory.path))
         result.exports.append(ExportFigures(**figures))

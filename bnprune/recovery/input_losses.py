@@ -159,7 +159,10 @@ def _hooked(losses: Mapping[str, LayerLoss], hook: _Hook) -> Iterator[None]:
         def call(
             _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, loss: LayerLoss = loss
         ) -> None:
-            hook(loss, args[0] if args else kwargs["input"], output)
+            x = args[0] if args else kwargs["input"]
+            if _has_no_batch(loss.layer, x):
+                x, output = x[None], output[None]
+            hook(loss, x, output)
 
         loss.calls = 0
         handles.append(loss.layer.register_forward_hook(call, with_kwargs=True))
@@ -168,6 +171,11 @@ def _hooked(losses: Mapping[str, LayerLoss], hook: _Hook) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _has_no_batch(layer: Any, x: torch.Tensor) -> bool:
+    """True if the layer is called for one image, without a batch dimension."""
+    return x.dim() == 1 + (0 if isinstance(layer, nn.Linear) else len(layer.kernel_size))
 
 
 def _channel_dim(layer: nn.Module, x: torch.Tensor) -> int:

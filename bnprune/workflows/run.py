@@ -231,11 +231,13 @@ def _run_stages(
         stack.enter_context(directory.locked())
         stopping = stack.enter_context(stop_requests())
         result = execute(config, directory, display, stopping, stages, network, processes)
-        if exporting:
-            display.doing("exporting the last network")
-            result = export_run(config, directory, display.note)
-        display.doing("writing the report")
-        display.note(report_of_run(directory.path))
+        try:
+            if exporting:
+                display.doing("exporting the last network")
+                result = export_run(config, directory, display.note)
+        finally:  # a network that has no form in a format was trained and pruned all the same
+            display.doing("writing the report")
+            display.note(report_of_run(directory.path))
     return result
 
 

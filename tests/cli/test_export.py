@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
+from bnprune.errors import TraceError
 from bnprune.exporters import pt2
 from tests.cli.harness import CHAIN, RECIPE, bnprune, contents, document, done, read_json, refusal, squeezed, write
 
@@ -261,3 +262,36 @@ def test_a_recipe_names_the_formats_it_knows() -> None:
     message = refusal(2, "validate", "recipe.yaml")
     assert "export.formats" in message
     assert "'onnx', 'pt2' or 'state-dict' (got 'onxx')" in message
+
+
+ONE_BATCH_SIZE = """\
+import torch
+from torch import nn
+
+
+class PerImage(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        return torch.stack([self.head(image.flatten()) for image in self.features(x)])
+"""
+"""Its loop over the images makes `torch.export` record one batch size."""
+
+
+def test_a_recipe_whose_network_needs_one_batch_size(here: Path) -> None:
+    write("own.py", ONE_BATCH_SIZE)
+    network = RECIPE.replace(
+        "{name: mlp, kwargs: {in_channels: 1, image_size: 16, hidden: [32]}}", "{factory: own:PerImage}"
+    )
+    write("recipe.yaml", network + "export: {formats: [pt2]}\n")
+    result = bnprune("run", "recipe.yaml", "--out", "run")
+    assert result.exit_code == TraceError.exit_code
+    said = squeezed(result.stderr)
+    assert "In a recipe: export.batch=1. For this run: bnprune export run --format pt2 --batch 1" in said
+    assert Path("run/report.html").exists()
+    done("export", "run", "--format", "pt2", "--batch", "1", "--trust", "--out", "one.pt2")
+    found = document("run", "recipe.yaml", "export.batch=1", "--out", "fixed")["exports"]
+    assert [export["batch"] for export in found] == [1]

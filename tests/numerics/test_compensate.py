@@ -66,6 +66,10 @@ POINTWISE = {
     "grouped": lambda: Net(
         lambda n, x: n.c(n.a(x)), a=conv_bn(3, 16), c=nn.Sequential(nn.Conv2d(16, 8, 1, groups=2), bn(8), head(8))
     ),
+    "images one by one": lambda: Net(
+        lambda n, x: torch.stack([n.d(n.c(image).mean((1, 2))) for image in n.a(x)]),
+        a=conv_bn(3, 16), c=nn.Sequential(nn.Conv2d(16, 8, 3), nn.ReLU()), d=nn.Linear(8, 5),
+    ),
 }  # fmt: skip
 
 
@@ -151,6 +155,19 @@ def test_with_data_the_mean_is_compensated() -> None:
     norm = result.model.b[1].running_mean - plain.b[1].running_mean
     torch.testing.assert_close(slim["mean"] - norm, dense["mean"], rtol=0, atol=1e-12)
     assert (bare["mean"] - dense["mean"]).abs().max() > 1e-3
+
+
+def test_with_data_layers_may_run_on_one_image_at_a_time() -> None:
+    model = randomized(POINTWISE["images one by one"]()).double().eval()
+    result = bnprune.prune(model, X, ratio=0.5)
+    together = copy.deepcopy(result.model)
+    batches = [noise(4, 3, 12, 12, seed=seed) for seed in range(3)]
+    (done,) = compensate(model, result.model, result.plan, X, batches=batches)
+    assert done.outcome == "mean"
+    model._forward = lambda n, x: n.d(n.c(n.a(x)).mean((2, 3)))
+    compensate(model, together, result.plan, X, batches=batches)
+    torch.testing.assert_close(result.model.c[0].bias, together.c[0].bias, rtol=1e-12, atol=1e-12)
+    assert not torch.equal(result.model.c[0].bias, model.c[0].bias)
 
 
 def test_gates() -> None:
