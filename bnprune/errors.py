@@ -204,7 +204,9 @@ class UntrustedError(CheckpointError):
         path: The file.
         refused: The entries that were refused, key -> value, as text for people. A value is empty if this file does not
             hold it, because it was left out when the file was made.
-        needed: The part that is missing because of that: the network, or the recipe.
+        needed: The part that is missing because of that: the network, or the recipe. With the network, `refused` also
+            has the entries of the recipe that would be missing next.
+        lacks_recipe: True if a recipe is needed as well, and the file has none.
 
     Example::
 
@@ -218,21 +220,37 @@ class UntrustedError(CheckpointError):
 
     code = "untrusted"
 
-    def __init__(self, path: str, refused: Mapping[str, str], needed: Literal["model", "recipe"]) -> None:
-        named = ", ".join(f"{key} = {value}" if value else key for key, value in refused.items())
+    def __init__(
+        self, path: str, refused: Mapping[str, str], needed: Literal["model", "recipe"], *, lacks_recipe: bool = False
+    ) -> None:
+        of_recipe = {key: value for key, value in refused.items() if not key.startswith("model.")}
+        reasons = []
         if "model.factory" in refused:
-            reason = (
-                f"holds a network of your own ({refused['model.factory']}), and bnprune does not run code named by a"
-            )
-            reason += " file"
-        elif all(refused.values()):
-            reason = f"names code, a path or a download ({named}), and bnprune does not use what a file names"
-        else:
-            reason = f"has a recipe without {named}, because it was made from a file that was not trusted"
-        self.reason = f"'{path}' {reason}."
+            own = refused["model.factory"]
+            reasons.append(f"holds a network of your own ({own}), and bnprune does not run code named by a file")
+        elif refused.keys() - of_recipe.keys():
+            reasons.append(_refusal({key: value for key, value in refused.items() if key not in of_recipe}))
+        if of_recipe:
+            reasons.append(_refusal(of_recipe))
+        if lacks_recipe:
+            reasons.append("has no recipe, which is needed as well")
+        self.reason = f"'{path}' {'. It '.join(reasons)}."
         give = "the network again: bnprune.load(path, model=build())" if needed == "model" else "a recipe of your own"
-        super().__init__(f"{self.reason} Give {give}, or trust the file: trust=True.")
-        self.path, self.refused, self.needed = path, dict(refused), needed
+        also = ", and a recipe" if lacks_recipe else ""
+        super().__init__(f"{self.reason} Give {give}{also}, or trust the file: trust=True{also}.")
+        self.path, self.refused, self.needed, self.lacks_recipe = path, dict(refused), needed, lacks_recipe
+
+    @property
+    def needs_recipe(self) -> bool:
+        """True if someone who gives the network has to give a recipe as well."""
+        return self.lacks_recipe or any(not key.startswith("model.") for key in self.refused)
+
+
+def _refusal(refused: Mapping[str, str]) -> str:
+    named = ", ".join(f"{key} = {value}" if value else key for key, value in refused.items())
+    if all(refused.values()):
+        return f"names code, a path or a download ({named}), and bnprune does not use what a file names"
+    return f"has a recipe without {named}, because it was made from a file that was not trusted"
 
 
 class TrainingError(BnpruneError):

@@ -11,14 +11,19 @@ from pathlib import Path
 
 from bnprune.errors import UntrustedError
 
-_WITH_TRUST = ("prune", "finetune", "sweep", "evaluate", "inspect", "benchmark", "export")
-_WITH_CONFIG = {"sweep": "--config ", "evaluate": "--config ", "export": "--config ", "finetune": ""}
+_WITH_CONFIG = ("finetune", "sweep", "sensitivity", "evaluate", "export")
+_WITH_TRUST = ("prune", "profile", "inspect", "benchmark", *_WITH_CONFIG)
+_ANY_RECIPE = "CONFIG.yaml"
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def ways_to_trust(error: UntrustedError, command: Sequence[str]) -> str:
     """Return one line for each way to continue, with the exact command."""
-    return "\n".join(f"  {what}:  {line}" for what, line in _ways(error, list(command)))
+    lines = [f"  {what}:  {line}" for what, line in _ways(error, list(command))]
+    if any(_ANY_RECIPE in line for line in lines):
+        is_what = "is a recipe of yours that names the data; bnprune init own-network.yaml writes one"
+        lines.append(f"  {_ANY_RECIPE} {is_what}")
+    return "\n".join(lines)
 
 
 def _ways(error: UntrustedError, command: list[str]) -> Iterator[tuple[str, str]]:
@@ -27,24 +32,26 @@ def _ways(error: UntrustedError, command: list[str]) -> Iterator[tuple[str, str]
     if _is_teacher(error, command):  # options of the command are about the network that is fine-tuned
         yield "to trust all files below a folder", _export(error)
         return
+    recipe = f" --config {shlex.quote(_recipe_of(Path(error.path)))}"
+    beside_network = recipe if error.needs_recipe else ""
     if error.needed == "model" and (label := error.refused.get("model.factory", "")):
         reference = label if _REFERENCE.fullmatch(label) else "PACKAGE.MODULE:FUNCTION"
-        yield "if that is code of yours", f"{typed} --model {reference}"
+        yield "if that is code of yours", f"{typed} --model {reference}{beside_network}"
     elif error.needed == "model":
         given = any(word == "--model" or word.startswith("--model=") for word in command)
         name = [] if given else ["--model NAME"]
-        arguments = (f"--model-arg {key.removeprefix('model.kwargs.')}=VALUE" for key in error.refused)
-        yield "give the network yourself", " ".join([typed, *name, *arguments])
+        unknown = (key for key in error.refused if key.startswith("model."))
+        arguments = (f"--model-arg {key.removeprefix('model.kwargs.')}=VALUE" for key in unknown)
+        yield "give the network yourself", " ".join([typed, *name, *arguments]) + beside_network
     elif verb in _WITH_CONFIG:
-        yield (
-            "name the recipe yourself, if you have read it",
-            f"{typed} {_WITH_CONFIG[verb]}{shlex.quote(_recipe_of(Path(error.path)))}",
-        )
+        yield "name the recipe yourself, if you have read it", f"{typed}{recipe}"
     if not all(error.refused.values()):
         return
     if verb in _WITH_TRUST:
-        yield "or trust this file, if you know where it comes from", f"{typed} --trust"
-    yield "or trust all files below a folder", _export(error)
+        also = recipe if error.lacks_recipe else ""
+        yield "or trust this file, if you know where it comes from", f"{typed}{also} --trust"
+    if not error.lacks_recipe:
+        yield "or trust all files below a folder", _export(error)
 
 
 def _is_teacher(error: UntrustedError, command: list[str]) -> bool:
@@ -62,4 +69,4 @@ def _recipe_of(path: Path) -> str:
     """Return the recipe of the run that a run directory or checkpoint belongs to, if there is one."""
     run = path if path.is_dir() else (path if len(path.parts) > 2 else path.absolute()).parent.parent
     recipe = run / "config.yaml"
-    return str(recipe) if recipe.is_file() else "CONFIG.yaml"
+    return str(recipe) if recipe.is_file() else _ANY_RECIPE

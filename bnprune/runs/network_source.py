@@ -17,14 +17,14 @@ from bnprune.config.bounded_reading import require_shape
 from bnprune.config.overrides import overridden_keys
 from bnprune.config.recipe import amend_data
 from bnprune.config.schema import PipelineConfig
-from bnprune.errors import CheckpointError, ConfigError, about, quoted
+from bnprune.errors import CheckpointError, ConfigError, UntrustedError, about, quoted
 from bnprune.models.pretrained import build_pretrained, has_random_weights
 from bnprune.models.zoo import ModelSpec, build
 from bnprune.notes import Note
 from bnprune.pruning.cut_notes import ON_SCALE_FACTORS
 from bnprune.runs.checkpoint import Header, load_checkpoint, read_header
 from bnprune.runs.directory import RunDirectory
-from bnprune.runs.trust import require_arguments, require_recipe
+from bnprune.runs.trust import missing_entries, require_arguments
 from bnprune.runs.weights import fit_state, read_weights
 
 
@@ -83,8 +83,10 @@ class NetworkSource:
             ConfigError: An override is wrong.
         """
         if self.header.config is None:
-            raise CheckpointError(f"{self.label}: no recipe is stored with this network. Give one: CONFIG.yaml")
-        require_recipe(self.label, self.header.withheld, overridden_keys(overrides), sections)
+            message = f"{self.label}: no recipe is stored with this network. Give one."
+            raise CheckpointError(message, remedy={"recipe": "CONFIG.yaml"})
+        if missing := missing_entries(self.header.withheld, overridden_keys(overrides), sections):
+            raise UntrustedError(self.label, missing, "recipe")
         data = copy.deepcopy(dict(self.header.config))
         try:
             return amend_data(data, overrides)
@@ -92,6 +94,22 @@ class NetworkSource:
             if overrides:
                 raise
             raise CheckpointError(f"{self.label}: the stored recipe is not valid here: {error}") from error
+
+
+@dataclass(frozen=True)
+class RecipeNeeds:
+    """What a command takes from the recipe that is stored with a network, if the user has not given another."""
+
+    given: set[str]
+    """Keys that the user gives, such as "data.root"."""
+    sections: tuple[str, ...] = ()
+    """Sections that are needed, such as "data"; none for all."""
+
+    def added_to(self, refusal: UntrustedError, header: Header) -> UntrustedError:
+        """Return the refusal of a network with what would be refused next, so that the user can give both at once."""
+        missing = missing_entries(header.withheld, self.given, self.sections)
+        refused = refusal.refused | {key: text for key, text in missing.items() if not key.startswith("model.")}
+        return UntrustedError(refusal.path, refused, refusal.needed, lacks_recipe=header.config is None)
 
 
 def _unknown_shape(label: str) -> ConfigError:
@@ -109,6 +127,7 @@ def open_source(
     shape: Sequence[int] | None = None,
     needs_shape: bool = False,
     recipe: ModelSpec | None = None,
+    needs: RecipeNeeds | None = None,
     trust: bool = False,
 ) -> NetworkSource:
     """Load a network. Arguments are checked before anything is downloaded.
@@ -123,6 +142,7 @@ def open_source(
         shape: Shape of one input, without the batch.
         needs_shape: True if the caller needs `inputs`, so that published weights are useless without `shape`.
         recipe: The model of a recipe, to rebuild such a checkpoint if `model` is not given.
+        needs: What the caller takes from the stored recipe; None for nothing.
         trust: Let the file name code, paths and downloads.
 
     Raises:
@@ -148,7 +168,7 @@ def open_source(
         )
     spec = None if model is None else ModelSpec.parse(model, dict(arguments or {}))
     if source is not None:
-        return _from_file(Path(source), spec, recipe, input_shape, trust=trust)
+        return _from_file(Path(source), spec, recipe, input_shape, needs, trust=trust)
     assert spec is not None
     if needs_shape and pretrained and input_shape is None:  # before weights are downloaded; else, `inputs` says so
         raise _unknown_shape(spec.label)
@@ -197,12 +217,34 @@ def _random_weights(spec: ModelSpec) -> Note:
 
 
 def _from_file(
-    path: Path, given: ModelSpec | None, recipe: ModelSpec | None, shape: tuple[int, ...] | None, *, trust: bool
+    path: Path,
+    given: ModelSpec | None,
+    recipe: ModelSpec | None,
+    shape: tuple[int, ...] | None,
+    needs: RecipeNeeds | None,
+    *,
+    trust: bool,
 ) -> NetworkSource:
     if path.suffix in (".yaml", ".yml") and path.is_file():
         raise CheckpointError(f"'{path}' is a recipe, not a network. `bnprune run {path}` trains and prunes one.")
     file = RunDirectory(path).network() if path.is_dir() else path
     header = read_header(file, trust=trust)
+    try:
+        return _rebuilt(path, file, header, given, recipe, shape, trust=trust)
+    except UntrustedError as refusal:
+        raise (refusal if needs is None else needs.added_to(refusal, header)) from None
+
+
+def _rebuilt(
+    path: Path,
+    file: Path,
+    header: Header,
+    given: ModelSpec | None,
+    recipe: ModelSpec | None,
+    shape: tuple[int, ...] | None,
+    *,
+    trust: bool,
+) -> NetworkSource:
     stored, dense = header.spec, None
     where = ""
     if given is None and stored.own and recipe is not None and recipe.own:

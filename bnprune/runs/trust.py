@@ -166,29 +166,23 @@ def _default(field: FieldInfo) -> Any:
     return str(default) if isinstance(default, Path) else default
 
 
-def require_recipe(path: str, withheld: Withheld, overridden: set[str], sections: tuple[str, ...]) -> None:
-    """Refuse a stored recipe if a command needs an entry that was left out, and the user has not given it.
+def missing_entries(withheld: Withheld, overridden: set[str], sections: tuple[str, ...]) -> Withheld:
+    """Return the entries of a stored recipe that were left out, that a command needs, and that the user has not given.
 
     Args:
-        path: The file, for the message.
         withheld: The entries that were left out.
         overridden: Keys the user gives, such as "data.root".
         sections: First parts of the keys that the command needs; none for all.
-
-    Raises:
-        UntrustedError: An entry is missing.
     """
     if overridden & {"data.name", "data.factory", "data.unlabelled"}:
         overridden = overridden | {"data.factory", "data.kwargs", "data.unlabelled"}
     if overridden & {"task", "task.name", "task.factory"}:
         overridden = overridden | {"task.factory", "task.kwargs"}
-    missing = {
+    return {
         key: shown
         for key, shown in withheld.items()
         if key not in overridden and (not sections or key.partition(".")[0] in sections)
     }
-    if missing:
-        raise UntrustedError(path, missing, "recipe")
 
 
 def _shown(value: Any) -> str:

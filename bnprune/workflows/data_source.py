@@ -14,11 +14,14 @@ from bnprune.config.recipe import load_recipe
 from bnprune.config.schema import PipelineConfig
 from bnprune.data import Splits, splits_of
 from bnprune.errors import ConfigError
-from bnprune.runs.network_source import NetworkSource, open_source, refuse_other_model
-from bnprune.runs.preflight import choose_device
+from bnprune.runs.network_source import NetworkSource, RecipeNeeds, open_source, refuse_other_model
+from bnprune.runs.preflight import choose_device, spec_of
 from bnprune.training.compatibility import require_fit
 from bnprune.training.tasks.factory import make_task
 from bnprune.training.tasks.task import Task
+
+_SECTIONS = ("data", "task")
+"""Sections of a stored recipe that an evaluation needs."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +53,25 @@ def open_with_data(
         CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
     """
     refuse_other_model(overrides)
+    given = None if recipe is None else load_recipe(Path(recipe), overrides)
     network = open_source(
-        source, model=model, arguments=model_arguments, weights=weights, pretrained=pretrained, trust=trust
+        source,
+        model=model,
+        arguments=model_arguments,
+        weights=weights,
+        pretrained=pretrained,
+        recipe=None if given is None else spec_of(given),
+        needs=RecipeNeeds(overridden_keys(overrides), _SECTIONS) if given is None else None,
+        trust=trust,
     )
-    if recipe is not None:
-        config = load_recipe(Path(recipe), overrides)
+    if given is not None:
+        config = given
     elif network.header.config is None:
         message = f"{network.label}: no recipe is stored with it. Give one that names the data."
         raise ConfigError(message, remedy={"recipe": "CONFIG.yaml"})
     else:
         _require_labels(network, overrides)
-        config = network.config(overrides, sections=("data", "task"))
+        config = network.config(overrides, _SECTIONS)
     device = choose_device(config.device)
     splits, task = fitting_data(network, config)
     return NetworkWithData(network, config, splits, device, task)

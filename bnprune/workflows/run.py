@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bnprune.config.overrides import overridden_keys
 from bnprune.config.recipe import load_recipe
 from bnprune.config.schema import PipelineConfig
 from bnprune.errors import ConfigError
 from bnprune.exporters.stage import export_run, options_of
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.display import NO_DISPLAY, Display
-from bnprune.runs.network_source import open_source, refuse_other_model
+from bnprune.runs.network_source import RecipeNeeds, open_source, refuse_other_model
 from bnprune.runs.pipeline import execute
 from bnprune.runs.preflight import Network, spec_of, with_model
 from bnprune.runs.signals import stop_requests
@@ -141,7 +142,8 @@ def finetune(
         refuse_other_model(overrides)
         given = None if recipe is None else load_recipe(Path(recipe), overrides)
         spec = None if given is None else spec_of(given)
-        source = open_source(pruned, model=model, arguments=model_arguments, recipe=spec, trust=trust)
+        needs = _recipe_needs(overrides, teacher) if given is None and unlabelled is None else None
+        source = open_source(pruned, model=model, arguments=model_arguments, recipe=spec, needs=needs, trust=trust)
         source = source if teacher is None else source.given("finetune.distill.teacher")
         config = given
         if unlabelled is not None:
@@ -158,6 +160,10 @@ def finetune(
         return _run_stages(config, ("finetune",), network, sources, output, display, processes)
 
     return _in_all_processes(lead)
+
+
+def _recipe_needs(overrides: Sequence[str], teacher: str | Path | None) -> RecipeNeeds:
+    return RecipeNeeds(overridden_keys(overrides) | (set() if teacher is None else {"finetune.distill.teacher"}))
 
 
 @dataclass(frozen=True, kw_only=True)

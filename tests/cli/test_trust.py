@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import bnprune as library
 from bnprune.models.construction import TooLarge, construct, construct_on_meta
 from bnprune.runs.trust import spec_from_file
-from tests.cli.harness import bnprune, contents, document, done, refusal, write
+from tests.cli.harness import RECIPE, bnprune, contents, document, done, refusal, write
 
 TRAP = """\
 from pathlib import Path
@@ -224,12 +224,12 @@ def test_daily_work_with_ones_own_code_meets_no_refusal(own_run: Path, monkeypat
 def test_the_refusal_ends_with_commands_that_go_on(own_run: Path) -> None:
     message = bnprune("evaluate", own_run).stderr
     assert "network of your own (own:build)" in message
-    assert "\n  if that is code of yours:  bnprune evaluate run --model own:build\n" in message
+    command = "bnprune evaluate run --model own:build --config run/config.yaml"
+    assert f"\n  if that is code of yours:  {command}\n" in message
+    done(*command.split()[1:])
     then = bnprune("evaluate", own_run, "--model", "own:build").stderr
     assert "data.factory = mydata:build" in then
-    command = "bnprune evaluate run --model own:build --config run/config.yaml"
     assert f"\n  name the recipe yourself, if you have read it:  {command}\n" in then
-    done(*command.split()[1:])
     assert f"{command.partition(' --config')[0]} --trust\n" in then
     assert document("evaluate", own_run, exit_code=5)["code"] == "untrusted"
 
@@ -257,6 +257,27 @@ def test_what_was_refused_is_not_carried_over(own_run: Path) -> None:
     assert "--trust" not in message
     done("prune", own_run, "--trust", "--ratio", "0.5", "--out", "trusted.safetensors")
     assert header_of(Path("trusted.safetensors"))["config"]["data"]["factory"] == "mydata:build"
+
+
+@pytest.mark.parametrize("verb", ["finetune", "evaluate", "sweep", "sensitivity"])
+@pytest.mark.parametrize("way", ["if that is code of yours", "or trust this file, if you know where it comes from"])
+def test_a_network_and_a_recipe_are_asked_for_at_once(verb: str, way: str, own: Path, recipe: Path) -> None:
+    own_model = ("--model", "own:build", "--input", "1,16,16")
+    done("prune", *own_model, "--ratio", "0.5", "--out", "slim.safetensors")
+    message = bnprune(verb, "slim.safetensors").stderr
+    assert "network of your own (own:build)" in message
+    assert "It has no recipe, which is needed as well." in message
+    command = next(line.partition(":  bnprune ")[2] for line in message.splitlines() if line.startswith(f"  {way}:"))
+    assert "--config CONFIG.yaml" in command
+    assert "CONFIG.yaml is a recipe of yours that names the data; bnprune init own-network.yaml writes one" in message
+    recipe.rename("CONFIG.yaml")
+    done(*command.split())
+
+
+def test_a_network_of_ones_own_may_be_named_by_the_recipe(own: Path) -> None:
+    done("prune", "--model", "own:build", "--input", "1,16,16", "--ratio", "0.5", "--out", "slim.safetensors")
+    recipe = write("recipe.yaml", RECIPE.replace(RECIPE.split("\n")[1], "model: {factory: own:build}"))
+    done("evaluate", "slim.safetensors", "--config", recipe)
 
 
 def test_a_user_gives_what_was_refused_as_an_override(slim: Path) -> None:
