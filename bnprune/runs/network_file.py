@@ -20,6 +20,7 @@ from bnprune.models.zoo import ModelSpec
 from bnprune.pruning.cut_history import change_since, input_of, plans_of, record_shapes
 from bnprune.pruning.pruner import PruningResult
 from bnprune.runs.checkpoint import Header, load_checkpoint, save_checkpoint
+from bnprune.runs.outputs import require_checkpoint_name
 
 _ORIGIN = "_bnprune_origin"
 """Attribute of a network that `load` built from a name: the name, its arguments, and the shape of one input."""
@@ -50,7 +51,7 @@ def save(
 
     Raises:
         DataError: The file cannot be written.
-        ConfigError: `network` is something else.
+        ConfigError: `network` is something else, or the name of the file does not end in `.safetensors`.
         PruningError: A tensor has another shape than after the last cut (a new last layer for other classes), or one is
             missing or new, so that the file could not be loaded.
 
@@ -60,6 +61,7 @@ def save(
         ...  # fine-tune result.model
         bnprune.save(result.model, "slim.safetensors")
     """
+    require_checkpoint_name(Path(path), "path")
     model = unwrapped(network.model if isinstance(network, PruningResult) else network)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"save: expected a network or the result of bnprune.prune, got {type(network).__name__}.")

@@ -53,6 +53,22 @@ def require_output(
     require_free_file(path, force=force, option=option)
 
 
+def require_checkpoint_name(path: Path, option: str) -> None:
+    """Refuse a name that promises another format than that of checkpoints, as `slim.pt` does.
+
+    Args:
+        path: The file.
+        option: The argument that names it.
+
+    Raises:
+        ConfigError: The name does not end in `.safetensors`.
+    """
+    if path.suffix != ".safetensors":
+        name = path.with_suffix(".safetensors")
+        message = f"checkpoints are safetensors files, which torch.load does not read (got '{path}'). Use '{name}'."
+        raise ConfigError(message, argument=option)
+
+
 def _checkpoint_folder(source: Path) -> Path:
     return real_path(source / "checkpoints")
 

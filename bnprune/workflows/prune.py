@@ -28,7 +28,7 @@ from bnprune.recovery.repair import repair as repair_network
 from bnprune.runs.checkpoint import save_checkpoint
 from bnprune.runs.display import NO_DISPLAY, Display
 from bnprune.runs.network_source import NetworkSource, open_source
-from bnprune.runs.outputs import require_output
+from bnprune.runs.outputs import require_checkpoint_name, require_output
 from bnprune.runs.summary import cut_figures, pruned_of, seconds_of
 from bnprune.workflows.calibration_data import CalibrationData, normalisation_of, open_calibration
 from bnprune.workflows.cut_effect import cut_effect
@@ -98,6 +98,7 @@ def prune(
     if not dry_run:
         inputs = (_path(source), _path(weights), _path(plan), _path(profile), _path(sensitivity))
         require_output(target, force=force, sources=inputs)
+        require_checkpoint_name(target, "out")
     network = open_source(
         source,
         model=model,

@@ -85,6 +85,14 @@ def test_nothing_but_a_regular_file_is_written_over(line: tuple[str, ...], kind:
     assert identities(here) == before
 
 
+@pytest.mark.parametrize("name", ["slim.pt", "slim.pth", "slim"])
+def test_the_name_of_a_checkpoint_tells_its_format(name: str) -> None:
+    message = refusal(2, "prune", *CHAIN, "--out", name)
+    assert f"--out: checkpoints are safetensors files, which torch.load does not read (got '{name}')" in message
+    assert message.endswith("Use 'slim.safetensors'.")
+    done("prune", *CHAIN, "--out", name, "--dry-run")
+
+
 @pytest.mark.parametrize("kind", ["a named pipe", "a symbolic link"])
 def test_nothing_but_a_regular_file_becomes_a_picture_or_a_page(
     kind: str, run: Path, trained: Path, here: Path
@@ -285,9 +293,11 @@ def test_a_process_that_loads_data_does_not_keep_the_lock(here: Path) -> None:
 
 
 def test_a_name_may_be_as_long_as_the_system_allows(here: Path) -> None:
-    done("prune", *CHAIN, "--out", "n" * 255)
-    assert [path.name for path in here.iterdir()] == ["n" * 255]
-    message = refusal(5, "prune", *CHAIN, "--out", "n" * 256)
+    longest = f"{'n' * 243}.safetensors"
+    assert len(longest) == 255
+    done("prune", *CHAIN, "--out", longest)
+    assert [path.name for path in here.iterdir()] == [longest]
+    message = refusal(5, "prune", *CHAIN, "--out", f"n{longest}")
     assert message.endswith("cannot be written: File name too long.")
 
 

@@ -201,6 +201,13 @@ def test_weights_from_anyone_without_running_code(tmp_path) -> None:
         read_weights(tmp_path / "list.pt")
 
 
+def test_the_name_of_a_checkpoint_tells_its_format(slim, tmp_path) -> None:
+    result, _ = slim
+    with pytest.raises(bnprune.ConfigError, match=r"got '.*net\.pt'\)\. Use '.*net\.safetensors'"):
+        bnprune.save(result, tmp_path / "net.pt")
+    assert not (tmp_path / "net.pt").exists()
+
+
 def test_a_full_disk_leaves_the_previous_checkpoint(slim, monkeypatch) -> None:
     result, path = slim
     before = path.read_bytes()
