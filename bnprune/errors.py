@@ -70,13 +70,84 @@ class BnpruneError(Exception):
     ) -> None:
         message = printable(bounded(message or _composed(what, where, got, fix)))
         super().__init__(message)
-        self.problems = tuple(printable(bounded(str(problem))) for problem in problems) or (message,)
+        self._problems = tuple(printable(bounded(str(problem))) for problem in problems) or (message,)
+        self.others: tuple[BnpruneError, ...] = ()
+        """Errors of other checks that failed as well; see `Problems`."""
         self.what, self.where, self.got, self.fix = what or message, where, got, fix
         self.code = code or type(self).code
         self.argument = argument
         """Name of the Python argument that is wrong; a command calls it `--argument`."""
         self.remedy = dict(remedy or {})
         """Arguments that avoid the error, by name."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """All problems found, those of `others` included."""
+        return tuple(problem for error in (self, *self.others) for problem in error._problems)
+
+    def __str__(self) -> str:
+        return summary(self.problems) if self.others else super().__str__()
+
+    def reword(self, message: str) -> None:
+        """Replace the message of this error; those of `others` stay."""
+        message = printable(bounded(message))
+        self.args = self._problems = (message,)
+
+
+class Problems:
+    """Errors of checks that do not depend on each other, to be raised together as one.
+
+    It is the first of them, with the others in `others`, so that all can be solved at once.
+
+    Example::
+
+        problems = Problems()
+        with problems.noted():
+            require_output(path)
+        with problems.noted():
+            network = open_source(source)
+        problems.raise_all()
+    """
+
+    def __init__(self) -> None:
+        self._errors: list[BnpruneError] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._errors)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note an error of a `with` block instead of raising it."""
+        try:
+            yield
+        except (Interrupted, PeerFailed):
+            raise
+        except BnpruneError as error:
+            self._errors += [error, *error.others]
+            error.others = ()
+
+    def raise_all(self) -> None:
+        """Raise what was noted.
+
+        Raises:
+            BnpruneError: A check failed.
+        """
+        if self._errors:
+            first, *others = self._errors
+            first.others = tuple(others)
+            raise first
+
+
+MOST_PROBLEMS = 100
+"""Further problems are only counted."""
+
+
+def summary(problems: Sequence[str]) -> str:
+    """Join problems into one message."""
+    more = len(problems) - MOST_PROBLEMS
+    rest = f"\n... and {more} more." if more > 0 else ""
+    count = "" if len(problems) == 1 else f"\n{len(problems)} problems. Nothing was started."
+    return "\n".join(problems[:MOST_PROBLEMS]) + rest + count
 
 
 def _composed(what: str, where: str, got: str, fix: str) -> str:

@@ -15,7 +15,6 @@ from bnprune.cli.verbosity import VERBOSITY, echo, print_document
 from bnprune.config.prune_options import prune_options
 from bnprune.errors import (
     BnpruneError,
-    CheckpointError,
     ConfigError,
     DataError,
     Interrupted,
@@ -56,11 +55,15 @@ def reporting(*, json_wanted: bool, command: Sequence[str] = ()) -> Iterator[Non
         if VERBOSITY.debug:
             echo(traceback.format_exc(), err=True)
         failure = _failure(error)
-        if isinstance(failure, UntrustedError):
-            failure = CheckpointError(f"{failure.reason}\n{ways_to_trust(failure, command)}")
-            failure.code = UntrustedError.code
+        _name_ways_to_trust(failure, command)
         _print_error(failure, json_wanted)
         raise typer.Exit(failure.exit_code) from None
+
+
+def _name_ways_to_trust(failure: BnpruneError, command: Sequence[str]) -> None:
+    for part in (failure, *failure.others):
+        if isinstance(part, UntrustedError):
+            part.reword(f"{part.reason}\n{ways_to_trust(part, command)}")
 
 
 _PLAIN = {
@@ -104,15 +107,17 @@ def naming_options() -> Iterator[None]:
     try:
         yield
     except BnpruneError as error:
-        if error.remedy or error.argument or _is_flag(error.where):
-            error.args = error.problems = (_with_options(error),)
-            error.argument, error.remedy = "", {}
+        for part in (error, *error.others):
+            if part.remedy or part.argument or _is_flag(part.where):
+                part.reword(_with_options(part))
+                part.argument, part.remedy = "", {}
         raise
 
 
 def _with_options(error: BnpruneError) -> str:
     flags = " ".join(itertools.starmap(_assigned, error.remedy.items()))
-    message = f"{str(error).rstrip('.')}: {flags}." if flags else str(error)
+    own = str(error.args[0])
+    message = f"{own.rstrip('.')}: {flags}." if flags else own
     if _is_flag(error.where) and not error.argument:
         return f"{flag(error.where)}{message.removeprefix(error.where)}"
     return f"{flag(error.argument)}: {message}" if error.argument else message

@@ -14,7 +14,7 @@ from bnprune.config.bounded_reading import RECIPE_BYTES, read_text
 from bnprune.config.overrides import override
 from bnprune.config.schema import PipelineConfig
 from bnprune.config.yaml_loader import KeyPath, Origins, parse
-from bnprune.errors import ConfigError, quoted, shortened
+from bnprune.errors import MOST_PROBLEMS, ConfigError, quoted, shortened, summary
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
@@ -84,20 +84,8 @@ def check(data: Mapping[str, Any], origins: Origins, problems: Sequence[str] = (
     except ValidationError as error:
         all_problems += _sorted_problems(error, origins)
     if all_problems or config is None:
-        raise ConfigError(summary(all_problems), all_problems[:_MOST_PROBLEMS])
+        raise ConfigError(summary(all_problems), all_problems[:MOST_PROBLEMS])
     return config
-
-
-def summary(problems: Sequence[str]) -> str:
-    """Join problems into one message."""
-    more = len(problems) - _MOST_PROBLEMS
-    rest = f"\n... and {more} more." if more > 0 else ""
-    count = "" if len(problems) == 1 else f"\n{len(problems)} problems. Nothing was started."
-    return "\n".join(problems[:_MOST_PROBLEMS]) + rest + count
-
-
-_MOST_PROBLEMS = 100
-"""Further problems are only counted."""
 
 
 def _sorted_problems(error: ValidationError, origins: Origins) -> list[str]:

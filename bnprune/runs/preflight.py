@@ -12,7 +12,7 @@ from torch import nn
 from bnprune.config.schema import ModelConfig, PipelineConfig, PruneConfig, TrainConfig
 from bnprune.config.tables import LAYER_MEASUREMENTS
 from bnprune.data import Splits, splits_of
-from bnprune.errors import ConfigError, first_line
+from bnprune.errors import ConfigError, Problems, first_line
 from bnprune.models.pretrained import build_pretrained
 from bnprune.models.zoo import ModelSpec, build, set_gamma
 from bnprune.pruning.draft_plan import require_cut
@@ -62,10 +62,19 @@ def prepare(
         DataError: Data or weights cannot be read.
         PruningError: The network has nothing to prune, or no scale factors for a penalty.
     """
-    device = device_of(config, processes)
-    network = network or initial(config)
     needs_labels = any(kind_of(stage) != "finetune" for stage in stages)
-    model, splits = network[0], splits_of(config, needs_labels=needs_labels)
+    problems = Problems()
+    with problems.noted():
+        device = device_of(config, processes)
+    with problems.noted():
+        if not (problems and config.model.pretrained):  # no download if something is wrong already
+            network = network or initial(config)
+    with problems.noted():
+        if not (problems and config.data.download):
+            splits = splits_of(config, needs_labels=needs_labels)
+    problems.raise_all()
+    assert network is not None
+    model = network[0]
     trained = any(kind_of(stage) != "prune" for stage in stages)
     task = make_task(config.task, splits.classes)
     fitted = task if splits.labelled else CLASSIFICATION

@@ -12,7 +12,7 @@ from torch import nn
 from bnprune.config.bounded_reading import require_batch
 from bnprune.config.recipe import load_recipe
 from bnprune.config.tables import FORMATS, format_of
-from bnprune.errors import BnpruneError, ConfigError, first_line
+from bnprune.errors import BnpruneError, ConfigError, Problems, first_line
 from bnprune.exporters.card import model_card
 from bnprune.exporters.export import ExportOptions, export_network
 from bnprune.exporters.preprocessing import WithPreprocessing, input_values_of
@@ -93,21 +93,25 @@ def export(
     """
     options, path = _options(format, None if out is None else Path(out), fold_bn=fold_bn, batch=batch, verify=verify)
     given = [Path(read) for read in (source, weights) if read is not None]
+    problems = Problems()
     for file in [*paths_of(options, path), *([path.with_suffix(".md")] if card else [])]:
-        require_output(file, force=force, sources=given, recipe=None if recipe is None else Path(recipe))
-    network = open_source(
-        source,
-        model=model,
-        arguments=model_arguments,
-        weights=weights,
-        pretrained=pretrained,
-        shape=input_shape,
-        needs_shape=True,
-        trust=trust,
-    )
-    shape = tuple(network.inputs.shape[1:])
-    if batch is not None:
-        require_batch(batch, shape)
+        with problems.noted():
+            require_output(file, force=force, sources=given, recipe=None if recipe is None else Path(recipe))
+    with problems.noted():
+        network = open_source(
+            source,
+            model=model,
+            arguments=model_arguments,
+            weights=weights,
+            pretrained=pretrained and not problems,  # no download if something is wrong already
+            shape=input_shape,
+            needs_shape=True,
+            trust=trust,
+        )
+        shape = tuple(network.inputs.shape[1:])
+        if batch is not None:
+            require_batch(batch, shape)
+    problems.raise_all()
     real, without = _real(network, recipe, batch) if verify else ((), [])
     title, written, inputs = network_title(network.header), network.model, network.header.inputs
     if with_preprocessing or byte_inputs:

@@ -13,7 +13,7 @@ from torch import nn
 
 from bnprune.channels.pytrees import as_inputs, tensors
 from bnprune.config.bounded_reading import DATA_BYTES, read_text, require_batch
-from bnprune.errors import CheckpointError, ConfigError
+from bnprune.errors import CheckpointError, ConfigError, Problems
 from bnprune.notes import Note
 from bnprune.pruning.latency_profile import LatencyProfile
 from bnprune.pruning.latency_search import LatencyKnowledge
@@ -76,21 +76,26 @@ def profile(
         DataError: A file cannot be read or written.
     """
     target = Path(out)
-    require_output(target, force=force, sources=[None if path is None else Path(path) for path in (source, weights)])
-    name = _backend(backend)
-    network = open_source(
-        source,
-        model=model,
-        arguments=model_arguments,
-        weights=weights,
-        pretrained=pretrained,
-        shape=input_shape,
-        needs_shape=True,
-        trust=trust,
-    )
-    setting = Setting(tuple(network.inputs.shape[1:]))
-    setting.check(name)
-    require_batch(batch, setting.shape)
+    sources = [None if path is None else Path(path) for path in (source, weights)]
+    problems = Problems()
+    with problems.noted():
+        require_output(target, force=force, sources=sources)
+    with problems.noted():
+        name = _backend(backend)
+        network = open_source(
+            source,
+            model=model,
+            arguments=model_arguments,
+            weights=weights,
+            pretrained=pretrained and not problems,  # no download if something is wrong already
+            shape=input_shape,
+            needs_shape=True,
+            trust=trust,
+        )
+        setting = Setting(tuple(network.inputs.shape[1:]))
+        setting.check(name)
+        require_batch(batch, setting.shape)
+    problems.raise_all()
     started = time.perf_counter()
     with limited_threads(threads):
         made = profile_network(

@@ -11,7 +11,7 @@ from torch import nn
 
 from bnprune.config.bounded_reading import DATA_BYTES, read_text
 from bnprune.data.splits import Normalisation
-from bnprune.errors import CheckpointError, ForwardError
+from bnprune.errors import CheckpointError, ForwardError, Problems
 from bnprune.notes import Note
 from bnprune.pruning.calibration import DEFAULT_IMAGES, Calibration
 from bnprune.pruning.draft_plan import describe_plan, require_cut
@@ -95,25 +95,29 @@ def prune(
         DataError: A file cannot be read or written.
     """
     target = Path(out)
+    problems = Problems()
     if not dry_run:
         inputs = (_path(source), _path(weights), _path(plan), _path(profile), _path(sensitivity))
-        require_output(target, force=force, sources=inputs)
-        require_checkpoint_name(target, "out")
-    network = open_source(
-        source,
-        model=model,
-        arguments=model_arguments,
-        weights=weights,
-        pretrained=pretrained,
-        shape=input_shape,
-        needs_shape=True,
-        trust=trust,
-    )
-    measured = layer_measurements(network.model, network.inputs, request, sensitivity=sensitivity, profile=profile)
+        with problems.noted():
+            require_output(target, force=force, sources=inputs)
+            require_checkpoint_name(target, "out")
+    with problems.noted():
+        network = open_source(
+            source,
+            model=model,
+            arguments=model_arguments,
+            weights=weights,
+            pretrained=pretrained and not problems,  # no download if something is wrong already
+            shape=input_shape,
+            needs_shape=True,
+            trust=trust,
+        )
+        measured = layer_measurements(network.model, network.inputs, request, sensitivity=sensitivity, profile=profile)
+        replayed = None if plan is None else _read_plan(Path(plan), network.model)
+        data, notes = _calibration(network, request, calibrate, normalisation_of(mean, std), dry_run=dry_run)
+    problems.raise_all()
     for note in measured.notes:
         display.note(note)
-    replayed = None if plan is None else _read_plan(Path(plan), network.model)
-    data, notes = _calibration(network, request, calibrate, normalisation_of(mean, std), dry_run=dry_run)
     notes = (*_cut_before(network), *notes)
     calibration = None if data is None else data.calibration
     if dry_run:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from typing import Any
 from bnprune.config.overrides import overridden_keys
 from bnprune.config.recipe import load_recipe
 from bnprune.config.schema import PipelineConfig
-from bnprune.errors import ConfigError
+from bnprune.errors import ConfigError, Problems
 from bnprune.exporters.stage import export_run, options_of
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.display import NO_DISPLAY, Display
+from bnprune.runs.files import require_free_folder
 from bnprune.runs.network_source import RecipeNeeds, open_source, refuse_other_model
 from bnprune.runs.pipeline import execute
-from bnprune.runs.preflight import Network, spec_of, with_model
+from bnprune.runs.preflight import Network, prepare, spec_of, with_model
 from bnprune.runs.signals import stop_requests
 from bnprune.runs.stages import stages_of
 from bnprune.runs.teacher import teacher_beside, with_teacher
@@ -140,10 +141,11 @@ def finetune(
 
     def lead(processes: Processes) -> RunResult:
         refuse_other_model(overrides)
-        given = None if recipe is None else load_recipe(Path(recipe), overrides)
-        spec = None if given is None else spec_of(given)
-        needs = _recipe_needs(overrides, teacher) if given is None and unlabelled is None else None
-        source = open_source(pruned, model=model, arguments=model_arguments, recipe=spec, needs=needs, trust=trust)
+        with output.checked_with():
+            given = None if recipe is None else load_recipe(Path(recipe), overrides)
+            spec = None if given is None else spec_of(given)
+            needs = _recipe_needs(overrides, teacher) if given is None and unlabelled is None else None
+            source = open_source(pruned, model=model, arguments=model_arguments, recipe=spec, needs=needs, trust=trust)
         source = source if teacher is None else source.given("finetune.distill.teacher")
         config = given
         if unlabelled is not None:
@@ -174,6 +176,17 @@ class _OutputArguments:
     out: str | Path | None
     resume: bool
     force: bool
+
+    @contextmanager
+    def checked_with(self) -> Iterator[None]:
+        """Add a run directory that is not empty to the errors of a `with` block that the recipe comes from."""
+        problems = Problems()
+        with problems.noted():
+            yield
+        with problems.noted():
+            if problems and self.out is not None and not self.resume:
+                require_free_folder(Path(self.out), force=self.force)
+        problems.raise_all()
 
     def directory(self, config: PipelineConfig, sources: Sequence[Path], processes: Processes) -> RunDirectory:
         """Open the run directory.
@@ -213,10 +226,11 @@ def _run_recipe(
     processes: Processes,
 ) -> RunResult:
     """Run stages of a recipe; None for every stage it has."""
-    config = load_recipe(Path(recipe), overrides)
-    stages = stages_of(config) if stages is None else stages
-    if not stages:
-        raise ConfigError(f"{recipe}: has no stage. Add one of: train, prune, finetune.")
+    with output.checked_with():
+        config = load_recipe(Path(recipe), overrides)
+        stages = stages_of(config) if stages is None else stages
+        if not stages:
+            raise ConfigError(f"{recipe}: has no stage. Add one of: train, prune, finetune.")
     return _run_stages(config, stages, None, [Path(recipe)], output, display, processes)
 
 
@@ -230,9 +244,16 @@ def _run_stages(
     processes: Processes,
 ) -> RunResult:
     exporting = output.verb == "run" and config.export is not None
-    if exporting and config.export is not None:
-        options_of(config.export)  # a missing extra is reported before any training
-    directory = output.directory(config, sources, processes)
+    problems = Problems()
+    with problems.noted():
+        if exporting and config.export is not None:
+            options_of(config.export)  # a missing extra is reported before any training
+    with problems.noted():
+        directory = output.directory(config, sources, processes)
+    with problems.noted():
+        if problems and not output.resume:  # else, the run itself begins with that
+            prepare(config, stages, network, processes)
+    problems.raise_all()
     with ExitStack() as stack:
         stack.enter_context(directory.locked())
         stopping = stack.enter_context(stop_requests())

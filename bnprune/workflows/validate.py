@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bnprune.config.recipe import as_data, load_recipe
 from bnprune.config.schema import PipelineConfig
+from bnprune.errors import Problems
 from bnprune.exporters.stage import options_of
 from bnprune.pruning.cost import cost
 from bnprune.runs.files import plain
@@ -30,9 +31,13 @@ def validate(recipe: str | Path, overrides: Sequence[str] = ()) -> ValidateResul
         DataError: Data or weights cannot be read.
     """
     config = load_recipe(Path(recipe), overrides)
-    if config.export is not None:
-        options_of(config.export)
-    start = prepare(config, stages_of(config))
+    problems = Problems()
+    with problems.noted():
+        if config.export is not None:
+            options_of(config.export)
+    with problems.noted():
+        start = prepare(config, stages_of(config))
+    problems.raise_all()
     splits, counted = start.splits, cost(start.network[0], start.splits.example)
     return ValidateResult(
         valid=True,
