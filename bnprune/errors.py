@@ -268,6 +268,10 @@ class CheckpointError(DataError):
     code = "checkpoint"
 
 
+RECIPE_AS_NETWORK = "recipe_as_network"
+"""Code of the error that a recipe stands in the place of a network; `where` is its path."""
+
+
 class UntrustedError(CheckpointError):
     """A file names code, a path or a download that is needed, and the file is not trusted.
 

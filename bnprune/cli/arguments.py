@@ -104,7 +104,7 @@ def source_and_overrides(source: Path | None, overrides: Sequence[str] | None) -
 
 
 def recipe_and_overrides(arguments: Sequence[str], given: Path | None = None) -> tuple[Path | None, list[str]]:
-    """Separate the path of a recipe from `key=value` overrides.
+    """Separate the path of a recipe, which exists or ends in .yaml, from `key=value` overrides.
 
     Args:
         arguments: Overrides, and perhaps a recipe among them.
@@ -113,7 +113,11 @@ def recipe_and_overrides(arguments: Sequence[str], given: Path | None = None) ->
     Raises:
         ConfigError: There are several recipes.
     """
-    recipes = [*([] if given is None else [given]), *(Path(text) for text in arguments if "=" not in text)]
+    named = [text for text in arguments if "=" not in text and (Path(text).suffix in _YAML or Path(text).exists())]
+    recipes = [*([] if given is None else [given]), *map(Path, named)]
     if len(recipes) > 1:
         raise ConfigError(f"expected one recipe, got {', '.join(map(str, recipes))}.")
-    return (recipes[0] if recipes else None), [text for text in arguments if "=" in text]
+    return (recipes[0] if recipes else None), [text for text in arguments if text not in named]
+
+
+_YAML = (".yaml", ".yml")

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 import typer
 
 from bnprune.cli.flags import flag
+from bnprune.cli.recipes_as_networks import with_recipe_as_option
 from bnprune.cli.trust import ways_to_trust
 from bnprune.cli.verbosity import VERBOSITY, echo, print_document
 from bnprune.config.prune_options import prune_options
 from bnprune.errors import (
+    RECIPE_AS_NETWORK,
     BnpruneError,
     ConfigError,
     DataError,
@@ -55,15 +57,18 @@ def reporting(*, json_wanted: bool, command: Sequence[str] = ()) -> Iterator[Non
         if VERBOSITY.debug:
             echo(traceback.format_exc(), err=True)
         failure = _failure(error)
-        _name_ways_to_trust(failure, command)
+        _suggest(failure, command)
         _print_error(failure, json_wanted)
         raise typer.Exit(failure.exit_code) from None
 
 
-def _name_ways_to_trust(failure: BnpruneError, command: Sequence[str]) -> None:
+def _suggest(failure: BnpruneError, command: Sequence[str]) -> None:
+    """Add commands that go on to the messages of errors that need the whole command line for that."""
     for part in (failure, *failure.others):
         if isinstance(part, UntrustedError):
             part.reword(f"{part.reason}\n{ways_to_trust(part, command)}")
+        elif part.code == RECIPE_AS_NETWORK:
+            part.reword(f"{part.args[0]}{with_recipe_as_option(part.where, command)}")
 
 
 _PLAIN = {

@@ -36,12 +36,13 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure accuracy and loss of a network."""
-    from bnprune.cli.arguments import checkpoint_of, parse_arguments, source_and_overrides
+    from bnprune.cli.arguments import checkpoint_of, parse_arguments, recipe_and_overrides, source_and_overrides
     from bnprune.cli.render.evaluate import show_evaluate
     from bnprune.cli.render.output import output
     from bnprune.workflows import evaluate as workflow
 
     source, changes = source_and_overrides(source, overrides)
+    recipe, changes = recipe_and_overrides(changes, config)
     source = checkpoint_of(source, stage)
     result = workflow.evaluate(
         source,
@@ -50,7 +51,7 @@ def evaluate(
         model_arguments=parse_arguments(model_arg),
         weights=weights,
         pretrained=pretrained,
-        recipe=config,
+        recipe=recipe,
         trust=trust,
     )
     output(result, show_evaluate, as_json=json)

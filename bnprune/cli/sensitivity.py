@@ -62,7 +62,13 @@ def sensitivity(
     With `prune --sensitivity FILE`, all groups lose the same accuracy.
     SOURCE is a run directory (its sparse-trained network) or a checkpoint.
     """
-    from bnprune.cli.arguments import checkpoint_of, parse_arguments, parse_shares, source_and_overrides
+    from bnprune.cli.arguments import (
+        checkpoint_of,
+        parse_arguments,
+        parse_shares,
+        recipe_and_overrides,
+        source_and_overrides,
+    )
     from bnprune.cli.render.output import output
     from bnprune.cli.render.progress import RichDisplay
     from bnprune.cli.render.sensitivity import save_plot, show_sensitivity
@@ -72,8 +78,9 @@ def sensitivity(
 
     values = parse_shares(at)
     source, changes = source_and_overrides(source, overrides)
+    recipe, changes = recipe_and_overrides(changes, config)
     source = checkpoint_of(source, stage, TRAINED)
-    require_plot(plot, sources=(source, weights), recipe=config)
+    require_plot(plot, sources=(source, weights), recipe=recipe)
     with RichDisplay() as display:
         result = workflow.sensitivity(
             source,
@@ -82,7 +89,7 @@ def sensitivity(
             model_arguments=parse_arguments(model_arg),
             weights=weights,
             pretrained=pretrained,
-            recipe=config,
+            recipe=recipe,
             trust=trust,
             values=values,
             out=out,

@@ -66,7 +66,13 @@ def sweep(
     is recommended.
     SOURCE is a run directory (its sparse-trained network) or a checkpoint.
     """
-    from bnprune.cli.arguments import checkpoint_of, parse_arguments, parse_shares, source_and_overrides
+    from bnprune.cli.arguments import (
+        checkpoint_of,
+        parse_arguments,
+        parse_shares,
+        recipe_and_overrides,
+        source_and_overrides,
+    )
     from bnprune.cli.render.output import output
     from bnprune.cli.render.prune_command import prune_command
     from bnprune.cli.render.sweep import require_plot, save_plot, show_sweep
@@ -75,8 +81,9 @@ def sweep(
 
     values = parse_shares(at)
     source, changes = source_and_overrides(source, overrides)
+    recipe, changes = recipe_and_overrides(changes, config)
     source = checkpoint_of(source, stage, TRAINED)
-    require_plot(plot, sources=(source, weights), recipe=config)
+    require_plot(plot, sources=(source, weights), recipe=recipe)
     result = workflow.sweep(
         source,
         changes,
@@ -84,7 +91,7 @@ def sweep(
         model_arguments=parse_arguments(model_arg),
         weights=weights,
         pretrained=pretrained,
-        recipe=config,
+        recipe=recipe,
         trust=trust,
         by=by,
         values=values,

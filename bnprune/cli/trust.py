@@ -11,8 +11,9 @@ from pathlib import Path
 
 from bnprune.errors import UntrustedError
 
-_WITH_CONFIG = ("finetune", "sweep", "sensitivity", "evaluate", "export")
-_WITH_TRUST = ("prune", "profile", "inspect", "benchmark", *_WITH_CONFIG)
+WITH_CONFIG = ("finetune", "sweep", "sensitivity", "evaluate", "export")
+"""Verbs that take a network, and a recipe with --config."""
+_WITH_TRUST = ("prune", "profile", "inspect", "benchmark", *WITH_CONFIG)
 _ANY_RECIPE = "CONFIG.yaml"
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -26,8 +27,13 @@ def ways_to_trust(error: UntrustedError, command: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def verb_of(command: Sequence[str]) -> str:
+    """Return the verb of a command line; empty if it has none."""
+    return next((word for word in command if not word.startswith("-")), "")
+
+
 def _ways(error: UntrustedError, command: list[str]) -> Iterator[tuple[str, str]]:
-    verb = next((word for word in command if not word.startswith("-")), "")
+    verb = verb_of(command)
     typed = shlex.join(["bnprune", *command])
     if _is_teacher(error, command):  # options of the command are about the network that is fine-tuned
         yield "to trust all files below a folder", _export(error)
@@ -43,7 +49,7 @@ def _ways(error: UntrustedError, command: list[str]) -> Iterator[tuple[str, str]
         unknown = (key for key in error.refused if key.startswith("model."))
         arguments = (f"--model-arg {key.removeprefix('model.kwargs.')}=VALUE" for key in unknown)
         yield "give the network yourself", " ".join([typed, *name, *arguments]) + beside_network
-    elif verb in _WITH_CONFIG:
+    elif verb in WITH_CONFIG:
         yield "name the recipe yourself, if you have read it", f"{typed}{recipe}"
     if not all(error.refused.values()):
         return

@@ -17,7 +17,7 @@ from bnprune.config.bounded_reading import require_shape
 from bnprune.config.overrides import overridden_keys
 from bnprune.config.recipe import amend_data
 from bnprune.config.schema import PipelineConfig
-from bnprune.errors import CheckpointError, ConfigError, UntrustedError, about, quoted
+from bnprune.errors import RECIPE_AS_NETWORK, CheckpointError, ConfigError, UntrustedError, about, quoted
 from bnprune.models.pretrained import build_pretrained, has_random_weights
 from bnprune.models.zoo import ModelSpec, build
 from bnprune.notes import Note
@@ -216,6 +216,17 @@ def _random_weights(spec: ModelSpec) -> Note:
     )
 
 
+def require_no_recipe(path: Path) -> None:
+    """Refuse a recipe in the place of a network.
+
+    Raises:
+        CheckpointError: The file is a recipe.
+    """
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        message = f"'{path}' is a recipe, not a network. `bnprune run {path}` trains and prunes one."
+        raise CheckpointError(message, where=str(path), code=RECIPE_AS_NETWORK)
+
+
 def _from_file(
     path: Path,
     given: ModelSpec | None,
@@ -225,8 +236,7 @@ def _from_file(
     *,
     trust: bool,
 ) -> NetworkSource:
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        raise CheckpointError(f"'{path}' is a recipe, not a network. `bnprune run {path}` trains and prunes one.")
+    require_no_recipe(path)
     file = RunDirectory(path).network() if path.is_dir() else path
     header = read_header(file, trust=trust)
     try:

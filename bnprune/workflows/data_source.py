@@ -14,7 +14,7 @@ from bnprune.config.recipe import load_recipe
 from bnprune.config.schema import PipelineConfig
 from bnprune.data import Splits, splits_of
 from bnprune.errors import ConfigError
-from bnprune.runs.network_source import NetworkSource, RecipeNeeds, open_source, refuse_other_model
+from bnprune.runs.network_source import NetworkSource, RecipeNeeds, open_source, refuse_other_model, require_no_recipe
 from bnprune.runs.preflight import choose_device, spec_of
 from bnprune.training.compatibility import require_fit
 from bnprune.training.tasks.factory import make_task
@@ -53,6 +53,8 @@ def open_with_data(
         CheckpointError: A file is missing, damaged, or not a bnprune checkpoint.
     """
     refuse_other_model(overrides)
+    if source is not None:
+        require_no_recipe(Path(source))
     given = None if recipe is None else load_recipe(Path(recipe), overrides)
     network = open_source(
         source,

@@ -18,7 +18,7 @@ from bnprune.exporters.stage import export_run, options_of
 from bnprune.runs.directory import RunDirectory
 from bnprune.runs.display import NO_DISPLAY, Display
 from bnprune.runs.files import require_free_folder
-from bnprune.runs.network_source import RecipeNeeds, open_source, refuse_other_model
+from bnprune.runs.network_source import RecipeNeeds, open_source, refuse_other_model, require_no_recipe
 from bnprune.runs.pipeline import execute
 from bnprune.runs.preflight import Network, prepare, spec_of, with_model
 from bnprune.runs.signals import stop_requests
@@ -142,6 +142,7 @@ def finetune(
     def lead(processes: Processes) -> RunResult:
         refuse_other_model(overrides)
         with output.checked_with():
+            require_no_recipe(Path(pruned))
             given = None if recipe is None else load_recipe(Path(recipe), overrides)
             spec = None if given is None else spec_of(given)
             needs = _recipe_needs(overrides, teacher) if given is None and unlabelled is None else None

@@ -453,6 +453,37 @@ def test_a_network_without_a_recipe_cannot_be_evaluated() -> None:
     assert "no recipe is stored with it. Give one that names the data: --config CONFIG.yaml" in message
 
 
+NETWORK = "NETWORK.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("finetune RECIPE --out tuned", f"finetune {NETWORK} --config RECIPE --out tuned"),
+        ("finetune RECIPE RUN finetune.epochs=2", "finetune RUN --config RECIPE finetune.epochs=2"),
+        ("evaluate RECIPE RUN", "evaluate RUN --config RECIPE"),
+        ("evaluate RECIPE --model mlp", "evaluate --config RECIPE --model mlp"),
+        ("export RECIPE --format pt2", f"export {NETWORK} --config RECIPE --format pt2"),
+        ("finetune RECIPE --config RECIPE", ""),
+        ("inspect RECIPE", ""),
+    ],
+)
+def test_a_recipe_in_the_place_of_a_network_is_given_as_an_option(
+    given: str, wanted: str, run: Path, recipe: Path
+) -> None:
+    given, wanted = (text.replace("RECIPE", "recipe.yaml").replace("RUN", str(run)) for text in (given, wanted))
+    message = refusal(5, *given.split())
+    assert "'recipe.yaml' is a recipe, not a network." in message
+    assert message.partition("with a network that you have: ")[2] == (f"bnprune {wanted}" if wanted else "")
+
+
+@pytest.mark.parametrize("line", [("evaluate",), ("sweep", "--at", "0.5"), ("sensitivity", "--at", "0.5")], ids=str)
+def test_a_recipe_stands_beside_a_network(line: tuple[str, ...], run: Path, recipe: Path) -> None:
+    done("prune", "--model", "mlp", "--model-arg", "image_size=16", "--model-arg", "hidden=[32]", "--input", "1,16,16")
+    done(line[0], "slim.safetensors", recipe, "data.batch_size=32", *line[1:])
+    assert "'data.name': expected key=value" in refusal(2, line[0], run, "data.name", *line[1:])
+
+
 @pytest.mark.parametrize("verb", ["evaluate", "finetune"])
 def test_the_model_of_a_checkpoint_cannot_be_overridden(verb: str, run: Path) -> None:
     out = ["--out", "out"] if verb == "finetune" else []
