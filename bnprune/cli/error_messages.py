@@ -6,6 +6,7 @@ import itertools
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 
@@ -49,7 +50,7 @@ def reporting(*, json_wanted: bool, command: Sequence[str] = ()) -> Iterator[Non
         raise typer.Exit(Interrupted.exit_code) from None
     except BaseException as error:
         if type(error).__module__.startswith("typer."):  # a usage error; they have no public base class
-            message = bounded(printable(_in_our_words(error.format_message())))  # type: ignore[attr-defined]
+            message = bounded(printable(_in_our_words(_usage_message(error))))
             if json_wanted:
                 _print_document(ConfigError(message))
             error.format_message = lambda: message  # type: ignore[attr-defined]
@@ -79,6 +80,16 @@ _PLAIN = {
     "Missing argument 'CONFIG'": "Missing argument 'CONFIG', the recipe. To write one: bnprune init digits.yaml",
 }
 """Wordings of the libraries that parse the command line, and those that are shown."""
+
+
+def _usage_message(error: Any) -> str:
+    """Return the message of a usage error of typer; for an argument's name in Python, with the option that it is."""
+    name, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    meant = flag(name.lstrip("-").replace("-", "_")) if name else ""
+    known = {option for parameter in context.command.params for option in parameter.opts} if meant and context else ()
+    if meant not in known or meant == name:
+        return str(error.format_message())
+    return f"No such option: {name}. Did you mean {meant}?"
 
 
 def _in_our_words(message: str) -> str:

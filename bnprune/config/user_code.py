@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from bnprune.errors import BnpruneError, ConfigError, first_line, quoted
 
@@ -52,6 +53,24 @@ def require_known_arguments(factory: Callable[..., Any], kwargs: Mapping[str, An
     for key in kwargs:
         if key not in parameters:
             raise ConfigError(f"{name} has no argument {quoted(key)}. {hint(key, parameters)}")
+
+
+_Wrapped = TypeVar("_Wrapped", bound=Callable[..., Any])
+
+
+def hinting_arguments(function: _Wrapped) -> _Wrapped:
+    """Decorate a function: the TypeError about an unknown keyword argument names the nearest one that there is."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        parameters = inspect.signature(function).parameters
+        for key in kwargs:
+            if key not in parameters:
+                unexpected = f"{function.__name__}() got an unexpected keyword argument '{key}'"
+                raise TypeError(f"{unexpected}. {hint(key, parameters)}")
+        return function(*args, **kwargs)
+
+    return cast("_Wrapped", call)
 
 
 def find_factory(reference: str, where: str) -> Callable[..., Any]:

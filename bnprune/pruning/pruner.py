@@ -13,6 +13,7 @@ from bnprune.channels.operator_mode import preserve_thread_state
 from bnprune.channels.pytrees import as_inputs
 from bnprune.channels.trace_network import Coupling, Outputs
 from bnprune.config.tables import LAYER_MEASUREMENTS, REPAIR
+from bnprune.config.user_code import hinting_arguments
 from bnprune.notes import Note
 from bnprune.pruning.calibration import Calibration, Loss
 from bnprune.pruning.cut_history import record_input, record_plan
@@ -99,6 +100,7 @@ class PruningResult:
         return [f"repaired: {self.repair.chosen}; distance to the dense outputs {before:.3f} -> {after:.3f}"]
 
 
+@hinting_arguments
 @preserve_thread_state
 def prune(
     model: nn.Module,
@@ -227,6 +229,7 @@ def prune(
     return result if calibration is None else _repaired(result, model, example_inputs, calibration)
 
 
+@hinting_arguments
 @preserve_thread_state
 def plan(
     model: nn.Module,

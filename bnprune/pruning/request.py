@@ -29,7 +29,10 @@ class Request(PruneOptions):
         given = [kind for kind in TARGETS if getattr(self, kind) is not None]
         if len(given) != 1:
             got = " and ".join(given) or "none"
-            raise ConfigError(f"give exactly one of {', '.join(TARGETS)} (got {got}).")
+            raise ConfigError(
+                f"give exactly one of {', '.join(TARGETS)} (got {got}). For example, ratio=0.5 removes half of the "
+                "prunable channels, and macs=0.5 keeps half of the multiply-accumulates."
+            )
         for name, option in prune_options().items():
             option.check(getattr(self, name))
 

@@ -17,6 +17,7 @@ from bnprune.channels.modules import unwrapped
 from bnprune.channels.torch_internals import own_tensors
 from bnprune.channels.trace_network import Outputs, trace
 from bnprune.config.schema import SparsityConfig
+from bnprune.config.user_code import hinting_arguments
 from bnprune.errors import ConfigError
 from bnprune.notes import Note
 from bnprune.pruning.candidates import Constraints, matches, require_match
@@ -84,6 +85,7 @@ class SparsityState:
         return f"{text}; removable {self.removable:.0%} of {self.target:.0%}{course}"
 
 
+@hinting_arguments
 def sparsify(
     model: nn.Module,
     optimizer: Any,

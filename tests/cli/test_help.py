@@ -108,6 +108,20 @@ def test_a_misspelt_option_gets_a_suggestion(verb: str, misspelt: str, meant: st
     assert meant in message.partition("No such option")[2]
 
 
+@pytest.mark.parametrize(
+    ("verb", "named", "meant"),
+    [
+        ("prune", "--latency-ms", "--latency"),
+        ("prune", "--min_channels", "--min-channels"),
+        ("prune", "--input-shape", "--input"),
+        ("evaluate", "--recipe", "--config"),
+        ("sweep", "--values", "--at"),
+    ],
+)
+def test_the_name_of_an_argument_in_python_leads_to_the_option(verb: str, named: str, meant: str) -> None:
+    assert refusal(2, verb, named, "5").endswith(f"No such option: {named}. Did you mean {meant}?")
+
+
 @pytest.mark.parametrize(("verb", "argument"), [("run", "CONFIG"), ("train", "CONFIG"), ("finetune", "PRUNED")])
 def test_a_missing_argument_is_named(verb: str, argument: str) -> None:
     assert f"Missing argument '{argument}'" in refusal(2, verb)

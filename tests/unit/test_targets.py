@@ -248,6 +248,15 @@ def test_exactly_one_target() -> None:
     for targets in ({}, {"ratio": 0.5, "macs": 0.5}):
         with pytest.raises(bnprune.ConfigError, match="give exactly one of ratio, macs, params, latency_ms"):
             bnprune.prune(stack(4), X, **targets)
+    with pytest.raises(bnprune.ConfigError, match=r"For example, ratio=0.5 removes half .* and macs=0.5 keeps half"):
+        bnprune.prune(stack(4), X)
+
+
+@pytest.mark.parametrize("function", [bnprune.prune, bnprune.plan])
+@pytest.mark.parametrize(("named", "meant"), [("latency", "latency_ms"), ("min_channel", "min_channels")])
+def test_a_misspelt_argument_gets_a_suggestion(function, named: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{named}'. Did you mean '{meant}'"):
+        function(stack(4), X, **{named: 5})
 
 
 def ranked(criterion: str, model: nn.Module, **options) -> list[int]:
