@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 
 from bnprune.channels.pytrees import as_inputs
+from bnprune.config.suggested_numbers import rounded_down, rounded_up
 from bnprune.errors import PruningError
 from bnprune.notes import Note
 from bnprune.pruning.candidates import Candidates, Mask
@@ -112,13 +113,15 @@ def _search(model: nn.Module, example_inputs: Any, scored: ScoredNetwork, limit:
 
 def _require_slower(dense: float, limit: float) -> None:
     if dense <= limit:
-        raise PruningError(f"latency_ms {limit:g}: the network already runs in {dense:.3g} ms here. Ask for less.")
+        raise PruningError(
+            f"latency_ms {limit:g}: the network already runs in {rounded_down(dense)} ms here. Ask for less."
+        )
 
 
 def _out_of_reach(limit: float, nearest: float, dense: float) -> PruningError:
     return PruningError(
-        f"latency_ms {limit:g} cannot be reached: the fastest network found takes {nearest:.3g} ms (dense "
-        f"{dense:.3g} ms). Ask for more, or loosen min_channels, cap, round_to or exclude."
+        f"latency_ms {limit:g} cannot be reached: the fastest network found takes {rounded_up(nearest)} ms (dense "
+        f"{dense:.3g} ms). Ask for that or more, or loosen min_channels, cap, round_to or exclude."
     )
 
 

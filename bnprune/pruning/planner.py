@@ -22,6 +22,7 @@ from bnprune.channels.op_context import Count
 from bnprune.channels.pytrees import Inputs, as_inputs, tensors
 from bnprune.channels.trace_network import require_repeatable, trace
 from bnprune.channels.union_find import NO_CHANNEL, Ids
+from bnprune.config.suggested_numbers import rounded_up
 from bnprune.errors import PruningError, TraceError
 from bnprune.pruning.attribute_reads import recorded_reads
 from bnprune.pruning.bias_folding import find_folds
@@ -294,10 +295,11 @@ def _meet_cost(planner: _Planner, kind: TargetKind, share: float) -> DraftPlan:
         aim = corrected
     assert best is not None
     if best.cost_of(kind) > limit and best.candidates.order.size:
-        lowest = math.ceil(1000 * best.cost_of(kind) / whole) / 1000
+        lowest = rounded_up(best.cost_of(kind) / whole, below=1)
+        more = f"Ask for {kind} {lowest} or more, or loosen" if lowest else "Loosen"
         raise _UnreachableError(
-            f"{kind} {share:g} cannot be reached: the channels that must stay cost {lowest:.3f} of the network's "
-            f"{kind}. Ask for {kind} {lowest:.3f} or more, or loosen min_channels, cap, round_to or exclude."
+            f"{kind} {share:g} cannot be reached: the channels that must stay cost {lowest or 'all'} of the network's "
+            f"{kind}. {more} min_channels, cap, round_to or exclude."
         )
     return best
 

@@ -17,6 +17,7 @@ from bnprune.channels.modules import unwrapped
 from bnprune.channels.torch_internals import own_tensors
 from bnprune.channels.trace_network import Outputs, trace
 from bnprune.config.schema import SparsityConfig
+from bnprune.config.suggested_numbers import rounded_up
 from bnprune.config.user_code import hinting_arguments
 from bnprune.errors import ConfigError
 from bnprune.notes import Note
@@ -420,7 +421,7 @@ class Sparsity:
             f"|γ| is {self._start:.2g}: no scale factor will reach zero. "
         )
         if needed <= self._limit and not steered:
-            text += f"Use λ above {needed:.2g}, or give a target."
+            text += f"Use λ above {rounded_up(needed, 2)}, or give a target."
         else:
             text += "Train for more steps, raise the learning rate, or let γ start lower."
         yield Note("sparsify.too_weak", "warning", text)

@@ -265,6 +265,19 @@ def test_the_estimate_is_corrected_by_measuring() -> None:
         prune_as_requested(model, X, Request(latency_ms=200), latency=known)
 
 
+def test_the_suggested_latency_is_accepted() -> None:
+    model = randomized(stack(32, 32))
+    made = profile_of(model, {"0.0": lambda i, o: 0.10004 * o, "1.0": lambda i, o: 3 * o}, machine={"processor": "A"})
+    with pytest.raises(bnprune.PruningError, match="cannot be reached") as why:
+        pruned(model, made, 1, min_channels=8)
+    suggested = float(str(why.value).partition("takes ")[2].partition(" ms")[0])
+    assert pruned(model, made, suggested, min_channels=8).report.target.realised <= suggested
+    with pytest.raises(bnprune.PruningError, match="already runs in") as why:
+        pruned(model, made, 1000)
+    suggested = float(str(why.value).partition("already runs in ")[2].partition(" ms")[0]) - 1e-6  # "Ask for less."
+    assert pruned(model, made, suggested).report.target.realised <= suggested
+
+
 def test_on_another_machine_the_estimate_counts_and_a_note_says_so() -> None:
     model = randomized(stack(32, 32))
     made = profile_of(model, {"1.0": lambda i, o: o}, machine={"processor": "Abacus"})

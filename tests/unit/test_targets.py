@@ -127,6 +127,20 @@ def test_a_cost_out_of_reach_is_refused_with_the_nearest() -> None:
     assert bnprune.prune(model, X, macs=nearest, min_channels=8).report.channels_after == 16
 
 
+@pytest.mark.parametrize("kind", ["macs", "params"])
+@pytest.mark.parametrize(
+    "constraints", [{"min_channels": 499}, {"min_channels": 300}, {"cap": 0.37}, {"cap": 0.8, "round_to": 4}]
+)
+def test_the_suggested_cost_is_accepted(kind: str, constraints: dict[str, Any]) -> None:
+    """Of the wide layers, only one of 500 channels may go in the first case: 0.99927 of the MACs stay."""
+    model = randomized(stack(500, 500, 500))
+    options = {"include": ["0.0"], **constraints} if constraints == {"min_channels": 499} else constraints
+    with pytest.raises(bnprune.PruningError) as why:
+        bnprune.plan(model, X, **{kind: 0.001}, **options)
+    suggested = str(why.value).partition(f"Ask for {kind} ")[2].partition(" or more")[0]
+    assert 0 < bnprune.plan(model, X, **{kind: float(suggested)}, **options).realised[kind] <= float(suggested) < 1
+
+
 @pytest.mark.parametrize("coupling", ["shared", "gates"])
 @pytest.mark.parametrize("motif", [*MOTIFS, "stream"])
 @pytest.mark.parametrize("multiple", [4, 8])

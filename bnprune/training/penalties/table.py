@@ -13,6 +13,7 @@ from bnprune.channels.trace_network import Coupling, Outputs, trace
 from bnprune.channels.union_find import NO_CHANNEL, Ids
 from bnprune.config import tables
 from bnprune.config.schema import OptimisationConfig, PruneConfig, SparsityConfig
+from bnprune.config.suggested_numbers import rounded_up
 from bnprune.errors import PruningError
 from bnprune.pruning.candidates import Constraints, find_candidates
 from bnprune.training.penalties.gamma import (
@@ -209,7 +210,7 @@ def advice(budget: TravelBudget, config: OptimisationConfig, sparsity: SparsityC
         return "Train longer (train.epochs), raise train.lr, or let γ start lower (model.gamma_init)."
     if sparsity.lambda_ == "auto":
         return f"Raise train.sparsity.travel above 1 (got {sparsity.travel:g})."
-    return f"Raise train.sparsity.lambda above {needed:.2g}, or set it to auto."
+    return f"Raise train.sparsity.lambda above {rounded_up(needed, 2)}, or set it to auto."
 
 
 def shortfall(budget: TravelBudget, below: float) -> str:
