@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -81,10 +83,8 @@ def find_factory(reference: str, where: str) -> Callable[..., Any]:
     """
     module_name, colon, attribute = reference.partition(":")
     if module_name.endswith(".py") and attribute:
-        dotted = module_name.removesuffix(".py").replace("/", ".")
-        raise ConfigError(
-            f"{prefix(where)}expected a module, not a file (got '{reference}'). Write {dotted}:{attribute}."
-        )
+        write = _as_module(Path(module_name), attribute)
+        raise ConfigError(f"{prefix(where)}expected a module, not a file (got '{reference}'). {write}")
     if not (module_name and colon and attribute) or module_name.startswith("."):
         raise ConfigError(f"{prefix(where)}expected package.module:function (got '{reference}').")
     folder = str(Path.cwd())
@@ -94,10 +94,13 @@ def find_factory(reference: str, where: str) -> Callable[..., Any]:
         try:
             module = value = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            missing = f"there is no module '{error.name}'" if error.name else first_line(error)
-            raise ConfigError(
-                f"{prefix(where)}'{reference}' cannot be imported: {missing}, in {folder} or installed."
-            ) from error
+            missing = f"{first_line(error)}."
+            if error.name:
+                missing = (
+                    f"there is no module '{error.name}' in the current folder ({folder}), in PYTHONPATH, or among the "
+                    "installed packages. Change to the folder that has it (cd), or put that folder into PYTHONPATH."
+                )
+            raise ConfigError(f"{prefix(where)}'{reference}' cannot be imported: {missing}") from error
         try:
             for part in attribute.split("."):
                 value = getattr(value, part)
@@ -107,6 +110,16 @@ def find_factory(reference: str, where: str) -> Callable[..., Any]:
     if not callable(value):
         raise ConfigError(f"{prefix(where)}'{reference}' is not callable.")
     return value
+
+
+def _as_module(file: Path, attribute: str) -> str:
+    """Return how to name a function in a file: by its path from the current folder, or else with PYTHONPATH."""
+    relative = Path(os.path.relpath(file))
+    parts = [*relative.parent.parts, relative.stem]
+    if all(part.isidentifier() for part in parts):
+        return f"Write {'.'.join(parts)}:{attribute}."
+    folder = shlex.quote(str(file.parent.absolute()))
+    return f"Write {file.stem}:{attribute}, and put the folder into PYTHONPATH: export PYTHONPATH={folder}"
 
 
 @contextmanager

@@ -227,7 +227,12 @@ def test_a_floor_below_one() -> None:
         ("resnet18", "--model: 'resnet18' is unknown. Did you mean 'torchvision/resnet18'?"),
         ("torchvision/resnet19", "--model: torchvision has no 'resnet19'. Did you mean 'resnet18'?"),
         ("own:", "--model: expected package.module:function (got 'own:')."),
-        ("onw:build", "--model: 'onw:build' cannot be imported: there is no module 'onw'"),
+        (
+            "onw:build",
+            "in PYTHONPATH, or among the installed packages. Change to the folder that has it (cd), or put that folder "
+            "into PYTHONPATH.",
+        ),
+        ("onw:build", "--model: 'onw:build' cannot be imported: there is no module 'onw' in the current folder (/"),
         ("own:biuld", "--model: the module 'own' has no 'biuld'. Did you mean 'build'?"),
         ("own:not_callable", "--model: 'own:not_callable' is not callable."),
         ("own:fails", "--model: own:fails() failed: RuntimeError: no luck today"),
@@ -236,6 +241,22 @@ def test_a_floor_below_one() -> None:
 )
 def test_a_model_that_cannot_be_built(model: str, expected_message: str, own: Path) -> None:
     assert expected_message in refusal(2, "prune", "--model", model, "--input", "1,8,8")
+
+
+def test_a_file_in_the_place_of_a_module(own: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def suggested(model: object) -> str:
+        message = refusal(2, "inspect", "--model", f"{model}:build", "--input", "1,8,8")
+        assert f"--model: expected a module, not a file (got '{model}:build'). Write " in message
+        return message.partition(" Write ")[2]
+
+    (here / "src").mkdir()
+    (here / "src" / "mine.py").write_text(own.read_text())
+    for given in ("src/mine.py", "./src/mine.py", here / "src" / "mine.py"):
+        assert suggested(given) == "src.mine:build."
+    done("inspect", "--model", "src.mine:build", "--input", "1,8,8")
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    assert suggested("../src/mine.py").startswith("mine:build, and put the folder into PYTHONPATH: export PYTHONPATH=/")
 
 
 def test_a_module_that_cannot_be_imported() -> None:
