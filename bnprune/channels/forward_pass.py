@@ -98,6 +98,21 @@ def forward_error(error: Exception, module: str, inputs: Inputs) -> ForwardError
     return ForwardError(f"the forward pass of the network fails in {module or 'forward()'}: {reason}. {advice}")
 
 
+def batch_missing(error: ForwardError, model: nn.Module, inputs: Inputs) -> ForwardError | None:
+    """Return the error with the advice to add a batch dimension, if the network runs with one; else None."""
+    batched = map_tensors(lambda tensor: tensor[None], inputs)
+    try:
+        on_meta_or_cpu(lambda device: forward(model, batched, device=device))
+    except Exception:  # noqa: BLE001 - that was not the reason
+        return None
+    shapes = [tuple(tensor.shape) for tensor in tensors(batched)]
+    if not shapes:
+        return None
+    advice = f"The network runs on {', '.join(map(str, shapes))}: add a batch dimension, example_inputs[None]."
+    remedy = {"input_shape": ",".join(map(str, shapes[0][1:]))} if len(shapes) == 1 else {}
+    return ForwardError(f"{error} {advice}", remedy=remedy)
+
+
 _QUOTED = 200
 """Number of characters quoted from an error message of other code."""
 _SHAPE_ERRORS = (RuntimeError, ValueError, IndexError, AssertionError)

@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from bnprune.channels.control_flow import FORCED_BRANCHES, ForcedBranch
+from bnprune.channels.forward_pass import batch_missing
 from bnprune.channels.gate_sites import Gates
 from bnprune.channels.graph import ChannelGraph, Trace
 from bnprune.channels.head_units import HeadSites
@@ -29,7 +30,7 @@ from bnprune.channels.surrogate_ops import EndlessLoopError
 from bnprune.channels.torch_internals import own_tensors
 from bnprune.channels.tracer import Tracer, Values
 from bnprune.config import prune_options
-from bnprune.errors import ConfigError, TraceError
+from bnprune.errors import ConfigError, ForwardError, TraceError
 from bnprune.notes import Note
 
 DATA_DEPENDENT_MACS = Note(
@@ -86,7 +87,10 @@ def trace(
             raise
         except Exception:  # noqa: BLE001 - the exact values may work; if not, their error is the one to report
             pass
-    return _trace(model, inputs, coupling, "exact", gates or {}, heads or {}, outputs)
+    try:
+        return _trace(model, inputs, coupling, "exact", gates or {}, heads or {}, outputs)
+    except ForwardError as error:
+        raise (batch_missing(error, model, inputs) or error) from error.__cause__
 
 
 def require_repeatable(before: ChannelGraph, again: ChannelGraph) -> None:

@@ -330,6 +330,10 @@ def test_an_input_shape_that_does_not_fit(shape: str, got: str) -> None:
     assert "Check the shape of the input" in message
 
 
+def test_an_input_shape_without_channels(own: Path) -> None:
+    assert refusal(2, "prune", "--model", "own:build", "--input", "8,8").endswith("--input 1,8,8.")
+
+
 def test_an_input_smaller_than_a_kernel(here: Path) -> None:
     layers = "nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 5)"
     write("plain.py", f"from torch import nn\n\n\ndef build(): return nn.Sequential({layers})\n")

@@ -207,6 +207,19 @@ def test_head_is_untouched() -> None:
     assert result.model[1][2].out_features == 5
 
 
+def test_a_missing_batch_dimension_is_named() -> None:
+    model = nn.Sequential(conv_bn(3, 16), head(16))
+    advice = r"The network runs on \(1, 3, 8, 8\): add a batch dimension, example_inputs\[None\]"
+    for function in (bnprune.prune, bnprune.plan):
+        with pytest.raises(bnprune.ForwardError, match=rf"Check the shape of the input.* {advice}"):
+            function(model, X[0], ratio=0.5)
+    with pytest.raises(bnprune.ForwardError) as wrong:
+        bnprune.prune(model, X[0, :2], ratio=0.5)
+    assert "batch dimension" not in str(wrong.value)
+    with pytest.raises(bnprune.ForwardError, match=r"runs on \(1, 3, 8, 8\), \(1, 1, 8, 8\): add a batch dimension"):
+        bnprune.prune(two(), (X[0], DEPTH[0]), ratio=0.5)
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 8, 8), [1, 3, 8, 8]])
 def test_a_shape_in_the_place_of_a_tensor(shape: object) -> None:
     with pytest.raises(bnprune.ForwardError, match=r"are a shape, not a tensor: give torch.zeros\(1, 3, 8, 8\)"):
