@@ -94,7 +94,10 @@ class Report:
 
     @property
     def _widths(self) -> list[Row]:
-        changed = (layer for layer in self.layers if layer.after < layer.before)
+        """The layers that have become narrower; a BatchNorm only if no other layer tells its widths."""
+        changed = [layer for layer in self.layers if layer.after < layer.before]
+        told = {(layer.before, layer.after) for layer in changed if layer.kind != "norm"}
+        changed = [layer for layer in changed if layer.kind != "norm" or (layer.before, layer.after) not in told]
         return [change_row(layer.name, layer.before, layer.after) for layer in changed]
 
     @property

@@ -26,6 +26,7 @@ from bnprune.training.first_inputs import FirstInputs
 from bnprune.training.optimizer_rates import LiveTravel, Rates, torch_optimizer, was_skipped
 from bnprune.training.penalties.gamma import (
     GammaPenalty,
+    described,
     gamma_statistics,
     mean_gamma,
     require_scale_factors,
@@ -235,6 +236,13 @@ class Sparsity:
         self.notes = tuple(self._warnings())
         if self._is_traced:
             self._inputs.watch(model)
+
+    def __repr__(self) -> str:
+        strength = self._strength if self._penalty is None else self._penalty.present
+        count = sum(gamma.numel() for gamma in require_scale_factors(self._network))
+        aim = "" if self._config.target is None else f", target {self._config.target:g}"
+        step = f"step {self._step:,} of {self._steps:,}"
+        return f"{type(self).__name__}({self._config.penalty}{aim}, {described(strength, count)}, {step})"
 
     # -- what a user calls ---------------------------------------------------------------------------------------------
 

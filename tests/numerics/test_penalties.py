@@ -42,6 +42,14 @@ def gathered(model: nn.Module) -> torch.Tensor:
 # -- what each penalty is ---------------------------------------------------------------------------------------------
 
 
+def test_a_penalty_prints_its_name_its_strength_and_its_size() -> None:
+    assert repr(bnprune.GammaL1(residual(), 1e-4)) == "GammaL1(λ = 0.0001, 28 scale factors)"
+    weighted = bnprune.GammaMacWeighted(residual(), 0.25, IMAGE)
+    weighted.lambda_at = lambda step, gammas: torch.full_like(gammas, 0.5)
+    weighted.at(0)
+    assert str(weighted) == "GammaMacWeighted(λ = 0.5, 28 scale factors)"
+
+
 def macs_of_residual() -> torch.Tensor:
     """MACs per scale factor of `residual` on 8x8 images: 3x3 kernels at 64 positions, and 5 weights of the head."""
     stream = (64 * 9 * (3 + 12 + 12) + 5) / 2  # written by the stem, read and written by the branch; two scale factors

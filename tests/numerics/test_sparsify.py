@@ -62,6 +62,21 @@ def test_a_step_is_the_optimizers_own_and_then_a_soft_threshold(name: str) -> No
         torch.testing.assert_close(gammas(model), gammas(twin))
 
 
+def test_an_attached_penalty_prints_its_state() -> None:
+    model = network()
+    count = gammas(model).numel()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    penalty = bnprune.sparsify(model, optimizer, steps=1000, lambda_=0.02)
+    assert repr(penalty) == f"Sparsity(l1, λ = 0.02, {count} scale factors, step 0 of 1,000)"
+    step(model, optimizer)
+    assert repr(penalty).endswith("step 1 of 1,000)")
+    penalty.detach()
+    steered = bnprune.sparsify(model, optimizer, steps=10_000, target=0.5)
+    assert repr(steered).startswith("Sparsity(l1, target 0.5, λ = ")
+    step(model, optimizer)
+    assert f"{count} scale factors, step 1 of 10,000)" in repr(steered)
+
+
 def test_each_parameter_group_has_its_learning_rate() -> None:
     model = network()
     for parameter in model.parameters():

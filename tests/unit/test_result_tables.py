@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pandas
 import pytest
 import torch
 
 import bnprune
+from bnprune.pruning.report import LayerChange
 from bnprune.pruning.result_tables import text_table
 from tests.nets import chain, noise, randomized, residual
 
@@ -28,9 +30,17 @@ def test_a_report_prints_what_was_removed(result: bnprune.PruningResult) -> None
     assert ["parameters", f"{report.params_before:,}", f"{report.params_after:,}", share] in lines
     for layer in report.layers:
         row = [layer.name, str(layer.before), str(layer.after), f"{layer.after / layer.before:.1%}"]
-        assert (row in lines) == (layer.after < layer.before)
+        assert (row in lines) == (layer.after < layer.before and layer.kind != "norm")
     assert f"relative error {report.max_relative_error:.1e}" in text
     assert all(note in text for note in report.notes)
+
+
+def test_a_batchnorm_that_alone_becomes_narrower_has_a_row() -> None:
+    """Behind a gate, a BatchNorm loses channels that no layer before it loses."""
+    report = bnprune.prune(randomized(residual()), X, ratio=0.5).report
+    changes = (LayerChange("conv", "conv", 16, 8), LayerChange("bn", "norm", 16, 8), LayerChange("read", "norm", 16, 5))
+    rows = str(replace(report, layers=changes)).splitlines()
+    assert [row.split()[0] for row in rows[-2:]] == ["conv", "read"]
 
 
 def test_a_report_is_plain_data(result: bnprune.PruningResult) -> None:

@@ -50,6 +50,12 @@ LambdaSchedule = Callable[[int, torch.Tensor], "float | torch.Tensor"]
 """λ as a function of the optimizer step and all scale factors (n,): one number, or one per scale factor."""
 
 
+def described(strength: float | torch.Tensor, count: int) -> str:
+    """Return λ, its mean if scale factors have their own, and the number of scale factors, for a `repr`."""
+    mean = float(strength.mean()) if isinstance(strength, torch.Tensor) else strength
+    return f"λ = {mean:.3g}, {count:,} scale factors"
+
+
 class GammaPenalty(ABC):
     """Base of the penalties on scale factors: a subclass returns the subgradient, this class applies it.
 
@@ -72,6 +78,9 @@ class GammaPenalty(ABC):
         """λ over time; None if it is constant."""
         self._sizes = [gamma.numel() for gamma in self.gammas]
         self._lambda: float | torch.Tensor = self.strength
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({described(self._lambda, sum(self._sizes))})"
 
     @abstractmethod
     def pull(self, gammas: torch.Tensor) -> torch.Tensor:
