@@ -160,7 +160,9 @@ class SparsityConfig(Section):
     `polarization`, which finds the share by itself, `auto` computes a fixed λ from `travel` instead."""
     target: Fraction | None = None
     """With `lambda: auto`: share of the prunable BatchNorm channels whose |γ| should be below `epsilon` after training.
-    Default: `prune.ratio`, if that is a number."""
+    Default: `prune.ratio`, if that is a number; with `prune.macs` or `prune.params`, 1 - √value, because both costs of
+    a network fall with the square of its widths (0.25 keeps half of the channels). `prune.latency_ms` and
+    `ratio: auto` give no target."""
     travel: Positive | None = None
     """With `lambda: auto`, instead of a target: the distance by which the penalty alone would move γ over the whole
     training, as a multiple of the initial mean of γ. Default: 5, if no target is known."""

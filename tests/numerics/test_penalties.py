@@ -21,7 +21,7 @@ from bnprune.training.lr_schedule import learning_rate
 from bnprune.training.penalties.gamma import TravelBudget, scale_factors
 from bnprune.training.penalties.lambda_schedule import TravelSchedule
 from bnprune.training.penalties.lambda_schedule import factors as factors_of
-from bnprune.training.penalties.table import PENALTIES, make_penalty, shortfall
+from bnprune.training.penalties.table import PENALTIES, advice, make_penalty, shortfall
 from tests.nets import MOTIFS, norms, randomized
 from tests.numerics.test_training import CPU, Recorder, data, same
 
@@ -401,10 +401,23 @@ def test_the_aim_of_auto() -> None:
     assert budget({}, {}).target is None
     assert budget({}, {"ratio": 0.6}).target == pytest.approx(0.6)
     assert budget({}, {"ratio": "auto"}).target is None
+    assert budget({}, {"macs": 0.25}).target == pytest.approx(0.5)  # half of the widths cost a quarter
+    assert budget({}, {"params": 0.36}).target == pytest.approx(0.4)
+    assert budget({"target": 0.4}, {"macs": 0.25}).target == pytest.approx(0.4)
+    assert budget({"travel": 4}, {"macs": 0.25}).target is None
+    assert budget({}, {"latency_ms": 1.0}).target is None
     assert budget({"travel": 4}, {"ratio": 0.6}).target is None
     assert budget({"lambda": 1e-3}, {"ratio": 0.6}).target is None
     assert budget({"penalty": "polarization"}, {"ratio": 0.6}).target is None
     assert budget({"target": 0.4}, {"ratio": 0.6}).target == pytest.approx(0.4)
+
+
+def test_a_training_too_short_for_a_latency_can_be_given_a_target() -> None:
+    """No share of the channels follows from milliseconds, so the advice names the key that gives one."""
+    config, sparsity, prune = OptimisationConfig(epochs=1), SparsityConfig(), PruneConfig(latency_ms=1.0)
+    _, budget = make_penalty(residual(), config, sparsity, 1, example_inputs=IMAGE, prune=prune)
+    assert not budget.enough
+    assert "give train.sparsity.target" in advice(budget, config, sparsity)
 
 
 def test_what_the_cut_must_leave_alone_is_not_steered_to_zero() -> None:

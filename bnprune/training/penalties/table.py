@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +122,7 @@ def make_penalty(
         sparsity: The penalty; None or `penalty: none` for no sparsity.
         steps_per_epoch: Optimizer steps.
         example_inputs: Inputs to trace the network with, if the penalty or a target depends on its channels.
-        prune: The later prune stage: its coupling, its constraints and, if there is no other target, its ratio.
+        prune: The later prune stage: its coupling, its constraints and, if there is no other target, its target.
 
     Raises:
         PruningError: The network has no trainable BatchNorm scale factor.
@@ -140,10 +141,10 @@ def make_penalty(
     strength = solved if sparsity.lambda_ == "auto" else sparsity.lambda_
     setting = PenaltySetting(model, strength, sparsity, sgd, gain, example_inputs, coupling, outputs)
     penalty: GammaPenalty = PENALTIES[sparsity.penalty](setting)
-    if _is_steered(sparsity, prune):
+    if (wanted := _wanted_share(sparsity, prune)) is not None:
         graph = trace(model, example_inputs, coupling=coupling, outputs=outputs)
         limits = _limits(prune) if prune else None
-        units, share = steering_target(model, graph, _target_share(sparsity, prune), limits)
+        units, share = steering_target(model, graph, wanted, limits)
         penalty.gain = gain  # a pull in the gradients would continue in the momentum after λ has changed
         penalty.lambda_at = Steered(
             share, Groups(units), travel, sparsity.epsilon, usual=strength, limit=strongest_steered(sgd=sgd)
@@ -154,10 +155,20 @@ def make_penalty(
     return penalty, TravelBudget(strength, travel.reach, start)
 
 
-def _is_steered(sparsity: SparsityConfig, prune: PruneConfig | None) -> bool:
+def _wanted_share(sparsity: SparsityConfig, prune: PruneConfig | None) -> float | None:
+    """Return the share of the prunable channels that λ is steered to bring to zero; None if λ is fixed.
+
+    A training without a target of its own takes it from the later cut. If all widths are multiplied by w, the MACs and
+    the parameters are multiplied by about w², so that a share s of them is left by 1 - √s of the channels.
+    """
     if sparsity.lambda_ != "auto" or sparsity.travel is not None or sparsity.penalty == "polarization":
-        return False  # polarization pulls values above the mean away from zero, whatever the target is
-    return sparsity.target is not None or (prune is not None and isinstance(prune.ratio, float))
+        return None  # polarization pulls values above the mean away from zero, whatever the target is
+    if sparsity.target is not None or prune is None:
+        return sparsity.target
+    if isinstance(prune.ratio, float):
+        return prune.ratio
+    left = prune.params if prune.macs is None else prune.macs
+    return None if left is None else 1 - math.sqrt(left)
 
 
 def steering_target(
@@ -196,18 +207,15 @@ def _limits(prune: PruneConfig) -> Constraints:
     )
 
 
-def _target_share(sparsity: SparsityConfig, prune: PruneConfig | None) -> float:
-    """Return the share of the prunable channels that is to reach zero."""
-    wanted = sparsity.target if sparsity.target is not None or prune is None else prune.ratio
-    assert isinstance(wanted, float)
-    return wanted
-
-
 def advice(budget: TravelBudget, config: OptimisationConfig, sparsity: SparsityConfig) -> str:
     """Return advice for a budget that is too small to bring the scale factors to zero."""
     needed = budget.start / budget.reach
     if budget.target is not None or needed > strongest(sgd=config.optimizer == "sgd"):
-        return "Train longer (train.epochs), raise train.lr, or let γ start lower (model.gamma_init)."
+        can_steer = budget.target is None and sparsity.lambda_ == "auto" and sparsity.penalty != "polarization"
+        other = (
+            " Or give train.sparsity.target: λ for channels that will be removed may be larger." if can_steer else ""
+        )
+        return f"Train longer (train.epochs), raise train.lr, or let γ start lower (model.gamma_init).{other}"
     if sparsity.lambda_ == "auto":
         return f"Raise train.sparsity.travel above 1 (got {sparsity.travel:g})."
     return f"Raise train.sparsity.lambda above {rounded_up(needed, 2)}, or set it to auto."
@@ -224,7 +232,7 @@ def shortfall(budget: TravelBudget, below: float) -> str:
         return ""
     missed = f"{below:.0%} of γ ended near zero, the target was {budget.target:.0%}"
     if below > budget.target:
-        return f"{missed}: the rest of the network needs fewer channels than it has. Prune more (prune.ratio)."
+        return f"{missed}: the rest of the network needs fewer channels than it has. You can prune more."
     return f"{missed}. Train longer (train.epochs), raise train.lr, lower model.gamma_init, or lower the target."
 
 
