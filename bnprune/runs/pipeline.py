@@ -121,7 +121,7 @@ def _execute(
     start = prepare(config, todo, before or network, processes)
     require_teacher(config, stages, start.splits, start.network[0], start.task)
     require_tools(config, todo, start.device)
-    for note in start.splits.notes:
+    for note in start.notes:
         display.note(f"note: {note}")
     directory.begin(config)
     if not result.stages and not directory.gamma_file.exists():

@@ -15,6 +15,7 @@ from bnprune.data import Splits, splits_of
 from bnprune.errors import ConfigError, Problems, first_line
 from bnprune.models.pretrained import build_pretrained
 from bnprune.models.zoo import ModelSpec, build, set_gamma
+from bnprune.notes import Note
 from bnprune.pruning.draft_plan import require_cut
 from bnprune.pruning.pruner import draft
 from bnprune.pruning.scores import needs_data
@@ -44,6 +45,8 @@ class Start:
     """Without the settings of a training."""
     prunable: int | None
     """BatchNorm channels that the prune stage may remove; None if there is no such stage."""
+    notes: tuple[str, ...]
+    """Remarks about the data, and about how the network fits them."""
 
 
 def prepare(
@@ -78,8 +81,10 @@ def prepare(
     trained = any(kind_of(stage) != "prune" for stage in stages)
     task = make_task(config.task, splits.classes)
     fitted = task if splits.labelled else CLASSIFICATION
-    require_fit(model, splits, "model", config.data.batch_size if trained else None, fitted)
+    scores = require_fit(model, splits, "model", config.data.batch_size if trained else None, fitted)
+    notes = splits.notes
     if trained:
+        notes = (*notes, *_unused_scores(scores, splits))
         _require_shares(config, splits, processes)
     if "train" in stages and (config.train or TrainConfig()).sparsity.penalty != "none":
         require_scale_factors(model)
@@ -87,7 +92,19 @@ def prepare(
     prunable = None
     if cuts:
         prunable = _prunable(model, splits, config.prune or PruneConfig(), first_pass=pass_of(cuts[0]) == 1)
-    return Start(device, network, splits, task, prunable)
+    return Start(device, network, splits, task, prunable, notes)
+
+
+def _unused_scores(scores: int | None, splits: Splits) -> tuple[Note, ...]:
+    """Return a note if a network has more class scores than its data has classes, which is legal in fine-tuning."""
+    if scores is None or not splits.labelled or not 1 < splits.classes < scores:  # 1: targets without classes
+        return ()
+    text = (
+        f"the network returns {scores} class scores, and the data has {splits.classes} classes, so that the "
+        f"other {scores - splits.classes} are never right. If you did not intend this, build the network with "
+        f"num_classes={splits.classes} (model.kwargs)"
+    )
+    return (Note("model.unused_scores", "note", text),)
 
 
 def _prunable(model: nn.Module, splits: Splits, config: PruneConfig, *, first_pass: bool) -> int:

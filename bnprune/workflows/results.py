@@ -455,7 +455,7 @@ class ValidateResult(Document):
     config: dict[str, Any]
     """The recipe with all defaults."""
     notes: list[str] = Field(default=[], exclude=True)
-    """Remarks about the data; not in the JSON."""
+    """Remarks about the data and the network; not in the JSON."""
 
 
 class DoctorResult(Document):

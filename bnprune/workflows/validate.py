@@ -50,7 +50,7 @@ def validate(recipe: str | Path, overrides: Sequence[str] = ()) -> ValidateResul
         prunable=start.prunable,
         warnings=_weak_penalty(config, start),
         config=plain(as_data(config)),
-        notes=list(splits.notes),
+        notes=list(start.notes),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from bnprune.errors import ConfigError
 from bnprune.runs.preflight import choose_device
-from tests.cli.harness import CHAIN, bnprune, contents, document, done, refusal, tensor_bytes, write
+from tests.cli.harness import CHAIN, bnprune, contents, document, done, refusal, squeezed, tensor_bytes, write
 
 OWN = ("--model", "own:build", "--input", "1,8,8")
 RATIOS = ["0", "1", "1.5", "-1", "nan"]
@@ -360,8 +360,18 @@ def test_a_network_that_does_not_fit_the_data(verb: str, override: str, expected
     assert f"model: {expected_message}" in refusal(2, verb, recipe, override, *out)
 
 
-def test_more_classes_than_the_data_has_are_fine(recipe: Path) -> None:
-    done("validate", recipe, "model.kwargs.num_classes=1000")
+def test_more_classes_than_the_data_has_are_noted(recipe: Path) -> None:
+    """They are legal: a network of 1000 classes can be fine-tuned on 10."""
+    note = "the network returns 1000 class scores, and the data has 10 classes"
+    many = "model.kwargs.num_classes=1000"
+    shown = [done("validate", recipe, many), done("run", recipe, many, "--out", "run"), done("validate", recipe)]
+    found = [squeezed(result.output) for result in shown]
+    assert [f"note: {note}" in text for text in found] == [True, True, False]
+    assert "num_classes=10 (model.kwargs)" in found[0]
+    done("init", "digits-segmentation.yaml")
+    masks = done("validate", "digits-segmentation.yaml", "model.kwargs.num_classes=12")
+    assert "the network returns 12 class scores, and the data has 11 classes" in squeezed(masks.output)
+    assert "class scores" not in done("validate", "digits-segmentation.yaml").output
 
 
 @pytest.mark.parametrize("verb", ["train", "validate"])
