@@ -51,7 +51,7 @@ from bnprune.runs.training_stage import StageRequest, Training, send_stage, set_
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
 from bnprune.training.evaluate import evaluate, paired_score, validation_score
 from bnprune.training.loop import train
-from bnprune.training.penalties.table import advice, shortfall
+from bnprune.training.penalties.table import shortage, shortfall
 from bnprune.training.state import require_processes
 from bnprune.training.tasks.task import Task
 from bnprune.training.warnings import collapse, small_batches
@@ -206,8 +206,8 @@ def _training(
     together = min(run.config.data.batch_size, len(run.splits.train))
     images = together * training.job.steps_per_epoch
     run.display.begin(stage, config.epochs, str(budget) if budget else "", images)
-    if budget and sparsity and budget.strength and not budget.enough:
-        run.display.note(Note("sparsity.travel", "warning", f"{budget}. {advice(budget, config, sparsity)}"))
+    if budget and sparsity and (too_short := shortage(budget, config, sparsity)):
+        run.display.note(too_short)
     if problem := small_batches(together if config.sync_bn else together // run.processes.size):
         run.display.note(problem)
     if not run.splits.labelled:

@@ -14,7 +14,7 @@ from bnprune.runs.files import plain
 from bnprune.runs.preflight import Start, prepare
 from bnprune.runs.stages import stages_of
 from bnprune.training.loop import TrainingJob
-from bnprune.training.penalties.table import advice, make_penalty
+from bnprune.training.penalties.table import make_penalty, shortage
 from bnprune.workflows.results import ImageCounts, ValidateResult
 
 
@@ -48,14 +48,14 @@ def validate(recipe: str | Path, overrides: Sequence[str] = ()) -> ValidateResul
         macs=counted.macs,
         channels=counted.channels,
         prunable=start.prunable,
-        warnings=_weak_penalty(config, start),
+        warnings=_too_short(config, start),
         config=plain(as_data(config)),
         notes=list(start.notes),
     )
 
 
-def _weak_penalty(config: PipelineConfig, start: Start) -> list[str]:
-    """Warn of a training in which no scale factor can reach zero."""
+def _too_short(config: PipelineConfig, start: Start) -> list[str]:
+    """Warn of a training that is too short for its penalty."""
     if config.train is None:
         return []
     job = TrainingJob(start.splits, config.data.batch_size, config.train, start.device, config.seed)
@@ -63,6 +63,5 @@ def _weak_penalty(config: PipelineConfig, start: Start) -> list[str]:
     network, example = start.network[0], start.splits.example
     steps = job.updates_per_epoch
     _, budget = make_penalty(network, config.train, sparsity, steps, example_inputs=example, prune=config.prune)
-    if budget is None or not budget.strength or budget.enough:
-        return []
-    return [f"{budget}. {advice(budget, config.train, sparsity)}"]
+    found = None if budget is None else shortage(budget, config.train, sparsity)
+    return [] if found is None else [found]

@@ -292,6 +292,16 @@ def test_a_training_too_short_for_sparsity_gets_advice_that_helps(recipe: Path) 
     assert "few channels will become removable. Train longer (train.epochs)" in result.stderr
 
 
+def test_a_training_too_short_for_its_target_is_announced_by_validate_and_run(recipe: Path) -> None:
+    done("init", "digits.yaml")
+    announced = "bring 70% of all γ to zero within 17 optimizer steps"
+    for epochs, expected in ((2, True), (30, False)):
+        found = document("validate", "digits.yaml", f"train.epochs={epochs}")["warnings"]
+        assert [announced in text for text in found] == [True] * expected
+    assert "within 9 optimizer steps" in squeezed(done("train", recipe, "--out", "run").stderr)
+    assert "optimizer steps" not in done("train", recipe, "train.epochs=20", "--out", "long").stderr
+
+
 @pytest.mark.parametrize(
     ("override", "expected_message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from bnprune.training.lr_schedule import learning_rate
 from bnprune.training.penalties.gamma import TravelBudget, scale_factors
 from bnprune.training.penalties.lambda_schedule import TravelSchedule
 from bnprune.training.penalties.lambda_schedule import factors as factors_of
-from bnprune.training.penalties.table import PENALTIES, advice, make_penalty, shortfall
+from bnprune.training.penalties.table import PENALTIES, make_penalty, shortage, shortfall
 from tests.nets import MOTIFS, norms, randomized
 from tests.numerics.test_training import CPU, Recorder, data, same
 
@@ -366,7 +367,8 @@ def test_steering_is_a_function_of_step_and_scale_factors() -> None:
         strength = min(max(4 * highest / left, usual), 0.1)
         expected = torch.where(rank <= highest, strength, torch.where(gamma > 0.35, usual, 0.0))
         torch.testing.assert_close(penalty.lambda_at(step, gamma), expected)
-    assert budget == TravelBudget(0.1, pytest.approx(sum(rates)), pytest.approx(gamma.mean().item()), 0.5)
+    until = sum(used < 0.7 * sum(rates) for used in itertools.accumulate(rates[:-1], initial=0.0))
+    assert budget == TravelBudget(0.1, pytest.approx(sum(rates)), pytest.approx(gamma.mean().item()), 0.5, until)
 
 
 @pytest.mark.parametrize("name", ["l1", "group-lasso"])
@@ -412,12 +414,30 @@ def test_the_aim_of_auto() -> None:
     assert budget({"target": 0.4}, {"ratio": 0.6}).target == pytest.approx(0.4)
 
 
+def test_a_training_too_short_for_its_target_is_told_before_it_starts() -> None:
+    """At most a sixtieth of the scale factors per optimizer step; a longer training or a smaller target is fine."""
+
+    def warning(epochs: int, target: float, **settings: object) -> str | None:
+        config = OptimisationConfig(epochs=epochs, schedule="constant")
+        sparsity = SparsityConfig(target=target, **settings)
+        _, budget = make_penalty(residual(), config, sparsity, 20, example_inputs=IMAGE)
+        return shortage(budget, config, sparsity)
+
+    found = warning(2, 0.7)
+    assert (found.code, found.level) == ("sparsity.too_fast", "warning")
+    assert "bring 70% of all γ to zero within 28 optimizer steps" in found
+    assert "Train for 4 epochs or more (train.epochs), or lower the target (train.sparsity.target)" in found
+    assert warning(4, 0.7) is None
+    assert warning(2, 0.4) is None
+    assert warning(3, 0.6) is None
+    assert "within 13 optimizer steps" in warning(3, 0.6, schedule="warmup", schedule_share=0.7)  # λ acts in 18 only
+
+
 def test_a_training_too_short_for_a_latency_can_be_given_a_target() -> None:
     """No share of the channels follows from milliseconds, so the advice names the key that gives one."""
     config, sparsity, prune = OptimisationConfig(epochs=1), SparsityConfig(), PruneConfig(latency_ms=1.0)
     _, budget = make_penalty(residual(), config, sparsity, 1, example_inputs=IMAGE, prune=prune)
-    assert not budget.enough
-    assert "give train.sparsity.target" in advice(budget, config, sparsity)
+    assert "give train.sparsity.target" in shortage(budget, config, sparsity)
 
 
 def test_what_the_cut_must_leave_alone_is_not_steered_to_zero() -> None:

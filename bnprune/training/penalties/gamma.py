@@ -280,6 +280,8 @@ class TravelBudget:
     """Mean |γ| before training."""
     target: float | None = None
     """Share of the scale factors that λ, then at most `strength`, is steered to bring to zero."""
+    steps: int = 0
+    """With a target: optimizer steps in which it is to be reached."""
 
     @property
     def travel(self) -> float:

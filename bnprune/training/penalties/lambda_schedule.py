@@ -13,6 +13,7 @@ with the factor f_t of the schedule (warm-up, ramp). If B is below the initial �
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from dataclasses import dataclass
@@ -92,6 +93,13 @@ class TravelSchedule:
         if self._block[0] != block:
             self._block = block, self._before[block] + np.concatenate([[0.0], self._moved(block * _BLOCK)])
         return float(self._block[1][place])
+
+    @property
+    def steps_to_deadline(self) -> int:
+        """Optimizer steps, from the first in which λ is not 0, in which a target is to be reached (see `Steered`)."""
+        steps = range(self._total)
+        first = bisect.bisect_right(steps, 0.0, key=self.used) - 1
+        return bisect.bisect_left(steps, _DEADLINE * self.reach, key=self.used) - first
 
     def _moved(self, first: int) -> Reals:
         """Return Σ lr · factor · gain from a step on, after each step of a block."""
