@@ -23,6 +23,11 @@ def percent(share: float, digits: int = 2) -> str:
     return f"{share:.{digits}%}"
 
 
+def percent_since(share: float, before: float | None) -> str:
+    """Write a share after training, and before it if that is known: 99.44% (before training: 87.50%)."""
+    return percent(share) if before is None else f"{percent(share)} (before training: {percent(before)})"
+
+
 def milliseconds(value: float) -> str:
     """Write a latency: 0.93 ms, 12.4 ms, 230 ms."""
     return f"{value:.2f} ms" if value < 10 else f"{value:.1f} ms" if value < 100 else f"{value:.0f} ms"

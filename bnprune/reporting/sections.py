@@ -17,7 +17,7 @@ from bnprune.reporting.number_format import (
     factor,
     megabytes,
     milliseconds,
-    percent,
+    percent_since,
     plural,
 )
 from bnprune.reporting.run_data import Gammas, RunData, Stage
@@ -171,7 +171,8 @@ def stage_table(run: RunData) -> str:
 def _compared(found: TeacherComparison | None) -> str:
     if found is None:
         return ""
-    return f"the same class as its teacher for {percent(found.agreement)} of {found.images} images without labels"
+    share = percent_since(found.agreement, found.agreement_before)
+    return f"the same class as its teacher for {share} of {found.images} images without labels"
 
 
 def _cell(run: RunData, stage: Stage, title: str, key: str, write: Callable[[float], str], largest: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -49,7 +50,7 @@ from bnprune.runs.tensorboard_log import open_tensorboard_log
 from bnprune.runs.training_log import TrainingLog
 from bnprune.runs.training_stage import StageRequest, Training, send_stage, set_up, settings_of
 from bnprune.training.distributed.processes import SINGLE_PROCESS, Processes
-from bnprune.training.evaluate import evaluate, paired_score, validation_score
+from bnprune.training.evaluate import Score, evaluate, paired_score, validation_score
 from bnprune.training.loop import train
 from bnprune.training.penalties.table import shortage, shortfall
 from bnprune.training.state import require_processes
@@ -191,6 +192,7 @@ def _training(
     saved = run.directory.load_state(stage)
     with run.directory.naming_state_file():
         require_processes(saved, run.processes)
+    start = None if run.splits.labelled else copy.deepcopy(model)  # to compare with: a saved state replaces the weights
     stage_request = StageRequest(run.config, stage, settings or settings_of(run.config, stage), saved)
     send_stage(run.processes, stage_request, (model, header), teacher)
     with run.directory.naming_state_file():
@@ -210,11 +212,8 @@ def _training(
         run.display.note(too_short)
     if problem := small_batches(together if config.sync_bn else together // run.processes.size):
         run.display.note(problem)
-    if not run.splits.labelled:
-        run.display.note(Note("distill.unlabelled", "note", _AGREEMENT))
-        first = run.splits.train.serve([torch.arange(min(_LOOKED_AT, len(run.splits.train)))], run.device)
-        if teacher and (unlike := unlike_training(teacher[0].to(run.device), first)):
-            run.display.note(unlike)
+    if not run.splits.labelled and teacher is not None:
+        _note_unlabelled(run, teacher[0])
     with open_tensorboard_log(
         run.config, run.directory, stage, training.state.progress.epoch
     ) as training_log.tensorboard_log:
@@ -228,7 +227,18 @@ def _training(
         extra["sparsity"] = Sparsity(**(strength if budget.target is None else steered), **gamma)
         if missed := shortfall(budget, gamma.get("below", 0.0)):
             run.display.note(Note("sparsity.target", "warning", missed))
-    return _conclude(run, model, header, stage, extra, training.job.task)
+    figures = _conclude(run, model, header, stage, extra, training.job.task)
+    if start is not None and figures.teacher is not None:
+        before = _held_out(run, start, training.job.task)
+        figures.teacher.agreement_before, figures.teacher.divergence_before = before.value, before.loss
+    return figures
+
+
+def _note_unlabelled(run: Run, teacher: nn.Module) -> None:
+    run.display.note(Note("distill.unlabelled", "note", _AGREEMENT))
+    first = run.splits.train.serve([torch.arange(min(_LOOKED_AT, len(run.splits.train)))], run.device)
+    if unlike := unlike_training(teacher.to(run.device), first):
+        run.display.note(unlike)
 
 
 def _take_weights(run: Run, training: Training, model: nn.Module, stage: str) -> str:
@@ -416,11 +426,14 @@ def _accuracies(run: Run, model: nn.Module, task: Task) -> dict[str, Any]:
 
 def _agreement(run: Run, model: nn.Module, stage: str, task: Task) -> dict[str, Any]:
     """Without labels, return how near the network is to its teacher, on held-out images."""
-    held_out = evaluate(model, run.splits.validation, run.device, task=task)
+    held_out = _held_out(run, model, task)
     found = {"agreement": held_out.value, "divergence": held_out.loss}
     run.directory.append_metrics({"stage": stage, "split": "validation", **found})
-    compared = TeacherComparison(**found, images=held_out.count)
-    return {"accuracy": None, "validation_accuracy": None, "loss": None, "teacher": compared}
+    return {**dict.fromkeys(_ACCURACIES), "teacher": TeacherComparison(**found, images=held_out.count)}
+
+
+def _held_out(run: Run, model: nn.Module, task: Task) -> Score:
+    return evaluate(model.to(run.device), run.splits.validation, run.device, task=task)
 
 
 def _measure_latency(run: Run, result: RunResult, stages: Sequence[str]) -> None:

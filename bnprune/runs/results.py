@@ -179,6 +179,9 @@ class TeacherComparison(Document):
     divergence: float | None
     """T²·KL(teacher ‖ network) of scores divided by the temperature T, the mean over the images."""
     images: Count
+    agreement_before: Share | None = None
+    """The agreement before training; None in older files, as the next one."""
+    divergence_before: float | None = None
 
 
 class StageResult(Document):

@@ -82,6 +82,21 @@ def test_the_network_gets_nearer_to_its_teacher(dense: nn.Module, images: Path) 
     assert {values["top1"] for values in epochs} == {None}
 
 
+def test_the_agreement_before_training_is_shown_beside_the_one_after_it(dense: nn.Module, images: Path) -> None:
+    done_at_once = done(*tuned("--unlabelled", images, "--teacher", "dense.pt", "--out", "run"))
+    found = json.loads(Path("run/result.json").read_text(encoding="utf-8"))["stages"]["finetune"]["teacher"]
+    (line,) = [line for line in done_at_once.stderr.splitlines() if "before training: validation" in line]
+    before, after = f"{found['agreement_before']:.2%}", f"{found['agreement']:.2%}"
+    assert line.endswith(before)
+    assert found["divergence_before"] > found["divergence"]
+    rows = {line.split()[0]: line for line in done_at_once.stdout.splitlines() if line}
+    assert "agreement with teacher" in rows["network"]
+    assert before in rows["pruned"]
+    assert after in rows["fine-tuned"]
+    assert f"held-out images {after} (before training: {before})" in squeezed(done_at_once.stderr)
+    assert f"{after} (before training: {before}) of 8 images" in Path("run/report.html").read_text(encoding="utf-8")
+
+
 def test_names_of_folders_do_not_matter(dense: nn.Module, images: Path, here: Path) -> None:
     flat = here / "flat"
     for path in images.rglob("*.png"):  # the same order: that of the paths decides which images are held out
@@ -113,6 +128,10 @@ def test_a_stopped_run_continues_with_equal_bits(dense: nn.Module, images: Path,
     done(*command, "--out", "parts", "--resume")
     whole, parts = (tensor_bytes(Path(run) / "checkpoints/finetune.safetensors") for run in ("whole", "parts"))
     assert whole == parts
+    results = [json.loads((Path(run) / "result.json").read_text(encoding="utf-8")) for run in ("whole", "parts")]
+    compared = [result["stages"]["finetune"]["teacher"] for result in results]
+    assert compared[0] == compared[1]
+    assert compared[0]["divergence_before"] is not None
 
 
 def test_a_teacher_is_needed_and_must_fit(dense: nn.Module, images: Path, here: Path) -> None:

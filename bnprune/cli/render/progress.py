@@ -12,11 +12,11 @@ from rich.status import Status
 from bnprune.cli.render.console import print_text, stderr
 from bnprune.cli.render.fitted_line import Part, clock, fitted_line, width_of, wrapped
 from bnprune.cli.render.notes import with_help
-from bnprune.cli.render.tables import percent
 from bnprune.cli.render.training_clock import TrainingClock
 from bnprune.cli.verbosity import VERBOSITY
 from bnprune.config.metrics import metric_of
 from bnprune.notes import Note
+from bnprune.reporting.number_format import percent_since
 from bnprune.runs.results import StageResult
 from bnprune.runs.stages import title_of
 from bnprune.training.loop import EpochRecord
@@ -130,7 +130,8 @@ class RichDisplay:
             metric = metric_of(figures.metric)
             reached = f"test {metric.label} {metric.text(figures.accuracy)}"
         else:
-            reached = f"{percent(figures.teacher.agreement)} of the held-out images are classified as by the teacher"
+            share = percent_since(figures.teacher.agreement, figures.teacher.agreement_before)
+            reached = f"agreement with the teacher on held-out images {share}"
         self.note(f"  {title_of(stage)}: {reached}, {figures.seconds:.1f} s")
 
     def advance(self, done: int, count: int, things: str) -> None:

@@ -27,9 +27,12 @@ def run_with_progress(work: Callable[[Display], RunResult], *, as_json: bool) ->
 def show_run(result: RunResult) -> None:
     """Print the figures of every stage side by side, and the path of the run directory."""
     metric = metric_of(next((figures.metric for figures in result.stages.values()), "top1"))
-    columns = ["network", f"test {metric.label}", "parameters", "MACs", "BN channels", "file", "latency"]
-    networks = [*result.before.items(), *result.stages.items()]
-    show_rows(columns, [_row(stage, figures) for stage, figures in networks])
+    compared = next((figures.teacher for figures in result.stages.values() if figures.teacher is not None), None)
+    judged = f"test {metric.label}" if compared is None else "agreement with teacher"
+    columns = ["network", judged, "parameters", "MACs", "BN channels", "file", "latency"]
+    before = None if compared is None else compared.agreement_before
+    rows = [_row(stage, figures, before if stage == "prune" else None) for stage, figures in result.before.items()]
+    show_rows(columns, [*rows, *(_row(stage, figures) for stage, figures in result.stages.items())])
     proofs = [figures.verification for figures in result.stages.values() if figures.verification is not None]
     errors = [
         (proof.max_relative_error, proof.dtype or "float64") for proof in proofs if proof.max_relative_error is not None
@@ -41,10 +44,12 @@ def show_run(result: RunResult) -> None:
     print_text(console, f"All files are in {result.path}")
 
 
-def _row(stage: str, figures: StageResult) -> tuple[str, ...]:
+def _row(stage: str, figures: StageResult, agreement: float | None = None) -> tuple[str, ...]:
+    """Return the cells of a network, judged by its accuracy, or without labels by its agreement with the teacher."""
+    value = figures.accuracy if figures.teacher is None else figures.teacher.agreement
     return (
         title_of(stage),
-        metric_of(figures.metric).text(figures.accuracy),
+        metric_of(figures.metric).text(value if agreement is None else agreement),
         count(figures.params),
         count(figures.macs),
         str(figures.channels),
