@@ -157,15 +157,16 @@ class SparsityConfig(Section):
     lambda_: Annotated[Literal["auto"] | NonNegative, Field(alias="lambda")] = "auto"
     """Strength λ of the penalty. `auto` adjusts λ during training so that `target` is reached, and then applies the
     penalty after each step (so that `l1` becomes `l1-proximal`). If `travel` is given, if no target is known, or for
-    `polarization`, which finds the share by itself, `auto` computes a fixed λ from `travel` instead."""
+    `polarization`, which finds the share by itself, `auto` computes a constant λ from `travel` instead."""
     target: Fraction | None = None
     """With `lambda: auto`: share of the prunable BatchNorm channels whose |γ| should be below `epsilon` after training.
     Default: `prune.ratio`, if that is a number; with `prune.macs` or `prune.params`, 1 - √value, because both costs of
     a network fall with the square of its widths (0.25 keeps half of the channels). `prune.latency_ms` and
     `ratio: auto` give no target."""
     travel: Positive | None = None
-    """With `lambda: auto`, instead of a target: the distance by which the penalty alone would move γ over the whole
-    training, as a multiple of the initial mean of γ. Default: 5, if no target is known."""
+    """With `lambda: auto`, instead of a target: λ is constant, and chosen from this number. Without the gradient of the
+    loss, the penalty would lower each |γ| by this multiple of the initial mean of |γ| during the training. Below
+    1, an average γ cannot reach zero; larger values bring more γ to zero. Default: 5, if no target is known."""
     schedule: Literal["constant", "warmup", "ramp"] = "constant"
     """λ in the first part of the training: `warmup`: 0; `ramp`: rises from 0; `constant`: the same as later. With
     `lambda: auto`, the rest of the training compensates for a smaller λ at the start."""
@@ -316,7 +317,8 @@ class PruneConfig(_PruneKeys):  # type: ignore[misc]
     """Try to add the constant output of removed channels to the biases of the next layers. Of the ways that are tried,
     the best one on the validation images is kept; if they are equal there, the one with the lower loss."""
     reconstruct: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 512
-    """Training images, without their labels, with which to try to refit the layers that lost inputs. 0: do not try."""
+    """Training images, without their labels, with which to try to compute new weights for the layers that
+    lost inputs, so that their outputs change as little as possible. 0: do not try."""
     recalibrate: Annotated[int, Field(ge=0, le=10_000, strict=True)] = 100
     """Batches with which to try to re-estimate the BatchNorm statistics after pruning. 0: do not try."""
 

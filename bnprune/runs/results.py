@@ -160,7 +160,7 @@ class Sparsity(Document):
 
     lambda_: float | Literal["auto"] | None = Field(alias="lambda")
     travel: float | None = None
-    """Travel budget of a constant λ."""
+    """With a constant λ: the largest decrease of γ that the penalty alone can cause during the training."""
     target: float | None = None
     """Share of the scale factors that a steered λ brings to zero."""
     below: float | None = None

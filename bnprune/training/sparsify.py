@@ -113,8 +113,9 @@ def sparsify(
 
     - `target` adjusts λ in each step so that this share of the prunable channels is at zero after `steps` steps. Then
       `bnprune.prune(model, inputs, ratio=target)` removes channels that no longer do anything.
-    - `travel` computes a constant λ that could move γ by this multiple of its mean, if the loss did not resist and the
-      learning rate stayed at its peak. A schedule moves γ less: linear and cosine decay to zero, half as far.
+    - `travel` computes a constant λ. Without the gradient of the loss, and at the peak learning rate in every step, it
+      would lower each |γ| by this multiple of the mean |γ|; by half of that if the learning rate decays linearly or
+      along a cosine to zero.
     - `lambda_` is λ itself.
 
     Without any, `travel` is 5. Leave weight decay off for γ and β: it shrinks all of them alike.
@@ -132,9 +133,10 @@ def sparsify(
         steps: Optimizer steps of the whole training.
         target: Share of the prunable BatchNorm channels to bring below epsilon, in (0, 1). A channel counts if all
             channels that have to be removed with it are below epsilon.
-        travel: Distance by which the penalty alone would move γ at the peak of the learning rate, as a multiple of the
-            mean |γ|. The peak is the one that a schedule names if the optimizer has not taken a step yet, otherwise the
-            present learning rate. If the learning rate rises above that, λ is lowered in proportion.
+        travel: Decrease of |γ| over all steps that λ is computed from, as a multiple of the mean |γ|: what the penalty
+            alone would do at the peak of the learning rate. The peak is the one that a schedule names if the optimizer
+            has not taken a step yet, otherwise the present learning rate. If the learning rate rises above that, λ is
+            lowered in proportion.
         lambda_: λ, at least 0.
         penalty: Name of the penalty, see `bnprune.config.tables.PENALTIES`.
         epsilon: A scale factor with |γ| below this counts as zero.
@@ -394,7 +396,7 @@ class Sparsity:
         return strongest_steered(sgd=isinstance(self._optimizer, torch.optim.SGD))
 
     def _solved(self, peak: float) -> float:
-        """Return λ: the one that was given, or that of the travel budget if lr · gain were `peak` in every step."""
+        """Return λ: the one that was given, or the one for `travel` if lr · gain were `peak` in every step."""
         if self._config.lambda_ != "auto":
             return self._config.lambda_
         reach = max(self._steps * peak, 1e-30)

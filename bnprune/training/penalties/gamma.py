@@ -1,4 +1,4 @@
-"""Sparsity penalties, which pull BatchNorm scale factors γ towards zero; the travel budget says how far they can.
+"""Sparsity penalties, which pull BatchNorm scale factors γ towards zero, and how far they can lower them in a training.
 
 Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017, equation (1):
 the loss plus λ Σ|γ|, whose subgradient adds λ·sign(γ) to the gradient of γ.
@@ -262,12 +262,12 @@ def require_scale_factors(model: nn.Module) -> list[nn.Parameter]:
     return gammas
 
 
-# -- the travel budget -----------------------------------------------------------------------------------------------
+# -- how far γ can fall -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class TravelBudget:
-    """The distance by which the penalty can move a scale factor over the whole training: B = λ · Σ lr · gain.
+    """The largest decrease of a scale factor that the penalty alone can cause in a training: B = λ · Σ lr · gain.
 
     See `bnprune.training.penalties.lambda_schedule` for the derivation.
     """

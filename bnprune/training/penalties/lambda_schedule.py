@@ -2,13 +2,14 @@
 
 A schedule has no state of its own, so there is nothing to save or to resume, and all ranks compute the same λ.
 
-The travel budget. With SGD, learning rate η and momentum μ, a constant gradient λ·sign(γ) moves γ in the long run by
+How far γ can fall. With SGD, learning rate η and momentum μ, a constant gradient λ·sign(γ) moves γ in the long run by
 λ·η/(1-μ) per step. So over a training, the penalty can move γ by at most
 
     B = λ · Σ η_t · f_t · gain,    gain = 1/(1-μ) for SGD, and 1 for a penalty that is applied after the step,
 
 with the factor f_t of the schedule (warm-up, ramp). If B is below the initial γ, no γ can reach zero: Liu et al., ICCV
-2017, tune λ by hand for this reason. Here, `lambda: auto` solves B = travel · mean|γ| for λ, or steers λ to a target.
+2017, tune λ by hand for this reason. Here, `lambda: auto` steers λ to a target, or solves
+B = travel · mean|γ| for λ, with the recipe's `train.sparsity.travel`.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from bnprune.training.lr_schedule import Reals, learning_rates
 from bnprune.training.penalties.structured import Groups
 
 _DEADLINE = 0.7
-"""Share of the budget after which the target is to be reached; the rest of the budget keeps it there."""
+"""Share of Σ lr · factor · gain after which the target is to be reached; the rest of the training keeps it there."""
 _SMALLEST_REST = 0.02
-"""The rest of the budget counts as at least this share of it; otherwise, λ would grow without bound."""
+"""What is left of this sum counts as at least this share of it; otherwise, λ would grow without bound."""
 _STEERING_GAIN = 4.0
 """Exponent with which γ falls if the loss does not resist: γ ~ rest^4, see `Steered`."""
 _KEPT_ABOVE = 5.0
@@ -80,7 +81,7 @@ class TravelSchedule:
 
     @property
     def reach(self) -> float:
-        """Σ lr · factor · gain over all steps; λ times this is the travel budget."""
+        """Σ lr · factor · gain over all steps; λ times this is how far γ can fall."""
         return self._before[-1]
 
     def factor(self, step: int) -> float:
@@ -156,7 +157,7 @@ class Steered:
     epsilon: float
     """A scale factor below this counts as zero."""
     usual: float
-    """λ of the travel budget."""
+    """λ that is computed from `travel`."""
     limit: float
     """Largest λ."""
 

@@ -1,4 +1,4 @@
-"""From configuration to penalty: λ steered or solved from the travel budget, and the form that suits the optimizer."""
+"""From configuration to penalty: λ steered or computed from `travel`, and the form that suits the optimizer."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def make_penalty(
     example_inputs: Any = None,
     prune: PruneConfig | None = None,
 ) -> tuple[Penalty | None, TravelBudget | None]:
-    """Return the penalty of a training and its travel budget; None for both without a penalty.
+    """Return the penalty of a training and how far it can lower γ; None for both without a penalty.
 
     Args:
         model: The network as it is before training.
