@@ -103,7 +103,7 @@ class TrainingLog:
             self._collapsed = True
             causes = "the learning rate may be too high: lower lr, set clip_norm, or add warmup_epochs"
             if self.sparsity:
-                causes += "; or the penalty too strong: lower train.sparsity.target, travel or lambda, whichever is set"
+                causes += "; or the penalty too strong: lower sparsity.target, sparsity.travel or sparsity.lambda"
             best = state.progress.best_epoch + 1
             where = f"epochs {best} and {record.epoch}" if best else f"before training and in epoch {record.epoch}"
             text = (

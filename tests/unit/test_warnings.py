@@ -86,7 +86,14 @@ def test_a_collapse_is_reported_once_with_what_to_do(tmp_path: Path, quiet: bool
     warnings = [line for line in shown.getvalue().splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1
     assert "fell from 90.00% to 10.00% (epochs 2 and 3)" in warnings[0]
-    for fix in ("lower lr", "clip_norm", "warmup_epochs", "sparsity.lambda", str(tmp_path / "checkpoints")):
+    for fix in (
+        "lower lr",
+        "clip_norm",
+        "warmup_epochs",
+        "sparsity.target",
+        "sparsity.lambda",
+        str(tmp_path / "checkpoints"),
+    ):
         assert fix in warnings[0]
 
 
