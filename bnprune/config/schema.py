@@ -389,7 +389,7 @@ class ExportConfig(Section):
     ] = ("onnx",)
     fold_bn: Switch = False
     """Fold BatchNorms into the preceding layers."""
-    batch: Annotated[int, Field(ge=1, strict=True)] | None = None
+    batch: Annotated[int, Field(ge=1, le=65_536, strict=True)] | None = None
     """The only batch size of the files; any by default. Detectors, which return a list with an entry per image, need
     one."""
 

@@ -20,7 +20,9 @@ from bnprune.errors import ConfigError
 from tests.nets import conv_bn
 from tests.ranks import in_processes
 
-TARGET, EPOCHS, BATCH = 0.6, 14, 64
+TARGET, EPOCHS, FINE_TUNING, BATCH = 0.6, 14, 8, 64
+"""With 4 epochs of fine-tuning, the slim network was 0 to 1.6 points behind the dense one, by the seed; with 8, at most
+0.6 in 12 trials (3 seeds, two loops)."""
 
 
 @functools.cache
@@ -261,13 +263,13 @@ def test_sparse_training_pruning_and_fine_tuning_in_any_loop(name: str, tmp_path
         pytest.skip(f"{package} is not installed")
     monkeypatch.chdir(tmp_path)
     dense, sparse = network(), network()
-    fit(dense, EPOCHS + 4, None)
+    fit(dense, EPOCHS + FINE_TUNING, None)
     state = fit(sparse, EPOCHS, TARGET)
     assert state is not None
     assert state.removable == pytest.approx(TARGET, abs=0.05), str(state)
     images = digits()[0]
     result = bnprune.prune(sparse, images[:1], ratio=TARGET, calibrate=images[:512].split(128))
-    fit(result.model, 4, None)
+    fit(result.model, FINE_TUNING, None)
     assert accuracy(result.model) >= accuracy(dense) - 0.01
     assert sum(p.numel() for p in result.model.parameters()) < 0.4 * sum(p.numel() for p in dense.parameters())
 
