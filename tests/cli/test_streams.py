@@ -147,13 +147,14 @@ def test_variables_of_torchrun_that_are_no_numbers_are_not_from_it(monkeypatch: 
 
 
 def test_a_terminal_that_is_closed_stops_a_training_as_ctrl_c_does() -> None:
-    """Unless it was started with nohup."""
-    with stop_requests() as stopping:
-        assert not stopping()
-        signal.raise_signal(signal.SIGHUP)
-        assert stopping()
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    """Unless it was started with nohup, as these tests may have been."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        with stop_requests() as stopping:
+            assert not stopping()
+            signal.raise_signal(signal.SIGHUP)
+            assert stopping()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with stop_requests() as stopping:
             signal.raise_signal(signal.SIGHUP)
             assert not stopping()
