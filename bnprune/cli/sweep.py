@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -97,8 +98,22 @@ def sweep(
         values=values,
         tolerance=tolerance,
     )
+    if model is None and recipe is not None:
+        model, model_arg = _own_network(recipe, changes)
     command = partial(
         prune_command, result, model=model, model_arg=model_arg, weights=weights, pretrained=pretrained, trust=trust
     )
     output(result, lambda shown: show_sweep(shown, command), as_json=json)
     save_plot(plot, result)  # after the output, so that a full disk does not lose it
+
+
+def _own_network(recipe: Path, overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the --model and --model-arg with which `prune` builds a recipe's network, if that is the user's own."""
+    import json
+
+    from bnprune.config.recipe import load_recipe
+
+    model = load_recipe(recipe, overrides).model
+    if model.factory is None:
+        return None, []
+    return model.factory, [f"{key}={json.dumps(value)}" for key, value in model.kwargs.items()]

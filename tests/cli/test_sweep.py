@@ -18,7 +18,7 @@ from bnprune.runs.checkpoint import read_header
 from bnprune.runs.passes import request_of
 from bnprune.runs.results import Change, Pruned
 from bnprune.training.evaluate import evaluate, validation_score
-from tests.cli.harness import document, done, refusal
+from tests.cli.harness import document, done, refusal, write
 
 DIGITS = load_data(DataConfig(name="digits"))
 CPU = torch.device("cpu")
@@ -90,6 +90,16 @@ def test_a_sweep_ends_with_the_command_that_makes_the_cut(trained: Path, here: P
     before, after = (cut["params"][name] for name in ("before", "after"))
     assert after / before == pytest.approx(found["recommended"]["params"])
     assert found["constraints"] == {"cap": 0.9, "round_to": 4}
+
+
+def test_the_command_names_a_network_of_ones_own_and_another_output(own: Path, here: Path) -> None:
+    done("prune", "--model", "own:build", "--model-arg", "width=12", "--input", "1,16,16", "--out", "slim.safetensors")
+    write("recipe.yaml", "model: {factory: own:build, kwargs: {width: 12}}\ndata: {name: digits}\n")
+    text = done("sweep", "slim.safetensors", "--config", "recipe.yaml", "--at", "0.3", "--tolerance", "0.9").stdout
+    command = text.strip().splitlines()[-1]
+    given = "--model own:build --model-arg width=12 --input 1,16,16"
+    assert command == f"bnprune prune slim.safetensors {given} --ratio 0.3 --out slimmer.safetensors"
+    done(*shlex.split(command)[1:])
 
 
 @pytest.mark.parametrize(("by", "value"), [("macs", "0.4"), ("ratio", "0.4")])

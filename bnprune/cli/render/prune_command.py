@@ -33,7 +33,9 @@ def prune_command(
     words += [str(options[result.by].flag), str(point.asked)]
     for name, value in result.constraints.items():
         words += _flagged(options[name].flag, value)
-    return shlex.join([*words, "--out", "slim.safetensors"])
+    names = ("slim.safetensors", "slimmer.safetensors")
+    taken = {Path(path).name for path in (result.source, weights) if path}
+    return shlex.join([*words, "--out", next(name for name in names if name not in taken)])
 
 
 def without_flag(result: SweepResult) -> list[str]:
