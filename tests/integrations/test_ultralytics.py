@@ -67,7 +67,7 @@ def test_a_slim_network_is_trained_saved_loaded_and_exported_by_ultralytics(trai
     assert slim.pruning.report.macs_after <= 0.5 * slim.pruning.report.macs_before
     assert slim.pruning.repair is not None
 
-    slim.train(epochs=4, name="slim", **settings(folder, lr0=0.01))
+    slim.train(epochs=8, name="slim", **settings(folder, lr0=0.01))  # after 4, mAP50 was lower by 0.07 on one processor
     assert parameters(slim.trainer.model) == parameters(slim.model) == size
     assert slim.metrics.box.map50 >= before - 0.03
 
