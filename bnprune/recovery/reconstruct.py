@@ -112,12 +112,11 @@ def reconstruct_layers(
             norm = norms.get(consumer.site)
             done = _refit(slim, consumer, moments.get(consumer.key), None if norm is None else gated_name(norm, gated))
             results.append(done)
-        nearer = _is_nearer(model, slim, before, given)
+        kept = _keep_if_nearer(model, slim, before, given)
     except BaseException:
         slim.load_state_dict(before)
         raise
-    if not nearer:
-        slim.load_state_dict(before)
+    if not kept:
         return tuple(Reconstruction(r.site, r.channels, reason=r.reason or _NO_NEARER) for r in results)
     return tuple(results)
 
@@ -198,22 +197,44 @@ def _write(layer: Any, mean: torch.Tensor | None, consumer: Consumer, fitted: Fi
             mean -= change.to(mean)
 
 
-def _is_nearer(model: nn.Module, slim: nn.Module, before: Mapping[str, torch.Tensor], given: Sequence[Any]) -> bool:
-    """True if the slim network is nearer to the dense one than before, judged by the first batch.
+def _keep_if_nearer(
+    model: nn.Module, slim: nn.Module, before: Mapping[str, torch.Tensor], given: Sequence[Any]
+) -> bool:
+    """Keep the new weights if they bring the slim network nearer to the dense one, else restore the old; in place.
 
-    New weights shift the inputs of BatchNorms: without new statistics, a better fit can look worse. A network that is
-    nearer only with new statistics gets them.
+    New weights shift the inputs of BatchNorms, so a better fit can look worse until their statistics are estimated
+    anew. A network that comes nearer only with new statistics keeps these as well.
+
+    Args:
+        model: The dense network.
+        slim: The slim network with its new weights.
+        before: Its state dict before the refit.
+        given: All batches: the first decides, all of them give statistics.
+
+    Returns:
+        True if the new weights were kept.
     """
-    old, batch = copy.deepcopy(slim), given[:1]
+    old = copy.deepcopy(slim)
     old.load_state_dict(before)
-    earlier = output_distance(model, old, batch)
-    if output_distance(model, slim, batch) < earlier:
-        return True
+    kept = _is_nearer(model, slim, old, given) or _is_nearer_recalibrated(model, slim, old, given)
+    if not kept:
+        slim.load_state_dict(before)
+    return kept
+
+
+def _is_nearer(model: nn.Module, slim: nn.Module, old: nn.Module, given: Sequence[Any]) -> bool:
+    """Return True if a network is nearer to the dense one than the old one is, judged by the first batch."""
+    return output_distance(model, slim, given[:1]) < output_distance(model, old, given[:1])
+
+
+def _is_nearer_recalibrated(model: nn.Module, slim: nn.Module, old: nn.Module, given: Sequence[Any]) -> bool:
+    """Recalibrate both networks in place; return True if the new one is then nearer than the old one ever was."""
     if not any(isinstance(module, BatchNorm) for module in slim.modules()):
         return False
+    earlier = output_distance(model, old, given[:1])
     try:
         recalibrate(slim, given)
-        earlier = min(earlier, output_distance(model, recalibrate(old, batch), batch))
+        recalibrate(old, given[:1])
     except ValueError:  # too few values for statistics
         return False
-    return output_distance(model, slim, batch) < earlier
+    return output_distance(model, slim, given[:1]) < min(earlier, output_distance(model, old, given[:1]))
