@@ -89,7 +89,7 @@ def set_up(
     # the images and the augmentation.
     same = "train" if stage == "baseline" else stage
     seed = combined_seed(config.seed, KINDS.index(kind_of(same)), *([pass_of(stage)] if pass_of(stage) > 1 else []))
-    distill = config.finetune.distill if config.finetune else None
+    distill = settings.distill if isinstance(settings, FinetuneConfig) else None
     learned_from = as_teacher(teacher, device, distill.temperature, distill.weight) if teacher and distill else None
     if splits.labelled:
         task = make_task(config.task, splits.classes, settings.label_smoothing)

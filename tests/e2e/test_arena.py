@@ -137,6 +137,17 @@ def test_cells_of_another_recipe_are_refused(data: Path, finished: Path) -> None
     assert "was made by another recipe" in done.stderr
 
 
+def test_the_arm_distillation_learns_from_the_network_before_pruning(data: Path, finished: Path) -> None:
+    run(data, finished, *LONG, arms=["default", "distillation"])
+    losses = []
+    for arm in ("default", "distillation"):
+        metrics = finished / "runs" / f"vgg11-seed0-{arm}-0.5" / "finetune-1" / "metrics.jsonl"
+        entries = [json.loads(line) for line in metrics.read_text().splitlines()]
+        losses.append([entry["train"]["loss"] for entry in entries if "train" in entry])
+    assert losses[0] and losses[1]
+    assert losses[0] != losses[1]
+
+
 def test_validation_only_opens_no_test_image(data: Path, tmp_path: Path) -> None:
     source = tmp_path / "data"
     (source / "test").mkdir(parents=True)
