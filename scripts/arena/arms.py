@@ -160,7 +160,9 @@ ARMS: dict[str, Arm] = {
     "sensitivity": _default("default, shared out by a sensitivity table", partial(pruned, measured=True)),
     "polarization": _default("default, after training with the penalty `polarization`", pruned, base="polarized"),
     "two-passes": _default("default, in two passes of cut and fine-tuning, each half as long", pruned, passes=2),
-    "distillation": _default("default, fine-tuned with the sparse-trained network as teacher", pruned, distils=True),
+    "distillation": _default(
+        "default, fine-tuned with the sparse-trained network as teacher", pruned, distils=True, main=True
+    ),
     "scratch-compute": Arm(
         "the slim architecture of `default` from new weights, for the same computation", scratch="compute"
     ),
