@@ -67,7 +67,7 @@ def notes_on_cut(
         "cut.live_channels",
         "warning",
         f"the removed channels are still in use: they have {share:.1%} of the sum of γ² of all prunable channels. "
-        "Expect a fall in accuracy. Train with a sparsity penalty before pruning, rank by activations (criterion "
+        "Accuracy may fall. Train with a sparsity penalty before pruning, rank by activations (criterion "
         "'activation', with calibration data), or fine-tune afterwards",
     )
     yield from _note_on_ties(scores, candidates, removed)
