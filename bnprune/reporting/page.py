@@ -63,7 +63,7 @@ def _run(run: RunData) -> str:
         f"{sections.key_figures(run)}{sections.proof(run)}{notes}"
         + sections.section("Stage by stage", sections.stage_table(run))
         + sections.section("Training", sections.training(run))
-        + sections.section("Scale factors", sections.gammas(run), _GAMMAS)
+        + sections.section("Scale factors", sections.gammas(run), _about_gammas(run))
         + sections.section("Channels per layer", sections.layers(run))
         + sections.section("Pruning", sections.prune_steps(run))
         + sections.section("Not pruned, and why", sections.refusals(run))
@@ -72,10 +72,14 @@ def _run(run: RunData) -> str:
     )
 
 
-_GAMMAS = (
-    "A channel whose scale factor γ is near zero contributes almost nothing to the output. Channels are ranked by |γ|, "
-    "and the lowest-ranked ones are removed."
-)
+def _about_gammas(run: RunData) -> str:
+    text = "A channel whose scale factor γ is near zero contributes almost nothing to the output. "
+    if run.criterion in ("", "gamma"):
+        return text + "Channels are ranked by |γ|, and the lowest-ranked ones are removed."
+    return text + (
+        f"In this run, channels were not ranked by |γ| but by the criterion '{escape(run.criterion)}', so that removed "
+        "channels need not be those with the smallest γ."
+    )
 
 
 def _folded(run: RunData) -> str:

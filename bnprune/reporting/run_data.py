@@ -104,6 +104,8 @@ class RunData:
     """True if the first pruning inserted gates."""
     by_threshold: bool = False
     """True if one threshold on |γ| decided the first pruning."""
+    criterion: str = ""
+    """By what the channels of the first pruning were ranked; empty if nothing was pruned."""
     notes: tuple[str, ...] = field(default=())
     """Sentences about files that are missing or incomplete."""
 
@@ -177,6 +179,7 @@ def read_run_data(path: Path) -> RunData:
         inputs=result.inputs,
         gated=plan is not None and bool(plan.gates),
         by_threshold=plan is not None and _is_by_threshold(plan),
+        criterion="" if plan is None else printable(str(plan.requested.get("criterion", ""))),
         notes=tuple(notes),
     )
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from bnprune.reporting.compare import headline
 from bnprune.reporting.figures import Axis
+from bnprune.reporting.page import _about_gammas
 from bnprune.reporting.pictures import save_pictures
 from bnprune.reporting.run_data import Gammas, RunData, Stage, read_run_data
 from bnprune.reporting.sections import _threshold_note
@@ -230,6 +231,15 @@ def test_channels_left_of_the_threshold_that_stayed_are_explained() -> None:
     assert (coupled.threshold, coupled.kept_below) == (float(values[2]), 1)
     assert "1 channel left of it stayed: channels that several layers share" in _threshold_note(coupled)
     assert "stayed" not in _threshold_note(Gammas("trained", values, values < 0.25))
+
+
+def test_the_page_names_a_criterion_other_than_gamma(run: Path) -> None:
+    data = read_run_data(run)
+    assert data.criterion == "gamma"
+    assert "Channels are ranked by |γ|" in _about_gammas(data)
+    other = _about_gammas(replace(data, criterion="<activation>"))
+    assert "not ranked by |γ| but by the criterion '&lt;activation&gt;'" in other
+    assert "Channels are ranked by |γ|" not in other
 
 
 def test_a_comparison_says_which_run_is_best(run: Path) -> None:
