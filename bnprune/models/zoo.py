@@ -149,6 +149,8 @@ def _timm(name: str, kwargs: Mapping[str, Any], where: str) -> nn.Module:
 
 
 def _where_else(name: str) -> str:
+    if ":" in name:  # of a recipe or a ModelSpec: `--model` takes both
+        return f"A function or class of your own goes into 'factory' instead of 'name': factory: {name}."
     known = [*ZOO, *(f"torchvision/{other}" for other in ("resnet18", "resnet50", "vgg16_bn", "mobilenet_v2"))]
     if importlib.util.find_spec("torchvision"):
         from torchvision import models

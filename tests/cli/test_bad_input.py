@@ -275,6 +275,7 @@ def test_a_module_that_fails_while_it_is_imported() -> None:
     ("override", "expected_message"),
     [
         ("model.name=mpl", "model: 'mpl' is unknown. Did you mean 'mlp'?"),
+        ("model.name=net:Photos", "goes into 'factory' instead of 'name': factory: net:Photos."),
         ("model.name=torchvision/resnet19", "torchvision has no 'resnet19'. Did you mean 'resnet18'?"),
         ("model.kwargs.hiden=[8]", "'mlp' has no argument 'hiden'. Did you mean 'hidden'?"),
         ("model.kwargs.hidden=[-1]", "'mlp' cannot be built with"),
