@@ -95,9 +95,9 @@ class BnpruneError(Exception):
 
 
 class Problems:
-    """Errors of checks that do not depend on each other, to be raised together as one.
+    """Collects the errors of independent checks and raises them as one error, so that all can be solved at once.
 
-    It is the first of them, with the others in `others`, so that all can be solved at once.
+    The error that is raised is the first one; its attribute `others` holds the rest.
 
     Example::
 

@@ -164,8 +164,8 @@ class SparsityConfig(Section):
     a network fall with the square of its widths (0.25 keeps half of the channels). `prune.latency_ms` and
     `ratio: auto` give no target."""
     travel: Positive | None = None
-    """With `lambda: auto`, instead of a target: λ is constant, and chosen from this number. Without the gradient of the
-    loss, the penalty would lower each |γ| by this multiple of the initial mean of |γ| during the training. Below
+    """With `lambda: auto`: use a constant λ instead of a target. λ is chosen so that the penalty alone, without the
+    gradient of the loss, would lower each |γ| by this multiple of the initial mean of |γ| during the training. Below
     1, an average γ cannot reach zero; larger values bring more γ to zero. Default: 5, if no target is known."""
     schedule: Literal["constant", "warmup", "ramp"] = "constant"
     """λ in the first part of the training: `warmup`: 0; `ramp`: rises from 0; `constant`: the same as later. With
@@ -390,8 +390,8 @@ class ExportConfig(Section):
     fold_bn: Switch = False
     """Fold BatchNorms into the preceding layers."""
     batch: Annotated[int, Field(ge=1, le=65_536, strict=True)] | None = None
-    """The only batch size of the files; any by default. Detectors, which return a list with an entry per image, need
-    one."""
+    """Batch size of the exported files. By default, any size is accepted. Detectors return a list with one entry per
+    image and need a fixed size."""
 
 
 _TASK_NAMES = listed(sentences(TASKS), "`")

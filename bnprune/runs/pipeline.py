@@ -254,7 +254,7 @@ def _take_weights(run: Run, training: Training, model: nn.Module, stage: str) ->
 
 _START_KEPT = (
     "note: no epoch was better on the validation images than the network before fine-tuning, which is kept as it was. "
-    "A lower learning rate (finetune.lr) may improve it"
+    "With a lower learning rate (finetune.lr), fine-tuning may improve the network"
 )
 
 _AGREEMENT = (
