@@ -19,7 +19,7 @@ possible    the excess if layers followed the MACs exactly, and the rest the ele
 slow layers those that take longest in relation to their MACs
 
 The excess with `--quick`, 224 x 224, on loaded machines with AVX-512 (2 cores, load 7 at batch 1 and 4 at batch 8;
-repetitions differ by up to 0.06). Cut by the gain per millisecond, half of the networks are within the bar at batch 1.
+repetitions differ by up to 0.06). Cut by the gain per millisecond, half of the settings are within the bar at batch 1.
 The figures of batch 8 are of an older version of this script, which ranked by uniform width in all columns: γ and
 uniform are the same cut there, and the last column shows what the profile adds to uniform width.
 

@@ -200,41 +200,37 @@ def _write(layer: Any, mean: torch.Tensor | None, consumer: Consumer, fitted: Fi
 def _keep_if_nearer(
     model: nn.Module, slim: nn.Module, before: Mapping[str, torch.Tensor], given: Sequence[Any]
 ) -> bool:
-    """Keep the new weights if they bring the slim network nearer to the dense one, else restore the old; in place.
+    """Keep the new weights if they bring the slim network nearer to the dense one; otherwise, restore the old ones.
 
     New weights shift the inputs of BatchNorms, so a better fit can look worse until their statistics are estimated
     anew. A network that comes nearer only with new statistics keeps these as well.
 
     Args:
         model: The dense network.
-        slim: The slim network with its new weights.
+        slim: The slim network with its new weights; changed in place.
         before: Its state dict before the refit.
-        given: All batches: the first decides, all of them give statistics.
+        given: All batches. The first one decides; the new statistics are those of all batches.
 
     Returns:
         True if the new weights were kept.
     """
-    old = copy.deepcopy(slim)
+    old, first = copy.deepcopy(slim), given[:1]
     old.load_state_dict(before)
-    kept = _is_nearer(model, slim, old, given) or _is_nearer_recalibrated(model, slim, old, given)
+    earlier = output_distance(model, old, first)
+    kept = output_distance(model, slim, first) < earlier
+    if not kept and _recalibrate(slim, given) and _recalibrate(old, first):
+        kept = output_distance(model, slim, first) < min(earlier, output_distance(model, old, first))
     if not kept:
         slim.load_state_dict(before)
     return kept
 
 
-def _is_nearer(model: nn.Module, slim: nn.Module, old: nn.Module, given: Sequence[Any]) -> bool:
-    """Return True if a network is nearer to the dense one than the old one is, judged by the first batch."""
-    return output_distance(model, slim, given[:1]) < output_distance(model, old, given[:1])
-
-
-def _is_nearer_recalibrated(model: nn.Module, slim: nn.Module, old: nn.Module, given: Sequence[Any]) -> bool:
-    """Recalibrate both networks in place; return True if the new one is then nearer than the old one ever was."""
-    if not any(isinstance(module, BatchNorm) for module in slim.modules()):
+def _recalibrate(network: nn.Module, batches: Sequence[Any]) -> bool:
+    """Recalibrate a network in place; return False if it has no BatchNorm, or the batches are too small for one."""
+    if not any(isinstance(module, BatchNorm) for module in network.modules()):
         return False
-    earlier = output_distance(model, old, given[:1])
     try:
-        recalibrate(slim, given)
-        recalibrate(old, given[:1])
+        recalibrate(network, batches)
     except ValueError:  # too few values for statistics
         return False
-    return output_distance(model, slim, given[:1]) < min(earlier, output_distance(model, old, given[:1]))
+    return True

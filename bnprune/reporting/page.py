@@ -77,8 +77,8 @@ def _about_gammas(run: RunData) -> str:
     if run.criterion in ("", "gamma"):
         return text + "Channels are ranked by |γ|, and the lowest-ranked ones are removed."
     return text + (
-        f"In this run, channels were not ranked by |γ| but by the criterion '{escape(run.criterion)}', so that removed "
-        "channels need not be those with the smallest γ."
+        f"This run ranked channels by the criterion '{escape(run.criterion)}' instead of |γ| over the whole network, "
+        "so the removed channels need not be those with the smallest |γ|."
     )
 
 

@@ -105,7 +105,7 @@ class RunData:
     by_threshold: bool = False
     """True if one threshold on |γ| decided the first pruning."""
     criterion: str = ""
-    """By what the channels of the first pruning were ranked; empty if nothing was pruned."""
+    """Criterion by which the channels of the first pruning were ranked; empty if nothing was pruned."""
     notes: tuple[str, ...] = field(default=())
     """Sentences about files that are missing or incomplete."""
 

@@ -238,7 +238,7 @@ def test_the_page_names_a_criterion_other_than_gamma(run: Path) -> None:
     assert data.criterion == "gamma"
     assert "Channels are ranked by |γ|" in _about_gammas(data)
     other = _about_gammas(replace(data, criterion="<activation>"))
-    assert "not ranked by |γ| but by the criterion '&lt;activation&gt;'" in other
+    assert "ranked channels by the criterion '&lt;activation&gt;' instead of |γ|" in other
     assert "Channels are ranked by |γ|" not in other
 
 
